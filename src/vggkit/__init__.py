@@ -1,0 +1,44 @@
+"""vggkit: design, cost, train, use and compare networks made of VGG blocks."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vggkit.design.architecture import Architecture, ArchitectureError, Block
+    from vggkit.design.costs import costs
+    from vggkit.networks.vgg import VGG, init_weights, vgg, vgg_block
+
+__version__ = "0.1.0"
+
+# Looked up on first use, so that what needs no torch starts without it.
+_HOMES = {
+    "Architecture": "design.architecture",
+    "ArchitectureError": "design.architecture",
+    "Block": "design.architecture",
+    "costs": "design.costs",
+    "VGG": "networks.vgg",
+    "init_weights": "networks.vgg",
+    "vgg": "networks.vgg",
+    "vgg_block": "networks.vgg",
+}
+
+__all__ = [  # noqa: RUF022 (in the order of a reader)
+    "Architecture",
+    "ArchitectureError",
+    "Block",
+    "costs",
+    "VGG",
+    "init_weights",
+    "vgg",
+    "vgg_block",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vggkit' has no attribute {name!r}")
+    return getattr(import_module(f"vggkit.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

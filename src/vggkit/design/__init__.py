@@ -1,0 +1,1 @@
+"""A network as data: architectures and their costs. Imports no torch."""
