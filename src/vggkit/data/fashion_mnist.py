@@ -1,0 +1,322 @@
+"""Fashion-MNIST: find it, fetch it, verify it, read it. Trusts no header and no file that it has not checked.
+
+Source: Xiao, Rasul & Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning
+Algorithms", arXiv 1708.07747. Its files are in LeCun's IDX format: a zero, a zero, the type (8 is uint8), the
+number of dimensions, each dimension as a big-endian 32-bit number, then the values.
+"""
+
+import gzip
+import hashlib
+import math
+import os
+import shutil
+import struct
+import subprocess
+import tempfile
+import urllib.request
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+OFFICIAL_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
+DEBIAN_PACKAGE = "dataset-fashion-mnist"
+DEBIAN_PLACE = Path("/usr/share/datasets/fashion-mnist")
+SAMPLE_PLACE = Path(__file__).parent / "fashion_mnist_sample"
+
+FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+CLASSES = (
+    "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
+)  # fmt: skip
+"""The book's names of the labels 0 to 9."""
+
+FULL_NAME, SAMPLE_NAME = "fashion-mnist", "fashion-mnist-sample"
+
+# SHA-256 of the decompressed files, in the order of FILES.
+SHA256 = {
+    FULL_NAME: (
+        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    ),
+    SAMPLE_NAME: (
+        "a724cd72799a6b1c3a81c4263865a75a73bb6473673b3394e34adf222930f19e",
+        "4738fd437c0f8d6498ae7f6f5c86f1cc3c878d4116ff169fc5635bd6847899cc",
+        "7cee33c3c6414b1b86c25e665a6c4f41584269de3b7cc9768b1d351922845eef",
+        "3128d790775889812b73c4f13923559c8b9e281d112c6ea7862acf60a206a909",
+    ),
+}
+
+MAX_IDX_BYTES = 2**30
+"""Far above the 47 MB of Fashion-MNIST: what a file that says more is refused for before it is unpacked."""
+
+DOWNLOAD_TIMEOUT_SECONDS = 20
+DOWNLOAD_TRIES = 3
+
+
+class DataError(ValueError):
+    """Data that is missing, damaged or not what it says; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images and labels, as they lie in the files."""
+
+    name: str
+    train_images: npt.NDArray[np.uint8]
+    """(images, height, width)."""
+    train_labels: npt.NDArray[np.uint8]
+    """(images,)."""
+    test_images: npt.NDArray[np.uint8]
+    test_labels: npt.NDArray[np.uint8]
+    classes: tuple[str, ...]
+
+
+def load(name: str = FULL_NAME, data_dir: Path | None = None) -> Dataset:
+    """The data set `name`, verified.
+
+    Args:
+        name: `fashion-mnist`; `fashion-mnist-sample`, the 3,000 images that come with vggkit (the first 200 of
+            each class of the training set and the first 100 of each class of the test set); or a folder of your own
+            with the same four file names, such as MNIST's, which is checked for consistency only.
+        data_dir: where to look for `fashion-mnist` first.
+
+    Raises:
+        DataError: it is nowhere, or a file of it is not what it must be.
+    """
+    if name == FULL_NAME:
+        return _load_verified(name, find(data_dir))
+    if name == SAMPLE_NAME:
+        return _load_verified(name, SAMPLE_PLACE)
+    folder = Path(name)
+    if not folder.is_dir():
+        raise DataError(
+            f"expected {FULL_NAME}, {SAMPLE_NAME} or a folder with the four IDX files, got {name!r}, try 'vgg data'"
+        )
+    arrays = [read_idx(_existing(folder, file), ndim=3 if "images" in file else 1) for file in FILES]
+    classes = tuple(str(label) for label in range(max(2, int(max(a.max(initial=0) for a in arrays[1::2])) + 1)))
+    dataset = Dataset(folder.resolve().name, *arrays, classes=classes)
+    _check_consistent(dataset, folder)
+    return dataset
+
+
+def places(data_dir: Path | None = None) -> list[Path]:
+    """The folders in which Fashion-MNIST is looked for, in order."""
+    from_environment = os.environ.get("VGGKIT_DATA")
+    candidates = [data_dir, Path(from_environment) if from_environment else None, cache_dir(), DEBIAN_PLACE]
+    return [place for place in candidates if place is not None]
+
+
+def cache_dir() -> Path:
+    """The folder that `fetch` writes to: `$XDG_CACHE_HOME/vggkit/fashion-mnist`, or below `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vggkit" / FULL_NAME
+
+
+def find(data_dir: Path | None = None) -> Path:
+    """The first of `places` that has all four files, plain or as .gz; they are not verified yet.
+
+    Raises:
+        DataError: none has; or `data_dir`, which was asked for by name, has not.
+    """
+    for place in places(data_dir):
+        if all(_is_there(place, file) for file in FILES):
+            return place
+        if place == data_dir:
+            missing = next(file for file in FILES if not _is_there(place, file))
+            raise DataError(f"expected the four files of Fashion-MNIST in {place}, got no {missing}(.gz)")
+    looked = ", ".join(str(place) for place in places())
+    raise DataError(f"Fashion-MNIST is in none of {looked}, try 'vgg data fetch {FULL_NAME}'")
+
+
+def verify(name: str, place: Path) -> None:
+    """Check every file's bytes in `place` against the pinned SHA-256.
+
+    Raises:
+        DataError: a file is missing, cut or different; it is named.
+    """
+    _load_verified(name, place)
+
+
+def fetch(report: Callable[[str], None] = lambda line: None, url: str = OFFICIAL_URL) -> Path:
+    """Bring Fashion-MNIST into the user's cache: from its official address, else from the Debian package.
+
+    Both hold the same bytes, and only bytes of the pinned SHA-256 get the name of a data file.
+
+    Args:
+        report: is told in a line what is being done and what failed.
+        url: the folder to download from.
+
+    Returns:
+        The folder that holds it; nothing is fetched if it is in the cache already.
+
+    Raises:
+        DataError: neither could be had; the reasons are in the message.
+    """
+    target = cache_dir()
+    try:
+        verify(FULL_NAME, target)
+    except DataError:
+        pass
+    else:
+        return target
+    target.mkdir(parents=True, exist_ok=True)
+    reasons = []
+    for source, bring in ((url, _download), (f"the Debian package {DEBIAN_PACKAGE}", _unpack_debian_package)):
+        report(f"fetching Fashion-MNIST from {source}")
+        try:
+            with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as temporary:
+                folder = bring(Path(temporary), url, report)
+                verify(FULL_NAME, folder)
+                for file in FILES:
+                    (folder / f"{file}.gz").replace(target / f"{file}.gz")
+            return target
+        except (OSError, subprocess.SubprocessError, DataError) as error:
+            reasons.append(f"{source}: {_reason(error)}")
+            report(f"  not from there: {_reason(error)}")
+    raise DataError(
+        f"could not fetch Fashion-MNIST ({'; '.join(reasons)}); put its four files into a folder and name it "
+        f"with --data-dir or VGGKIT_DATA, or try --data {SAMPLE_NAME}"
+    )
+
+
+def read_idx(path: Path, ndim: int) -> npt.NDArray[np.uint8]:
+    """The uint8 array in an IDX file, plain or gzip, of `ndim` dimensions.
+
+    The header is checked against what was asked for, against `MAX_IDX_BYTES`, and against the bytes that are
+    really there, before an array is made.
+
+    Raises:
+        DataError: it is not such a file; the file is named.
+    """
+    return _parse_idx(_read_bytes(path), ndim, path)
+
+
+def _parse_idx(content: bytes, ndim: int, path: Path) -> npt.NDArray[np.uint8]:
+    header_bytes = 4 + 4 * ndim
+    if len(content) < header_bytes:
+        raise DataError(f"{path}: expected an IDX header of {header_bytes} bytes, got {len(content)} bytes")
+    if content[:4] != bytes([0, 0, 8, ndim]):
+        raise DataError(
+            f"{path}: expected an IDX file of uint8 in {ndim} dimensions (it starts 0000080{ndim}), "
+            f"got one that starts {content[:4].hex()}"
+        )
+    shape = struct.unpack(f">{ndim}I", content[4:header_bytes])
+    expected_bytes = header_bytes + math.prod(shape)
+    if expected_bytes != len(content):
+        raise DataError(f"{path}: expected {expected_bytes} bytes for the shape {shape}, got {len(content)}")
+    return np.frombuffer(content, np.uint8, offset=header_bytes).reshape(shape).copy()
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+            content: bytes = file.read(MAX_IDX_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: expected a whole, readable file, got: {_reason(error)}") from None
+    if len(content) > MAX_IDX_BYTES:
+        raise DataError(f"{path}: expected at most {MAX_IDX_BYTES} bytes, got more")
+    return content
+
+
+def _load_verified(name: str, place: Path) -> Dataset:
+    arrays = []
+    for file, expected in zip(FILES, SHA256[name], strict=True):
+        path = _existing(place, file)
+        content = _read_bytes(path)
+        got = hashlib.sha256(content).hexdigest()
+        if got != expected:
+            raise DataError(f"{path}: expected content with SHA-256 {expected[:16]}..., got {got[:16]}..., try to fetch it anew")
+        arrays.append(_parse_idx(content, 3 if "images" in file else 1, path))
+    return Dataset(name, *arrays, classes=CLASSES)
+
+
+def _check_consistent(dataset: Dataset, folder: Path) -> None:
+    splits = (("train", dataset.train_images, dataset.train_labels), ("t10k", dataset.test_images, dataset.test_labels))
+    for split, images, labels in splits:
+        if len(images) != len(labels) or images.size == 0:
+            raise DataError(
+                f"{folder}: expected as many labels as images, and some, in {split}, "
+                f"got {len(images)} images of {images.shape[1:]} and {len(labels)} labels"
+            )
+    if dataset.train_images.shape[1:] != dataset.test_images.shape[1:]:
+        raise DataError(
+            f"{folder}: expected images of one size, got {dataset.train_images.shape[1:]} for training "
+            f"and {dataset.test_images.shape[1:]} for testing"
+        )
+
+
+def _is_there(place: Path, file: str) -> bool:
+    return (place / f"{file}.gz").is_file() or (place / file).is_file()
+
+
+def _existing(place: Path, file: str) -> Path:
+    for path in (place / f"{file}.gz", place / file):
+        if path.is_file():
+            return path
+    raise DataError(f"expected {file} or {file}.gz in {place}, got neither")
+
+
+def _download(temporary: Path, url: str, report: Callable[[str], None]) -> Path:
+    for file in FILES:
+        for attempt in range(1, DOWNLOAD_TRIES + 1):
+            try:
+                _download_file(f"{url}/{file}.gz", temporary / f"{file}.gz", report)
+                break
+            except OSError as error:  # urllib's errors and timeouts are OSErrors too
+                if attempt == DOWNLOAD_TRIES:
+                    raise
+                report(f"  try {attempt} of {DOWNLOAD_TRIES} failed: {_reason(error)}")
+    return temporary
+
+
+def _download_file(url: str, target: Path, report: Callable[[str], None]) -> None:
+    with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_SECONDS) as response, target.open("wb") as file:  # noqa: S310
+        total_bytes, next_report = int(response.headers.get("Content-Length") or 0), 0.0
+        while chunk := response.read(1 << 18):
+            file.write(chunk)
+            if file.tell() > MAX_IDX_BYTES:
+                raise DataError(f"{url}: expected at most {MAX_IDX_BYTES} bytes, got more")
+            if total_bytes and file.tell() >= next_report * total_bytes:
+                report(f"  {target.name}: {file.tell() / 1e6:.1f} of {total_bytes / 1e6:.1f} MB")
+                next_report = file.tell() / total_bytes + 0.25
+        if total_bytes and file.tell() != total_bytes:
+            raise ConnectionError(f"{url}: expected {total_bytes} bytes, got {file.tell()}")
+
+
+def _unpack_debian_package(temporary: Path, url: str, report: Callable[[str], None]) -> Path:
+    """Download and unpack the package without root, with package lists of our own if the system has none."""
+    for tool in ("apt-get", "dpkg"):
+        if shutil.which(tool) is None:
+            raise DataError(f"there is no {tool} on this machine")
+    lists, cache = temporary / "lists", temporary / "cache"
+    (lists / "partial").mkdir(parents=True)
+    (cache / "archives" / "partial").mkdir(parents=True)
+    own = ["-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={cache}", "-o", "APT::Sandbox::User="]
+    try:
+        _run(["apt-get", "download", DEBIAN_PACKAGE], temporary)
+    except DataError:
+        _run(["apt-get", *own, "update"], temporary)
+        _run(["apt-get", *own, "download", DEBIAN_PACKAGE], temporary)
+    (package,) = temporary.glob(f"{DEBIAN_PACKAGE}_*.deb")
+    _run(["dpkg", "-x", str(package), "unpacked"], temporary)
+    return temporary / "unpacked" / DEBIAN_PLACE.relative_to("/")
+
+
+def _run(command: list[str], folder: Path) -> None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)  # noqa: S603
+    if done.returncode != 0:
+        last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
+        raise DataError(f"'{' '.join(command[:1] + command[-2:])}' failed: {last}")
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

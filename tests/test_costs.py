@@ -1,0 +1,115 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from tests.strategies import architectures, blocks
+from vggkit import VGG, Architecture, ArchitectureError, costs
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "macs", "receptive_field"),
+    [
+        ("vgg11", 132_863_336, 7_609_090_048, 150),
+        ("vgg13", 133_047_848, 11_308_466_176, 156),
+        ("vgg16", 138_357_544, 15_470_264_320, 212),
+        ("vgg19", 143_667_240, 19_632_062_464, 268),
+    ],
+)
+def test_the_known_counts(name, parameters, macs, receptive_field):
+    counted = costs(Architecture.parse(name))
+    assert counted.total.parameters == parameters
+    assert counted.total.macs == macs
+    pool5 = next(layer for layer in counted.layers if layer.name == "pool5")
+    assert (pool5.receptive_field, pool5.stride) == (receptive_field, 32)
+
+
+@pytest.mark.parametrize(
+    ("letter", "millions"), [("A", 133), ("A-LRN", 133), ("B", 133), ("C", 134), ("D", 138), ("E", 144)]
+)
+def test_the_papers_table_2(letter, millions):
+    assert round(costs(Architecture.parse(letter)).total.parameters / 1e6) == millions
+
+
+@pytest.mark.parametrize(("name", "percent"), [("vgg11", 92.8), ("vgg11/4", 98.7)])
+def test_where_the_parameters_of_the_chapters_networks_are(name, percent):
+    counted = costs(Architecture.parse(name, in_channels=1, num_classes=10))
+    assert round(100 * counted.fully_connected.parameters / counted.total.parameters, 1) == percent
+
+
+def test_the_parts_add_up():
+    counted = costs(Architecture.parse("vgg16c_bn"), batch_size=3)
+    for quantity in ("parameters", "macs", "activation_bytes", "weight_layers"):
+        total = getattr(counted.total, quantity)
+        assert total == sum(getattr(part, quantity) for part in counted.parts.values())
+        assert total == getattr(counted.convolutional, quantity) + getattr(counted.fully_connected, quantity)
+    assert list(counted.parts) == ["block1", "block2", "block3", "block4", "block5", "fc6", "fc7", "fc8"]
+    assert counted.total.weight_layers == 16
+
+
+@settings(deadline=None, max_examples=60)
+@given(architectures(), st.integers(1, 300))
+def test_costs_are_what_torch_counts(arch, batch_size):
+    with torch.device("meta"):
+        net = VGG(arch, init="torch").eval()
+        x = torch.empty(batch_size, arch.in_channels, arch.image_size, arch.image_size)
+    counted = costs(arch, batch_size)
+    assert counted.total.parameters == sum(p.numel() for p in net.parameters())
+
+    seen = {}
+    for name, module in net.named_modules():
+        if not isinstance(module, nn.Sequential):
+            short = name.rpartition(".")[2]
+            module.register_forward_hook(lambda _m, _i, out, short=short: seen.update({short: tuple(out.shape)}))
+    with FlopCounterMode(display=False) as counter:
+        net(x)
+    assert counter.get_total_flops() == 2 * counted.total.macs
+    assert {layer.name: layer.output_shape for layer in counted.layers} == seen
+    for layer in counted.layers:
+        module = net.get_submodule(f"{layer.part}.{layer.name}" if layer.part[0] == "b" else layer.name)
+        assert layer.parameters == sum(p.numel() for p in module.parameters())
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(blocks(max_channels=2), min_size=1, max_size=3).map(tuple))
+def test_the_receptive_field_is_what_the_gradient_of_the_input_sees(drawn):
+    """With positive weights and means in place of maxima, every pixel that can matter has a gradient."""
+    small = costs(Architecture(drawn, 1, 1, 2 ** len(drawn), hidden=()))
+    last = small.layers[-3]  # the last pool
+    size = last.stride * (2 * (last.receptive_field // last.stride) + 3)
+    arch = Architecture(drawn, 1, 1, size, hidden=())
+    net = VGG(arch)
+    for parameter in net.parameters():
+        nn.init.ones_(parameter)
+    x = torch.ones(1, 1, size, size, dtype=torch.float64, requires_grad=True)
+    y, seen = x, {}
+    for layer in net.double()[: len(drawn)].modules():
+        if isinstance(layer, nn.Conv2d):
+            y = layer(y) / 100
+        elif isinstance(layer, nn.MaxPool2d):
+            y = nn.functional.avg_pool2d(y, 2)
+        else:
+            continue
+        middle = y.shape[-1] // 2
+        (gradient,) = torch.autograd.grad(y[0, 0, middle, middle], x, retain_graph=True)
+        (columns,) = gradient[0, 0].any(dim=0).nonzero(as_tuple=True)
+        seen[len(seen)] = (columns[-1] - columns[0] + 1).item()
+        assert columns[0] > 0
+        assert columns[-1] < size - 1
+    predicted = [c.receptive_field for c in costs(arch).layers if c.kind in ("conv", "pool")]
+    assert list(seen.values()) == predicted
+
+
+def test_bytes_and_macs_grow_with_the_batch_and_parameters_do_not():
+    one, many = (costs(Architecture.parse("vgg11_bn/4"), n).total for n in (1, 128))
+    assert many.macs == 128 * one.macs
+    assert many.activation_bytes == 128 * one.activation_bytes
+    assert many.param_bytes == one.param_bytes == 4 * one.parameters
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 2.0, True, 2**31])
+def test_a_batch_size_that_cannot_be_is_refused(batch_size):
+    with pytest.raises(ArchitectureError, match=r"expected a batch_size from 1 to 2147483647, got"):
+        costs(Architecture.parse("vgg11"), batch_size)
