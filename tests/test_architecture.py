@@ -99,7 +99,10 @@ def test_text_and_json_lose_nothing(arch):
         ("1000000x64", r"character 1: expected a number of convolutions from 1 to 1000, got 1000000"),
         ("1x64 " * 3, None),
         ("600x8 600x8", r"expected at most 1000 convolutions, got 1200"),
-        (" ".join(["2x64"] * 9), r"image_size of at least 512 for 9 blocks.*got 224: nothing is left after pool8"),
+        (
+            " ".join(["2x64"] * 9),
+            r"image_size of at least 512 for 9 blocks.*got 224: nothing is left after pool8",
+        ),
         ("1x64k" + "9" * 5000, r"expected kernel size from 1 to 255"),
         ("9" * 5000 + "x64", r"expected a number of convolutions from 1 to 1000"),
         ("", r"expected a name such as vgg16 or blocks .*got ''"),
@@ -178,7 +181,27 @@ def test_broken_json_is_refused(text):
 
 
 NOTATION_PIECES = st.sampled_from(
-    ["1", "2", "64", "x", "k", "3", ",", " ", "+lrn", "_bn", "/", "4", "vgg", "vgg16", "c", "A", "-LRN", "9" * 50, "0"]
+    [
+        "1",
+        "2",
+        "64",
+        "x",
+        "k",
+        "3",
+        ",",
+        " ",
+        "+lrn",
+        "_bn",
+        "/",
+        "4",
+        "vgg",
+        "vgg16",
+        "c",
+        "A",
+        "-LRN",
+        "9" * 50,
+        "0",
+    ]
 )
 
 

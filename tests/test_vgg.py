@@ -42,7 +42,10 @@ def test_a_block_prints_its_7_lines(capsys):
     for layer in blk:
         X = layer(X)
         print(layer.__class__.__name__, "output shape:\t", X.shape)
-    full, half = "output shape:\t torch.Size([1, 384, 224, 224])\n", "output shape:\t torch.Size([1, 384, 112, 112])\n"
+    full, half = (
+        "output shape:\t torch.Size([1, 384, 224, 224])\n",
+        "output shape:\t torch.Size([1, 384, 112, 112])\n",
+    )
     assert capsys.readouterr().out == f"Conv2d {full}ReLU {full}" * 3 + f"MaxPool2d {half}"
 
 

@@ -104,7 +104,7 @@ def load(name: str = FULL_NAME, data_dir: Path | None = None) -> Dataset:
         )
     arrays = [read_idx(_existing(folder, file), ndim=3 if "images" in file else 1) for file in FILES]
     classes = tuple(str(label) for label in range(max(2, int(max(a.max(initial=0) for a in arrays[1::2])) + 1)))
-    dataset = Dataset(folder.resolve().name, *arrays, classes=classes)
+    dataset = Dataset(folder.resolve().name, arrays[0], arrays[1], arrays[2], arrays[3], classes)
     _check_consistent(dataset, folder)
     return dataset
 
@@ -234,13 +234,18 @@ def _load_verified(name: str, place: Path) -> Dataset:
         content = _read_bytes(path)
         got = hashlib.sha256(content).hexdigest()
         if got != expected:
-            raise DataError(f"{path}: expected content with SHA-256 {expected[:16]}..., got {got[:16]}..., try to fetch it anew")
+            raise DataError(
+                f"{path}: expected content with SHA-256 {expected[:16]}..., got {got[:16]}..., try to fetch it anew"
+            )
         arrays.append(_parse_idx(content, 3 if "images" in file else 1, path))
-    return Dataset(name, *arrays, classes=CLASSES)
+    return Dataset(name, arrays[0], arrays[1], arrays[2], arrays[3], CLASSES)
 
 
 def _check_consistent(dataset: Dataset, folder: Path) -> None:
-    splits = (("train", dataset.train_images, dataset.train_labels), ("t10k", dataset.test_images, dataset.test_labels))
+    splits = (
+        ("train", dataset.train_images, dataset.train_labels),
+        ("t10k", dataset.test_images, dataset.test_labels),
+    )
     for split, images, labels in splits:
         if len(images) != len(labels) or images.size == 0:
             raise DataError(
@@ -312,7 +317,7 @@ def _unpack_debian_package(temporary: Path, url: str, report: Callable[[str], No
 
 
 def _run(command: list[str], folder: Path) -> None:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)  # noqa: S603
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     if done.returncode != 0:
         last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
         raise DataError(f"'{' '.join(command[:1] + command[-2:])}' failed: {last}")

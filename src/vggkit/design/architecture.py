@@ -13,6 +13,8 @@ from typing import Any, Literal, cast, get_args
 
 LayerKind = Literal["conv", "bn", "relu", "lrn", "pool", "flatten", "fc", "dropout"]
 Norm = Literal["none", "batch"]
+Init = Literal["kaiming", "xavier", "paper", "torch"]
+"""How the weights start; `vggkit.init_weights` says what each name means."""
 
 # Far above any network in use, and low enough that no count below overflows 64 bits.
 MAX_CONVOLUTIONS = 1_000
@@ -214,10 +216,7 @@ class Architecture:
                 divisor *= _checked_int(text, body, match, "divisor", "divisor", 1, MAX_WIDTH)
             body = body[: match.start()]
         name = PAPER_LETTERS.get(body.lower(), body.lower())
-        if name in FAMILY:
-            blocks = _parse_blocks(FAMILY[name], FAMILY[name])
-        else:
-            blocks = _parse_blocks(text, body)
+        blocks = _parse_blocks(FAMILY[name], FAMILY[name]) if name in FAMILY else _parse_blocks(text, body)
         if options.setdefault("norm", norm) != norm and norm == "batch":
             raise ArchitectureError(f"{_shown(text)} has batch norm, got norm={options['norm']!r} beside it")
         for block in blocks:
@@ -304,9 +303,7 @@ def _shown(text: str, quote: bool = True) -> str:
     return repr(short) if quote else short
 
 
-def _checked_int(
-    text: str, searched: str, match: re.Match[str], group: str, what: str, least: int, most: int
-) -> int:
+def _checked_int(text: str, searched: str, match: re.Match[str], group: str, what: str, least: int, most: int) -> int:
     digits = match[group]
     # int() of a text of thousands of digits is slow, then refused by Python itself: length comes first.
     if len(digits) > 9 or not least <= int(digits) <= most:
@@ -349,10 +346,7 @@ def _parse_blocks(text: str, body: str) -> list[Block]:
 def _not_a_block(text: str, body: str, position: int, offset: int, is_list: bool) -> str:
     found = re.split(r"[ ,]", body[position:], maxsplit=1)[0]
     if is_list or re.match(r"[0-9]", found):
-        return (
-            f"{_shown(text)}, character {offset + position + 1}: expected a block such as 2x128, "
-            f"got {_shown(found)}"
-        )
+        return f"{_shown(text)}, character {offset + position + 1}: expected a block such as 2x128, got {_shown(found)}"
     close = difflib.get_close_matches(found.lower()[:60], FAMILY, n=1)
     hint = f"try {close[0]}" if close else f"the names are {', '.join(FAMILY)}"
     return (

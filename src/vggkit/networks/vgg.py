@@ -2,16 +2,14 @@
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules import module as module_globals
 
-from vggkit.design.architecture import Architecture, Block, Layer, Norm
-
-Init = Literal["kaiming", "xavier", "paper", "torch"]
+from vggkit.design.architecture import Architecture, Block, Init, Layer, Norm
 
 
 class VGG(nn.Sequential):
@@ -56,11 +54,11 @@ class VGG(nn.Sequential):
             x = _forward_block(child, x) if isinstance(child, nn.Sequential) else child(x)
         return x
 
-    def __getitem__(self, index: slice | int) -> nn.Module:  # type: ignore[override]
+    def __getitem__(self, index: slice | int) -> nn.Module:
         """The layer at `index`, or the layers of a slice as a plain `nn.Sequential`."""
         if isinstance(index, slice):
             return nn.Sequential(OrderedDict(list(self.named_children())[index]))
-        return super().__getitem__(index)  # type: ignore[no-any-return]
+        return super().__getitem__(index)
 
 
 def vgg_block(
@@ -98,7 +96,11 @@ def vgg(
 
     Args:
         conv_arch: pairs `(num_convs, out_channels)`, or a name or notation as `Architecture.parse` takes.
-        in_channels, num_classes, image_size, hidden, dropout: see `Architecture`.
+        in_channels: 1 for grey images, 3 for RGB.
+        num_classes: outputs of the last layer.
+        image_size: pixels along a side of the input.
+        hidden: widths of the hidden fully connected layers.
+        dropout: probability of dropping a hidden unit.
         init: see `init_weights`.
 
     Raises:
@@ -171,7 +173,6 @@ def _module(layer: Layer, dropout: float) -> nn.Module:
             return nn.Dropout(dropout)
 
 
-
 def _forward_block(block: nn.Sequential, x: Tensor) -> Tensor:
     """`block(x)` to the last bit, gradients too, with less memory and time.
 
@@ -192,13 +193,12 @@ def _forward_block(block: nn.Sequential, x: Tensor) -> Tensor:
 
 
 def _is_watched(block: nn.Module) -> bool:
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling():
         return True
     if module_globals._global_forward_hooks or module_globals._global_forward_pre_hooks:
         return True
     if module_globals._global_backward_hooks or module_globals._global_backward_pre_hooks:
         return True
     return any(
-        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
-        for m in block.modules()
+        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in block.modules()
     )

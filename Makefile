@@ -1,0 +1,41 @@
+# make train   from a fresh clone to a VGG trained on Fashion-MNIST
+# make test    every check that a change must pass
+# ARGS="..." adds flags to `vgg train`, PYTHON=... chooses the interpreter (3.11 to 3.13).
+
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: train test setup data lint types tests clean
+
+train: setup data
+	@if [ -f .venv/.no-data ]; then data="--data fashion-mnist-sample"; fi; $(BIN)/vgg train $$data $(ARGS)
+
+test: setup data lint types tests
+
+setup: .venv/.installed
+
+.venv/.installed: requirements.txt requirements-peers.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; (3, 11) <= v < (3, 14) or sys.exit(f"expected Python 3.11 to 3.13, got {v.major}.{v.minor}: try make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-peers.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# Where Fashion-MNIST cannot be had, the sample in the package takes its place, and every run says so.
+data: setup
+	@rm -f .venv/.no-data; $(BIN)/vgg data fetch fashion-mnist || touch .venv/.no-data
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+tests: setup
+	$(BIN)/pytest
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

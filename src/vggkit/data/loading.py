@@ -1,0 +1,100 @@
+"""Batches, made where they are used: the images stay on the device as uint8 and are never expanded in memory."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images and labels on a device."""
+
+    images: Tensor
+    """uint8 (images, channels, height, width)."""
+    labels: Tensor
+    """int64 (images,)."""
+
+    @classmethod
+    def on(cls, device: torch.device, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8]) -> "Split":
+        """Move grey images (images, height, width) and their labels (images,) to `device`."""
+        return cls(
+            torch.from_numpy(images).unsqueeze(1).to(device),
+            torch.from_numpy(labels.astype(np.int64)).to(device),
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes of training images, drawn anew for every image, on the images' own device."""
+
+    flip: bool = False
+    """Mirror left and right with probability 1/2."""
+    translate: int = 0
+    """Shift by up to so many pixels in each direction; black comes in."""
+    erase: int = 0
+    """Black out a square of so many pixels at a random place."""
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Augmented images; uint8 (batch, channels, height, width) in and out."""
+        batch, height, width = images.shape[0], *images.shape[-2:]
+
+        def draw(high: int) -> Tensor:
+            return torch.randint(high, (batch,), generator=generator, device=images.device)
+
+        rows = torch.arange(height, device=images.device).expand(batch, height)
+        columns = torch.arange(width, device=images.device).expand(batch, width)
+        if self.flip:
+            columns = torch.where(draw(2).view(-1, 1) == 1, width - 1 - columns, columns)
+        if self.translate:
+            images = F.pad(images, (self.translate,) * 4)
+            rows = rows + draw(2 * self.translate + 1).view(-1, 1)
+            columns = columns + draw(2 * self.translate + 1).view(-1, 1)
+        if self.flip or self.translate:
+            every = torch.arange(batch, device=images.device).view(-1, 1, 1)
+            # The advanced indices come first in the result: (batch, height, width, channels).
+            images = images.permute(0, 2, 3, 1)[every, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
+        if self.erase:
+            # The centre falls anywhere, so that a corner may lose as little as a quarter of the square.
+            distance = self.erase / 2
+            near_rows = (
+                torch.arange(height, device=images.device) + 0.5 - draw(height + 1).view(-1, 1)
+            ).abs() < distance
+            near_columns = (
+                torch.arange(width, device=images.device) + 0.5 - draw(width + 1).view(-1, 1)
+            ).abs() < distance
+            erased = near_rows.unsqueeze(2) & near_columns.unsqueeze(1)
+            images = images.masked_fill(erased.unsqueeze(1), 0)
+        return images
+
+
+def batches(split: Split, batch_size: int, order: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """The images and labels of `split` in batches; the last one may be smaller.
+
+    Args:
+        split: where they lie.
+        batch_size: images in a batch.
+        order: int64 (images,), the indices in the order wanted, on the split's device; None for as they lie.
+
+    Yields:
+        uint8 (batch, channels, height, width) and int64 (batch,), on the split's device.
+    """
+    for start in range(0, len(split), batch_size):
+        if order is None:
+            yield split.images[start : start + batch_size], split.labels[start : start + batch_size]
+        else:
+            index = order[start : start + batch_size]
+            yield split.images[index], split.labels[index]
+
+
+def epoch_order(num_images: int, seed: int, epoch: int) -> Tensor:
+    """The order of the images in an epoch: int64 (num_images,), on the CPU, decided by `seed` and `epoch` alone."""
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+    return torch.randperm(num_images, generator=generator)

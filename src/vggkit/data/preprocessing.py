@@ -1,0 +1,112 @@
+"""What is done to an image before the network sees it; it travels with the weights."""
+
+import json
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.nn import functional as F
+
+from vggkit.data.fashion_mnist import DataError
+
+MAX_IMAGE_PIXELS = 100_000_000
+"""An image that says it is larger is refused before it is decoded."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Stretch to a square of `image_size`, bilinear with antialiasing, then (x / 255 - mean) / std per channel."""
+
+    image_size: int
+    """Pixels."""
+    channels: int
+    """1 for grey, 3 for RGB."""
+    mean: tuple[float, ...]
+    """One for each channel, of values in [0, 1]."""
+    std: tuple[float, ...]
+    """One for each channel, above 0."""
+
+    def __post_init__(self) -> None:
+        if self.channels not in (1, 3) or self.image_size < 1:
+            raise ValueError(f"expected 1 or 3 channels and a positive image_size, got {self}")
+        if len(self.mean) != self.channels or len(self.std) != self.channels or min(self.std) <= 0:
+            raise ValueError(f"expected {self.channels} means and as many positive stds, got {self.mean}, {self.std}")
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The network's input.
+
+        Args:
+            images: uint8 (batch, channels, height, width), on any device, where the work is then done.
+
+        Returns:
+            float32 (batch, channels, image_size, image_size) in channels_last. Before it is normalised it is
+            within 1/255 of what torchvision's Resize and ToTensor give, which round to uint8 in between.
+        """
+        x = images.float()
+        if x.shape[-2:] != (self.image_size, self.image_size):
+            size = (self.image_size, self.image_size)
+            x = F.interpolate(x, size=size, mode="bilinear", antialias=True)
+        # One multiply-add over the batch instead of a division, a subtraction and a division.
+        std = torch.tensor(self.std, device=x.device).view(-1, 1, 1)
+        mean = torch.tensor(self.mean, device=x.device).view(-1, 1, 1)
+        return x.mul_(1 / (255 * std)).sub_(mean / std).contiguous(memory_format=torch.channels_last)
+
+    def to_json(self) -> str:
+        """This preprocessing as one line of JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Preprocessing":
+        """The preprocessing that `to_json` wrote; raises `ValueError` for anything else."""
+        fields = json.loads(text)
+        try:
+            return cls(
+                int(fields["image_size"]),
+                int(fields["channels"]),
+                tuple(map(float, fields["mean"])),
+                tuple(map(float, fields["std"])),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"expected image_size, channels, mean and std, got {text[:200]!r}: {error}") from None
+
+
+def read_image(path: Path, channels: int) -> Tensor:
+    """The image in a PNG or JPEG file as uint8 (channels, height, width): grey for 1 channel, RGB for 3.
+
+    It is turned as its EXIF orientation says; transparency lies on black; 16-bit values are scaled to 8 bits.
+
+    Raises:
+        DataError: there is no such file, or it is not a whole PNG or JPEG image of a sane size; it is named.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's notes on odd files; its errors are what counts
+            with Image.open(path, formats=("PNG", "JPEG")) as image:
+                if image.width * image.height > MAX_IMAGE_PIXELS:
+                    raise DataError(
+                        f"{path}: expected at most {MAX_IMAGE_PIXELS} pixels, got {image.width} x {image.height}"
+                    )
+                upright = ImageOps.exif_transpose(image)
+                pixels = np.array(_to_8_bits(upright).convert("L" if channels == 1 else "RGB"))
+    except DataError:
+        raise
+    except UnidentifiedImageError:
+        raise DataError(f"{path}: expected a PNG or JPEG image, got something else") from None
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{path}: expected an image of a sane size, got: {error}") from None
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three for damaged files
+        raise DataError(f"{path}: expected a whole PNG or JPEG image, got: {error}") from None
+    return torch.from_numpy(pixels).view(*pixels.shape[:2], channels).permute(2, 0, 1)
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.asarray(image, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        layers = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layers.size, (0, 0, 0, 255)), layers)
+    return image

@@ -1,0 +1,1 @@
+"""A trained network to answers."""

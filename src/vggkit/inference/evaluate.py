@@ -1,0 +1,94 @@
+"""A weight file and a labelled data set to accuracy, by class and confused with what."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from vggkit.data.fashion_mnist import DataError, Dataset
+from vggkit.data.loading import Split, batches
+from vggkit.inference.predict import Classifier
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a network does on a labelled set."""
+
+    classes: tuple[str, ...]
+    confusion: npt.NDArray[np.int64]
+    """(classes, classes): images of the row's class that were taken for the column's."""
+
+    @property
+    def accuracy(self) -> float:
+        """Top-1: the share of all images that were classified right, 0 to 1."""
+        return float(self.confusion.trace() / self.confusion.sum())
+
+    @property
+    def class_accuracy(self) -> tuple[float, ...]:
+        """For each class, the share of its images that were classified right (its recall); NaN if it has none."""
+        counts = self.confusion.sum(axis=1)
+        with np.errstate(invalid="ignore"):
+            return tuple((self.confusion.diagonal() / counts).tolist())
+
+
+@torch.no_grad()
+def evaluate(classifier: Classifier, dataset: Dataset, batch_size: int = 128) -> Evaluation:
+    """The confusion of `classifier` on the test images of `dataset`, on the network's device.
+
+    Raises:
+        DataError: the data set has classes that the network does not know.
+    """
+    if dataset.classes != classifier.classes:
+        raise DataError(
+            f"expected data of the classes {', '.join(classifier.classes)}, got {', '.join(dataset.classes)}"
+        )
+    device = next(classifier.net.parameters()).device
+    split = Split.on(device, dataset.test_images, dataset.test_labels)
+    num_classes = len(classifier.classes)
+    counts = torch.zeros(num_classes**2, dtype=torch.int64, device=device)
+    for images, labels in batches(split, batch_size):
+        predicted = classifier.net(classifier.preprocessing(images)).argmax(dim=1)
+        counts += torch.bincount(labels * num_classes + predicted, minlength=num_classes**2)
+    return Evaluation(classifier.classes, counts.view(num_classes, num_classes).cpu().numpy())
+
+
+def draw_confusion(evaluation: Evaluation, path: Path) -> None:
+    """Draw the confusion matrix, each row in percent of its class, into a PNG file at `path`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from vggkit.networks.weights import write_whole
+
+    classes, counts = evaluation.classes, evaluation.confusion
+    percent = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = 2.5 + 0.55 * len(classes)
+    figure = Figure(figsize=(side + 0.8, side), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+    for row in range(len(classes)):
+        for column in range(len(classes)):
+            if counts[row, column]:
+                color = "white" if percent[row, column] > 50 else "black"
+                axes.text(
+                    column,
+                    row,
+                    f"{percent[row, column]:.1f}",
+                    ha="center",
+                    va="center",
+                    color=color,
+                    fontsize=7,
+                )
+    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
+    axes.set_yticks(range(len(classes)), classes)
+    axes.set(
+        xlabel="predicted",
+        ylabel="true",
+        title=f"accuracy {evaluation.accuracy:.4f} on {counts.sum():,} images",
+    )
+    figure.colorbar(image, label="% of the class", shrink=0.8)
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    write_whole(path, buffer.getvalue())

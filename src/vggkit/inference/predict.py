@@ -1,0 +1,75 @@
+"""A weight file and an image to class probabilities."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vggkit.data.preprocessing import Preprocessing, read_image
+from vggkit.networks.vgg import VGG
+from vggkit.networks.weights import WeightsError, load_weights, metadata_list
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A trained network with all it takes to use it, from one file."""
+
+    net: VGG
+    """In evaluation mode."""
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One class and how probable the network finds it."""
+
+    label: str
+    probability: float
+    """0 to 1, by softmax."""
+
+
+def load_classifier(run: str | Path, device: str | torch.device = "cpu") -> Classifier:
+    """The network of a run folder, or of a `model.safetensors` of its own.
+
+    Raises:
+        WeightsError: there is none, or it is damaged, or not one that vggkit trained.
+    """
+    path = Path(run) / "model.safetensors" if Path(run).is_dir() else Path(run)
+    net, metadata = load_weights(path, device)
+    try:
+        classes = tuple(metadata_list(metadata, "classes"))
+        preprocessing = Preprocessing.from_json(metadata.get("preprocessing", "null"))
+    except ValueError as error:
+        raise WeightsError(f"{path}: {error}") from None
+    arch = net.architecture
+    if (len(classes), preprocessing.channels, preprocessing.image_size) != (
+        arch.num_classes, arch.in_channels, arch.image_size,
+    ):  # fmt: skip
+        raise WeightsError(f"{path}: expected classes and preprocessing that fit the architecture, got others")
+    return Classifier(net, classes, preprocessing)
+
+
+@torch.no_grad()
+def predict(classifier: Classifier, images: Sequence[str | Path], top: int = 3) -> list[list[Prediction]]:
+    """The `top` classes of each image file, the most probable first.
+
+    Args:
+        classifier: from `load_classifier`.
+        images: PNG or JPEG files of any size and mode; they are read and predicted one at a time.
+        top: classes wanted; all, if there are fewer.
+
+    Raises:
+        DataError: a file is missing or is not a whole PNG or JPEG image; it is named.
+    """
+    device = next(classifier.net.parameters()).device
+    predictions = []
+    for path in images:
+        pixels = read_image(Path(path), classifier.preprocessing.channels).to(device)
+        probabilities = classifier.net(classifier.preprocessing(pixels.unsqueeze(0)))[0].softmax(dim=0)
+        values, indices = probabilities.topk(min(top, len(classifier.classes)))
+        predictions.append(
+            [Prediction(classifier.classes[i], p) for i, p in zip(indices.tolist(), values.tolist(), strict=True)]
+        )
+    return predictions

@@ -1,0 +1,307 @@
+"""A recipe to a trained network: `train` reads from top to bottom."""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import vggkit
+from vggkit.data.fashion_mnist import DataError, Dataset, load
+from vggkit.data.loading import Augmentation, Split, batches, epoch_order
+from vggkit.data.preprocessing import Preprocessing
+from vggkit.networks.vgg import VGG
+from vggkit.networks.weights import save_weights
+from vggkit.training.progress import EpochMetrics, Progress
+from vggkit.training.recipe import Recipe
+
+
+class RunError(ValueError):
+    """A run that cannot start here; the message is one line."""
+
+
+class DivergedError(RuntimeError):
+    """A run whose loss is no longer finite; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `train` leaves behind."""
+
+    folder: Path
+    """Holds recipe.json, metrics.jsonl, curves.png and model.safetensors."""
+    recipe: Recipe
+    net: VGG
+    """Trained, on the device, in evaluation mode."""
+    history: tuple[EpochMetrics, ...]
+    """One for each finished epoch."""
+    device: str
+    """`cuda:0`, `mps`, `cpu`."""
+    hardware: str
+    """Its name, and for a CPU the threads used."""
+    interrupted: bool
+    """Whether Ctrl-C ended it."""
+
+    @property
+    def summary(self) -> str:
+        """The book's two lines: the last epoch's loss and accuracies; examples/s over the whole run."""
+        if not self.history:
+            return "stopped before the end of the first epoch"
+        last, evaluated_on = self.history[-1], "validation" if self.recipe.validation else "test"
+        examples = sum(m.examples_per_second * m.train_seconds for m in self.history)
+        speed = examples / sum(m.train_seconds for m in self.history)
+        return (
+            f"loss {last.train_loss:.3f}, train acc {last.train_accuracy:.3f}, "
+            f"{evaluated_on} acc {last.test_accuracy:.3f}\n"
+            f"{speed:.1f} examples/sec on {self.device}"
+        )
+
+
+def train(
+    recipe: Recipe,
+    *,
+    out: str | Path | None = None,
+    device: str | None = None,
+    data_dir: str | Path | None = None,
+    progress: bool = True,
+) -> Run:
+    """Train the network of `recipe` on its data, from its seed, into a new run folder.
+
+    Ctrl-C ends it early; what was learned is saved all the same.
+
+    Args:
+        recipe: all that decides the run.
+        out: the run folder, which must not exist yet; `runs/<name>-<number>` by default.
+        device: `cpu`, `cuda`, `cuda:1`, `mps`; by default a GPU if there is one, as the book's `try_gpu()`.
+        data_dir: where to look for the data first.
+        progress: show live progress.
+
+    Raises:
+        DataError: the data is missing or damaged.
+        ArchitectureError: the network does not fit the data.
+        RunError: the folder exists, or the device does not.
+        DivergedError: the loss is no longer finite.
+    """
+    _use_huge_pages()
+    chosen = choose_device(device)
+    dataset = load(recipe.data, Path(data_dir) if data_dir is not None else None)
+    train_split, test_split = _splits(recipe, dataset, chosen)
+    preprocessing = _preprocessing(recipe, train_split)
+    augment = Augmentation(recipe.flip, recipe.translate, recipe.erase)
+    architecture = recipe.network(in_channels=train_split.images.shape[1], num_classes=len(dataset.classes))
+    folder = _new_folder(recipe, out)
+
+    torch.manual_seed(recipe.seed)
+    net = VGG(architecture, recipe.init).to(chosen).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = _optimizer(recipe, net)
+    augmentation_draws = torch.Generator(chosen).manual_seed(recipe.seed)
+
+    (folder / "recipe.json").write_text(recipe.to_json() + "\n")
+    evaluated_on = "validation" if recipe.validation else "test"
+    steps_per_epoch = -(-len(train_split) // recipe.batch_size)
+    shown = Progress(folder, recipe.epochs, steps_per_epoch, evaluated_on, progress)
+    hardware = describe_hardware(chosen)
+    shown.log("start", device=str(chosen), hardware=hardware, torch=torch.__version__, vggkit=vggkit.__version__)
+    shown.say(
+        f"{architecture.name}: {sum(p.numel() for p in net.parameters()):,} parameters, {recipe.image_size} px, "
+        f"{dataset.name}: {len(train_split):,} training and {len(test_split):,} {evaluated_on} images, on {hardware}"
+    )
+    start, step, interrupted = time.perf_counter(), 0, False
+    try:
+        for epoch in range(1, recipe.epochs + 1):
+            epoch_start = time.perf_counter()
+            net.train()
+            sums = torch.zeros(3, device=chosen)  # loss x images, correct, images
+            order = epoch_order(len(train_split), recipe.seed, epoch).to(chosen)
+            for images, labels in batches(train_split, recipe.batch_size, order):
+                learning_rate = recipe.learning_rate_at(step, steps_per_epoch)
+                x = preprocessing(augment(images, augmentation_draws))
+                sums += train_step(net, optimizer, x, labels, learning_rate, recipe.label_smoothing)
+                step += 1
+                shown.step(step, sums)
+            loss_sum, correct, count = sums.tolist()  # waits for the device: the only time in an epoch
+            train_seconds = time.perf_counter() - epoch_start
+            if not torch.isfinite(torch.tensor(loss_sum)):
+                raise DivergedError(
+                    f"expected a finite loss, got {loss_sum / count} in epoch {epoch}, "
+                    f"try a --learning-rate below {recipe.learning_rate:g} or --architecture with _bn"
+                )
+            test_accuracy = evaluate(net, test_split, preprocessing, recipe.batch_size)
+            shown.epoch(
+                EpochMetrics(
+                    epoch=epoch,
+                    step=step,
+                    train_loss=loss_sum / count,
+                    train_accuracy=correct / count,
+                    test_accuracy=test_accuracy,
+                    learning_rate=learning_rate,
+                    examples_per_second=count / train_seconds,
+                    train_seconds=train_seconds,
+                    elapsed_seconds=time.perf_counter() - start,
+                )
+            )
+    except KeyboardInterrupt:
+        interrupted = True
+    finally:
+        shown.close()
+    metadata = {"classes": json.dumps(dataset.classes), "preprocessing": preprocessing.to_json()}
+    save_weights(folder / "model.safetensors", net, metadata)
+    return Run(folder, recipe, net.eval(), tuple(shown.history), str(chosen), hardware, interrupted)
+
+
+def train_step(
+    net: VGG,
+    optimizer: torch.optim.Optimizer,
+    x: Tensor,
+    labels: Tensor,
+    learning_rate: float,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """One step of `optimizer` on a batch, without waiting for the device.
+
+    Args:
+        net: in training mode.
+        optimizer: of its parameters.
+        x: (batch, channels, image_size, image_size).
+        labels: int64 (batch,).
+        learning_rate: of this step.
+        label_smoothing: share of the target that goes to all classes alike.
+
+    Returns:
+        (loss x images, correct, images) of the batch, float32 (3,), on the device.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    with autocast(x.device):
+        logits = net(x)
+        loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    with torch.no_grad():
+        correct = (logits.argmax(dim=1) == labels).sum()
+        count = torch.full((), float(len(labels)), device=x.device)
+        return torch.stack([loss.float() * count, correct.float(), count])
+
+
+@torch.no_grad()
+def evaluate(net: VGG, split: Split, preprocessing: Preprocessing, batch_size: int) -> float:
+    """Top-1 accuracy of `net` on `split`, in evaluation mode, which the network is left in."""
+    net.eval()
+    correct = torch.zeros((), dtype=torch.int64, device=split.labels.device)
+    for images, labels in batches(split, batch_size):
+        with autocast(images.device):
+            correct += (net(preprocessing(images)).argmax(dim=1) == labels).sum()
+    return correct.item() / len(split)
+
+
+def autocast(device: torch.device) -> torch.autocast | nullcontext[None]:
+    """Mixed precision where it pays: bfloat16 on CUDA, nothing elsewhere."""
+    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device called `name`; None for the first CUDA GPU, else Apple's GPU, else the CPU.
+
+    Raises:
+        RunError: this machine has no such device.
+    """
+    if name is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda", 0)
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        if device == torch.device("cuda"):
+            device = torch.device("cuda", 0)
+        torch.empty(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(f"expected a device of this machine, got {name!r} ({reason}), try cpu") from None
+    return device
+
+
+def describe_hardware(device: torch.device) -> str:
+    """What a figure measured on `device` was measured on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    if device.type == "mps":
+        return f"{model}, mps"
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{model}, {torch.get_num_threads()} threads, {capability}"
+
+
+def _use_huge_pages() -> None:
+    """Ask torch for 2 MiB pages: at 224 pixels half of a CPU step is otherwise spent on page faults.
+
+    torch reads the variable once, at the first tensor; where that has been made, nothing changes.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+def _splits(recipe: Recipe, dataset: Dataset, device: torch.device) -> tuple[Split, Split]:
+    images, labels = dataset.train_images, dataset.train_labels
+    if recipe.validation:
+        if recipe.validation >= len(images):
+            raise DataError(f"expected validation below the {len(images)} training images, got {recipe.validation}")
+        cut = len(images) - recipe.validation
+        return Split.on(device, images[:cut], labels[:cut]), Split.on(device, images[cut:], labels[cut:])
+    return Split.on(device, images, labels), Split.on(device, dataset.test_images, dataset.test_labels)
+
+
+def _preprocessing(recipe: Recipe, split: Split) -> Preprocessing:
+    channels = split.images.shape[1]
+    mean, std = (0.0,) * channels, (1.0,) * channels
+    if recipe.normalize:
+        # From a histogram: exact, and never a float copy of the whole training set.
+        counts = [
+            torch.bincount(split.images[:, c].flatten().int().cpu(), minlength=256).double() for c in range(channels)
+        ]
+        levels = torch.arange(256, dtype=torch.float64) / 255
+        means = [((n @ levels) / n.sum()).item() for n in counts]
+        stds = [((n @ (levels - m).square()) / n.sum()).sqrt().item() for n, m in zip(counts, means, strict=True)]
+        mean, std = tuple(means), tuple(s or 1.0 for s in stds)
+    return Preprocessing(recipe.image_size, channels, mean, std)
+
+
+def _optimizer(recipe: Recipe, net: VGG) -> torch.optim.Optimizer:
+    weights = [p for p in net.parameters() if p.ndim > 1]
+    others = [p for p in net.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": weights, "weight_decay": recipe.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
+    return torch.optim.SGD(
+        groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=True
+    )
+
+
+def _new_folder(recipe: Recipe, out: str | Path | None) -> Path:
+    candidates: Iterable[Path]
+    if out is not None:
+        candidates = [Path(out)]
+    else:
+        candidates = (Path("runs") / f"{recipe.name}-{number}" for number in range(1, 100_000))
+    for folder in candidates:
+        try:
+            folder.mkdir(parents=True)  # fails if it exists, also when two runs start at once
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise RunError(f"expected a folder that can be made, got {folder}: {error.strerror}") from None
+        return folder
+    raise RunError(f"expected a run folder that does not exist yet, got {out}, try another --out")
