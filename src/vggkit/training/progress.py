@@ -119,7 +119,8 @@ class Progress:
         total = self.num_epochs * self.steps_per_epoch
         loss, accuracy = loss_sum / images, correct / images
         self.log("step", step=step, train_loss=loss, train_accuracy=accuracy, elapsed_seconds=elapsed)
-        status = f"epoch {(step - 1) // self.steps_per_epoch + 1}/{self.num_epochs}  loss {loss:.3f}  train acc {accuracy:.3f}"
+        epoch = (step - 1) // self.steps_per_epoch + 1
+        status = f"epoch {epoch}/{self.num_epochs}  loss {loss:.3f}  train acc {accuracy:.3f}"
         if self._live is not None:
             test = f"  {self.evaluated_on} acc {self.history[-1].test_accuracy:.3f}" if self.history else ""
             self._live.update(self._live.task_ids[0], completed=step, status=status + test)

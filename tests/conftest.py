@@ -1,0 +1,23 @@
+import pytest
+
+from vggkit.data import fashion_mnist
+
+
+@pytest.fixture(scope="session")
+def full_place():
+    """The folder of the whole, verified Fashion-MNIST; CI fetches it first."""
+    try:
+        place = fashion_mnist.find()
+        fashion_mnist.verify("fashion-mnist", place)
+    except fashion_mnist.DataError as error:
+        pytest.skip(f"needs the whole Fashion-MNIST: {error}")
+    return place
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """A machine without Fashion-MNIST: an empty cache, no Debian place, no VGGKIT_DATA."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("VGGKIT_DATA", raising=False)
+    monkeypatch.setattr(fashion_mnist, "DEBIAN_PLACE", tmp_path / "debian")
+    return tmp_path / "cache" / "vggkit" / "fashion-mnist"

@@ -1,0 +1,196 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from vggkit.data.fashion_mnist import DataError, load
+from vggkit.data.loading import Augmentation, Split, batches, epoch_order
+from vggkit.data.preprocessing import Preprocessing, read_image
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.from_numpy(load("fashion-mnist-sample").test_images[:50]).unsqueeze(1)
+
+
+def plain(size, channels=1):
+    return Preprocessing(size, channels, (0.0,) * channels, (1.0,) * channels)
+
+
+@pytest.mark.parametrize("size", [28, 32, 96, 224, 20, 7])
+def test_resizing_is_within_a_grey_level_of_pillows(images, size):
+    """Pillow's bilinear resize is what torchvision's Resize does to an image."""
+    ours = plain(size)(images)
+    for image, x in zip(images, ours, strict=True):
+        theirs = np.asarray(Image.fromarray(image[0].numpy()).resize((size, size), Image.Resampling.BILINEAR)) / 255
+        assert np.abs(x[0].numpy() - theirs).max() <= 1 / 255 + 1e-6
+
+
+def test_resizing_is_within_a_grey_level_of_torchvisions(images):
+    library = torch.library.Library("torchvision", "DEF")
+    for operator in ("nms", "qnms"):  # its compiled part is not needed here and need not load
+        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    v2 = pytest.importorskip("torchvision.transforms.v2", reason="torchvision, the peer, is not installed")
+    for size in (224, 96, 32, 14):
+        theirs = v2.functional.resize(images, [size, size], antialias=True).float() / 255
+        assert (plain(size)(images) - theirs).abs().max() <= 1 / 255 + 1e-6
+
+
+def test_normalisation_is_what_it_says():
+    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    before = images.clone()
+    mean, std = (0.1, 0.5, 0.9), (0.2, 0.3, 1.5)
+    expected = torch.stack([(images[:, c].double() / 255 - mean[c]) / std[c] for c in range(3)], dim=1)
+    x = Preprocessing(8, 3, mean, std)(images)
+    torch.testing.assert_close(x.double(), expected, rtol=1e-5, atol=1e-6)
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(images, before)
+
+
+def test_preprocessing_round_trips_and_checks_itself():
+    preprocessing = Preprocessing(32, 1, (0.286,), (0.353,))
+    assert Preprocessing.from_json(preprocessing.to_json()) == preprocessing
+    for text in ("null", "{}", "[]", '{"image_size": 0, "channels": 1, "mean": [0], "std": [1]}', "{"):
+        with pytest.raises(ValueError, match=r"expected|Expecting"):
+            Preprocessing.from_json(text)
+    with pytest.raises(ValueError, match="as many positive stds"):
+        Preprocessing(32, 1, (0.0,), (0.0,))
+
+
+@given(st.integers(1, 300), st.integers(1, 70))
+def test_batches_bring_every_image_once(num_images, batch_size):
+    split = Split(torch.arange(num_images).view(-1, 1, 1, 1), torch.arange(num_images))
+    for order in (None, epoch_order(num_images, 0, 1)):
+        seen = list(batches(split, batch_size, order))
+        assert all(len(labels) == batch_size for _, labels in seen[:-1])
+        labels = torch.cat([labels for _, labels in seen])
+        assert torch.equal(labels, torch.arange(num_images) if order is None else order)
+        assert torch.equal(torch.cat([x for x, _ in seen]).flatten(), labels)
+        assert torch.equal(labels.sort().values, torch.arange(num_images))
+
+
+def test_the_order_is_decided_by_seed_and_epoch():
+    assert torch.equal(epoch_order(100, 3, 4), epoch_order(100, 3, 4))
+    orders = {tuple(epoch_order(100, seed, epoch).tolist()) for seed in range(5) for epoch in range(5)}
+    assert len(orders) == 25
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_no_augmentation_changes_nothing(images):
+    assert torch.equal(Augmentation()(images, generator()), images)
+
+
+def test_flips_are_flips_of_about_half(images):
+    flipped = Augmentation(flip=True)(images, generator())
+    same = torch.tensor([torch.equal(a, b) for a, b in zip(flipped, images, strict=True)])
+    mirrored = torch.tensor([torch.equal(a, b.flip(-1)) for a, b in zip(flipped, images, strict=True)])
+    assert (same | mirrored).all()
+    assert 10 < mirrored.sum() < 40
+
+
+def test_translations_are_shifts_with_black_coming_in(images):
+    moved = Augmentation(translate=3)(images, generator())
+    seen = set()
+    for a, b in zip(moved, images, strict=True):
+        padded = np.pad(b[0].numpy(), 3)
+        shifts = [
+            (dy, dx) for dy in range(7) for dx in range(7) if np.array_equal(a[0], padded[dy : dy + 28, dx : dx + 28])
+        ]
+        assert shifts
+        seen.update(shifts)
+    assert len(seen) > 20
+
+
+def test_erasing_blacks_out_a_square():
+    white = torch.full((500, 1, 28, 28), 255, dtype=torch.uint8)
+    erased = Augmentation(erase=8)(white, generator())
+    black = (erased == 0).sum(dim=(1, 2, 3))
+    assert black.max() == 64
+    assert 16 <= black.min() < 64
+    (whole,) = (black == 64).nonzero(as_tuple=True)
+    rows, columns = (erased[whole[0], 0] == 0).nonzero(as_tuple=True)
+    assert rows.max() - rows.min() == columns.max() - columns.min() == 7
+
+
+def test_augmentation_together_keeps_shape_and_repeats_with_its_generator(images):
+    augment = Augmentation(flip=True, translate=2, erase=6)
+    first, again, other = (augment(images, generator(seed)) for seed in (1, 1, 2))
+    assert first.shape == images.shape
+    assert first.dtype == torch.uint8
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", MODES)
+def test_images_of_every_mode_are_read_as_the_same_grey_picture(tmp_path, mode, channels):
+    rng = np.random.default_rng(0)
+    grey = (rng.random((37, 51)) > 0.5).astype(np.uint8) * 255
+    if mode == "I;16":
+        image = Image.fromarray(grey.astype(np.uint16) * 257)
+    else:
+        image = Image.fromarray(grey).convert("RGB" if mode in ("P", "CMYK") else "L").convert(mode)
+    path = tmp_path / ("image.jpg" if mode == "CMYK" else "image.png")
+    image.save(path, **({"quality": 100, "subsampling": 0} if mode == "CMYK" else {}))
+    read = read_image(path, channels)
+    assert read.shape == (channels, 37, 51)
+    assert read.dtype == torch.uint8
+    assert np.abs(read.numpy().astype(int) - grey).max() <= (3 if mode == "CMYK" else 0)
+
+
+def test_transparent_is_black_and_exif_turns(tmp_path):
+    clear = Image.new("RGBA", (4, 2), (255, 255, 255, 0))
+    clear.putpixel((0, 0), (255, 255, 255, 255))
+    clear.save(tmp_path / "clear.png")
+    assert read_image(tmp_path / "clear.png", 1).sum() == 255
+    turned = Image.new("L", (4, 2))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    assert read_image(tmp_path / "turned.jpg", 1).shape == (1, 4, 2)
+
+
+def test_what_is_no_image_is_refused_in_one_line(tmp_path, monkeypatch):
+    (tmp_path / "text.png").write_text("not an image")
+    Image.new("L", (50, 50), 7).save(tmp_path / "whole.png")
+    content = (tmp_path / "whole.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
+    Image.new("L", (5, 5)).save(tmp_path / "image.gif")
+    for name, message in [
+        ("missing.png", "No such file"),
+        ("text.png", "expected a PNG or JPEG image, got something else"),
+        ("image.gif", "expected a PNG or JPEG image, got something else"),
+        ("cut.png", "expected a whole PNG or JPEG image"),
+        (".", "expected a whole PNG or JPEG image"),
+    ]:
+        with pytest.raises(DataError, match=message) as caught:
+            read_image(tmp_path / name, 1)
+        assert "\n" not in str(caught.value)
+    monkeypatch.setattr("vggkit.data.preprocessing.MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(DataError, match="at most 100 pixels, got 50 x 50"):
+        read_image(tmp_path / "whole.png", 1)
+
+
+@settings(max_examples=200)
+@given(st.data())
+def test_a_damaged_image_is_read_or_refused_and_nothing_else(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("images")
+    format_ = data.draw(st.sampled_from(["png", "jpeg"]))
+    path = folder / f"image.{format_}"
+    Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(path)
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    try:
+        assert read_image(path, 1).dtype == torch.uint8
+    except DataError as error:
+        assert str(path) in str(error)
