@@ -137,6 +137,7 @@ def test_what_cannot_be_is_refused_in_one_line_that_points_at_the_place(text, me
         ({"hidden": (4096, 0)}, "hidden width from 1 to 65536, got 0"),
         ({"hidden": (1,) * 101}, "at most 100 hidden layers, got 101"),
         ({"hidden": 4096}, "hidden as a tuple, got 4096"),
+        ({"image_size": 65536}, r"at most 1099511627776 weights in a layer, got \d+ in fc6 \(2147483648 to 4096\)"),
         ({"dropout": 1.0}, "dropout of at least 0 and below 1, got 1.0"),
         ({"dropout": float("nan")}, "dropout of at least 0 and below 1, got nan"),
         ({"dropout": "0.5"}, "dropout of at least 0 and below 1"),

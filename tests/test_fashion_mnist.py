@@ -21,7 +21,9 @@ def idx(array):
 def write_folder(folder, images=5, size=28, labels=None):
     folder.mkdir(exist_ok=True)
     for file in FILES:
-        array = np.arange(labels or images, dtype=np.uint8) if "labels" in file else np.ones((images, size, size), np.uint8)
+        array = (
+            np.arange(labels or images, dtype=np.uint8) if "labels" in file else np.ones((images, size, size), np.uint8)
+        )
         (folder / file).write_bytes(idx(array))
     return folder
 
@@ -143,7 +145,9 @@ def test_wrong_bytes_never_get_a_data_files_name(own_cache, server, monkeypatch)
     url, handler = server
     handler.failures[:] = ["wrong"]
     monkeypatch.setenv("PATH", "")  # no apt-get
-    with pytest.raises(DataError, match=r"could not fetch .*train-images.*; .*no apt-get.*try --data fashion-mnist-sample"):
+    with pytest.raises(
+        DataError, match=r"could not fetch .*train-images.*; .*no apt-get.*try --data fashion-mnist-sample"
+    ):
         fashion_mnist.fetch(url=url)
     assert list(own_cache.iterdir()) == []
 
@@ -193,7 +197,10 @@ def test_a_folder_of_idx_files_is_a_data_set(tmp_path):
     [
         (lambda f: (f / FILES[1]).unlink(), "expected train-labels-idx1-ubyte or train-labels-idx1-ubyte.gz in"),
         (lambda f: (f / FILES[1]).write_bytes(idx(np.zeros(4, np.uint8))), "got 5 images .* and 4 labels"),
-        (lambda f: (f / FILES[2]).write_bytes(idx(np.zeros((5, 9, 9), np.uint8))), r"images of one size, got \(28, 28\)"),
+        (
+            lambda f: (f / FILES[2]).write_bytes(idx(np.zeros((5, 9, 9), np.uint8))),
+            r"images of one size, got \(28, 28\)",
+        ),
     ],
 )
 def test_a_folder_that_contradicts_itself_is_refused(tmp_path, change, message):
@@ -221,7 +228,10 @@ def test_idx_round_trip(tmp_path_factory, array, suffix):
     ("content", "message"),
     [
         (b"", "expected an IDX header of 16 bytes, got 0 bytes"),
-        (b"\0\0\x08\x01" + b"\0" * 20, r"expected an IDX file of uint8 in 3 dimensions \(it starts 00000803\), got.* 00000801"),
+        (
+            b"\0\0\x08\x01" + b"\0" * 20,
+            r"expected an IDX file of uint8 in 3 dimensions \(it starts 00000803\), got.* 00000801",
+        ),
         (b"\0\0\x0d\x03" + b"\0" * 20, "got one that starts 00000d03"),
         (b"\0\0\x08\x03" + b"\xff" * 12 + b"x", r"for the shape \(4294967295, 4294967295, 4294967295\), got 17"),
         (b"\0\0\x08\x03" + struct.pack(">3I", 1, 2, 2) + b"12345", "expected 20 bytes for the shape .* got 21"),

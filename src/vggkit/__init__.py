@@ -6,7 +6,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vggkit.design.architecture import Architecture, ArchitectureError, Block
     from vggkit.design.costs import costs
+    from vggkit.inference.evaluate import Evaluation, evaluate
+    from vggkit.inference.predict import Classifier, load_classifier, predict
     from vggkit.networks.vgg import VGG, init_weights, vgg, vgg_block
+    from vggkit.training.loop import Run, train
+    from vggkit.training.recipe import Recipe
 
 __version__ = "0.1.0"
 
@@ -20,6 +24,14 @@ _HOMES = {
     "init_weights": "networks.vgg",
     "vgg": "networks.vgg",
     "vgg_block": "networks.vgg",
+    "Recipe": "training.recipe",
+    "Run": "training.loop",
+    "train": "training.loop",
+    "Classifier": "inference.predict",
+    "load_classifier": "inference.predict",
+    "predict": "inference.predict",
+    "Evaluation": "inference.evaluate",
+    "evaluate": "inference.evaluate",
 }
 
 __all__ = [  # noqa: RUF022 (in the order of a reader)
@@ -31,6 +43,14 @@ __all__ = [  # noqa: RUF022 (in the order of a reader)
     "init_weights",
     "vgg",
     "vgg_block",
+    "Recipe",
+    "Run",
+    "train",
+    "Classifier",
+    "load_classifier",
+    "predict",
+    "Evaluation",
+    "evaluate",
 ]
 
 

@@ -1,5 +1,8 @@
 """`vgg <verb>`: parse, call one library function, print. Only the verbs that need torch import it."""
 
+import contextlib
+import io
+import itertools
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -8,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional
+from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes, Positional
 
 import vggkit
 from vggkit.design.architecture import Architecture
@@ -145,9 +148,9 @@ class TrainFlags:
     recipe: str = "quick"
     """The named recipe that the other flags change."""
     out: Path | None = None
-    """The run folder, which must not exist yet; None for runs/<name>-<number>."""
+    """The run folder, which must not exist yet; runs/<name>-<number> if not given."""
     device: str | None = None
-    """cpu, cuda, cuda:1 or mps; None for a GPU if there is one."""
+    """cpu, cuda, cuda:1 or mps; a GPU, if there is one, if not given."""
     data_dir: Path | None = None
     """Where to look for Fashion-MNIST first."""
 
@@ -247,9 +250,9 @@ class EvalFlags:
     run: Positional[Path]
     """A run folder, or a model.safetensors."""
     data: str | None = None
-    """Data to test on; None for what the run was trained on."""
+    """Data to test on; what the run was trained on, if not given."""
     device: str | None = None
-    """cpu, cuda, cuda:1 or mps; None for a GPU if there is one."""
+    """cpu, cuda, cuda:1 or mps; a GPU, if there is one, if not given."""
     data_dir: Path | None = None
     """Where to look for Fashion-MNIST first."""
     plot: Path | None = None
@@ -301,7 +304,7 @@ class PredictFlags:
     top: int = 3
     """Classes to show for each image."""
     device: str | None = None
-    """cpu, cuda, cuda:1 or mps; None for a GPU if there is one."""
+    """cpu, cuda, cuda:1 or mps; a GPU, if there is one, if not given."""
     json: bool = False
     """Print JSON instead of lines."""
 
@@ -360,10 +363,21 @@ def _usage() -> str:
 
 
 def _parse(verb: str, flags: type[Flags], arguments: list[str], default: Flags | None = None) -> Flags:
-    """The flags of a verb; leaves with code 2, as argparse does, when they are wrong."""
+    """The flags of a verb; raises `ValueError` when they are wrong, in one line where tyro draws a box."""
     keywords: dict[str, Any] = {} if default is None else {"default": default}
-    parsed: Flags = tyro.cli(flags, prog=f"vgg {verb}", args=arguments, config=(FlagCreatePairsOff,), **keywords)
-    return parsed
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            parsed: Flags = tyro.cli(
+                flags, prog=f"vgg {verb}", args=arguments, config=(DisallowNone, FlagCreatePairsOff), **keywords
+            )
+        return parsed
+    except SystemExit as leaving:
+        if not leaving.code:  # --help
+            raise
+    lines = [line.strip("│| ") for line in errors.getvalue().splitlines() if line.startswith(("│", "|"))]
+    message = " ".join(itertools.takewhile(lambda line: line.strip("─-"), lines))
+    raise ValueError(f"{message.removeprefix('Error parsing fields: ')}, try 'vgg {verb} --help'")
 
 
 def _print_to_stderr(line: str) -> None:

@@ -21,6 +21,7 @@ MAX_CONVOLUTIONS = 1_000
 MAX_HIDDEN_LAYERS = 100
 MAX_WIDTH = 65_536  # channels, hidden units, classes, pixels along a side
 MAX_KERNEL_SIZE = 255
+MAX_LAYER_WEIGHTS = 2**40
 MAX_NOTATION_CHARACTERS = 20_000
 
 FAMILY = {
@@ -181,6 +182,13 @@ class Architecture:
         object.__setattr__(self, "dropout", float(self.dropout))
         if self.norm not in get_args(Norm):
             raise ArchitectureError(f"expected norm to be one of {', '.join(get_args(Norm))}, got {self.norm!r}")
+        for layer in self.layers():
+            weights = layer.inputs * layer.outputs * layer.kernel_size**2
+            if layer.kind in ("conv", "fc") and weights > MAX_LAYER_WEIGHTS:
+                raise ArchitectureError(
+                    f"expected at most {MAX_LAYER_WEIGHTS} weights in a layer, got {weights} in {layer.name} "
+                    f"({layer.inputs} to {layer.outputs})"
+                )
 
     @classmethod
     def parse(cls, text: str, **options: Any) -> "Architecture":

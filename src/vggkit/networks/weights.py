@@ -63,7 +63,7 @@ def load_weights(path: Path, device: str | torch.device = "cpu") -> tuple[VGG, d
         if tensor.dtype != expected[name].dtype:
             raise WeightsError(f"{path}: expected {name!r} as {expected[name].dtype}, got {tensor.dtype}")
     net.load_state_dict(tensors, assign=True)
-    return net.to(device).eval(), metadata
+    return net.to(device).to(memory_format=torch.channels_last).eval(), metadata  # type: ignore[call-overload]
 
 
 def write_whole(path: Path, content: bytes) -> None:

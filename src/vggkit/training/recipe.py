@@ -68,7 +68,6 @@ class Recipe:
     """Of the weights, the order of the images, dropout and augmentation."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden", tuple(self.hidden))
         if not self.name or set(self.name) & set("/\\\0") or self.name.startswith("."):
             raise RecipeError(f"expected a name that can be a folder's, got {self.name!r}")
         for field, allowed in (("init", Init), ("optimizer", Optimizer), ("schedule", Schedule)):
@@ -99,6 +98,12 @@ class Recipe:
                 raise RecipeError(f"expected {field} from 0 to {highest:g}, got {value!r}")
         if self.nesterov and self.momentum == 0:
             raise RecipeError("expected a momentum above 0 with nesterov, got 0")
+        for field in ("nesterov", "normalize", "flip"):
+            if not isinstance(getattr(self, field), bool):
+                raise RecipeError(f"expected {field} to be true or false, got {getattr(self, field)!r}")
+        for field in ("name", "architecture", "data"):
+            if not isinstance(getattr(self, field), str):
+                raise RecipeError(f"expected {field} to be a text, got {getattr(self, field)!r}")
         self.network(in_channels=1, num_classes=10)
 
     def network(self, in_channels: int, num_classes: int) -> Architecture:
@@ -135,7 +140,7 @@ class Recipe:
             unknown = set(values) ^ {field.name for field in fields(cls)}
             if unknown:
                 raise RecipeError(f"expected the fields of a recipe, got these too many or too few: {sorted(unknown)}")
-            return cls(**values)
+            return cls(**{**values, "hidden": tuple(values["hidden"])})
         except (TypeError, RecursionError, json.JSONDecodeError) as error:
             raise RecipeError(f"expected a recipe as JSON, got {text[:60]!r}: {error}") from None
 

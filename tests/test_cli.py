@@ -1,0 +1,252 @@
+import json
+import os
+import pty
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+from vggkit import cli
+from vggkit.data.fashion_mnist import SAMPLE_PLACE, load
+
+
+def vgg_program(*arguments, **options):
+    command = [sys.executable, "-m", "vggkit", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A small network trained by the command line, and what the command printed."""
+    folder = tmp_path_factory.mktemp("cli")
+    done = vgg_program(
+        "train", "--data", "fashion-mnist-sample", "--epochs", "2", "--architecture", "1x8 1x16_bn",
+        "--image-size", "16", "--hidden", "32", "--device", "cpu", "--out", "run", cwd=folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder / "run", done
+
+
+def described(capsys, *arguments):
+    assert cli.main(["describe", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def row(text, name):
+    return next(line for line in text.splitlines() if line.startswith(name))
+
+
+def test_describe_answers_where_the_parameters_are(capsys):
+    wide = described(capsys, "vgg11", "--in-channels", "1", "--num-classes", "10")
+    assert "92.8%" in row(wide, "fully connected")
+    narrow = described(capsys, "vgg11/4", "--in-channels", "1", "--num-classes", "10")
+    assert "98.7%" in row(narrow, "fully connected")
+
+
+def test_describe_answers_where_the_other_three_layers_went(capsys):
+    text = described(capsys, "vgg11")
+    assert "8 conv" in row(text, "convolutional")
+    assert "3 fc" in row(text, "fully connected")
+    assert "11 with weights" in row(text, "total")
+    assert "132,863,336" in row(text, "total")
+
+
+def test_describe_by_layer_and_as_json_say_the_same(capsys):
+    text = described(capsys, "vgg16_bn/8", "--layers", "--image-size", "64", "--hidden", "100", "--batch-size", "2")
+    data = json.loads(
+        described(capsys, "vgg16_bn/8", "--json", "--image-size", "64", "--hidden", "100", "--batch-size", "2")
+    )
+    for layer in data["layers"]:
+        assert f"{layer['parameters']:,}" in row(text, layer["name"])
+        assert " x ".join(map(str, layer["output_shape"][1:])) in row(text, layer["name"])
+    assert data["total"]["parameters"] == sum(layer["parameters"] for layer in data["layers"])
+    assert data["total"]["macs"] == sum(part["macs"] for part in data["parts"].values())
+    assert f"{data['total']['macs']:,}" in row(text, "total")
+
+
+def test_hidden_may_be_empty(capsys):
+    assert "fc7" not in described(capsys, "vgg11", "--hidden")
+
+
+def test_describe_imports_no_torch():
+    program = "import sys; from vggkit import cli; cli.main(['describe', 'vgg19']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60).returncode == 0
+
+
+def test_describe_starts_in_under_half_a_second():
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        assert vgg_program("describe", "vgg16").returncode == 0
+        seconds.append(time.perf_counter() - start)
+    assert sorted(seconds)[2] < 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["describe", "vgg61"], "vgg describe: 'vgg61', character 1: expected a name such as vgg16"),
+        (["describe", "1x64 2y128"], "character 6: expected a block such as 2x128, got '2y128'"),
+        (["describe", "vgg11", "--image-size", "16"], "expected an image_size of at least 32 for 5 blocks"),
+        (["describe", "vgg11", "--batch-size", "0"], "expected a batch_size from 1"),
+        (["describe", "1x1000000000"], "character 3: expected channels from 1 to 65536"),
+        (["train", "--recipe", "fast"], "vgg train: expected a recipe of quick, d2l, d2l-1.0, gluon, got 'fast'"),
+        (["train", "--epochs", "0"], "epochs to be a whole number from 1"),
+        (["train", "--data", "no-such-set"], "expected fashion-mnist, fashion-mnist-sample or a folder"),
+        (
+            ["train", "--data", "fashion-mnist-sample", "--device", "tpu"],
+            "expected a device of this machine, got 'tpu'",
+        ),
+        (["data", "fetch", "mnist"], "expected fashion-mnist to fetch, got 'mnist'"),
+        (["eval", "no-such-run"], "no-such-run: expected a weight file, got nothing there"),
+        (["predict", "no-such-run", "x.png"], "no-such-run: expected a weight file, got nothing there"),
+        (["paint"], "vgg: expected one of describe, data, train, eval, predict, got 'paint'"),
+    ],
+)
+def test_a_users_mistake_gets_one_line_and_code_2(arguments, message, tmp_path):
+    done = vgg_program(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    errors = [line for line in done.stderr.splitlines() if not line.startswith("WARNING")]
+    assert len(errors) == 1, done.stderr
+    assert message in errors[0]
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["describe"], "are required"),
+        (["describe", "vgg11", "--wide"], "--wide"),
+        (["train", "--epochs", "many"], "--epochs"),
+        (["train", "--recipe"], "--recipe"),
+        (["predict", "run"], "expected at least one image, got none"),
+    ],
+)
+def test_a_wrong_flag_is_one_line_too(arguments, message, capsys):
+    assert cli.main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"vgg {arguments[0]}: ")
+    assert message in line
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_has_help(verb, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([verb, "--help"])
+    assert f"usage: vgg {verb}" in capsys.readouterr().out
+
+
+def test_the_usage_names_every_verb(capsys):
+    assert cli.main([]) == 0
+    out = capsys.readouterr().out
+    assert all(f"  {verb} " in out for verb in cli.VERBS)
+    assert cli.main(["--version"]) == 0
+
+
+def test_the_help_of_train_shows_the_chosen_recipes_values(capsys):
+    helps = []
+    for arguments in ([], ["--recipe", "d2l"], ["--recipe=d2l-1.0"]):
+        with pytest.raises(SystemExit):
+            cli.main(["train", *arguments, "--help"])
+        helps.append(" ".join(capsys.readouterr().out.replace("│", " ").split()))
+    assert "Pixels along a side of the network's input. (default: 32)" in helps[0]
+    assert "Pixels along a side of the network's input. (default: 224)" in helps[1]
+    assert "(default: 0.01)" in helps[2]
+
+
+def test_training_ends_with_the_books_two_lines_and_the_folder(trained):
+    _, done = trained
+    *_, loss, speed, folder = done.stdout.splitlines()
+    assert loss.startswith("loss ")
+    assert ", train acc " in loss
+    assert ", test acc " in loss
+    assert speed.endswith(" examples/sec on cpu")
+    assert folder == "run"
+    assert done.stderr.count("not comparable") == 2
+
+
+def test_training_shows_a_live_display_on_a_terminal(tmp_path):
+    primary, secondary = pty.openpty()
+    command = [sys.executable, "-m", "vggkit", "train", "--data", "fashion-mnist-sample", "--epochs", "4"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=secondary, stderr=secondary, env={**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    )
+    os.close(secondary)
+    shown = b""
+    while True:
+        try:
+            part = os.read(primary, 65536)
+        except OSError:  # the other end is closed
+            break
+        shown += part
+    assert process.wait(timeout=60) == 0
+    text = shown.decode()
+    assert "train acc" in text
+    assert "\x1b[" in text
+    assert "epoch 4/4" in text
+    assert "runs/quick-1" in text
+
+
+def test_eval_agrees_with_training_and_draws(trained, capsys, tmp_path):
+    run, done = trained
+    assert cli.main(["eval", str(run), "--plot", str(tmp_path / "confusion.png")]) == 0
+    out = capsys.readouterr().out
+    accuracy = float(out.split()[1])
+    assert f"test acc {accuracy:.3f}" in done.stdout.splitlines()[-3]
+    assert "ankle boot" in out
+    with Image.open(tmp_path / "confusion.png") as picture:
+        assert picture.size[0] > 500
+    assert cli.main(["eval", str(run), "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert round(data["accuracy"], 4) == accuracy
+    assert sum(map(sum, data["confusion"])) == 1000
+
+
+def test_predict_works_from_the_file_alone(trained, tmp_path, capsys):
+    run, _ = trained
+    weights = tmp_path / "elsewhere.safetensors"
+    weights.write_bytes((run / "model.safetensors").read_bytes())
+    boot = load("fashion-mnist-sample").test_images[0]
+    paths = []
+    for name, image in [
+        ("same.png", Image.fromarray(boot)),
+        ("large.jpg", Image.fromarray(boot).resize((300, 200)).convert("RGB")),
+        ("palette.png", Image.fromarray(boot).convert("P")),
+    ]:
+        image.save(tmp_path / name)
+        paths.append(str(tmp_path / name))
+    assert cli.main(["predict", str(weights), *paths, "--top", "99", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    for entry, path in zip(data, paths, strict=True):
+        assert entry["image"] == path
+        probabilities = [p["probability"] for p in entry["predictions"]]
+        assert len(probabilities) == 10
+        assert sum(probabilities) == pytest.approx(1, abs=1e-5)
+        assert probabilities == sorted(probabilities, reverse=True)
+    assert data[0]["predictions"] == data[2]["predictions"]
+    assert cli.main(["predict", str(weights), *paths]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_a_bad_image_among_good_ones_is_named(trained, tmp_path, capsys):
+    (tmp_path / "bad.png").write_text("no")
+    assert cli.main(["predict", str(trained[0]), str(tmp_path / "bad.png")]) == 2
+    assert "bad.png: expected a PNG or JPEG image" in capsys.readouterr().err
+
+
+def test_data_lists_what_is_known(capsys, own_cache):
+    assert cli.main(["data", "--json"]) == 0
+    full, sample = json.loads(capsys.readouterr().out)
+    assert full["where"] == ""
+    assert "try 'vgg data fetch fashion-mnist'" in full["state"]
+    assert sample == {"name": "fashion-mnist-sample", "where": str(SAMPLE_PLACE), "state": "verified"}
+
+
+def test_a_closed_pipe_is_no_error():
+    command = f"{sys.executable} -m vggkit describe vgg19 --layers | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+    assert done.stdout.startswith("vgg19")

@@ -1,0 +1,82 @@
+import json
+from dataclasses import asdict, replace
+
+import pytest
+
+from vggkit import ArchitectureError
+from vggkit.training.recipe import RECIPES, Recipe, RecipeError
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_named_recipes_round_trip_and_say_what_to_expect(name):
+    recipe = Recipe.named(name)
+    assert recipe.name == name
+    assert Recipe.from_json(recipe.to_json()) == recipe
+    assert f"vgg train --recipe {name}" in RECIPES[name].__doc__.replace("vgg train`", "vgg train --recipe quick`")
+
+
+def test_d2l_is_the_chapters():
+    recipe = Recipe.named("d2l")
+    assert recipe.network(1, 10).name == "vgg11/4"
+    assert (recipe.image_size, recipe.batch_size, recipe.epochs, recipe.learning_rate) == (224, 128, 10, 0.05)
+    assert (recipe.optimizer, recipe.momentum, recipe.weight_decay, recipe.schedule) == ("sgd", 0.0, 0.0, "constant")
+    assert (recipe.init, recipe.dropout, recipe.hidden) == ("xavier", 0.5, (4096, 4096))
+    assert not (recipe.flip or recipe.translate or recipe.erase or recipe.normalize or recipe.label_smoothing)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "epochs to be a whole number from 1 to 1000000, got 0"),
+        ({"epochs": 1.5}, "epochs to be a whole number"),
+        ({"batch_size": True}, "batch_size to be a whole number"),
+        ({"learning_rate": float("nan")}, "learning_rate from 0 to 1e\\+06, got nan"),
+        ({"momentum": 2.0}, "momentum from 0 to 1, got 2.0"),
+        ({"warmup_epochs": 11.0}, "warmup_epochs from 0 to 10, got 11.0"),
+        ({"init": "he"}, "init to be one of kaiming, xavier, paper, torch, got 'he'"),
+        ({"optimizer": "adam"}, "optimizer to be one of sgd, adamw, got 'adam'"),
+        ({"schedule": "step"}, "schedule to be one of constant, cosine, linear, got 'step'"),
+        ({"name": "../x"}, "a name that can be a folder's, got '../x'"),
+        ({"name": ""}, "a name that can be a folder's"),
+        ({"nesterov": True}, "a momentum above 0 with nesterov"),
+        ({"flip": "yes"}, "flip to be true or false, got 'yes'"),
+        ({"data": 3}, "data to be a text, got 3"),
+        ({"hidden": 5}, "hidden as a tuple, got 5"),
+    ],
+)
+def test_what_cannot_be_is_refused(change, message):
+    with pytest.raises((RecipeError, ArchitectureError), match=message):
+        replace(Recipe.named("d2l"), **change)
+
+
+def test_a_network_that_cannot_be_is_refused_with_its_place():
+    with pytest.raises(ArchitectureError, match="character 6: expected a block"):
+        replace(Recipe.named("d2l"), architecture="1x64 2y128")
+    with pytest.raises(ArchitectureError, match="image_size of at least 32"):
+        replace(Recipe.named("d2l"), image_size=16)
+
+
+def test_json_that_is_no_recipe_is_refused():
+    fields = asdict(Recipe.named("d2l"))
+    for text in ("", "[]", "null", "{}", "[" * 100_000, json.dumps({**fields, "extra": 1}), json.dumps(fields)[:-1]):
+        with pytest.raises(RecipeError, match="expected"):
+            Recipe.from_json(text)
+    with pytest.raises(RecipeError, match="expected a recipe of quick, d2l, d2l-1.0, gluon, got 'fast'"):
+        Recipe.named("fast")
+
+
+def test_the_learning_rate_goes_up_and_down_as_told():
+    base = replace(Recipe.named("d2l"), epochs=4, learning_rate=0.8, warmup_epochs=1.0)
+    steps = range(40)
+    constant = [base.learning_rate_at(step, 10) for step in steps]
+    assert constant[:10] == pytest.approx([0.08 * (step + 1) for step in range(10)])
+    assert constant[10:] == [0.8] * 30
+    linear = [replace(base, schedule="linear").learning_rate_at(step, 10) for step in steps]
+    assert linear[10] == 0.8
+    assert linear[25] == pytest.approx(0.4)
+    assert linear[-1] == pytest.approx(0.8 / 30)
+    cosine = [replace(base, schedule="cosine").learning_rate_at(step, 10) for step in steps]
+    assert cosine[25] == pytest.approx(0.4)
+    assert 0 < cosine[-1] < linear[-1]
+    assert sorted(cosine[10:], reverse=True) == cosine[10:]
+    assert replace(base, warmup_epochs=0.0, schedule="linear").learning_rate_at(0, 10) == 0.8

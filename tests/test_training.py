@@ -1,0 +1,231 @@
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from vggkit import Recipe, train, vgg
+from vggkit.data.fashion_mnist import DataError, load
+from vggkit.data.loading import Split
+from vggkit.data.preprocessing import Preprocessing
+from vggkit.inference.evaluate import evaluate as confusion_of
+from vggkit.inference.predict import load_classifier
+from vggkit.training.loop import DivergedError, RunError, choose_device, evaluate, train_step
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    return replace(
+        Recipe.named("quick"),
+        data="fashion-mnist-sample",
+        architecture="1x8 1x16_bn",
+        hidden=(64,),
+        dropout=0.2,
+        image_size=16,
+        batch_size=32,
+        learning_rate=0.02,
+        epochs=3,
+        flip=True,
+        translate=2,
+    )
+
+
+@pytest.fixture(scope="module")
+def run(recipe, tmp_path_factory):
+    return train(recipe, out=tmp_path_factory.mktemp("runs") / "run", device="cpu", progress=False)
+
+
+def test_a_run_folder_holds_what_it_should(run, recipe):
+    assert sorted(file.name for file in run.folder.iterdir()) == [
+        "curves.png",
+        "metrics.jsonl",
+        "model.safetensors",
+        "recipe.json",
+    ]
+    assert Recipe.from_json((run.folder / "recipe.json").read_text()) == recipe
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["event"] == "start"
+    assert lines[0]["torch"] == torch.__version__
+    epochs = [line for line in lines if line.pop("event") == "epoch"]
+    assert epochs == [asdict(metrics) for metrics in run.history]
+    assert [metrics.step for metrics in run.history] == [63, 126, 189]
+
+
+def test_it_learns(run):
+    losses = [metrics.train_loss for metrics in run.history]
+    assert losses[0] > losses[1] > losses[2]
+    assert run.history[-1].test_accuracy > 0.6  # ten classes
+
+
+def test_the_summary_is_the_books_two_lines(run):
+    last = run.history[-1]
+    first, second = run.summary.splitlines()
+    assert first == (
+        f"loss {last.train_loss:.3f}, train acc {last.train_accuracy:.3f}, test acc {last.test_accuracy:.3f}"
+    )
+    speed, _, rest = second.partition(" ")
+    assert rest == "examples/sec on cpu"
+    assert min(m.examples_per_second for m in run.history) <= float(speed) + 0.1
+    assert float(speed) - 0.1 <= max(m.examples_per_second for m in run.history)
+
+
+def test_the_saved_network_is_the_trained_one(run):
+    classifier = load_classifier(run.folder)
+    sample = load("fashion-mnist-sample")
+    images = torch.from_numpy(sample.test_images).unsqueeze(1)
+    x = classifier.preprocessing(images)
+    with torch.no_grad():
+        assert torch.equal(classifier.net(x), run.net(x))
+        by_hand = np.mean([classifier.net(classifier.preprocessing(i[None])).argmax().item() for i in images[:200]]
+                          == sample.test_labels[:200])  # fmt: skip
+    measured = confusion_of(classifier, sample)
+    assert measured.accuracy == run.history[-1].test_accuracy
+    first = replace(sample, test_images=sample.test_images[:200], test_labels=sample.test_labels[:200])
+    assert confusion_of(classifier, first).accuracy == by_hand
+    assert measured.confusion.sum(axis=1).tolist() == [100] * 10
+    assert np.mean(measured.class_accuracy) == pytest.approx(measured.accuracy)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_one_others(recipe, run, tmp_path):
+    again = train(recipe, out=tmp_path / "again", device="cpu", progress=False)
+    for a, b in zip(run.net.state_dict().values(), again.net.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    other = train(replace(recipe, seed=1, epochs=1), out=tmp_path / "other", device="cpu", progress=False)
+    assert not torch.equal(other.net.fc3.weight, run.net.fc3.weight)
+
+
+def test_a_step_is_the_textbooks():
+    """SGD by hand, in float64: w - lr * (gradient + weight decay * w)."""
+    net = vgg("1x4", image_size=8, hidden=(), num_classes=3).double()
+    x, labels = torch.randn(5, 1, 8, 8, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1])
+    expected_loss = nn.functional.cross_entropy(net(x), labels)
+    gradients = torch.autograd.grad(expected_loss, list(net.parameters()))
+    before = [p.detach().clone() for p in net.parameters()]
+    optimizer = torch.optim.SGD(net.parameters(), lr=99.0, weight_decay=0.01, fused=True)
+    correct = (net(x).argmax(1) == labels).sum().item()
+    sums = train_step(net, optimizer, x, labels, learning_rate=0.1)
+    assert sums.tolist() == pytest.approx([5 * expected_loss.item(), correct, 5])
+    for p, old, gradient in zip(net.parameters(), before, gradients, strict=True):
+        torch.testing.assert_close(p.detach(), old - 0.1 * (gradient + 0.01 * old))
+
+
+def test_evaluation_counts_every_image_once():
+    class Oracle(nn.Module):
+        def forward(self, x):
+            return nn.functional.one_hot(x[:, 0, 0, 0].round().long(), 10).float()
+
+    labels = torch.arange(10).repeat(7)
+    images = labels.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 4, 4).clone()
+    wrong = labels.clone()
+    wrong[:14] += 1
+    preprocessing = Preprocessing(4, 1, (0.0,), (1 / 255,))
+    for batch_size in (1, 16, 70, 1000):
+        assert evaluate(Oracle(), Split(images, labels), preprocessing, batch_size) == 1.0
+        assert evaluate(Oracle(), Split(images, wrong), preprocessing, batch_size) == pytest.approx(56 / 70)
+
+
+def test_validation_keeps_images_out_of_training(recipe, tmp_path, monkeypatch):
+    seen = []
+    original = Split.on
+    monkeypatch.setattr(Split, "on", lambda device, x, y: seen.append((x, y)) or original(device, x, y))
+    run = train(replace(recipe, validation=500, epochs=1), out=tmp_path / "run", progress=False)
+    sample = load("fashion-mnist-sample")
+    (train_x, train_y), (held_x, held_y) = seen
+    assert np.array_equal(np.concatenate([train_x, held_x]), sample.train_images)
+    assert np.array_equal(np.concatenate([train_y, held_y]), sample.train_labels)
+    assert len(held_y) == 500
+    assert "validation acc" in run.summary
+    with pytest.raises(DataError, match="expected validation below the 2000 training images, got 2000"):
+        train(replace(recipe, validation=2000), out=tmp_path / "other", progress=False)
+
+
+def test_an_existing_run_is_never_overwritten(run, recipe, tmp_path, monkeypatch):
+    before = {file.name: file.read_bytes() for file in run.folder.iterdir()}
+    with pytest.raises(RunError, match="expected a run folder that does not exist yet, got .*, try another --out"):
+        train(recipe, out=run.folder, progress=False)
+    assert {file.name: file.read_bytes() for file in run.folder.iterdir()} == before
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(RunError, match="expected a folder that can be made"):
+        train(recipe, out=tmp_path / "file" / "run", progress=False)
+    monkeypatch.chdir(tmp_path)
+    one_epoch = replace(recipe, epochs=1)
+    assert [str(train(one_epoch, progress=False).folder) for _ in range(2)] == ["runs/quick-1", "runs/quick-2"]
+
+
+def test_a_diverging_run_stops_and_says_what_to_try(recipe, tmp_path):
+    wild = replace(recipe, architecture="1x8 1x16", learning_rate=1e6, optimizer="sgd")
+    with pytest.raises(
+        DivergedError, match="expected a finite loss, got (nan|inf) in epoch 1, try a --learning-rate below"
+    ):
+        train(wild, out=tmp_path / "run", progress=False)
+    assert (tmp_path / "run" / "recipe.json").exists()
+
+
+def test_the_device_is_chosen_or_refused():
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device(None).type in ("cpu", "cuda", "mps")
+    for name in ("tpu", "cuda:99", "xpu"):
+        with pytest.raises(RunError, match=f"expected a device of this machine, got '{name}'"):
+            choose_device(name)
+
+
+def test_adamw_learns_too(recipe, tmp_path):
+    adam = replace(recipe, optimizer="adamw", learning_rate=0.003, momentum=0.0, nesterov=False, epochs=2)
+    assert train(adam, out=tmp_path / "run", progress=False).history[-1].test_accuracy > 0.5
+
+
+def test_ctrl_c_ends_tidily_with_what_was_learned_saved(recipe, tmp_path):
+    command = [sys.executable, "-m", "vggkit", "train", "--data", recipe.data, "--epochs", "1000", "--out", "run"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        lines = [process.stdout.readline() for _ in range(3)]  # the header and two epochs
+        assert lines[2].startswith("epoch    2/1000")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "stopped by Ctrl-C after" in out
+    assert out.rstrip().endswith("run")
+    assert load_classifier(tmp_path / "run").classes[0] == "t-shirt"
+    assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_at_224_pixels_a_step_at_batch_128_stays_under_3_gb():
+    """The chapter's recipe: the whole process, data included, as the kernel counts it."""
+    program = """
+import resource, sys, torch
+from vggkit.training import loop
+from vggkit import Recipe, train
+from dataclasses import replace
+steps = []
+original = loop.train_step
+def two_steps(*args):
+    if len(steps) == 2:
+        raise KeyboardInterrupt
+    steps.append(args[2].shape)
+    return original(*args)
+loop.train_step = two_steps
+train(replace(Recipe.named("d2l"), data=sys.argv[1]), out=sys.argv[2], progress=False, device="cpu")
+assert steps == [(128, 1, 224, 224)] * 2, steps
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+    import tempfile
+
+    from vggkit.data import fashion_mnist
+
+    try:
+        fashion_mnist.find()
+        data = "fashion-mnist"
+    except DataError:
+        data = "fashion-mnist-sample"
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [sys.executable, "-c", program, data, f"{folder}/run"], capture_output=True, text=True, timeout=300
+        )
+    assert done.returncode == 0, done.stderr
+    gib = float(done.stdout)
+    assert 0.5 < gib < 3
