@@ -375,8 +375,10 @@ def _parse(verb: str, flags: type[Flags], arguments: list[str], default: Flags |
     except SystemExit as leaving:
         if not leaving.code:  # --help
             raise
-    lines = [line.strip("│| ") for line in errors.getvalue().splitlines() if line.startswith(("│", "|"))]
-    message = " ".join(itertools.takewhile(lambda line: line.strip("─-"), lines))
+    # A title, then (a rule where the box is plain ASCII) the message, a rule, and where to find help.
+    _title, *lines = (line.strip("│╭╮╰╯ ") for line in errors.getvalue().splitlines())
+    body = itertools.dropwhile(lambda line: not line.strip("─-"), lines)
+    message = " ".join(itertools.takewhile(lambda line: line.strip("─-"), body))
     raise ValueError(f"{message.removeprefix('Error parsing fields: ')}, try 'vgg {verb} --help'")
 
 
