@@ -118,7 +118,7 @@ def test_a_users_mistake_gets_one_line_and_code_2(arguments, message, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["describe"], "are required"),
+        (["describe"], "Missing from vgg describe"),
         (["describe", "vgg11", "--wide"], "--wide"),
         (["train", "--epochs", "many"], "--epochs"),
         (["train", "--recipe"], "--recipe"),

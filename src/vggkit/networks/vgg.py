@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.nn.modules import module as module_globals
 
 from vggkit.design.architecture import Architecture, Block, Init, Layer, Norm
+from vggkit.networks.fully_connected import Dropout, Linear
 
 
 class VGG(nn.Sequential):
@@ -168,9 +169,9 @@ def _module(layer: Layer, dropout: float) -> nn.Module:
         case "flatten":
             return nn.Flatten()
         case "fc":
-            return nn.Linear(layer.inputs, layer.outputs)
+            return Linear(layer.inputs, layer.outputs)
         case "dropout":
-            return nn.Dropout(dropout)
+            return Dropout(dropout)
 
 
 def _forward_block(block: nn.Sequential, x: Tensor) -> Tensor:

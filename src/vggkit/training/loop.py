@@ -17,6 +17,7 @@ import vggkit
 from vggkit.data.fashion_mnist import DataError, Dataset, load
 from vggkit.data.loading import Augmentation, Split, batches, epoch_order
 from vggkit.data.preprocessing import Preprocessing
+from vggkit.networks.fully_connected import use_fast_cpu
 from vggkit.networks.vgg import VGG
 from vggkit.networks.weights import save_weights
 from vggkit.training.progress import EpochMetrics, Progress
@@ -100,6 +101,7 @@ def train(
 
     torch.manual_seed(recipe.seed)
     net = VGG(architecture, recipe.init).to(chosen).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    use_fast_cpu(net)
     optimizer = _optimizer(recipe, net)
     augmentation_draws = torch.Generator(chosen).manual_seed(recipe.seed)
 
@@ -151,6 +153,7 @@ def train(
         interrupted = True
     finally:
         shown.close()
+    use_fast_cpu(net, on=False)
     metadata = {"classes": json.dumps(dataset.classes), "preprocessing": preprocessing.to_json()}
     save_weights(folder / "model.safetensors", net, metadata)
     return Run(folder, recipe, net.eval(), tuple(shown.history), str(chosen), hardware, interrupted)

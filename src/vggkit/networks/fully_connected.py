@@ -1,0 +1,82 @@
+"""The fully connected layers' modules, with a faster way through them on a CPU in float32.
+
+torch gives float32 matrix products to MKL, which takes its AVX2 path on other makers' CPUs, and draws dropout's
+mask one float at a time on one thread. oneDNN, which torch brings too and uses for convolutions, has no such bias.
+The fast way is off unless `use_fast_cpu` turns it on: the training loop does; what traces, transforms or counts a
+network (torch.export, torch.func, FlopCounterMode) then meets torch's own operators.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+_LEVELS = 2**16
+
+
+def use_fast_cpu(net: nn.Module, on: bool = True) -> None:
+    """Turn the fast way on or off in every `Linear` and `Dropout` of `net`; it is taken where it applies."""
+    for module in net.modules():
+        if isinstance(module, Linear | Dropout):
+            module.is_fast = on
+
+
+class Linear(nn.Linear):
+    """`nn.Linear`, and the same products by oneDNN where that is on and applies: float32 (batch, features) on a CPU."""
+
+    is_fast = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, in_features) to (batch, out_features)."""
+        if self.is_fast and _is_plain_float(x) and x.ndim == 2 and torch.backends.mkldnn.is_available():
+            y: Tensor = _OneDnnLinear.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
+            return y
+        return super().forward(x)
+
+
+class Dropout(nn.Dropout):
+    """`nn.Dropout`, and the same with four random values from each draw where that is on and applies.
+
+    The fast way drops with the nearest multiple of 1/65536 to `p`.
+    """
+
+    is_fast = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape; in training each value is dropped, or scaled to keep the mean."""
+        if not (self.is_fast and self.training and _is_plain_float(x)):
+            return super().forward(x)
+        draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        dropped = round(self.p * _LEVELS)
+        mask = (draws.view(torch.int16)[: x.numel()] >= dropped - _LEVELS // 2).view(x.shape)
+        return x * mask.to(x.dtype).mul_(_LEVELS / (_LEVELS - dropped))
+
+
+class _OneDnnLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        return _product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, _ = ctx.needs_input_grad
+        return (
+            _product(gradient, weight.t()) if needs_x else None,
+            _product(gradient.t(), x.t()) if needs_weight else None,
+            gradient.sum(dim=0) if ctx.has_bias else None,
+        )
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`x @ weight.T + bias`; oneDNN takes transposed operands as they lie."""
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return y
+
+
+def _is_plain_float(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
