@@ -54,7 +54,7 @@ class Progress:
         self.evaluated_on, self.show = evaluated_on, show
         self.history: list[EpochMetrics] = []
         self._start = self._last_refresh = self._last_line = time.perf_counter()
-        self._last_curves = -CURVES_SECONDS
+        self._last_curves, self._drawn_epochs = -CURVES_SECONDS, 0
         self._metrics: TextIO = (folder / "metrics.jsonl").open("w", buffering=1)
         self._copy: tuple[int, Tensor, torch.cuda.Event | None] | None = None
         self._live = _live_display(num_epochs * steps_per_epoch) if show and _is_terminal() else None
@@ -101,14 +101,14 @@ class Progress:
             f"{metrics.examples_per_second:,.0f} examples/s  {clock(metrics.elapsed_seconds)}"
         )
         self._last_line = time.perf_counter()
-        if self._last_line - self._last_curves >= CURVES_SECONDS:
+        if self._last_line - self._last_curves >= CURVES_SECONDS or _is_notebook():
             self._draw()
 
     def close(self) -> None:
         """At the end, whatever the end was."""
         if self._live is not None:
             self._live.stop()
-        if self.history:
+        if len(self.history) > self._drawn_epochs:
             self._draw()
         self._metrics.close()
 
@@ -129,7 +129,7 @@ class Progress:
             self._last_line = now
 
     def _draw(self) -> None:
-        self._last_curves = time.perf_counter()
+        self._last_curves, self._drawn_epochs = time.perf_counter(), len(self.history)
         picture = draw_curves(self.history, self.num_epochs, self.evaluated_on)
         temporary = self.folder / ".curves.png"
         temporary.write_bytes(picture)

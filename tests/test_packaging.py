@@ -1,0 +1,71 @@
+"""What `pip install .` gives."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    target = tmp_path_factory.mktemp("installed")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    done = subprocess.run([*command, "--target", target, ROOT], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+def test_the_installed_program_works(installed, tmp_path):
+    done = subprocess.run(
+        [sys.executable, installed / "bin" / "vgg", "describe", "vgg16"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(installed), "PATH": ""},
+    )
+    assert "138,357,544" in done.stdout, done.stderr
+
+
+def test_the_package_is_whole(installed):
+    files = {str(path.relative_to(installed)) for path in installed.rglob("*") if path.is_file()}
+    source = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*") if path.suffix not in (".pyc", "")}
+    assert source <= files
+    assert "vggkit/data/fashion_mnist_sample/LICENSE" in files
+
+
+def test_the_pins_satisfy_the_ranges():
+    pins = dict(re.findall(r"^([a-zA-Z0-9_.-]+)==(\S+)$", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for requirement in project["dependencies"] + project["optional-dependencies"]["dev"]:
+        name, _, least = requirement.partition(">=")
+        pinned = pins[name.replace("-", "_") if name.replace("-", "_") in pins else name]
+        assert [int(n) for n in pinned.split(".")[:2]] >= [int(n) for n in (least or "0").split(".")[:2]], name
+    assert pins["torch"] == "2.13.0"
+
+
+def test_the_public_names_are_all_there():
+    import vggkit
+
+    for name in vggkit.__all__:
+        assert getattr(vggkit, name).__doc__
+        assert name in dir(vggkit)
+    with pytest.raises(AttributeError, match="module 'vggkit' has no attribute 'resnet'"):
+        vggkit.resnet  # noqa: B018
+
+
+def test_importing_it_imports_no_torch_and_allocates_nothing():
+    program = "import sys, vggkit; vggkit.Architecture.parse('vgg16'); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def test_imports_run_one_way():
+    ranks = {"design": 0, "data": 0, "networks": 1, "training": 2, "inference": 2, "lab": 3, "app": 3}
+    for path in (ROOT / "src/vggkit").glob("*/*.py"):
+        own = path.parent.name
+        for imported in re.findall(r"^\s*(?:from|import) vggkit\.(\w+)", path.read_text(), re.MULTILINE):
+            assert imported == own or ranks[imported] < ranks[own], f"{path.name} of {own} imports {imported}"
