@@ -21,7 +21,6 @@ Prints one JSON line for each size; --save adds it to benchmarks/results/train_s
 """
 
 import argparse
-import datetime
 import json
 import statistics
 import subprocess
@@ -35,6 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from measuring import row_header, save_row, spread
 from PIL import Image
 from torch import Tensor, nn
 
@@ -47,7 +47,6 @@ from vggkit.training import loop
 
 BATCH_SIZE = 128
 CONV_ARCH = ((1, 16), (1, 32), (2, 64), (2, 128), (2, 128))
-RESULTS = Path(__file__).parent / "results" / "train_speed.jsonl"
 # (warm-up steps, timed steps) of one repeat, on a CPU: a step takes seconds at 224.
 CPU_STEPS = {224: (1, 2), 96: (2, 5), 32: (5, 25)}
 GPU_STEPS = (20, 100)
@@ -77,17 +76,11 @@ def main() -> None:
             theirs.append(chapter["examples_per_second"])
         floor_seconds, bound_by = floor(size, device, rates)
         row = {
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "benchmark": "train_speed",
+            **row_header(device, flags.repeats),
             "network": "vgg11/4",
             "image_size": size,
             "batch_size": BATCH_SIZE,
-            "device": str(device),
-            "hardware": loop.describe_hardware(device),
-            "torch": torch.__version__,
-            "commit": commit(),
             "dtype": "bfloat16 autocast" if device.type == "cuda" else "float32",
-            "repeats": flags.repeats,
             "examples_per_second": spread(ours),
             "chapter_examples_per_second": spread(theirs),
             "chapter_uses": chapter["uses"],
@@ -98,12 +91,7 @@ def main() -> None:
             "fraction_of_floor_reached": round(floor_seconds * statistics.median(ours) / BATCH_SIZE, 3),
             **{name: float(f"{rate:.3g}") for name, rate in rates.items()},
         }
-        line = json.dumps(row)
-        print(line, flush=True)
-        if flags.save:
-            RESULTS.parent.mkdir(exist_ok=True)
-            with RESULTS.open("a") as file:
-                file.write(line + "\n")
+        save_row("train_speed", row, flags.save)
 
 
 def in_own_process(way: str, size: int, flags: argparse.Namespace) -> dict[str, Any]:
@@ -302,19 +290,6 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median, least and greatest, to three digits."""
-    named = {"median": statistics.median(values), "min": min(values), "max": max(values)}
-    return {name: float(f"{value:.3g}") for name, value in named.items()}
-
-
-def commit() -> str:
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent
-    )
-    return done.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

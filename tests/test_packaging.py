@@ -33,7 +33,9 @@ def test_the_installed_program_works(installed, tmp_path):
 
 def test_the_package_is_whole(installed):
     files = {str(path.relative_to(installed)) for path in installed.rglob("*") if path.is_file()}
-    source = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*") if path.suffix not in (".pyc", "")}
+    source = {
+        str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*") if path.suffix not in (".pyc", "")
+    }
     assert source <= files
     assert "vggkit/data/fashion_mnist_sample/LICENSE" in files
 

@@ -1,0 +1,45 @@
+"""What every benchmark's row says about where it was measured, and where rows go."""
+
+import datetime
+import json
+import statistics
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vggkit.training.loop import describe_hardware
+
+HERE = Path(__file__).parent
+
+
+def row_header(device: torch.device, repeats: int) -> dict[str, Any]:
+    """Date, commit, hardware and versions."""
+    describe = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    commit = subprocess.run(describe, capture_output=True, text=True, cwd=HERE).stdout.strip()
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": commit or "unknown",
+        "device": str(device),
+        "hardware": describe_hardware(device),
+        "torch": torch.__version__,
+        "repeats": repeats,
+    }
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, least and greatest, to three digits."""
+    named = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    return {name: float(f"{value:.3g}") for name, value in named.items()}
+
+
+def save_row(name: str, row: dict[str, Any], save: bool) -> None:
+    """Print `row` as one JSON line; with `save`, add it to results/<name>.jsonl."""
+    line = json.dumps({"benchmark": name, **row})
+    print(line, flush=True)
+    if save:
+        (HERE / "results").mkdir(exist_ok=True)
+        with (HERE / "results" / f"{name}.jsonl").open("a") as file:
+            file.write(line + "\n")

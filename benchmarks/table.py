@@ -1,0 +1,54 @@
+"""The README's table of measured results, from the rows that the benchmarks saved: `python benchmarks/table.py`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def markdown() -> str:
+    """The table, from the newest row for each device kind and size."""
+    lines = [
+        "| what | measured on | result | command |",
+        "|---|---|---|---|",
+    ]
+    for row in newest("quick_accuracy", lambda row: kind(row)):
+        accuracy, seconds = row["test_accuracy"], row["train_command_seconds"]
+        lines.append(
+            f"| `quick`: VGG-11/4 with batch norm, 32 px, {row['epochs']} epochs | {row['hardware']}, torch {row['torch']} "
+            f"| test acc {accuracy['median']} ({accuracy['min']} to {accuracy['max']}, {row['repeats']} seeds) in "
+            f"{seconds['median']:.0f} s, all in | `python benchmarks/quick_accuracy.py` |"
+        )
+    for row in newest("train_speed", lambda row: (kind(row), row["image_size"])):
+        ours, chapter = row["examples_per_second"]["median"], row["chapter_examples_per_second"]["median"]
+        lines.append(
+            f"| training VGG-11/4 at {row['image_size']} px, batch {row['batch_size']}, {row['dtype']} "
+            f"| {row['hardware']}, torch {row['torch']} | {ours:,.0f} examples/s, the chapter's way {chapter:,.0f}: "
+            f"{row['ratio']['median']}x; {row['data_share_of_step']['median']:.1%} of a step on data; "
+            f"{row['fraction_of_floor_reached']:.0%} of the floor | `python benchmarks/train_speed.py` |"
+        )
+    if not any(kind(row) == "cuda" for row in rows("train_speed")):
+        lines.append("| the same on a CUDA GPU | | not measured yet | `python benchmarks/train_speed.py` |")
+        lines.append("| `d2l`: the chapter's 10 epochs at 224 px | | not measured yet | `vgg train --recipe d2l` |")
+    return "\n".join(lines)
+
+
+def rows(name: str) -> list[dict[str, Any]]:
+    """All rows that benchmark `name` saved, the oldest first."""
+    path = RESULTS / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def newest(name: str, key: Any) -> list[dict[str, Any]]:
+    """The last row of each `key`."""
+    return list({key(row): row for row in rows(name)}.values())
+
+
+def kind(row: dict[str, Any]) -> str:
+    """`cpu`, `cuda` or `mps`."""
+    return str(row["device"]).partition(":")[0]
+
+
+if __name__ == "__main__":
+    print(markdown())
