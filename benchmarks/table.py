@@ -16,7 +16,8 @@ def markdown() -> str:
     for row in newest("quick_accuracy", lambda row: kind(row)):
         accuracy, seconds = row["test_accuracy"], row["train_command_seconds"]
         lines.append(
-            f"| `quick`: VGG-11/4 with batch norm, 32 px, {row['epochs']} epochs | {row['hardware']}, torch {row['torch']} "
+            f"| `quick`: VGG-11/4 with batch norm, 32 px, {row['epochs']} epochs "
+            f"| {row['hardware']}, torch {row['torch']} "
             f"| test acc {accuracy['median']} ({accuracy['min']} to {accuracy['max']}, {row['repeats']} seeds) in "
             f"{seconds['median']:.0f} s, all in | `python benchmarks/quick_accuracy.py` |"
         )
