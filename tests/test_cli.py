@@ -40,16 +40,16 @@ def row(text, name):
 
 def test_describe_answers_where_the_parameters_are(capsys):
     wide = described(capsys, "vgg11", "--in-channels", "1", "--num-classes", "10")
-    assert "92.8%" in row(wide, "fully connected")
+    assert "92.8" in row(wide, "all fc").split()
     narrow = described(capsys, "vgg11/4", "--in-channels", "1", "--num-classes", "10")
-    assert "98.7%" in row(narrow, "fully connected")
+    assert "98.7" in row(narrow, "all fc").split()
 
 
 def test_describe_answers_where_the_other_three_layers_went(capsys):
     text = described(capsys, "vgg11")
-    assert "8 conv" in row(text, "convolutional")
-    assert "3 fc" in row(text, "fully connected")
-    assert "11 with weights" in row(text, "total")
+    assert "8 conv" in row(text, "all conv")
+    assert "3 fc" in row(text, "all fc")
+    assert row(text, "total").split()[1] == "11"
     assert "132,863,336" in row(text, "total")
 
 
@@ -60,10 +60,16 @@ def test_describe_by_layer_and_as_json_say_the_same(capsys):
     )
     for layer in data["layers"]:
         assert f"{layer['parameters']:,}" in row(text, layer["name"])
-        assert " x ".join(map(str, layer["output_shape"][1:])) in row(text, layer["name"])
+        assert "x".join(map(str, layer["output_shape"][1:])) in row(text, layer["name"])
     assert data["total"]["parameters"] == sum(layer["parameters"] for layer in data["layers"])
     assert data["total"]["macs"] == sum(part["macs"] for part in data["parts"].values())
-    assert f"{data['total']['macs']:,}" in row(text, "total")
+    assert f"{data['total']['macs'] / 1e6:,.1f}" in row(text, "total")
+
+
+@pytest.mark.parametrize("network", ["vgg19", "vgg16_bn", "A-LRN"])
+def test_describe_fits_80_columns(network, capsys):
+    for layers in ([], ["--layers"]):
+        assert max(map(len, described(capsys, network, *layers).splitlines())) <= 80
 
 
 def test_hidden_may_be_empty(capsys):

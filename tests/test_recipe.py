@@ -38,6 +38,7 @@ def test_d2l_is_the_chapters():
         ({"schedule": "step"}, "schedule to be one of constant, cosine, linear, got 'step'"),
         ({"name": "../x"}, "a name that can be a folder's, got '../x'"),
         ({"name": ""}, "a name that can be a folder's"),
+        ({"optimizer": "adamw", "momentum": 0.9}, "no momentum with adamw, which has its own, got 0.9"),
         ({"nesterov": True}, "a momentum above 0 with nesterov"),
         ({"flip": "yes"}, "flip to be true or false, got 'yes'"),
         ({"data": 3}, "data to be a text, got 3"),

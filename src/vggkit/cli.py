@@ -95,37 +95,36 @@ def _describe(arguments: list[str]) -> int:
     def cells(part: Sum) -> tuple[str, ...]:
         return (
             f"{part.parameters:,}",
-            f"{part.parameters / total.parameters:.1%}",
-            f"{part.macs:,}",
-            f"{part.macs / total.macs:.1%}",
+            f"{100 * part.parameters / total.parameters:.1f}",
+            f"{part.macs / 1e6:,.1f}",
+            f"{100 * part.macs / total.macs:.1f}",
             f"{part.activation_bytes / 1e6:,.1f}",
         )
 
     rows = []
     for name, part in ({c.name: Sum.of([c]) for c in counted.layers} if flags.layers else counted.parts).items():
         last = part.layers[-1]
-        shape = " x ".join(map(str, last.output_shape[1:]))
+        shape = "x".join(map(str, last.output_shape[1:]))
         sees = (str(last.receptive_field), str(last.stride))
         rows.append((name, last.kind if flags.layers else _weight_layers(part), shape, *cells(part), *sees))
     sums_rows = [
-        ("convolutional", _weight_layers(convolutional), "", *cells(convolutional), "", ""),
-        ("fully connected", _weight_layers(fully_connected), "", *cells(fully_connected), "", ""),
-        ("total", f"{total.weight_layers} with weights", "", *cells(total), "", ""),
+        ("all conv", _weight_layers(convolutional), "", *cells(convolutional), "", ""),
+        ("all fc", _weight_layers(fully_connected), "", *cells(fully_connected), "", ""),
+        ("total", str(total.weight_layers), "", *cells(total), "", ""),
     ]
-    batch = f", batch of {flags.batch_size}" if flags.batch_size > 1 else ""
-    print(
-        f"{arch.name}: {arch.in_channels} x {arch.image_size} x {arch.image_size} images{batch}, "
-        f"{arch.num_classes} classes"
-    )
-    header = ("layer", "kind") if flags.layers else ("part", "layers")
+    images = f"{arch.in_channels}x{arch.image_size}x{arch.image_size} images"
+    print(f"{arch.name}: {images} in batches of {flags.batch_size}, {arch.num_classes} classes")
     _print_table(
-        (*header, "output", "parameters", "share", "MACs", "share", "activations MB", "sees px", "stride px"),
+        ("layer" if flags.layers else "part", "kind" if flags.layers else "layers", "output")
+        + ("parameters", "%", "MMACs", "%", "MB out", "sees", "step"),
         [rows, sums_rows],
         left_aligned=3,
     )
     print(
-        f"{total.param_bytes / 1e6:,.1f} MB of parameters in float32. A MAC is one multiply-add: FLOPs = 2 x MACs. "
-        "'sees' is the side of the receptive field."
+        f"parameters: {total.param_bytes / 1e6:,.1f} MB in float32\n"
+        "MMACs: millions of multiply-adds; FLOPs = 2 x MACs\n"
+        "MB out: activations in float32\n"
+        "sees, step: receptive field, and pixels from one output to the next"
     )
     return DONE
 
@@ -282,10 +281,11 @@ def _eval(arguments: list[str]) -> int:
         _print_json({"accuracy": evaluation.accuracy, "class_accuracy": by_class, "confusion": confusion})
         return DONE
     print(f"accuracy {evaluation.accuracy:.4f} on the {len(dataset.test_labels):,} test images of {data}")
-    header = ("true class", "accuracy", *(f"as {name}" for name in evaluation.classes))
+    print("a row is a true class; below a number, its images that were taken for the class of that number")
+    header = ("class", "accuracy", *map(str, range(len(evaluation.classes))))
     rows = [
-        (name, f"{by_class[name]:.1%}", *(f"{n}" if n else "." for n in row))
-        for name, row in zip(evaluation.classes, evaluation.confusion.tolist(), strict=True)
+        (f"{index} {name}", f"{by_class[name]:.1%}", *(str(n) if n else "." for n in row))
+        for index, (name, row) in enumerate(zip(evaluation.classes, evaluation.confusion.tolist(), strict=True))
     ]
     _print_table(header, [rows], left_aligned=1)
     if flags.plot is not None:
@@ -396,14 +396,12 @@ def _print_table(header: Sequence[str], sections: Sequence[Sequence[Sequence[str
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    console = Console(width=1_000)  # a table takes the width it needs: no figure is ever cut
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
     for index, name in enumerate(header):
         table.add_column(name, justify="left" if index < left_aligned else "right")
     for rows in sections:
         for row in rows:
             table.add_row(*row)
         table.add_section()
-    if not console.is_terminal:
-        console.width = 1_000  # a pipe has no width to fit in
     console.print(table)

@@ -96,6 +96,8 @@ class Recipe:
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= highest:
                 raise RecipeError(f"expected {field} from 0 to {highest:g}, got {value!r}")
+        if self.momentum and self.optimizer != "sgd":
+            raise RecipeError(f"expected no momentum with {self.optimizer}, which has its own, got {self.momentum}")
         if self.nesterov and self.momentum == 0:
             raise RecipeError("expected a momentum above 0 with nesterov, got 0")
         for field in ("nesterov", "normalize", "flip"):
@@ -165,14 +167,12 @@ def quick() -> Recipe:
         dropout=0.0,
         init="kaiming",
         epochs=8,
-        batch_size=128,
-        optimizer="sgd",
-        learning_rate=0.1,
+        batch_size=64,
+        optimizer="adamw",
+        learning_rate=0.004,
         schedule="linear",
-        warmup_epochs=1.0,
-        momentum=0.9,
-        nesterov=True,
-        weight_decay=5e-4,
+        warmup_epochs=1.6,
+        weight_decay=0.05,
         normalize=True,
         flip=True,
     )
