@@ -49,6 +49,15 @@ def test_normalisation_is_what_it_says():
     assert torch.equal(images, before)
 
 
+def test_grey_images_stay_channels_last_through_a_convolution(images):
+    """One channel has ambiguous strides, which torch takes for contiguous."""
+    convolution = torch.nn.Conv2d(1, 4, 3, padding=1).to(memory_format=torch.channels_last)
+    x = plain(32)(images)
+    assert convolution(x).is_contiguous(memory_format=torch.channels_last)
+    assert not convolution(x).is_contiguous()
+    torch.testing.assert_close(convolution(x), convolution(x.clone(memory_format=torch.contiguous_format)))
+
+
 def test_preprocessing_round_trips_and_checks_itself():
     preprocessing = Preprocessing(32, 1, (0.286,), (0.353,))
     assert Preprocessing.from_json(preprocessing.to_json()) == preprocessing

@@ -11,7 +11,7 @@ from torch import nn
 
 from vggkit import Recipe, train, vgg
 from vggkit.data.fashion_mnist import DataError, load
-from vggkit.data.loading import Split
+from vggkit.data.loading import Augmentation, Split, batches, epoch_order
 from vggkit.data.preprocessing import Preprocessing
 from vggkit.inference.evaluate import evaluate as confusion_of
 from vggkit.inference.predict import load_classifier
@@ -182,6 +182,27 @@ def test_the_device_is_chosen_or_refused():
 def test_adamw_learns_too(recipe, tmp_path):
     adam = replace(recipe, optimizer="adamw", learning_rate=0.003, momentum=0.0, nesterov=False, epochs=2)
     assert train(adam, out=tmp_path / "run", progress=False).history[-1].test_accuracy > 0.5
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_step_never_waits_for_the_gpu(recipe):
+    device = torch.device("cuda", 0)
+    sample = load("fashion-mnist-sample")
+    split = Split.on(device, sample.train_images, sample.train_labels)
+    net = vgg("vgg11_bn/4", image_size=32).to(device).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, fused=True)
+    preprocessing = Preprocessing(32, 1, (0.3,), (0.3,))
+    augment = Augmentation(flip=True, translate=2, erase=4)
+    draws, order = torch.Generator(device).manual_seed(0), epoch_order(len(split), 0, 1).to(device)
+    sums = torch.zeros(3, device=device)
+    for mode in ("default", "error"):  # once to warm up
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            for images, labels in batches(split, 128, order):
+                sums += train_step(net, optimizer, preprocessing(augment(images, draws)), labels, 0.01)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert sums.isfinite().all()
 
 
 def test_ctrl_c_ends_tidily_with_what_was_learned_saved(recipe, tmp_path):

@@ -44,6 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `vgg ... | head`
         sys.stderr.close()
         return DONE
+    except OSError as error:
+        print(f"vgg {verb}: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 @dataclass(frozen=True)

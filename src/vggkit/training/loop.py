@@ -1,6 +1,7 @@
 """A recipe to a trained network: `train` reads from top to bottom."""
 
 import json
+import math
 import os
 import platform
 import time
@@ -130,7 +131,7 @@ def train(
                 shown.step(step, sums)
             loss_sum, correct, count = sums.tolist()  # waits for the device: the only time in an epoch
             train_seconds = time.perf_counter() - epoch_start
-            if not torch.isfinite(torch.tensor(loss_sum)):
+            if not math.isfinite(loss_sum):
                 raise DivergedError(
                     f"expected a finite loss, got {loss_sum / count} in epoch {epoch}, "
                     f"try a --learning-rate below {recipe.learning_rate:g} or --architecture with _bn"
