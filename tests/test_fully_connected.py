@@ -45,7 +45,7 @@ def test_inputs_that_need_no_gradient_get_none():
     torch.testing.assert_close(x.grad, module.weight.sum(dim=0).expand(2, 4))
 
 
-@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.9])
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.9, 0.999999])
 def test_fast_dropout_drops_and_scales_as_dropout_does(p):
     module = Dropout(p)
     module.is_fast = True
@@ -55,14 +55,14 @@ def test_fast_dropout_drops_and_scales_as_dropout_does(p):
     kept = y != 0
     # Five standard deviations of a binomial.
     assert abs(1 - kept.float().mean().item() - p) <= 5 * (p * (1 - p) / x.numel()) ** 0.5
-    torch.testing.assert_close(y[kept], torch.full_like(y[kept], 2 / (1 - p)), rtol=1e-4, atol=0)
+    torch.testing.assert_close(y[kept], torch.full_like(y[kept], 2 / (1 - p)), rtol=1e-3, atol=0)
     y.sum().backward()
     torch.testing.assert_close(x.grad, y.detach() / 2)
     for quarter in range(4):  # each of the four values of a draw is as random as the others
         assert abs(kept.flatten()[quarter::4].float().mean().item() - (1 - p)) < 0.01
     torch.manual_seed(0)
     assert torch.equal(module(x), y)
-    assert not torch.equal(module(x), y) or p == 0
+    assert not torch.equal(module(x), y) or p in (0, 0.999999)
     assert torch.equal(module.eval()(x), x)
 
 

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -61,10 +63,17 @@ def test_grey_images_stay_channels_last_through_a_convolution(images):
 def test_preprocessing_round_trips_and_checks_itself():
     preprocessing = Preprocessing(32, 1, (0.286,), (0.353,))
     assert Preprocessing.from_json(preprocessing.to_json()) == preprocessing
-    for text in ("null", "{}", "[]", '{"image_size": 0, "channels": 1, "mean": [0], "std": [1]}', "{"):
-        with pytest.raises(ValueError, match=r"expected|Expecting"):
+    fields = '{"image_size": %s, "channels": %s, "mean": %s, "std": %s}'
+    for text in (
+        "null", "{}", "[]", "{", "[" * 100_000,
+        fields % ("0", "1", "[0]", "[1]"), fields % ("8", "1", "[NaN]", "[1]"), fields % ("8", "1", "[0]", "[NaN]"),
+        fields % ("8", "1", "[0]", "[1e-320]"), fields % ("8", "1", "[Infinity]", "[1]"), fields % ("8", "1", '"5"', "[1]"),
+        fields % ("Infinity", "1", "[0]", "[1]"), fields % ("8", "1", f"[{10**400}]", "[1]"),
+        fields % ("8", "1", '{"1": 2}', "[1]"), fields % ("8", "2", "[0, 0]", "[1, 1]"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="expected"):
             Preprocessing.from_json(text)
-    with pytest.raises(ValueError, match="as many positive stds"):
+    with pytest.raises(ValueError, match="expected finite means and stds of at least"):
         Preprocessing(32, 1, (0.0,), (0.0,))
 
 
@@ -173,18 +182,20 @@ def test_what_is_no_image_is_refused_in_one_line(tmp_path, monkeypatch):
     content = (tmp_path / "whole.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
     Image.new("L", (5, 5)).save(tmp_path / "image.gif")
+    os.mkfifo(tmp_path / "fifo.png")
     for name, message in [
-        ("missing.png", "No such file"),
+        ("missing.png", "expected an image file, got nothing there"),
+        ("fifo.png", "expected an image file, got no regular file"),
         ("text.png", "expected a PNG or JPEG image, got something else"),
         ("image.gif", "expected a PNG or JPEG image, got something else"),
         ("cut.png", "expected a whole PNG or JPEG image"),
-        (".", "expected a whole PNG or JPEG image"),
+        (".", "expected an image file, got no regular file"),
     ]:
         with pytest.raises(DataError, match=message) as caught:
             read_image(tmp_path / name, 1)
         assert "\n" not in str(caught.value)
     monkeypatch.setattr("vggkit.data.preprocessing.MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(DataError, match="at most 100 pixels, got 50 x 50"):
+    with pytest.raises(DataError, match="at most 100 pixels and 30000 along a side, got 50 x 50"):
         read_image(tmp_path / "whole.png", 1)
 
 

@@ -208,10 +208,13 @@ def test_a_step_never_waits_for_the_gpu(recipe):
 def test_ctrl_c_ends_tidily_with_what_was_learned_saved(recipe, tmp_path):
     command = [sys.executable, "-m", "vggkit", "train", "--data", recipe.data, "--epochs", "1000", "--out", "run"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        lines = [process.stdout.readline() for _ in range(3)]  # the header and two epochs
-        assert lines[2].startswith("epoch    2/1000")
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        try:
+            lines = [process.stdout.readline() for _ in range(4)]  # the header, the warning and two epochs
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert lines[3].startswith("epoch    2/1000")
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert "stopped by Ctrl-C after" in out

@@ -147,6 +147,31 @@ def test_a_replaced_layer_is_used():
     assert torch.equal(x, before)  # nothing wrote into the caller's input
 
 
+def test_a_block_of_somebody_elses_keeps_its_own_forward():
+    x = torch.randn(2, 1, 8, 8)
+
+    class Doubled(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x) * 2
+
+    class Keeping(nn.Conv2d):
+        def forward(self, x):
+            self.kept = super().forward(x)
+            return self.kept
+
+    net = vgg("1x8", image_size=8, hidden=())
+    plain = nn.Sequential(*net)
+    net.block1.relu1_1.forward = lambda x: x.abs()
+    assert torch.equal(net(x), plain(x))
+    net = vgg("1x8", image_size=8, hidden=())
+    net.block1 = Doubled(*net.block1)
+    assert torch.equal(net(x), nn.Sequential(*net)(x))
+    net = vgg("1x8", image_size=8, hidden=())
+    net.block1.conv1_1 = Keeping(1, 8, 3, padding=1)
+    net(x)
+    assert (net.block1.conv1_1.kept < 0).any()
+
+
 def test_the_names_are_the_papers():
     keys = list(vgg("vgg16_bn/8").state_dict())
     assert keys[0] == "block1.conv1_1.weight"
@@ -190,6 +215,12 @@ def test_what_cannot_be_is_refused_before_anything_is_allocated():
         vgg(((1, 10**9),))
     with pytest.raises(ArchitectureError, match="channels"):
         vgg_block(1, 1, 0)
+    with pytest.raises(ArchitectureError, match="in_channels from 1 to 65536, got 0"):
+        vgg_block(1, 0, 4)
+    with pytest.raises(ArchitectureError, match="norm to be one of none, batch, got 'bn'"):
+        vgg_block(1, 3, 4, norm="bn")
+    with pytest.raises(ArchitectureError, match="blocks as a tuple, got 5"):
+        vgg(5)
     with pytest.raises(ValueError, match="expected init to be one of kaiming, xavier, paper, torch, got 'he'"):
         vgg("vgg11/16", init="he")
 

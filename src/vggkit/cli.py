@@ -4,6 +4,7 @@ import contextlib
 import io
 import itertools
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -26,29 +27,43 @@ DONE, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `vgg` with `argv`, by default the process's own; the exit code is 2 for a user's mistake."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_usage())
-        return DONE
-    if arguments[0] in ("-V", "--version"):
-        print(f"vggkit {vggkit.__version__}")
-        return DONE
-    verb, *rest = arguments
-    if verb not in VERBS:
-        print(f"vgg: expected one of {', '.join(VERBS)}, got {verb!r}, try 'vgg --help'", file=sys.stderr)
-        return USER_ERROR
+    verb = arguments[0] if arguments else "--help"
     try:
-        return VERBS[verb](rest)
+        code = _run(verb, arguments[1:])
+        sys.stdout.flush()
+        return code
     except ValueError as error:  # ArchitectureError, RecipeError, DataError and WeightsError are ValueErrors
         print(f"vgg {verb}: {error}", file=sys.stderr)
         return USER_ERROR
-    except BrokenPipeError:  # `vgg ... | head`
-        sys.stderr.close()
+    except BrokenPipeError:  # `vgg ... | head`: what Python still holds goes nowhere, without a complaint
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except OSError as error:
         print(f"vgg {verb}: {error}", file=sys.stderr)
         return FAILED
+    except (MemoryError, RuntimeError) as error:  # torch has no type of its own for a CPU's memory
+        if "memory" not in str(error):
+            raise
+        print(
+            f"vgg {verb}: expected enough memory, got: {str(error).splitlines()[0]}, "
+            "try a smaller --batch-size, --image-size or --hidden",
+            file=sys.stderr,
+        )
+        return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _run(verb: str, arguments: list[str]) -> int:
+    if verb in ("-h", "--help", "help"):
+        print(_usage())
+        return DONE
+    if verb in ("-V", "--version"):
+        print(f"vggkit {vggkit.__version__}")
+        return DONE
+    if verb not in VERBS:
+        raise ValueError(f"expected one of {', '.join(VERBS)}, try 'vgg --help'")
+    return VERBS[verb](arguments)
 
 
 @dataclass(frozen=True)
@@ -172,10 +187,7 @@ def _train(arguments: list[str]) -> int:
     from vggkit.data import fashion_mnist
     from vggkit.training.loop import DivergedError, train
 
-    is_sample = flags.fields.data == fashion_mnist.SAMPLE_NAME
-    if is_sample:
-        print(SAMPLE_WARNING, file=sys.stderr, flush=True)
-    elif flags.fields.data == fashion_mnist.FULL_NAME and flags.data_dir is None:
+    if flags.fields.data == fashion_mnist.FULL_NAME and flags.data_dir is None:
         _find_or_fetch()
     try:
         run = train(flags.fields, out=flags.out, device=flags.device, data_dir=flags.data_dir)
@@ -184,17 +196,11 @@ def _train(arguments: list[str]) -> int:
         return FAILED
     if run.interrupted:
         print(f"stopped by Ctrl-C after {len(run.history)} of {run.recipe.epochs} epochs; what was learned is saved")
-    if is_sample:
-        print(SAMPLE_WARNING, file=sys.stderr, flush=True)
+    if flags.fields.data == fashion_mnist.SAMPLE_NAME:
+        _print_to_stderr(fashion_mnist.SAMPLE_WARNING)
     print(run.summary)
     print(run.folder)
     return INTERRUPTED if run.interrupted else DONE
-
-
-SAMPLE_WARNING = (
-    "WARNING: this is the sample of 2,000 training and 1,000 test images that comes with vggkit, not Fashion-MNIST: "
-    "its numbers are not comparable with anybody's"
-)
 
 
 def _find_or_fetch() -> None:
@@ -254,13 +260,13 @@ class EvalFlags:
     run: Positional[Path]
     """A run folder, or a model.safetensors."""
     data: str | None = None
-    """Data to test on; what the run was trained on, if not given."""
+    """Data to test on; if not given, what the recipe.json beside the weights says, else fashion-mnist."""
     device: str | None = None
     """cpu, cuda, cuda:1 or mps; a GPU, if there is one, if not given."""
     data_dir: Path | None = None
     """Where to look for Fashion-MNIST first."""
     plot: Path | None = None
-    """Draw the confusion matrix into this PNG file."""
+    """Draw the confusion matrix into this .png file."""
     json: bool = False
     """Print JSON instead of tables."""
 
@@ -272,10 +278,10 @@ def _eval(arguments: list[str]) -> int:
     from vggkit.inference.predict import load_classifier
     from vggkit.training.loop import choose_device
 
+    if flags.plot is not None and (flags.plot.suffix != ".png" or not flags.plot.parent.is_dir()):
+        raise ValueError(f"expected a .png file in a folder that exists for --plot, got {flags.plot}")
     classifier = load_classifier(flags.run, choose_device(flags.device))
-    data, recipe_file = flags.data, flags.run / "recipe.json"
-    if data is None:
-        data = Recipe.from_json(recipe_file.read_text()).data if recipe_file.is_file() else "fashion-mnist"
+    data = flags.data if flags.data is not None else _data_of_run(flags.run)
     dataset = load(data, flags.data_dir)
     evaluation = evaluate(classifier, dataset)
     if flags.plot is not None:
@@ -289,13 +295,27 @@ def _eval(arguments: list[str]) -> int:
     print("a row is a true class; below a number, its images that were taken for the class of that number")
     header = ("class", "accuracy", *map(str, range(len(evaluation.classes))))
     rows = [
-        (f"{index} {name}", f"{by_class[name]:.1%}", *(str(n) if n else "." for n in row))
+        (f"{index} {name}", _percent(by_class[name]), *(str(n) if n else "." for n in row))
         for index, (name, row) in enumerate(zip(evaluation.classes, evaluation.confusion.tolist(), strict=True))
     ]
     _print_table(header, [rows], left_aligned=1)
     if flags.plot is not None:
         print(flags.plot)
     return DONE
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
+
+
+def _data_of_run(run: Path) -> str:
+    path = (run if run.is_dir() else run.parent) / "recipe.json"
+    if not path.is_file():
+        return "fashion-mnist"
+    try:
+        return Recipe.from_json(path.read_text()).data
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}, try --data") from None
 
 
 @dataclass(frozen=True)
@@ -318,8 +338,6 @@ def _predict(arguments: list[str]) -> int:
     flags = _parse("predict", PredictFlags, arguments)
     if not flags.images:
         raise ValueError("expected at least one image, got none")
-    if flags.top < 1:
-        raise ValueError(f"expected --top from 1, got {flags.top}")
     from vggkit.inference.predict import load_classifier, predict
     from vggkit.training.loop import choose_device
 
@@ -392,7 +410,7 @@ def _print_to_stderr(line: str) -> None:
 
 
 def _print_json(value: object) -> None:
-    print(json.dumps(value))
+    print(json.dumps(value, allow_nan=False))
 
 
 def _print_table(header: Sequence[str], sections: Sequence[Sequence[Sequence[str]]], left_aligned: int) -> None:
@@ -401,7 +419,8 @@ def _print_table(header: Sequence[str], sections: Sequence[Sequence[Sequence[str
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=1_000)  # a table takes the width it needs: no figure is ever cut
+    # A table takes the width it needs: no figure is ever cut.
+    console = Console(width=1_000, markup=False, emoji=False, highlight=False)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
     for index, name in enumerate(header):
         table.add_column(name, justify="left" if index < left_aligned else "right")

@@ -17,6 +17,7 @@ import urllib.request
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,12 @@ SHA256 = {
     ),
 }
 
-MAX_IDX_BYTES = 2**30
+SAMPLE_WARNING = (
+    "WARNING: this is the sample of 2,000 training and 1,000 test images that comes with vggkit, not Fashion-MNIST: "
+    "its numbers are not comparable with anybody's"
+)
+
+MAX_IDX_BYTES = 2**28
 """Far above the 47 MB of Fashion-MNIST: what a file that says more is refused for before it is unpacked."""
 
 DOWNLOAD_TIMEOUT_SECONDS = 20
@@ -168,7 +174,10 @@ def fetch(report: Callable[[str], None] = lambda line: None, url: str = OFFICIAL
         pass
     else:
         return target
-    target.mkdir(parents=True, exist_ok=True)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"expected a cache folder that can be made, got {target}: {error.strerror}") from None
     reasons = []
     for source, bring in ((url, _download), (f"the Debian package {DEBIAN_PACKAGE}", _unpack_debian_package)):
         report(f"fetching Fashion-MNIST from {source}")
@@ -179,7 +188,7 @@ def fetch(report: Callable[[str], None] = lambda line: None, url: str = OFFICIAL
                 for file in FILES:
                     (folder / f"{file}.gz").replace(target / f"{file}.gz")
             return target
-        except (OSError, subprocess.SubprocessError, DataError) as error:
+        except (OSError, subprocess.SubprocessError, HTTPException, ValueError) as error:
             reasons.append(f"{source}: {_reason(error)}")
             report(f"  not from there: {_reason(error)}")
     raise DataError(
@@ -276,7 +285,7 @@ def _download(temporary: Path, url: str, report: Callable[[str], None]) -> Path:
             try:
                 _download_file(f"{url}/{file}.gz", temporary / f"{file}.gz", report)
                 break
-            except OSError as error:  # urllib's errors and timeouts are OSErrors too
+            except (OSError, HTTPException) as error:  # urllib's errors and timeouts are OSErrors too
                 if attempt == DOWNLOAD_TRIES:
                     raise
                 report(f"  try {attempt} of {DOWNLOAD_TRIES} failed: {_reason(error)}")

@@ -1,6 +1,7 @@
 """What is done to an image before the network sees it; it travels with the weights."""
 
 import json
+import math
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,8 +14,10 @@ from torch.nn import functional as F
 
 from vggkit.data.fashion_mnist import DataError
 
-MAX_IMAGE_PIXELS = 100_000_000
+MAX_IMAGE_PIXELS, MAX_IMAGE_SIDE = 64_000_000, 30_000
 """An image that says it is larger is refused before it is decoded."""
+
+MIN_STD = 1e-6
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,10 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if self.channels not in (1, 3) or self.image_size < 1:
             raise ValueError(f"expected 1 or 3 channels and a positive image_size, got {self}")
-        if len(self.mean) != self.channels or len(self.std) != self.channels or min(self.std) <= 0:
-            raise ValueError(f"expected {self.channels} means and as many positive stds, got {self.mean}, {self.std}")
+        if len(self.mean) != self.channels or len(self.std) != self.channels:
+            raise ValueError(f"expected {self.channels} means and as many stds, got {self.mean}, {self.std}")
+        if not all(map(math.isfinite, self.mean + self.std)) or min(self.std) < MIN_STD:
+            raise ValueError(f"expected finite means and stds of at least {MIN_STD}, got {self.mean}, {self.std}")
 
     def __call__(self, images: Tensor) -> Tensor:
         """The network's input.
@@ -62,16 +67,13 @@ class Preprocessing:
     @classmethod
     def from_json(cls, text: str) -> "Preprocessing":
         """The preprocessing that `to_json` wrote; raises `ValueError` for anything else."""
-        fields = json.loads(text)
         try:
-            return cls(
-                int(fields["image_size"]),
-                int(fields["channels"]),
-                tuple(map(float, fields["mean"])),
-                tuple(map(float, fields["std"])),
-            )
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"expected image_size, channels, mean and std, got {text[:200]!r}: {error}") from None
+            match json.loads(text):
+                case {"image_size": int(size), "channels": int(channels), "mean": [*mean], "std": [*std]}:
+                    return cls(size, channels, tuple(map(float, mean)), tuple(map(float, std)))
+        except (TypeError, OverflowError, RecursionError, json.JSONDecodeError):
+            pass
+        raise ValueError(f"expected image_size, channels, mean and std as JSON, got {text[:80]!r}")
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -89,18 +91,23 @@ def _channels_last(x: Tensor) -> Tensor:
 def read_image(path: Path, channels: int) -> Tensor:
     """The image in a PNG or JPEG file as uint8 (channels, height, width): grey for 1 channel, RGB for 3.
 
-    It is turned as its EXIF orientation says; transparency lies on black; 16-bit values are scaled to 8 bits.
+    It is turned as its EXIF orientation says; 8-bit transparency lies on black; 16 bits are scaled to 8.
 
     Raises:
         DataError: there is no such file, or it is not a whole PNG or JPEG image of a sane size; it is named.
     """
+    if not path.is_file():  # a FIFO would be waited for
+        raise DataError(
+            f"{path}: expected an image file, got {'no regular file' if path.exists() else 'nothing there'}"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's notes on odd files; its errors are what counts
             with Image.open(path, formats=("PNG", "JPEG")) as image:
-                if image.width * image.height > MAX_IMAGE_PIXELS:
+                if image.width * image.height > MAX_IMAGE_PIXELS or max(image.size) > MAX_IMAGE_SIDE:
                     raise DataError(
-                        f"{path}: expected at most {MAX_IMAGE_PIXELS} pixels, got {image.width} x {image.height}"
+                        f"{path}: expected at most {MAX_IMAGE_PIXELS} pixels and {MAX_IMAGE_SIDE} along a side, "
+                        f"got {image.width} x {image.height}"
                     )
                 upright = ImageOps.exif_transpose(image)
                 pixels = np.array(_to_8_bits(upright).convert("L" if channels == 1 else "RGB"))
@@ -108,16 +115,14 @@ def read_image(path: Path, channels: int) -> Tensor:
         raise
     except UnidentifiedImageError:
         raise DataError(f"{path}: expected a PNG or JPEG image, got something else") from None
-    except Image.DecompressionBombError as error:
-        raise DataError(f"{path}: expected an image of a sane size, got: {error}") from None
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three for damaged files
+    except Exception as error:  # a damaged file makes Pillow raise almost anything, struct.error and TypeError too
         raise DataError(f"{path}: expected a whole PNG or JPEG image, got: {error}") from None
     return torch.from_numpy(pixels).view(*pixels.shape[:2], channels).permute(2, 0, 1)
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8))
+        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         layers = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layers.size, (0, 0, 0, 255)), layers)

@@ -22,7 +22,7 @@ MAX_HIDDEN_LAYERS = 100
 MAX_WIDTH = 65_536  # channels, hidden units, classes, pixels along a side
 MAX_KERNEL_SIZE = 255
 MAX_LAYER_WEIGHTS = 2**40
-MAX_NOTATION_CHARACTERS = 20_000
+MAX_NOTATION_CHARACTERS = 10_000
 
 FAMILY = {
     "vgg11": "1x64 1x128 2x256 2x512 2x512",
@@ -42,7 +42,6 @@ _BLOCK = re.compile(
     r"(?P<lrn>\+lrn)?(?=[ ,]|$)",
     re.IGNORECASE,
 )
-_SUFFIX = re.compile(r"(?:_bn|\s*/\s*(?P<divisor>[0-9]+))$", re.IGNORECASE)
 
 
 class ArchitectureError(ValueError):
@@ -97,7 +96,7 @@ class Block:
                 )
         if len(sizes) not in (1, self.num_convs):
             raise ArchitectureError(
-                f"expected 1 or {self.num_convs} kernel sizes (one for each convolution), got {len(sizes)}"
+                f"expected one kernel size or one for each of the {self.num_convs} convolutions, got {len(sizes)}"
             )
         if not isinstance(self.lrn, bool):
             raise ArchitectureError(f"expected lrn to be True or False, got {self.lrn!r}")
@@ -217,12 +216,14 @@ class Architecture:
                 f"{_shown(text)}: expected at most {MAX_NOTATION_CHARACTERS} characters, got {len(text)}"
             )
         body, divisor, norm = text.strip(), 1, "none"
-        while match := _SUFFIX.search(body):
-            if match["divisor"] is None:
-                norm = "batch"
-            else:
-                divisor *= _checked_int(text, body, match, "divisor", "divisor", 1, MAX_WIDTH)
-            body = body[: match.start()]
+        for _ in range(2):  # `_bn` and `/4`, in either order
+            head, slash, digits = body.rpartition("/")
+            if norm == "none" and body[-3:].lower() == "_bn":
+                norm, body = "batch", body[:-3].rstrip()
+            elif slash and divisor == 1:
+                place = text.find(body) + len(head) + 2
+                divisor = _checked_number(text, digits.strip(), place, "a divisor", MAX_WIDTH)
+                body = head.rstrip()
         name = PAPER_LETTERS.get(body.lower(), body.lower())
         blocks = _parse_blocks(FAMILY[name], FAMILY[name]) if name in FAMILY else _parse_blocks(text, body)
         if options.setdefault("norm", norm) != norm and norm == "batch":
@@ -278,7 +279,7 @@ class Architecture:
         """The architecture that `to_json` wrote, checked as if typed by hand; raises `ArchitectureError`."""
         try:
             fields = json.loads(text)
-        except (ValueError, RecursionError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise ArchitectureError(f"expected an architecture as JSON, got {_shown(str(text))}: {error}") from None
         expected = {"notation", "in_channels", "num_classes", "image_size", "hidden", "dropout"}
         if not isinstance(fields, dict) or set(fields) != expected:
@@ -289,7 +290,9 @@ class Architecture:
 
 def _check_int(what: str, value: object, least: int, most: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ArchitectureError(f"expected {what} from {least} to {most}, got {_shown(repr(value), quote=False)}")
+        is_endless = isinstance(value, int) and abs(value) > 2**64  # Python refuses to write out the longest
+        got = "a number beyond 64 bits" if is_endless else _shown(repr(value), quote=False)
+        raise ArchitectureError(f"expected {what} from {least} to {most}, got {got}")
 
 
 def _as_tuple(what: str, value: object) -> tuple[Any, ...]:
@@ -311,14 +314,12 @@ def _shown(text: str, quote: bool = True) -> str:
     return repr(short) if quote else short
 
 
-def _checked_int(text: str, searched: str, match: re.Match[str], group: str, what: str, least: int, most: int) -> int:
-    digits = match[group]
+def _checked_number(text: str, digits: str, place: int, what: str, most: int) -> int:
+    """The number from 1 to `most` that `digits`, which stand in `text` at the character `place`, say."""
     # int() of a text of thousands of digits is slow, then refused by Python itself: length comes first.
-    if len(digits) > 9 or not least <= int(digits) <= most:
-        place = match.start(group) + text.find(searched) + 1
+    if not re.fullmatch(r"[0-9]{1,9}", digits) or not 1 <= int(digits) <= most:
         raise ArchitectureError(
-            f"{_shown(text)}, character {place}: expected {what} from {least} to {most}, "
-            f"got {_shown(digits, quote=False)}"
+            f"{_shown(text)}, character {place}: expected {what} from 1 to {most}, got {_shown(digits, quote=False)}"
         )
     return int(digits)
 
@@ -336,8 +337,13 @@ def _parse_blocks(text: str, body: str) -> list[Block]:
         match = _BLOCK.match(body, position)
         if match is None:
             raise ArchitectureError(_not_a_block(text, body, position, offset, bool(blocks)))
-        num_convs = _checked_int(text, body, match, "num_convs", "a number of convolutions", 1, MAX_CONVOLUTIONS)
-        channels = _checked_int(text, body, match, "channels", "channels", 1, MAX_WIDTH)
+        num_convs, channels = (
+            _checked_number(text, match[group], offset + match.start(group) + 1, what, most)
+            for group, what, most in (
+                ("num_convs", "a number of convolutions", MAX_CONVOLUTIONS),
+                ("channels", "channels", MAX_WIDTH),
+            )
+        )
         kernels = [int(k) if len(k) < 9 else MAX_KERNEL_SIZE + 1 for k in (match["kernels"] or "3").split(",")]
         try:
             block = Block(num_convs, channels, tuple(kernels), lrn=match["lrn"] is not None)

@@ -27,11 +27,10 @@ class Evaluation:
         return float(self.confusion.trace() / self.confusion.sum())
 
     @property
-    def class_accuracy(self) -> tuple[float, ...]:
-        """For each class, the share of its images that were classified right (its recall); NaN if it has none."""
-        counts = self.confusion.sum(axis=1)
-        with np.errstate(invalid="ignore"):
-            return tuple((self.confusion.diagonal() / counts).tolist())
+    def class_accuracy(self) -> tuple[float | None, ...]:
+        """For each class, the share of its images that were classified right (its recall); None if it has none."""
+        right, counts = self.confusion.diagonal().tolist(), self.confusion.sum(axis=1).tolist()
+        return tuple(r / n if n else None for r, n in zip(right, counts, strict=True))
 
 
 @torch.no_grad()
@@ -45,6 +44,8 @@ def evaluate(classifier: Classifier, dataset: Dataset, batch_size: int = 128) ->
         raise DataError(
             f"expected data of the classes {', '.join(classifier.classes)}, got {', '.join(dataset.classes)}"
         )
+    if batch_size < 1:
+        raise ValueError(f"expected a batch_size from 1, got {batch_size}")
     device = next(classifier.net.parameters()).device
     split = Split.on(device, dataset.test_images, dataset.test_labels)
     num_classes = len(classifier.classes)

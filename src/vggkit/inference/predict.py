@@ -7,8 +7,12 @@ from pathlib import Path
 import torch
 
 from vggkit.data.preprocessing import Preprocessing, read_image
+from vggkit.design.costs import costs
 from vggkit.networks.vgg import VGG
 from vggkit.networks.weights import WeightsError, load_weights, metadata_list
+
+MAX_ACTIVATION_BYTES = 2**31
+"""A weight file that says its network needs more for one image is refused; VGG-19 at 224 needs 0.1 GB."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,12 @@ def load_classifier(run: str | Path, device: str | torch.device = "cpu") -> Clas
         arch.num_classes, arch.in_channels, arch.image_size,
     ):  # fmt: skip
         raise WeightsError(f"{path}: expected classes and preprocessing that fit the architecture, got others")
+    activation_bytes = costs(arch).total.activation_bytes
+    if activation_bytes > MAX_ACTIVATION_BYTES:
+        raise WeightsError(
+            f"{path}: expected a network whose activations take at most {MAX_ACTIVATION_BYTES:,} bytes for an image, "
+            f"got {activation_bytes:,}"
+        )
     return Classifier(net, classes, preprocessing)
 
 
@@ -62,12 +72,17 @@ def predict(classifier: Classifier, images: Sequence[str | Path], top: int = 3) 
 
     Raises:
         DataError: a file is missing or is not a whole PNG or JPEG image; it is named.
+        WeightsError: the weights are not finite.
     """
+    if top < 1:
+        raise ValueError(f"expected a top from 1, got {top}")
     device = next(classifier.net.parameters()).device
     predictions = []
     for path in images:
         pixels = read_image(Path(path), classifier.preprocessing.channels).to(device)
         probabilities = classifier.net(classifier.preprocessing(pixels.unsqueeze(0)))[0].softmax(dim=0)
+        if not probabilities.isfinite().all():
+            raise WeightsError(f"expected weights that give probabilities, got {probabilities[0].item()} for {path}")
         values, indices = probabilities.topk(min(top, len(classifier.classes)))
         predictions.append(
             [Prediction(classifier.classes[i], p) for i, p in zip(indices.tolist(), values.tolist(), strict=True)]

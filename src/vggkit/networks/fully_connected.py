@@ -45,10 +45,10 @@ class Dropout(nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape; in training each value is dropped, or scaled to keep the mean."""
-        if not (self.is_fast and self.training and _is_plain_float(x)):
+        dropped = round(self.p * _LEVELS)
+        if not (self.is_fast and self.training and _is_plain_float(x) and 0 < dropped < _LEVELS):
             return super().forward(x)
         draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-        dropped = round(self.p * _LEVELS)
         mask = (draws.view(torch.int16)[: x.numel()] >= dropped - _LEVELS // 2).view(x.shape)
         return x * mask.to(x.dtype).mul_(_LEVELS / (_LEVELS - dropped))
 

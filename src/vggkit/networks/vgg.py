@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +52,7 @@ class VGG(nn.Sequential):
                 f"got {tuple(x.shape)}; an Architecture of that size is another network"
             )
         for child in self:
-            x = _forward_block(child, x) if isinstance(child, nn.Sequential) else child(x)
+            x = _forward_block(child, x) if type(child) is nn.Sequential else child(x)
         return x
 
     def __getitem__(self, index: slice | int) -> nn.Module:
@@ -80,6 +80,7 @@ def vgg_block(
         ArchitectureError: a value that cannot be, see `Block`.
     """
     block = Block(num_convs, out_channels, kernel_size, lrn)
+    Architecture((block,), in_channels=in_channels, image_size=2, norm=norm)  # checks the rest
     return nn.Sequential(_modules(block.layers(in_channels, norm=norm)))
 
 
@@ -110,16 +111,16 @@ def vgg(
     >>> [name for name, _ in vgg([(1, 8), (2, 16)], image_size=28, hidden=(32,)).named_children()]
     ['block1', 'block2', 'flatten', 'fc3', 'relu3', 'drop3', 'fc4']
     """
-    options = {
+    options: dict[str, Any] = {
         "in_channels": in_channels,
         "num_classes": num_classes,
         "image_size": image_size,
-        "hidden": tuple(hidden),
+        "hidden": hidden,
         "dropout": dropout,
     }
     if isinstance(conv_arch, str):
         return VGG(Architecture.parse(conv_arch, **options), init)
-    return VGG(Architecture(tuple(conv_arch), **options), init)  # type: ignore[arg-type]
+    return VGG(Architecture(conv_arch, **options), init)  # type: ignore[arg-type]
 
 
 def init_weights(net: nn.Module, init: Init) -> None:
@@ -189,11 +190,12 @@ def _forward_block(block: nn.Sequential, x: Tensor) -> Tensor:
     for layer in layers:
         x = F.relu_(x) if is_fresh and type(layer) is nn.ReLU else layer(x)
         # None of these keeps its own output for the backward pass.
-        is_fresh = isinstance(layer, nn.Conv2d | nn.BatchNorm2d | nn.MaxPool2d)
+        is_fresh = type(layer) in (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d)
     return x
 
 
 def _is_watched(block: nn.Module) -> bool:
+    """Whether hooks would see the difference, or somebody has put a forward of their own into the block."""
     if torch.compiler.is_compiling():
         return True
     if module_globals._global_forward_hooks or module_globals._global_forward_pre_hooks:
@@ -201,5 +203,11 @@ def _is_watched(block: nn.Module) -> bool:
     if module_globals._global_backward_hooks or module_globals._global_backward_pre_hooks:
         return True
     return any(
-        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in block.modules()
+        m._forward_hooks
+        or m._forward_pre_hooks
+        or m._backward_hooks
+        or m._backward_pre_hooks
+        or "forward" in vars(m)
+        or m._compiled_call_impl is not None
+        for m in block.modules()
     )

@@ -36,6 +36,10 @@ def load_weights(path: Path, device: str | torch.device = "cpu") -> tuple[VGG, d
     Raises:
         WeightsError: one line that names the file, and the key where there is one.
     """
+    if not path.is_file():  # a FIFO would be waited for
+        raise WeightsError(
+            f"{path}: expected a weight file, got {'no regular file' if path.exists() else 'nothing there'}"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
@@ -53,8 +57,6 @@ def load_weights(path: Path, device: str | torch.device = "cpu") -> tuple[VGG, d
                         f"{path}: expected {name!r} of shape {tuple(tensor.shape)}, got {tuple(header.get_shape())}"
                     )
             tensors = {name: file.get_tensor(name) for name in expected}
-    except FileNotFoundError:
-        raise WeightsError(f"{path}: expected a weight file, got nothing there") from None
     except ArchitectureError as error:
         raise WeightsError(f"{path}: {error}") from None
     except (SafetensorError, OSError) as error:
@@ -84,8 +86,10 @@ def metadata_list(metadata: Mapping[str, str], key: str) -> list[str]:
     """The list of texts that `metadata` holds as JSON under `key`; raises `WeightsError` for anything else."""
     try:
         value = json.loads(metadata[key])
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, RecursionError):
         value = None
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise WeightsError(f"expected a list of texts as {key!r} in the metadata, got {metadata.get(key)!r}")
+    # Only what a terminal shows as it is: no escape sequences, no line breaks.
+    if not isinstance(value, list) or not all(isinstance(item, str) and item.isprintable() for item in value):
+        got = repr(metadata.get(key))[:80]
+        raise WeightsError(f"expected a list of printable texts as {key!r} in the metadata, got {got}")
     return value

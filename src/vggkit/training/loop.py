@@ -4,10 +4,11 @@ import json
 import math
 import os
 import platform
+import signal
 import time
 from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import vggkit
-from vggkit.data.fashion_mnist import DataError, Dataset, load
+from vggkit.data.fashion_mnist import SAMPLE_NAME, SAMPLE_WARNING, DataError, Dataset, load
 from vggkit.data.loading import Augmentation, Split, batches, epoch_order
 from vggkit.data.preprocessing import Preprocessing
 from vggkit.networks.fully_connected import use_fast_cpu
@@ -93,19 +94,20 @@ def train(
     """
     _use_huge_pages()
     chosen = choose_device(device)
+    if Path(recipe.data).is_dir():
+        recipe = replace(recipe, data=str(Path(recipe.data).resolve()))  # also found from elsewhere
     dataset = load(recipe.data, Path(data_dir) if data_dir is not None else None)
     train_split, test_split = _splits(recipe, dataset, chosen)
     preprocessing = _preprocessing(recipe, train_split)
     augment = Augmentation(recipe.flip, recipe.translate, recipe.erase)
     architecture = recipe.network(in_channels=train_split.images.shape[1], num_classes=len(dataset.classes))
-    folder = _new_folder(recipe, out)
-
     torch.manual_seed(recipe.seed)
     net = VGG(architecture, recipe.init).to(chosen).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     use_fast_cpu(net)
     optimizer = _optimizer(recipe, net)
     augmentation_draws = torch.Generator(chosen).manual_seed(recipe.seed)
 
+    folder = _new_folder(recipe, out)
     (folder / "recipe.json").write_text(recipe.to_json() + "\n")
     evaluated_on = "validation" if recipe.validation else "test"
     steps_per_epoch = -(-len(train_split) // recipe.batch_size)
@@ -116,6 +118,8 @@ def train(
         f"{architecture.name}: {sum(p.numel() for p in net.parameters()):,} parameters, {recipe.image_size} px, "
         f"{dataset.name}: {len(train_split):,} training and {len(test_split):,} {evaluated_on} images, on {hardware}"
     )
+    if dataset.name == SAMPLE_NAME:
+        shown.say(SAMPLE_WARNING)
     start, step, interrupted = time.perf_counter(), 0, False
     try:
         for epoch in range(1, recipe.epochs + 1):
@@ -131,9 +135,9 @@ def train(
                 shown.step(step, sums)
             loss_sum, correct, count = sums.tolist()  # waits for the device: the only time in an epoch
             train_seconds = time.perf_counter() - epoch_start
-            if not math.isfinite(loss_sum):
+            if not (math.isfinite(loss_sum) and _is_finite(net)):
                 raise DivergedError(
-                    f"expected a finite loss, got {loss_sum / count} in epoch {epoch}, "
+                    f"expected a finite loss and finite weights, got a loss of {loss_sum / count} in epoch {epoch}, "
                     f"try a --learning-rate below {recipe.learning_rate:g} or --architecture with _bn"
                 )
             test_accuracy = evaluate(net, test_split, preprocessing, recipe.batch_size)
@@ -152,11 +156,15 @@ def train(
             )
     except KeyboardInterrupt:
         interrupted = True
+        # Ctrl-C comes to the main thread alone, where handlers may be set. Let it wait until all is saved.
+        ctrl_c = signal.signal(signal.SIGINT, signal.SIG_IGN)
     finally:
         shown.close()
     use_fast_cpu(net, on=False)
     metadata = {"classes": json.dumps(dataset.classes), "preprocessing": preprocessing.to_json()}
     save_weights(folder / "model.safetensors", net, metadata)
+    if interrupted:
+        signal.signal(signal.SIGINT, ctrl_c)
     return Run(folder, recipe, net.eval(), tuple(shown.history), str(chosen), hardware, interrupted)
 
 
@@ -247,6 +255,10 @@ def describe_hardware(device: torch.device) -> str:
     return f"{model}, {torch.get_num_threads()} threads, {capability}"
 
 
+def _is_finite(net: VGG) -> bool:
+    return bool(torch.stack([p.detach().isfinite().all() for p in net.parameters()]).all())
+
+
 def _use_huge_pages() -> None:
     """Ask torch for 2 MiB pages: at 224 pixels half of a CPU step is otherwise spent on page faults.
 
@@ -257,6 +269,9 @@ def _use_huge_pages() -> None:
 
 def _splits(recipe: Recipe, dataset: Dataset, device: torch.device) -> tuple[Split, Split]:
     images, labels = dataset.train_images, dataset.train_labels
+    for field in ("translate", "erase"):
+        if getattr(recipe, field) >= min(images.shape[1:]):
+            raise RunError(f"expected {field} below the {images.shape[1:]} of the images, got {getattr(recipe, field)}")
     if recipe.validation:
         if recipe.validation >= len(images):
             raise DataError(f"expected validation below the {len(images)} training images, got {recipe.validation}")
@@ -269,14 +284,12 @@ def _preprocessing(recipe: Recipe, split: Split) -> Preprocessing:
     channels = split.images.shape[1]
     mean, std = (0.0,) * channels, (1.0,) * channels
     if recipe.normalize:
-        # From a histogram: exact, and never a float copy of the whole training set.
-        counts = [
-            torch.bincount(split.images[:, c].flatten().int().cpu(), minlength=256).double() for c in range(channels)
-        ]
+        # From a histogram: exact, and no copy of the training set in another type.
+        counts = [torch.bincount(split.images[:, c].flatten(), minlength=256).cpu().double() for c in range(channels)]
         levels = torch.arange(256, dtype=torch.float64) / 255
         means = [((n @ levels) / n.sum()).item() for n in counts]
         stds = [((n @ (levels - m).square()) / n.sum()).sqrt().item() for n, m in zip(counts, means, strict=True)]
-        mean, std = tuple(means), tuple(s or 1.0 for s in stds)
+        mean, std = tuple(means), tuple(s or 1.0 for s in stds)  # 1 for images all alike
     return Preprocessing(recipe.image_size, channels, mean, std)
 
 

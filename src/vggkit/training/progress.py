@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import sys
 import time
@@ -12,6 +13,8 @@ from typing import Any, TextIO
 
 import torch
 from torch import Tensor
+
+from vggkit.networks.weights import write_whole
 
 REFRESH_SECONDS = 0.5
 PLAIN_LINE_SECONDS = 30.0
@@ -62,14 +65,18 @@ class Progress:
 
     def log(self, event: str, **values: object) -> None:
         """Add a line to `metrics.jsonl`."""
-        self._metrics.write(json.dumps({"event": event, **values}) + "\n")
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        self._metrics.write(json.dumps({"event": event, **finite}, allow_nan=False) + "\n")
 
     def say(self, line: str) -> None:
         """Show a line that stays."""
         if self._live is not None:
-            self._live.console.print(line, highlight=False)
+            self._live.console.print(line, highlight=False, markup=False)
         elif self.show:
-            print(line, flush=True)
+            try:
+                print(line, flush=True)
+            except (OSError, ValueError):  # `vgg train | head`: who has stopped reading does not stop the training
+                self.show = False
 
     def step(self, step: int, sums: Tensor) -> None:
         """After each step: `sums` (loss x images, correct, images) of the epoch so far, on the device."""
@@ -129,11 +136,9 @@ class Progress:
             self._last_line = now
 
     def _draw(self) -> None:
-        self._last_curves, self._drawn_epochs = time.perf_counter(), len(self.history)
         picture = draw_curves(self.history, self.num_epochs, self.evaluated_on)
-        temporary = self.folder / ".curves.png"
-        temporary.write_bytes(picture)
-        temporary.replace(self.folder / "curves.png")
+        write_whole(self.folder / "curves.png", picture)
+        self._last_curves, self._drawn_epochs = time.perf_counter(), len(self.history)
         if self.show and _is_notebook():
             from IPython.display import Image, display  # it is there: we run in it
 
@@ -175,7 +180,7 @@ def clock(seconds: float) -> str:
 
 
 def _is_terminal() -> bool:
-    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and not _is_notebook()
+    return sys.stdout is not None and sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and not _is_notebook()
 
 
 def _is_notebook() -> bool:
@@ -188,7 +193,7 @@ def _live_display(total_steps: int) -> Any:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     live = Progress(
-        TextColumn("{task.fields[status]}"),
+        TextColumn("{task.fields[status]}", markup=False),
         BarColumn(),
         TimeRemainingColumn(),
         transient=True,

@@ -68,6 +68,9 @@ class Recipe:
     """Of the weights, the order of the images, dropout and augmentation."""
 
     def __post_init__(self) -> None:
+        for field in ("name", "architecture", "data"):
+            if not isinstance(getattr(self, field), str):
+                raise RecipeError(f"expected {field} to be a text, got {getattr(self, field)!r}")
         if not self.name or set(self.name) & set("/\\\0") or self.name.startswith("."):
             raise RecipeError(f"expected a name that can be a folder's, got {self.name!r}")
         for field, allowed in (("init", Init), ("optimizer", Optimizer), ("schedule", Schedule)):
@@ -103,10 +106,8 @@ class Recipe:
         for field in ("nesterov", "normalize", "flip"):
             if not isinstance(getattr(self, field), bool):
                 raise RecipeError(f"expected {field} to be true or false, got {getattr(self, field)!r}")
-        for field in ("name", "architecture", "data"):
-            if not isinstance(getattr(self, field), str):
-                raise RecipeError(f"expected {field} to be a text, got {getattr(self, field)!r}")
-        self.network(in_channels=1, num_classes=10)
+        # Checks the rest; a list, as JSON has it, comes back as a tuple.
+        object.__setattr__(self, "hidden", self.network(in_channels=1, num_classes=10).hidden)
 
     def network(self, in_channels: int, num_classes: int) -> Architecture:
         """The architecture for images of `in_channels` and `num_classes`; raises `ArchitectureError`."""
@@ -142,7 +143,7 @@ class Recipe:
             unknown = set(values) ^ {field.name for field in fields(cls)}
             if unknown:
                 raise RecipeError(f"expected the fields of a recipe, got these too many or too few: {sorted(unknown)}")
-            return cls(**{**values, "hidden": tuple(values["hidden"])})
+            return cls(**values)
         except (TypeError, RecursionError, json.JSONDecodeError) as error:
             raise RecipeError(f"expected a recipe as JSON, got {text[:60]!r}: {error}") from None
 
@@ -166,12 +167,12 @@ def quick() -> Recipe:
         hidden=(),
         dropout=0.0,
         init="kaiming",
-        epochs=8,
-        batch_size=64,
+        epochs=6,
+        batch_size=128,
         optimizer="adamw",
-        learning_rate=0.004,
+        learning_rate=0.006,
         schedule="linear",
-        warmup_epochs=1.6,
+        warmup_epochs=1.2,
         weight_decay=0.05,
         normalize=True,
         flip=True,
