@@ -17,8 +17,9 @@ HERE = Path(__file__).parent
 
 def row_header(device: torch.device, repeats: int) -> dict[str, Any]:
     """Date, commit, hardware and versions."""
-    describe = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
-    commit = subprocess.run(describe, capture_output=True, text=True, cwd=HERE).stdout.strip()
+    commit = _git("describe", "--always", "--exclude", "*")
+    if _git("status", "--porcelain", "--", "../src", "*.py"):  # what is measured, not the results beside it
+        commit += "-dirty"
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": commit or "unknown",
@@ -27,6 +28,10 @@ def row_header(device: torch.device, repeats: int) -> dict[str, Any]:
         "torch": torch.__version__,
         "repeats": repeats,
     }
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=HERE).stdout.strip()
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

@@ -38,6 +38,21 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys):
     assert Image.open(io.BytesIO((tmp_path / "curves.png").read_bytes())).size == (720, 480)
 
 
+def test_a_reader_that_goes_away_does_not_stop_the_training(tmp_path, monkeypatch):
+    class Gone(io.StringIO):
+        def write(self, _):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    progress = Progress(tmp_path, 1, 10, "test", show=True)
+    progress.epoch(metrics(1))
+    progress.close()
+    assert (tmp_path / "curves.png").exists()
+    monkeypatch.setattr(sys, "stdout", None)
+    (tmp_path / "other").mkdir()
+    Progress(tmp_path / "other", 1, 10, "test", show=True).close()
+
+
 def test_silence_when_not_wanted(tmp_path, capsys):
     progress = Progress(tmp_path, 1, 10, "test", show=False)
     progress.epoch(metrics(1))

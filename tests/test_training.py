@@ -164,11 +164,22 @@ def test_an_existing_run_is_never_overwritten(run, recipe, tmp_path, monkeypatch
 
 def test_a_diverging_run_stops_and_says_what_to_try(recipe, tmp_path):
     wild = replace(recipe, architecture="1x8 1x16", learning_rate=1e6, optimizer="sgd")
-    with pytest.raises(
-        DivergedError, match="expected a finite loss, got (nan|inf) in epoch 1, try a --learning-rate below"
-    ):
+    with pytest.raises(DivergedError, match="got a loss of (nan|inf) in epoch 1, try a --learning-rate below"):
         train(wild, out=tmp_path / "run", progress=False)
     assert (tmp_path / "run" / "recipe.json").exists()
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    # The loss of the only step is finite, what comes out of the network after it is not.
+    last_step = replace(wild, architecture="1x4 1x4", image_size=8, batch_size=2000, weight_decay=1e6, epochs=1)
+    with pytest.raises(DivergedError, match="expected a finite loss and finite outputs, got a loss of [0-9]"):
+        train(replace(last_step, warmup_epochs=0.0), out=tmp_path / "last", progress=False)
+
+
+def test_augmentation_beyond_the_image_is_refused(recipe, tmp_path):
+    with pytest.raises(RunError, match=r"expected translate below the \(28, 28\) of the images, got 28"):
+        train(replace(recipe, translate=28), out=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_device_is_chosen_or_refused():

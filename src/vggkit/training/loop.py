@@ -135,12 +135,12 @@ def train(
                 shown.step(step, sums)
             loss_sum, correct, count = sums.tolist()  # waits for the device: the only time in an epoch
             train_seconds = time.perf_counter() - epoch_start
-            if not (math.isfinite(loss_sum) and _is_finite(net)):
+            test_accuracy = evaluate(net, test_split, preprocessing, recipe.batch_size)
+            if not (math.isfinite(loss_sum) and math.isfinite(test_accuracy)):
                 raise DivergedError(
-                    f"expected a finite loss and finite weights, got a loss of {loss_sum / count} in epoch {epoch}, "
+                    f"expected a finite loss and finite outputs, got a loss of {loss_sum / count} in epoch {epoch}, "
                     f"try a --learning-rate below {recipe.learning_rate:g} or --architecture with _bn"
                 )
-            test_accuracy = evaluate(net, test_split, preprocessing, recipe.batch_size)
             shown.epoch(
                 EpochMetrics(
                     epoch=epoch,
@@ -205,12 +205,14 @@ def train_step(
 
 @torch.no_grad()
 def evaluate(net: VGG, split: Split, preprocessing: Preprocessing, batch_size: int) -> float:
-    """Top-1 accuracy of `net` on `split`, in evaluation mode, which the network is left in."""
+    """Top-1 accuracy of `net` on `split`, in evaluation mode, which the network is left in; NaN if an output is."""
     net.eval()
-    correct = torch.zeros((), dtype=torch.int64, device=split.labels.device)
+    correct = torch.zeros((), device=split.labels.device)
     for images, labels in batches(split, batch_size):
         with autocast(images.device):
-            correct += (net(preprocessing(images)).argmax(dim=1) == labels).sum()
+            logits = net(preprocessing(images))
+        correct += (logits.argmax(dim=1) == labels).sum()
+        correct += 0 * logits.float().sum()  # NaN from the first output that is not finite
     return correct.item() / len(split)
 
 
@@ -253,10 +255,6 @@ def describe_hardware(device: torch.device) -> str:
         return f"{model}, mps"
     capability = torch.backends.cpu.get_cpu_capability()
     return f"{model}, {torch.get_num_threads()} threads, {capability}"
-
-
-def _is_finite(net: VGG) -> bool:
-    return bool(torch.stack([p.detach().isfinite().all() for p in net.parameters()]).all())
 
 
 def _use_huge_pages() -> None:
