@@ -4,7 +4,8 @@
 
 Times the `d2l` recipe's step (VGG-11/4, batch 128, random images) as it is and with one choice undone at a time, in
 turn, each in a process of its own: 4 KiB pages instead of huge ones; torch's own fully connected layers and dropout
-instead of oneDNN's products and packed draws; ReLU before the pool and not in place; NCHW instead of channels_last.
+instead of oneDNN's products and packed draws; ReLU before the pool and not in place; grey images in torch's usual strides, which a convolution takes for NCHW;
+NCHW throughout instead of channels_last.
 Also the rate of one fully connected product (batch 128, 4096 to 4096), forward and both backward ones, by MKL as
 torch takes it and by oneDNN. Prints one JSON line for each size; --save adds it to benchmarks/results/cpu_step.jsonl.
 """
@@ -22,11 +23,19 @@ from measuring import row_header, save_row, spread
 from torch import Tensor
 
 from vggkit import Recipe
+from vggkit.data.preprocessing import _channels_last
 from vggkit.networks.fully_connected import _product, use_fast_cpu
 from vggkit.networks.vgg import VGG
 from vggkit.training import loop
 
-UNDONE = ("nothing", "huge pages", "fast fully connected", "pool first, in place", "channels_last")
+UNDONE = (
+    "nothing",
+    "huge pages",
+    "fast fully connected",
+    "pool first, in place",
+    "strides of grey images",
+    "channels_last",
+)
 STEPS = {224: (1, 2), 96: (2, 5), 32: (5, 25)}  # warm-up, timed
 BATCH_SIZE = 128
 
@@ -81,7 +90,8 @@ def step_seconds(size: int, undone: str) -> float:
     x = torch.rand(BATCH_SIZE, 1, size, size)
     if undone != "channels_last":
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        x = x.contiguous(memory_format=torch.channels_last)
+        if undone != "strides of grey images":
+            x = _channels_last(x)
     optimizer = loop._optimizer(recipe, net)
     labels = torch.randint(0, 10, (BATCH_SIZE,))
     warm_up, count = STEPS[size]
