@@ -1,12 +1,13 @@
 # make train   from a fresh clone to a VGG trained on Fashion-MNIST
 # make test    every check that a change must pass
+# make bench   measure what the README shows, on this machine
 # ARGS="..." adds flags to `vgg train`, PYTHON=... chooses the interpreter (3.11 to 3.13).
 
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: train test setup data lint types tests clean
+.PHONY: bench train test setup data lint types tests clean
 
 train: setup data
 	@if [ -f .venv/.no-data ]; then data="--data fashion-mnist-sample"; fi; $(BIN)/vgg train $$data $(ARGS)
@@ -26,6 +27,12 @@ setup: .venv/.installed
 # Where Fashion-MNIST cannot be had, the sample in the package takes its place, and every run says so.
 data: setup
 	@rm -f .venv/.no-data; $(BIN)/vgg data fetch fashion-mnist || touch .venv/.no-data
+
+# The rows behind the README's table; on a CUDA GPU, its rows.
+bench: setup data
+	$(BIN)/python benchmarks/quick_accuracy.py --save
+	$(BIN)/python benchmarks/train_speed.py --save
+	$(BIN)/python benchmarks/table.py
 
 lint: setup
 	$(BIN)/ruff check .

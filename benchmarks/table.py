@@ -1,4 +1,7 @@
-"""The README's table of measured results, from the rows that the benchmarks saved: `python benchmarks/table.py`."""
+"""The tables of the README and of docs/decisions.md, from the rows that the benchmarks saved.
+
+python benchmarks/table.py
+"""
 
 import json
 from pathlib import Path
@@ -13,13 +16,13 @@ def markdown() -> str:
         "| what | measured on | result | command |",
         "|---|---|---|---|",
     ]
-    for row in newest("quick_accuracy", lambda row: kind(row)):
+    for row in newest("quick_accuracy", lambda row: (kind(row), row["recipe"])):
         accuracy, seconds = row["test_accuracy"], row["train_command_seconds"]
         lines.append(
-            f"| `quick`: VGG-11/4 with batch norm, 32 px, {row['epochs']} epochs "
-            f"| {row['hardware']}, torch {row['torch']} "
+            f"| the `{row['recipe']}` recipe, {row['epochs']} epochs | {row['hardware']}, torch {row['torch']} "
             f"| test acc {accuracy['median']} ({accuracy['min']} to {accuracy['max']}, {row['repeats']} seeds) in "
-            f"{seconds['median']:.0f} s, all in | `python benchmarks/quick_accuracy.py` |"
+            f"{seconds['median']:.0f} s ({seconds['min']:.0f} to {seconds['max']:.0f}), start-up and evaluation included "
+            f"| `python benchmarks/quick_accuracy.py` |"
         )
     for row in newest("train_speed", lambda row: (kind(row), row["image_size"])):
         ours, chapter = row["examples_per_second"]["median"], row["chapter_examples_per_second"]["median"]
@@ -31,8 +34,31 @@ def markdown() -> str:
         )
     if not any(kind(row) == "cuda" for row in rows("train_speed")):
         lines.append("| the same on a CUDA GPU | | not measured yet | `python benchmarks/train_speed.py` |")
-        lines.append("| `d2l`: the chapter's 10 epochs at 224 px | | not measured yet | `vgg train --recipe d2l` |")
+    if not any(row["recipe"] == "d2l" for row in rows("quick_accuracy")):
+        command = "python benchmarks/quick_accuracy.py --recipe d2l --seeds 1"
+        lines.append(f"| the `d2l` recipe, the chapter's 10 epochs at 224 px | | not measured yet | `{command}` |")
     return "\n".join(lines)
+
+
+def cpu_step() -> str:
+    """What each choice in the CPU step brings: how much slower it is without, by image size."""
+    saved = newest("cpu_step", lambda row: row["image_size"])
+    lines = [
+        "| a step of VGG-11/4, batch 128 | " + " | ".join(f"{row['image_size']} px" for row in saved) + " |",
+        "|---|" + "---|" * len(saved),
+        "| as it is | " + " | ".join(f"{1000 * row['step_seconds']['median']:.0f} ms" for row in saved) + " |",
+    ]
+    for undone in saved[0]["slower_without"]:
+        ratios = (row["slower_without"][undone]["median"] for row in saved)
+        lines.append(f"| without {undone} | " + " | ".join(f"{ratio}x" for ratio in ratios) + " |")
+    rates = saved[-1]["fc_product_gflops_per_second"]
+    lines += [
+        "",
+        "| GFLOP/s of a product, batch 128, 4096 to 4096 | " + " | ".join(rates["MKL"]) + " |",
+        "|---|---|---|---|",
+    ]
+    lines += [f"| {library} | " + " | ".join(map(str, values.values())) + " |" for library, values in rates.items()]
+    return "\n".join([f"On {saved[-1]['hardware']}, torch {saved[-1]['torch']}:", "", *lines])
 
 
 def rows(name: str) -> list[dict[str, Any]]:
@@ -52,4 +78,4 @@ def kind(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    print(markdown())
+    print(markdown(), cpu_step(), sep="\n\n")

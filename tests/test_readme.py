@@ -75,11 +75,12 @@ def test_every_relative_link_leads_somewhere():
         assert (ROOT / target).exists(), target
 
 
-def test_every_figure_of_the_speed_table_is_a_measured_row():
-    """The README's table is made from the rows that the benchmarks saved."""
+def test_every_figure_of_the_tables_is_a_measured_row():
+    """The tables are made from the rows that the benchmarks saved."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
     try:
         import table
     finally:
         sys.path.pop(0)
     assert table.markdown() in README
+    assert table.cpu_step() in (ROOT / "docs" / "decisions.md").read_text()
