@@ -21,7 +21,7 @@ def markdown() -> str:
         lines.append(
             f"| the `{row['recipe']}` recipe, {row['epochs']} epochs | {row['hardware']}, torch {row['torch']} "
             f"| test acc {accuracy['median']} ({accuracy['min']} to {accuracy['max']}, {row['repeats']} seeds) in "
-            f"{seconds['median']:.0f} s ({seconds['min']:.0f} to {seconds['max']:.0f}), start-up and evaluation included "
+            f"{seconds['median']:.0f} s ({seconds['min']:.0f} to {seconds['max']:.0f}), all included "
             f"| `python benchmarks/quick_accuracy.py` |"
         )
     for row in newest("train_speed", lambda row: (kind(row), row["image_size"])):
@@ -52,11 +52,8 @@ def cpu_step() -> str:
         ratios = (row["slower_without"][undone]["median"] for row in saved)
         lines.append(f"| without {undone} | " + " | ".join(f"{ratio}x" for ratio in ratios) + " |")
     rates = saved[-1]["fc_product_gflops_per_second"]
-    lines += [
-        "",
-        "| GFLOP/s of a product, batch 128, 4096 to 4096 | " + " | ".join(rates["MKL"]) + " |",
-        "|---|---|---|---|",
-    ]
+    header = "| GFLOP/s of a product, batch 128, 4096 to 4096 | " + " | ".join(rates["MKL"]) + " |"
+    lines += ["", header, "|---|---|---|---|"]
     lines += [f"| {library} | " + " | ".join(map(str, values.values())) + " |" for library, values in rates.items()]
     return "\n".join([f"On {saved[-1]['hardware']}, torch {saved[-1]['torch']}:", "", *lines])
 

@@ -32,7 +32,7 @@ def test_d2l_is_the_chapters():
         ({"batch_size": True}, "batch_size to be a whole number"),
         ({"learning_rate": float("nan")}, "learning_rate from 0 to 1e\\+06, got nan"),
         ({"momentum": 2.0}, "momentum from 0 to 1, got 2.0"),
-        ({"warmup_epochs": 11.0}, "warmup_epochs from 0 to 10, got 11.0"),
+        ({"warmup": 1.1}, "warmup from 0 to 1, got 1.1"),
         ({"init": "he"}, "init to be one of kaiming, xavier, paper, torch, got 'he'"),
         ({"optimizer": "adam"}, "optimizer to be one of sgd, adamw, got 'adam'"),
         ({"schedule": "step"}, "schedule to be one of constant, cosine, linear, got 'step'"),
@@ -67,7 +67,7 @@ def test_json_that_is_no_recipe_is_refused():
 
 
 def test_the_learning_rate_goes_up_and_down_as_told():
-    base = replace(Recipe.named("d2l"), epochs=4, learning_rate=0.8, warmup_epochs=1.0)
+    base = replace(Recipe.named("d2l"), epochs=4, learning_rate=0.8, warmup=0.25)
     steps = range(40)
     constant = [base.learning_rate_at(step, 10) for step in steps]
     assert constant[:10] == pytest.approx([0.08 * (step + 1) for step in range(10)])
@@ -80,4 +80,4 @@ def test_the_learning_rate_goes_up_and_down_as_told():
     assert cosine[25] == pytest.approx(0.4)
     assert 0 < cosine[-1] < linear[-1]
     assert sorted(cosine[10:], reverse=True) == cosine[10:]
-    assert replace(base, warmup_epochs=0.0, schedule="linear").learning_rate_at(0, 10) == 0.8
+    assert replace(base, warmup=0.0, schedule="linear").learning_rate_at(0, 10) == 0.8

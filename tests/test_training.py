@@ -33,7 +33,7 @@ def recipe():
         momentum=0.9,
         nesterov=True,
         weight_decay=5e-4,
-        warmup_epochs=1.0,
+        warmup=0.3,
         epochs=3,
         flip=True,
         translate=2,
@@ -173,7 +173,7 @@ def test_a_diverging_run_stops_and_says_what_to_try(recipe, tmp_path):
     # The loss of the only step is finite, what comes out of the network after it is not.
     last_step = replace(wild, architecture="1x4 1x4", image_size=8, batch_size=2000, weight_decay=1e6, epochs=1)
     with pytest.raises(DivergedError, match="expected a finite loss and finite outputs, got a loss of [0-9]"):
-        train(replace(last_step, warmup_epochs=0.0), out=tmp_path / "last", progress=False)
+        train(replace(last_step, warmup=0.0), out=tmp_path / "last", progress=False)
 
 
 def test_augmentation_beyond_the_image_is_refused(recipe, tmp_path):

@@ -44,8 +44,8 @@ class Recipe:
     """The highest one."""
     schedule: Schedule = "constant"
     """How the learning rate goes down after the warm-up; cosine and linear end at 0."""
-    warmup_epochs: float = 0.0
-    """The learning rate rises from 0 for so long."""
+    warmup: float = 0.0
+    """Share of the run over which the learning rate rises from 0, 0 to 1."""
     momentum: float = 0.0
     """Of SGD."""
     nesterov: bool = False
@@ -91,7 +91,7 @@ class Recipe:
                 raise RecipeError(f"expected {field} to be a whole number from {least} to {most}, got {value!r}")
         for field, highest in (
             ("learning_rate", 1e6),
-            ("warmup_epochs", float(self.epochs)),
+            ("warmup", 1.0),
             ("momentum", 1.0),
             ("weight_decay", 1e6),
             ("label_smoothing", 1.0),
@@ -122,7 +122,7 @@ class Recipe:
 
     def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of `step`, counted from 0: a linear warm-up, then the schedule down to the last step."""
-        warmup_steps = self.warmup_epochs * steps_per_epoch
+        warmup_steps = self.warmup * self.epochs * steps_per_epoch
         if step + 1 < warmup_steps:
             return self.learning_rate * (step + 1) / warmup_steps
         decay_steps = self.epochs * steps_per_epoch - warmup_steps
@@ -175,7 +175,7 @@ def quick() -> Recipe:
         optimizer="adamw",
         learning_rate=0.006,
         schedule="linear",
-        warmup_epochs=1.2,
+        warmup=0.2,
         weight_decay=0.05,
         normalize=True,
         flip=True,
