@@ -49,15 +49,12 @@ class Augmentation:
         def draw(high: int) -> Tensor:
             return torch.randint(high, (batch,), generator=generator, device=images.device)
 
-        rows = torch.arange(height, device=images.device).expand(batch, height)
-        columns = torch.arange(width, device=images.device).expand(batch, width)
         if self.flip:
-            columns = torch.where(draw(2).view(-1, 1) == 1, width - 1 - columns, columns)
+            images = torch.where(draw(2).view(-1, 1, 1, 1) == 1, images.flip(-1), images)
         if self.translate:
             images = F.pad(images, (self.translate,) * 4)
-            rows = rows + draw(2 * self.translate + 1).view(-1, 1)
-            columns = columns + draw(2 * self.translate + 1).view(-1, 1)
-        if self.flip or self.translate:
+            rows = torch.arange(height, device=images.device) + draw(2 * self.translate + 1).view(-1, 1)
+            columns = torch.arange(width, device=images.device) + draw(2 * self.translate + 1).view(-1, 1)
             every = torch.arange(batch, device=images.device).view(-1, 1, 1)
             # The advanced indices come first in the result: (batch, height, width, channels).
             images = images.permute(0, 2, 3, 1)[every, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
