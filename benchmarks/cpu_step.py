@@ -3,7 +3,7 @@
     python benchmarks/cpu_step.py [--sizes 224 96 32] [--repeats 5] [--save]
 
 Times the `d2l` recipe's step (VGG-11/4, batch 128, random images) as it is and with one choice undone at a time, in
-turn, each in a process of its own: 4 KiB pages instead of huge ones; torch's own fully connected layers and dropout
+turn, each in a process of its own: 4 KiB pages instead of huge ones; freed memory given back; torch's own fully connected layers and dropout
 instead of oneDNN's products and packed draws; ReLU before the pool and not in place; grey images in torch's usual
 strides, which a convolution takes for NCHW; NCHW throughout. Also the rate of one fully connected product (batch 128,
 4096 to 4096), forward and both backward ones, by MKL as torch takes it and by oneDNN. Prints one JSON line for each
@@ -22,7 +22,7 @@ import torch
 from measuring import row_header, save_row, spread
 from torch import Tensor
 
-from vggkit import Recipe
+from vggkit import Recipe, costs
 from vggkit.data.preprocessing import _channels_last
 from vggkit.networks.fully_connected import _product, use_fast_cpu
 from vggkit.networks.vgg import VGG
@@ -31,6 +31,7 @@ from vggkit.training import loop
 UNDONE = (
     "nothing",
     "huge pages",
+    "kept memory",
     "fast fully connected",
     "pool first, in place",
     "strides of grey images",
@@ -82,7 +83,10 @@ def step_seconds(size: int, undone: str) -> float:
         loop._use_huge_pages()
     torch.manual_seed(0)
     recipe = replace(Recipe.named("d2l"), image_size=size)
-    net = VGG(recipe.network(1, 10), recipe.init)
+    arch = recipe.network(1, 10)
+    if undone != "kept memory":
+        loop._keep_freed_memory(costs(arch, BATCH_SIZE).total.activation_bytes)
+    net = VGG(arch, recipe.init)
     use_fast_cpu(net, on=undone != "fast fully connected")
     if undone == "pool first, in place":
         for block in list(net)[:5]:

@@ -40,24 +40,6 @@ def markdown() -> str:
     return "\n".join(lines)
 
 
-def cpu_step() -> str:
-    """What each choice in the CPU step brings: how much slower it is without, by image size."""
-    saved = newest("cpu_step", lambda row: row["image_size"])
-    lines = [
-        "| a step of VGG-11/4, batch 128 | " + " | ".join(f"{row['image_size']} px" for row in saved) + " |",
-        "|---|" + "---|" * len(saved),
-        "| as it is | " + " | ".join(f"{1000 * row['step_seconds']['median']:.0f} ms" for row in saved) + " |",
-    ]
-    for undone in saved[0]["slower_without"]:
-        ratios = (row["slower_without"][undone]["median"] for row in saved)
-        lines.append(f"| without {undone} | " + " | ".join(f"{ratio}x" for ratio in ratios) + " |")
-    rates = saved[-1]["fc_product_gflops_per_second"]
-    header = "| GFLOP/s of a product, batch 128, 4096 to 4096 | " + " | ".join(rates["MKL"]) + " |"
-    lines += ["", header, "|---|---|---|---|"]
-    lines += [f"| {library} | " + " | ".join(map(str, values.values())) + " |" for library, values in rates.items()]
-    return "\n".join([f"On {saved[-1]['hardware']}, torch {saved[-1]['torch']}:", "", *lines])
-
-
 def rows(name: str) -> list[dict[str, Any]]:
     """All rows that benchmark `name` saved, the oldest first."""
     path = RESULTS / f"{name}.jsonl"
@@ -75,4 +57,4 @@ def kind(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    print(markdown(), cpu_step(), sep="\n\n")
+    print(markdown())

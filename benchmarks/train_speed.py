@@ -113,8 +113,10 @@ def run_ours(size: int, device: torch.device, data_dir: Path | None) -> dict[str
     preprocessing = loop._preprocessing(recipe, split)
     augment = Augmentation(recipe.flip, recipe.translate, recipe.erase)
     generator = torch.Generator(device).manual_seed(0)
+    arch = recipe.network(1, 10)
+    loop._keep_freed_memory(costs(arch, BATCH_SIZE).total.activation_bytes)
     torch.manual_seed(0)
-    net = VGG(recipe.network(1, 10), recipe.init).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = VGG(arch, recipe.init).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     use_fast_cpu(net)
     optimizer = loop._optimizer(recipe, net)
 

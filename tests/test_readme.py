@@ -83,4 +83,3 @@ def test_every_figure_of_the_tables_is_a_measured_row():
     finally:
         sys.path.pop(0)
     assert table.markdown() in README
-    assert table.cpu_step() in (ROOT / "docs" / "decisions.md").read_text()

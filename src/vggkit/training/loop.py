@@ -1,10 +1,13 @@
 """A recipe to a trained network: `train` reads from top to bottom."""
 
+import contextlib
+import ctypes
 import json
 import math
 import os
 import platform
 import signal
+import sys
 import time
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -19,11 +22,15 @@ import vggkit
 from vggkit.data.fashion_mnist import SAMPLE_NAME, SAMPLE_WARNING, DataError, Dataset, load
 from vggkit.data.loading import Augmentation, Split, batches, epoch_order
 from vggkit.data.preprocessing import Preprocessing
+from vggkit.design.costs import costs
 from vggkit.networks.fully_connected import use_fast_cpu
 from vggkit.networks.vgg import VGG
 from vggkit.networks.weights import save_weights
 from vggkit.training.progress import EpochMetrics, Progress
 from vggkit.training.recipe import Recipe
+
+KEPT_MEMORY_BYTES = 2**30
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 class RunError(ValueError):
@@ -101,6 +108,7 @@ def train(
     preprocessing = _preprocessing(recipe, train_split)
     augment = Augmentation(recipe.flip, recipe.translate, recipe.erase)
     architecture = recipe.network(in_channels=train_split.images.shape[1], num_classes=len(dataset.classes))
+    _keep_freed_memory(costs(architecture, recipe.batch_size).total.activation_bytes)
     torch.manual_seed(recipe.seed)
     net = VGG(architecture, recipe.init).to(chosen).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     use_fast_cpu(net)
@@ -263,6 +271,18 @@ def _use_huge_pages() -> None:
     torch reads the variable once, at the first tensor; where that has been made, nothing changes.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+def _keep_freed_memory(activation_bytes: int) -> None:
+    """Let glibc keep what a step frees for the next step, which otherwise maps, zeroes and unmaps it anew.
+
+    Only where the activations of a step are small: kept memory is memory used.
+    """
+    if activation_bytes < KEPT_MEMORY_BYTES and sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            mallopt = ctypes.CDLL(None).mallopt
+            mallopt(M_MMAP_MAX, 0)
+            mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _splits(recipe: Recipe, dataset: Dataset, device: torch.device) -> tuple[Split, Split]:
