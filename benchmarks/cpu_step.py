@@ -3,11 +3,11 @@
     python benchmarks/cpu_step.py [--sizes 224 96 32] [--repeats 5] [--save]
 
 Times the `d2l` recipe's step (VGG-11/4, batch 128, random images) as it is and with one choice undone at a time, in
-turn, each in a process of its own: 4 KiB pages instead of huge ones; freed memory given back; torch's own fully connected layers and dropout
-instead of oneDNN's products and packed draws; ReLU before the pool and not in place; grey images in torch's usual
-strides, which a convolution takes for NCHW; NCHW throughout. Also the rate of one fully connected product (batch 128,
-4096 to 4096), forward and both backward ones, by MKL as torch takes it and by oneDNN. Prints one JSON line for each
-size; --save adds it to benchmarks/results/cpu_step.jsonl.
+turn, each in a process of its own: 4 KiB pages instead of huge ones; freed memory given back; torch's own fully
+connected layers and dropout instead of oneDNN's products and packed draws; ReLU before the pool and not in place; grey
+images in torch's usual strides, which a convolution takes for NCHW; NCHW throughout. Also the rate of one fully
+connected product (batch 128, 4096 to 4096), forward and both backward ones, by MKL as torch takes it and by oneDNN.
+Prints one JSON line for each size; --save adds it to benchmarks/results/cpu_step.jsonl.
 """
 
 import argparse
