@@ -4,11 +4,12 @@ import pty
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 
-from vggkit import cli
+from vggkit import Recipe, cli
 from vggkit.data.fashion_mnist import SAMPLE_PLACE, load
 
 
@@ -163,6 +164,23 @@ def test_the_help_of_train_shows_the_chosen_recipes_values(capsys):
     assert "Pixels along a side of the network's input. (default: 32)" in helps[0]
     assert "Pixels along a side of the network's input. (default: 224)" in helps[1]
     assert "(default: 0.01)" in helps[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], Recipe.named("quick")),
+        (["--recipe", "d2l"], Recipe.named("d2l")),
+        (["--recipe=gluon", "--seed", "3"], replace(Recipe.named("gluon"), seed=3)),
+        (["--hidden", "64", "32", "--no-flip"], replace(Recipe.named("quick"), hidden=(64, 32), flip=False)),
+    ],
+)
+def test_the_flags_of_train_are_the_recipes(arguments, expected, monkeypatch, full_place):
+    seen = []
+    monkeypatch.setattr("vggkit.training.loop.train", lambda recipe, **_: seen.append(recipe) or exit(7))
+    with pytest.raises(SystemExit, match="7"):
+        cli.main(["train", *arguments])
+    assert seen == [expected]
 
 
 def test_training_ends_with_the_books_two_lines_and_the_folder(trained):

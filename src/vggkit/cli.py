@@ -177,7 +177,7 @@ class TrainFlags:
 def _train(arguments: list[str]) -> int:
     # The recipe comes first, so that --help shows its values as the defaults of the other flags.
     named = "quick"
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in itertools.pairwise([*arguments, ""]):
         if argument == "--recipe" and following:
             named = following
         elif argument.startswith("--recipe="):
