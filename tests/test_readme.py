@@ -15,7 +15,8 @@ SHORT = ["--data", "fashion-mnist-sample", "--epochs", "1"]
 
 
 def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    return [text for named, text in fenced if named == language]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,8 @@ def folder(tmp_path_factory):
 
 def run(command, cwd):
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    environment.pop("MAKEFLAGS", None)  # `make test` may be running us
+    for inherited in ("MAKEFLAGS", "MAKELEVEL"):  # `make test` may be running us
+        environment.pop(inherited, None)
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
 
 
