@@ -1,7 +1,4 @@
-"""The tables of the README and of docs/decisions.md, from the rows that the benchmarks saved.
-
-python benchmarks/table.py
-"""
+"""The README's table of measured results, from the rows that the benchmarks saved: `python benchmarks/table.py`."""
 
 import json
 from pathlib import Path

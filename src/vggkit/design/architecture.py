@@ -63,6 +63,11 @@ class Layer:
     """Channels out; for `fc`, features out."""
     kernel_size: int = 1
 
+    @property
+    def weights(self) -> int:
+        """The weights of a convolution or fully connected layer, biases excluded; 0 for other kinds."""
+        return self.inputs * self.outputs * self.kernel_size**2 if self.kind in ("conv", "fc") else 0
+
 
 @dataclass(frozen=True)
 class Block:
@@ -182,10 +187,9 @@ class Architecture:
         if self.norm not in get_args(Norm):
             raise ArchitectureError(f"expected norm to be one of {', '.join(get_args(Norm))}, got {self.norm!r}")
         for layer in self.layers():
-            weights = layer.inputs * layer.outputs * layer.kernel_size**2
-            if layer.kind in ("conv", "fc") and weights > MAX_LAYER_WEIGHTS:
+            if layer.weights > MAX_LAYER_WEIGHTS:
                 raise ArchitectureError(
-                    f"expected at most {MAX_LAYER_WEIGHTS} weights in a layer, got {weights} in {layer.name} "
+                    f"expected at most {MAX_LAYER_WEIGHTS} weights in a layer, got {layer.weights} in {layer.name} "
                     f"({layer.inputs} to {layer.outputs})"
                 )
 

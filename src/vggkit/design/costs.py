@@ -129,7 +129,7 @@ def costs(architecture: Architecture, batch_size: int = 1) -> Costs:
                 part=layer.part,
                 output_shape=output_shape,
                 parameters=_parameters(layer),
-                macs=_weights(layer) * batch_size * (size * size if is_map else 1),
+                macs=layer.weights * batch_size * (size * size if is_map else 1),
                 activation_bytes=0 if layer.kind == "flatten" else math.prod(output_shape) * BYTES_PER_VALUE,
                 receptive_field=receptive_field,
                 stride=stride,
@@ -138,11 +138,7 @@ def costs(architecture: Architecture, batch_size: int = 1) -> Costs:
     return Costs(architecture, batch_size, tuple(counted))
 
 
-def _weights(layer: Layer) -> int:
-    return layer.inputs * layer.outputs * layer.kernel_size**2 if layer.kind in ("conv", "fc") else 0
-
-
 def _parameters(layer: Layer) -> int:
     if layer.kind == "bn":
         return 2 * layer.outputs
-    return _weights(layer) + layer.outputs if layer.kind in ("conv", "fc") else 0
+    return layer.weights + layer.outputs if layer.kind in ("conv", "fc") else 0
