@@ -317,11 +317,11 @@ def test_what_the_machine_cannot_hold_is_said_in_one_line(capsys, monkeypatch):
     def fail(_):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.\nmore")
 
-    monkeypatch.setitem(cli.VERBS, "data", fail)
+    monkeypatch.setattr(cli.VERBS["data"], "run", fail)
     assert cli.main(["data"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "expected enough memory" in line
-    monkeypatch.setitem(cli.VERBS, "data", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(cli.VERBS["data"], "run", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
     assert cli.main(["data"]) == 130
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vggkit.data.fashion_mnist import DataError
+from vggkit.data.files import why_not_a_file
 
 MAX_IMAGE_PIXELS, MAX_IMAGE_SIDE = 64_000_000, 30_000
 """An image that says it is larger is refused before it is decoded."""
@@ -96,10 +97,8 @@ def read_image(path: Path, channels: int) -> Tensor:
     Raises:
         DataError: there is no such file, or it is not a whole PNG or JPEG image of a sane size; it is named.
     """
-    if not path.is_file():  # a FIFO would be waited for
-        raise DataError(
-            f"{path}: expected an image file, got {'no regular file' if path.exists() else 'nothing there'}"
-        )
+    if found := why_not_a_file(path):
+        raise DataError(f"{path}: expected an image file, got {found}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's notes on odd files; its errors are what counts

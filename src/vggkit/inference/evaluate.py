@@ -1,6 +1,5 @@
 """A weight file and a labelled data set to accuracy, by class and confused with what."""
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy.typing as npt
 import torch
 
 from vggkit.data.fashion_mnist import DataError, Dataset
+from vggkit.data.files import as_png, write_whole
 from vggkit.data.loading import Split, batches
 from vggkit.inference.predict import Classifier
 
@@ -58,10 +58,7 @@ def evaluate(classifier: Classifier, dataset: Dataset, batch_size: int = 128) ->
 
 def draw_confusion(evaluation: Evaluation, path: Path) -> None:
     """Draw the confusion matrix, each row in percent of its class, into a PNG file at `path`."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-
-    from vggkit.networks.weights import write_whole
 
     classes, counts = evaluation.classes, evaluation.confusion
     percent = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -90,6 +87,4 @@ def draw_confusion(evaluation: Evaluation, path: Path) -> None:
         title=f"accuracy {evaluation.accuracy:.4f} on {counts.sum():,} images",
     )
     figure.colorbar(image, label="% of the class", shrink=0.8)
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    write_whole(path, buffer.getvalue())
+    write_whole(path, as_png(figure))

@@ -1,8 +1,6 @@
 """A trained network in one safetensors file: its weights, and in the metadata all it takes to use them."""
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from vggkit.data.files import why_not_a_file, write_whole
 from vggkit.design.architecture import Architecture, ArchitectureError
 from vggkit.networks.vgg import VGG
 
@@ -36,10 +35,8 @@ def load_weights(path: Path, device: str | torch.device = "cpu") -> tuple[VGG, d
     Raises:
         WeightsError: one line that names the file, and the key where there is one.
     """
-    if not path.is_file():  # a FIFO would be waited for
-        raise WeightsError(
-            f"{path}: expected a weight file, got {'no regular file' if path.exists() else 'nothing there'}"
-        )
+    if found := why_not_a_file(path):
+        raise WeightsError(f"{path}: expected a weight file, got {found}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
@@ -66,20 +63,6 @@ def load_weights(path: Path, device: str | torch.device = "cpu") -> tuple[VGG, d
             raise WeightsError(f"{path}: expected {name!r} as {expected[name].dtype}, got {tensor.dtype}")
     net.load_state_dict(tensors, assign=True)
     return net.to(device).to(memory_format=torch.channels_last).eval(), metadata  # type: ignore[call-overload]
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write `content` to `path` so that a reader sees all of it or what was there before."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
-        try:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            Path(file.name).replace(path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
-    path.chmod(0o644)
 
 
 def metadata_list(metadata: Mapping[str, str], key: str) -> list[str]:

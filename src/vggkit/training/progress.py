@@ -1,6 +1,5 @@
 """Live progress on a terminal, plain lines elsewhere, curves in a picture and in a notebook."""
 
-import io
 import json
 import math
 import os
@@ -14,7 +13,7 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
-from vggkit.networks.weights import write_whole
+from vggkit.data.files import as_png, write_whole
 
 REFRESH_SECONDS = 0.5
 PLAIN_LINE_SECONDS = 30.0
@@ -150,7 +149,6 @@ class Progress:
 
 def draw_curves(history: Sequence[EpochMetrics], num_epochs: int, evaluated_on: str = "test") -> bytes:
     """The book's picture as PNG: training loss, training accuracy and test accuracy over the epochs."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -167,9 +165,7 @@ def draw_curves(history: Sequence[EpochMetrics], num_epochs: int, evaluated_on: 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.4)
     axes.legend()
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    return buffer.getvalue()
+    return as_png(figure)
 
 
 def clock(seconds: float) -> str:

@@ -1,0 +1,135 @@
+"""The notation of blocks, the named family, and one line for every text that is neither.
+
+Source of the family: Simonyan & Zisserman, arXiv 1409.1556, Table 1.
+"""
+
+import difflib
+import re
+from dataclasses import replace
+
+from vggkit.design.block import (
+    MAX_CONVOLUTIONS, MAX_KERNEL_SIZE, MAX_WIDTH, ArchitectureError, Block, Norm, shown
+)
+
+MAX_NOTATION_CHARACTERS = 10_000
+
+FAMILY = {
+    "vgg11": "1x64 1x128 2x256 2x512 2x512",
+    "vgg11_lrn": "1x64+lrn 1x128 2x256 2x512 2x512",
+    "vgg13": "2x64 2x128 2x256 2x512 2x512",
+    "vgg16c": "2x64 2x128 3x256k3,3,1 3x512k3,3,1 3x512k3,3,1",
+    "vgg16": "2x64 2x128 3x256 3x512 3x512",
+    "vgg19": "2x64 2x128 4x256 4x512 4x512",
+}
+"""The named convolutional parts; the paper's Table 1 calls them A, A-LRN, B, C, D and E."""
+
+PAPER_LETTERS = {"a": "vgg11", "a-lrn": "vgg11_lrn", "b": "vgg13", "c": "vgg16c", "d": "vgg16", "e": "vgg19"}
+
+_BLOCK = re.compile(
+    r"(?P<num_convs>[0-9]+)x(?P<channels>[0-9]+)"
+    r"(?:k(?P<kernels>[0-9]+(?:,[0-9]+(?![0-9x]))*))?"  # the comma before '2x512' ends a kernel list
+    r"(?P<lrn>\+lrn)?(?=[ ,]|$)",
+    re.IGNORECASE,
+)
+
+
+#PARSE
+    @classmethod
+    def parse(cls, text: str, **options: Any) -> "Architecture":
+        """The architecture that a name or the notation describes.
+
+        Args:
+            text: a name (`vgg16`, `vgg11_bn`, the paper's `A-LRN`) or blocks (`1x64 2x128k5 3x256k3,3,1+lrn`),
+                separated by spaces or commas; `_bn` and `/4` may follow either.
+            options: the other fields of `Architecture`; `norm` is what the text says.
+
+        Raises:
+            ArchitectureError: one line that says what was expected, what was found and at which character.
+
+        >>> Architecture.parse("vgg11/4", in_channels=1, num_classes=10).blocks[0]
+        Block(num_convs=1, channels=16, kernel_size=3, lrn=False)
+        >>> Architecture.parse("1x64 2y128")
+        Traceback (most recent call last):
+        ...
+        vggkit.design.architecture.ArchitectureError: '1x64 2y128', character 6: expected a block such as 2x128,
+        got '2y128'
+        """
+        if not isinstance(text, str):
+            raise ArchitectureError(f"expected a name or a notation as text, got {text!r}")
+        if len(text) > MAX_NOTATION_CHARACTERS:
+            raise ArchitectureError(
+                f"{_shown(text)}: expected at most {MAX_NOTATION_CHARACTERS} characters, got {len(text)}"
+            )
+        body, divisor, norm = text.strip(), 1, "none"
+        for _ in range(2):  # `_bn` and `/4`, in either order
+            head, slash, digits = body.rpartition("/")
+            if norm == "none" and body[-3:].lower() == "_bn":
+                norm, body = "batch", body[:-3].rstrip()
+            elif slash and divisor == 1:
+                place = text.find(body) + len(head) + 2
+                divisor = _checked_number(text, digits.strip(), place, "a divisor", MAX_WIDTH)
+                body = head.rstrip()
+        name = PAPER_LETTERS.get(body.lower(), body.lower())
+        blocks = _parse_blocks(FAMILY[name], FAMILY[name]) if name in FAMILY else _parse_blocks(text, body)
+        if options.setdefault("norm", norm) != norm and norm == "batch":
+            raise ArchitectureError(f"{_shown(text)} has batch norm, got norm={options['norm']!r} beside it")
+        for block in blocks:
+            if block.channels % divisor:
+                raise ArchitectureError(
+                    f"{_shown(text)}: expected a divisor of all channels, got /{divisor} for {block.channels}"
+                )
+        return cls(tuple(replace(b, channels=b.channels // divisor) for b in blocks), **options)
+
+def _checked_number(text: str, digits: str, place: int, what: str, most: int) -> int:
+    """The number from 1 to `most` that `digits`, which stand in `text` at the character `place`, say."""
+    # int() of a text of thousands of digits is slow, then refused by Python itself: length comes first.
+    if not re.fullmatch(r"[0-9]{1,9}", digits) or not 1 <= int(digits) <= most:
+        raise ArchitectureError(
+            f"{shown(text)}, character {place}: expected {what} from 1 to {most}, got {shown(digits, quote=False)}"
+        )
+    return int(digits)
+
+
+def _parse_blocks(text: str, body: str) -> list[Block]:
+    """The blocks of `body`, a part of `text`, to whose characters the errors point."""
+    offset = text.find(body)
+    blocks: list[Block] = []
+    position = 0
+    while True:
+        while position < len(body) and body[position] in " ,":
+            position += 1
+        if position == len(body):
+            break
+        match = _BLOCK.match(body, position)
+        if match is None:
+            raise ArchitectureError(_not_a_block(text, body, position, offset, bool(blocks)))
+        num_convs, channels = (
+            _checked_number(text, match[group], offset + match.start(group) + 1, what, most)
+            for group, what, most in (
+                ("num_convs", "a number of convolutions", MAX_CONVOLUTIONS),
+                ("channels", "channels", MAX_WIDTH),
+            )
+        )
+        kernels = [int(k) if len(k) < 9 else MAX_KERNEL_SIZE + 1 for k in (match["kernels"] or "3").split(",")]
+        try:
+            block = Block(num_convs, channels, tuple(kernels), lrn=match["lrn"] is not None)
+        except ArchitectureError as error:
+            place = offset + match.start("kernels") + 1
+            raise ArchitectureError(f"{shown(text)}, character {place}: {error}") from None
+        blocks.append(block)
+        position = match.end()
+    if not blocks:
+        raise ArchitectureError(f"expected a name such as vgg16 or blocks such as '1x64 2x128', got {shown(text)}")
+    return blocks
+
+
+def _not_a_block(text: str, body: str, position: int, offset: int, is_list: bool) -> str:
+    found = re.split(r"[ ,]", body[position:], maxsplit=1)[0]
+    if is_list or re.match(r"[0-9]", found):
+        return f"{shown(text)}, character {offset + position + 1}: expected a block such as 2x128, got {shown(found)}"
+    close = difflib.get_close_matches(found.lower()[:60], FAMILY, n=1)
+    hint = f"try {close[0]}" if close else f"the names are {', '.join(FAMILY)}"
+    return (
+        f"{shown(text)}, character {offset + position + 1}: expected a name such as vgg16 or blocks such as "
+        f"'1x64 2x128', got {shown(found)}, {hint}"
+    )

@@ -1,0 +1,1 @@
+"""The verbs of `vgg`, a module each: `Flags`, whose docstring is the help, and `run`."""

@@ -1,0 +1,47 @@
+"""`vgg predict`: image files to classes."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from vggkit.verbs.terminal import DONE, parse_flags, print_json
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Classify image files with a trained network."""
+
+    run: Positional[Path]
+    """A run folder, or a model.safetensors."""
+    images: Positional[tuple[Path, ...]]
+    """PNG or JPEG files, of any size and mode."""
+    top: int = 3
+    """Classes to show for each image."""
+    device: str | None = None
+    """cpu, cuda, cuda:1 or mps; a GPU, if there is one, if not given."""
+    json: bool = False
+    """Print JSON instead of lines."""
+
+
+def run(arguments: list[str]) -> int:
+    """Run the verb; returns the exit code."""
+    flags = parse_flags("predict", Flags, arguments)
+    if not flags.images:
+        raise ValueError("expected at least one image, got none")
+    from vggkit.inference.predict import load_classifier, predict
+    from vggkit.training.loop import choose_device
+
+    classifier = load_classifier(flags.run, choose_device(flags.device))
+    predictions = predict(classifier, flags.images, flags.top)
+    if flags.json:
+        print_json(
+            [
+                {"image": str(path), "predictions": [asdict(p) for p in best]}
+                for path, best in zip(flags.images, predictions, strict=True)
+            ]
+        )
+        return DONE
+    for path, best in zip(flags.images, predictions, strict=True):
+        print(f"{path}: " + ", ".join(f"{p.label} {p.probability:.1%}" for p in best))
+    return DONE

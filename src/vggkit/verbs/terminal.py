@@ -1,0 +1,66 @@
+"""What the verbs share: flags in, texts and tables out, exit codes. Imports no torch."""
+
+import contextlib
+import io
+import itertools
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import tyro
+from tyro.conf import DisallowNone, FlagCreatePairsOff
+
+FlagsOfVerb = TypeVar("FlagsOfVerb")
+
+DONE, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+
+
+def parse_flags(
+    verb: str, flags: type[FlagsOfVerb], arguments: list[str], default: FlagsOfVerb | None = None
+) -> FlagsOfVerb:
+    """The flags of a verb; raises `ValueError` when they are wrong, in one line where tyro draws a box."""
+    keywords: dict[str, Any] = {} if default is None else {"default": default}
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            parsed: FlagsOfVerb = tyro.cli(
+                flags, prog=f"vgg {verb}", args=arguments, config=(DisallowNone, FlagCreatePairsOff), **keywords
+            )
+        return parsed
+    except SystemExit as leaving:
+        if not leaving.code:  # --help
+            raise
+    # A title, then (a rule where the box is plain ASCII) the message, a rule, and where to find help.
+    _title, *lines = (line.strip("│╭╮╰╯ ") for line in errors.getvalue().splitlines())
+    body = itertools.dropwhile(lambda line: not line.strip("─-"), lines)
+    message = " ".join(itertools.takewhile(lambda line: line.strip("─-"), body))
+    raise ValueError(f"{message.removeprefix('Error parsing fields: ')}, try 'vgg {verb} --help'")
+
+
+def print_to_stderr(line: str) -> None:
+    """`line` to stderr, at once."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def print_json(value: object) -> None:
+    """`value` as one line of JSON; NaN, which JSON has not, is refused."""
+    print(json.dumps(value, allow_nan=False))
+
+
+def print_table(header: Sequence[str], sections: Sequence[Sequence[Sequence[str]]], left_aligned: int) -> None:
+    """A table with a rule between its sections; the first `left_aligned` columns are texts."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    # A table takes the width it needs: no figure is ever cut.
+    console = Console(width=1_000, markup=False, emoji=False, highlight=False)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
+    for index, name in enumerate(header):
+        table.add_column(name, justify="left" if index < left_aligned else "right")
+    for rows in sections:
+        for row in rows:
+            table.add_row(*row)
+        table.add_section()
+    console.print(table)
