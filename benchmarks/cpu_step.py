@@ -24,8 +24,8 @@ from torch import Tensor
 
 from vggkit import Recipe, costs
 from vggkit.data.preprocessing import _channels_last
+from vggkit.networks.baselines import build
 from vggkit.networks.fully_connected import _product, use_fast_cpu
-from vggkit.networks.vgg import VGG
 from vggkit.training import loop
 
 UNDONE = (
@@ -86,7 +86,7 @@ def step_seconds(size: int, undone: str) -> float:
     arch = recipe.network(1, 10)
     if undone != "kept memory":
         loop._keep_freed_memory(costs(arch, BATCH_SIZE).total.activation_bytes)
-    net = VGG(arch, recipe.init)
+    net = build(arch, recipe.init)
     use_fast_cpu(net, on=undone != "fast fully connected")
     if undone == "pool first, in place":
         for block in list(net)[:5]:

@@ -41,8 +41,8 @@ from torch import Tensor, nn
 from vggkit import Recipe, costs, vgg
 from vggkit.data import fashion_mnist
 from vggkit.data.loading import Augmentation, Split, batches, epoch_order
+from vggkit.networks.baselines import build
 from vggkit.networks.fully_connected import use_fast_cpu
-from vggkit.networks.vgg import VGG
 from vggkit.training import loop
 
 BATCH_SIZE = 128
@@ -116,7 +116,7 @@ def run_ours(size: int, device: torch.device, data_dir: Path | None) -> dict[str
     arch = recipe.network(1, 10)
     loop._keep_freed_memory(costs(arch, BATCH_SIZE).total.activation_bytes)
     torch.manual_seed(0)
-    net = VGG(arch, recipe.init).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = build(arch, recipe.init).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     use_fast_cpu(net)
     optimizer = loop._optimizer(recipe, net)
 

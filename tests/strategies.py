@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-from vggkit.design.architecture import Architecture, Block
+from vggkit import Architecture, Block
 
 
 @st.composite
@@ -16,12 +16,15 @@ def blocks(draw, max_channels=2048):
 @st.composite
 def architectures(draw, max_channels=2048, max_image_size=256, max_blocks=6):
     drawn = tuple(draw(st.lists(blocks(max_channels), min_size=1, max_size=max_blocks)))
+    head = draw(st.sampled_from(["flatten", "adaptive", "conv", "gap"]))
     return Architecture(
         drawn,
         in_channels=draw(st.integers(1, 5)),
         num_classes=draw(st.integers(1, 1000)),
         image_size=draw(st.integers(2 ** len(drawn), max_image_size)),
-        hidden=tuple(draw(st.lists(st.integers(1, 4096), max_size=3))),
+        hidden=() if head == "gap" else tuple(draw(st.lists(st.integers(1, 4096), max_size=3))),
         dropout=draw(st.floats(0, 0.99)),
         norm=draw(st.sampled_from(["none", "batch"])),
+        head=head,
+        pooled_size=draw(st.integers(1, 9)) if head in ("adaptive", "conv") else 7,
     )

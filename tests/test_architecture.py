@@ -5,7 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.strategies import architectures
-from vggkit.design.architecture import FAMILY, Architecture, ArchitectureError, Block
+from vggkit.design.architecture import Architecture
+from vggkit.design.block import ArchitectureError, Block
+from vggkit.design.notation import FAMILY
 
 # The paper's Table 1, typed from the paper: (kernel, channels) of each convolution, "M" where it pools.
 TABLE_1 = {

@@ -4,11 +4,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vggkit.design.architecture import Architecture, ArchitectureError, Block
+    from vggkit.design.architecture import Architecture
+    from vggkit.design.baselines import Baseline, parse_network
+    from vggkit.design.block import ArchitectureError, Block
     from vggkit.design.costs import costs
     from vggkit.inference.evaluate import Evaluation, evaluate
     from vggkit.inference.predict import Classifier, load_classifier, predict
-    from vggkit.networks.vgg import VGG, init_weights, vgg, vgg_block
+    from vggkit.networks.baselines import alexnet, build, lenet
+    from vggkit.networks.modules import init_weights
+    from vggkit.networks.vgg import VGG, vgg, vgg_block
     from vggkit.training.loop import Run, train
     from vggkit.training.recipe import Recipe
 
@@ -17,11 +21,16 @@ __version__ = "0.1.0"
 # Looked up on first use, so that what needs no torch starts without it.
 _HOMES = {
     "Architecture": "design.architecture",
-    "ArchitectureError": "design.architecture",
-    "Block": "design.architecture",
+    "ArchitectureError": "design.block",
+    "Baseline": "design.baselines",
+    "Block": "design.block",
+    "parse_network": "design.baselines",
     "costs": "design.costs",
     "VGG": "networks.vgg",
-    "init_weights": "networks.vgg",
+    "alexnet": "networks.baselines",
+    "build": "networks.baselines",
+    "init_weights": "networks.modules",
+    "lenet": "networks.baselines",
     "vgg": "networks.vgg",
     "vgg_block": "networks.vgg",
     "Recipe": "training.recipe",
@@ -38,11 +47,16 @@ __all__ = [  # noqa: RUF022 (in the order of a reader)
     "Architecture",
     "ArchitectureError",
     "Block",
+    "Baseline",
+    "parse_network",
     "costs",
     "VGG",
     "init_weights",
     "vgg",
     "vgg_block",
+    "alexnet",
+    "lenet",
+    "build",
     "Recipe",
     "Run",
     "train",

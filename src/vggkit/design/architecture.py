@@ -1,52 +1,44 @@
-"""What a network is: blocks of convolutions, then fully connected layers, as frozen, validated data.
+"""What a network is: blocks of convolutions, then a head of fully connected layers, as frozen, validated data.
 
 Source: Simonyan & Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition",
-arXiv 1409.1556, Table 1.
+arXiv 1409.1556, Table 1; the head as convolutions is its section 3.2.
 """
 
-import difflib
 import json
-import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, cast, get_args
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
 
-LayerKind = Literal["conv", "bn", "relu", "lrn", "pool", "flatten", "fc", "dropout"]
-Norm = Literal["none", "batch"]
+from vggkit.design.block import (
+    MAX_CONVOLUTIONS,
+    MAX_KERNEL_SIZE,
+    MAX_LAYER_WEIGHTS,
+    MAX_WIDTH,
+    ArchitectureError,
+    Block,
+    Layer,
+    Norm,
+    as_block,
+    as_tuple,
+    check_int,
+    shown,
+)
+from vggkit.design.notation import name_of, parse
+
 Init = Literal["kaiming", "xavier", "paper", "torch"]
 """How the weights start; `vggkit.init_weights` says what each name means."""
 
-# Far above any network in use, and low enough that no count below overflows 64 bits.
-MAX_CONVOLUTIONS = 1_000
+Head = Literal["flatten", "adaptive", "conv", "gap"]
+"""How the map of the last block becomes classes; `Architecture.head` says what each name means."""
+
 MAX_HIDDEN_LAYERS = 100
-MAX_WIDTH = 65_536  # channels, hidden units, classes, pixels along a side
-MAX_KERNEL_SIZE = 255
-MAX_LAYER_WEIGHTS = 2**40
-MAX_NOTATION_CHARACTERS = 10_000
-
-FAMILY = {
-    "vgg11": "1x64 1x128 2x256 2x512 2x512",
-    "vgg11_lrn": "1x64+lrn 1x128 2x256 2x512 2x512",
-    "vgg13": "2x64 2x128 2x256 2x512 2x512",
-    "vgg16c": "2x64 2x128 3x256k3,3,1 3x512k3,3,1 3x512k3,3,1",
-    "vgg16": "2x64 2x128 3x256 3x512 3x512",
-    "vgg19": "2x64 2x128 4x256 4x512 4x512",
-}
-"""The named convolutional parts; the paper's Table 1 calls them A, A-LRN, B, C, D and E."""
-
-PAPER_LETTERS = {"a": "vgg11", "a-lrn": "vgg11_lrn", "b": "vgg13", "c": "vgg16c", "d": "vgg16", "e": "vgg19"}
-
-_BLOCK = re.compile(
-    r"(?P<num_convs>[0-9]+)x(?P<channels>[0-9]+)"
-    r"(?:k(?P<kernels>[0-9]+(?:,[0-9]+(?![0-9x]))*))?"  # the comma before '2x512' ends a kernel list
-    r"(?P<lrn>\+lrn)?(?=[ ,]|$)",
-    re.IGNORECASE,
-)
+POOLED_SIZE = 7
+"""Of all published VGG networks."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A network of VGG blocks, flattened into fully connected layers: everything that decides its shape.
+    """A network of VGG blocks and a head: everything that decides its shape.
 
     Every value is checked when the architecture is made; nothing is allocated.
     A value that cannot be raises `ArchitectureError`.
@@ -63,26 +55,35 @@ class Architecture:
     num_classes: int = 1000
     """Outputs of the last fully connected layer."""
     image_size: int = 224
-    """Height and width of the input, in pixels; each block halves it, rounding down."""
+    """Height and width of the input, in pixels; each block halves it, rounding down. The one size that `flatten`
+    takes; with another head, the one that is counted and drawn."""
     hidden: tuple[int, ...] = (4096, 4096)
-    """Widths of the hidden fully connected layers; may be empty."""
+    """Widths of the hidden fully connected layers; may be empty, and is with `gap`."""
     dropout: float = 0.5
     """Probability of dropping a hidden unit in training, 0 to below 1."""
     norm: Norm = "none"
     """`batch`: batch normalisation between every convolution and its ReLU."""
+    head: Head = "flatten"
+    """`flatten`: the last map, flattened, goes into the first fully connected layer (the book's; one size of input).
+    `adaptive`: the map is first averaged to `pooled_size` (torchvision's; any size of input).
+    `conv`: the fully connected layers as convolutions, the first with a kernel of `pooled_size`, then the mean of
+    the class map (the paper's dense evaluation; any size of input).
+    `gap`: the mean of the map, one fully connected layer (any size of input)."""
+    pooled_size: int = POOLED_SIZE
+    """Height and width of what the first fully connected layer sees, with `adaptive` and `conv`."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "blocks", tuple(_as_block(block) for block in _as_tuple("blocks", self.blocks)))
-        object.__setattr__(self, "hidden", _as_tuple("hidden", self.hidden))
+        object.__setattr__(self, "blocks", tuple(as_block(block) for block in as_tuple("blocks", self.blocks)))
+        object.__setattr__(self, "hidden", as_tuple("hidden", self.hidden))
         if not self.blocks:
             raise ArchitectureError("expected at least one block, got none, try '1x64'")
         num_convs = sum(block.num_convs for block in self.blocks)
         if num_convs > MAX_CONVOLUTIONS:
             raise ArchitectureError(f"expected at most {MAX_CONVOLUTIONS} convolutions, got {num_convs}")
-        _check_int("in_channels", self.in_channels, 1, MAX_WIDTH)
-        _check_int("num_classes", self.num_classes, 1, MAX_WIDTH)
-        _check_int("image_size", self.image_size, 1, MAX_WIDTH)
-        if self.image_size >> len(self.blocks) == 0:
+        check_int("in_channels", self.in_channels, 1, MAX_WIDTH)
+        check_int("num_classes", self.num_classes, 1, MAX_WIDTH)
+        check_int("image_size", self.image_size, 1, MAX_WIDTH)
+        if self.map_size == 0:
             raise ArchitectureError(
                 f"expected an image_size of at least {2 ** len(self.blocks)} for {len(self.blocks)} blocks, each "
                 f"of which halves it, got {self.image_size}: nothing is left after pool{self.image_size.bit_length()}"
@@ -90,12 +91,22 @@ class Architecture:
         if len(self.hidden) > MAX_HIDDEN_LAYERS:
             raise ArchitectureError(f"expected at most {MAX_HIDDEN_LAYERS} hidden layers, got {len(self.hidden)}")
         for width in self.hidden:
-            _check_int("hidden width", width, 1, MAX_WIDTH)
+            check_int("hidden width", width, 1, MAX_WIDTH)
         if isinstance(self.dropout, bool) or not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
             raise ArchitectureError(f"expected a dropout of at least 0 and below 1, got {self.dropout!r}")
         object.__setattr__(self, "dropout", float(self.dropout))
-        if self.norm not in get_args(Norm):
-            raise ArchitectureError(f"expected norm to be one of {', '.join(get_args(Norm))}, got {self.norm!r}")
+        for field, allowed in (("norm", Norm), ("head", Head)):
+            if getattr(self, field) not in get_args(allowed):
+                raise ArchitectureError(
+                    f"expected {field} to be one of {', '.join(get_args(allowed))}, got {getattr(self, field)!r}"
+                )
+        check_int("pooled_size", self.pooled_size, 1, MAX_KERNEL_SIZE)
+        if self.head == "gap" and self.hidden:
+            raise ArchitectureError(f"expected no hidden layers with the head gap, got {self.hidden}, try hidden=()")
+        if self.head in ("flatten", "gap") and self.pooled_size != POOLED_SIZE:
+            raise ArchitectureError(
+                f"expected a pooled_size only with the heads adaptive and conv, got {self.pooled_size} with {self.head}"
+            )
         for layer in self.layers():
             if layer.weights > MAX_LAYER_WEIGHTS:
                 raise ArchitectureError(
@@ -110,7 +121,8 @@ class Architecture:
         Args:
             text: a name (`vgg16`, `vgg11_bn`, the paper's `A-LRN`) or blocks (`1x64 2x128k5 3x256k3,3,1+lrn`),
                 separated by spaces or commas; `_bn` and `/4` may follow either.
-            options: the other fields of `Architecture`; `norm` is what the text says.
+            options: the other fields of `Architecture`; `norm` is what the text says, and `hidden` is empty with the
+                head `gap` unless given.
 
         Raises:
             ArchitectureError: one line that says what was expected, what was found and at which character.
@@ -120,34 +132,15 @@ class Architecture:
         >>> Architecture.parse("1x64 2y128")
         Traceback (most recent call last):
         ...
-        vggkit.design.architecture.ArchitectureError: '1x64 2y128', character 6: expected a block such as 2x128,
+        vggkit.design.block.ArchitectureError: '1x64 2y128', character 6: expected a block such as 2x128,
         got '2y128'
         """
-        if not isinstance(text, str):
-            raise ArchitectureError(f"expected a name or a notation as text, got {text!r}")
-        if len(text) > MAX_NOTATION_CHARACTERS:
-            raise ArchitectureError(
-                f"{_shown(text)}: expected at most {MAX_NOTATION_CHARACTERS} characters, got {len(text)}"
-            )
-        body, divisor, norm = text.strip(), 1, "none"
-        for _ in range(2):  # `_bn` and `/4`, in either order
-            head, slash, digits = body.rpartition("/")
-            if norm == "none" and body[-3:].lower() == "_bn":
-                norm, body = "batch", body[:-3].rstrip()
-            elif slash and divisor == 1:
-                place = text.find(body) + len(head) + 2
-                divisor = _checked_number(text, digits.strip(), place, "a divisor", MAX_WIDTH)
-                body = head.rstrip()
-        name = PAPER_LETTERS.get(body.lower(), body.lower())
-        blocks = _parse_blocks(FAMILY[name], FAMILY[name]) if name in FAMILY else _parse_blocks(text, body)
+        blocks, norm = parse(text)
         if options.setdefault("norm", norm) != norm and norm == "batch":
-            raise ArchitectureError(f"{_shown(text)} has batch norm, got norm={options['norm']!r} beside it")
-        for block in blocks:
-            if block.channels % divisor:
-                raise ArchitectureError(
-                    f"{_shown(text)}: expected a divisor of all channels, got /{divisor} for {block.channels}"
-                )
-        return cls(tuple(replace(b, channels=b.channels // divisor) for b in blocks), **options)
+            raise ArchitectureError(f"{shown(text)} has batch norm, got norm={options['norm']!r} beside it")
+        if options.get("head") == "gap":
+            options.setdefault("hidden", ())
+        return cls(blocks, **options)
 
     @property
     def notation(self) -> str:
@@ -157,48 +150,73 @@ class Architecture:
     @property
     def name(self) -> str:
         """The shortest name: the family's (`vgg16_bn`, `vgg11/4`) where there is one, else the notation."""
-        suffix = "_bn" if self.norm == "batch" else ""
-        for name, notation in FAMILY.items():
-            widest = _parse_blocks(notation, notation)
-            divisor, remainder = divmod(widest[0].channels, self.blocks[0].channels)
-            if remainder == 0 and self.blocks == tuple(replace(b, channels=b.channels // divisor) for b in widest):
-                return name + suffix + (f"/{divisor}" if divisor > 1 else "")
-        return self.notation
+        name = name_of(self.blocks)
+        if name is None:
+            return self.notation
+        head, slash, divisor = name.partition("/")
+        return head + ("_bn" if self.norm == "batch" else "") + slash + divisor
+
+    @property
+    def map_size(self) -> int:
+        """Pixels along a side of the last block's output."""
+        return self.image_size >> len(self.blocks)
+
+    @property
+    def min_image_size(self) -> int:
+        """The least side of an image that the network takes; `flatten` takes `image_size` alone."""
+        return self.image_size if self.head == "flatten" else 2 ** len(self.blocks)
 
     def layers(self) -> Iterator[Layer]:
         """Every layer in order: the one description that costs, modules, names and drawings derive from."""
-        channels, size = self.in_channels, self.image_size
+        channels = self.in_channels
         for index, block in enumerate(self.blocks, start=1):
             yield from block.layers(channels, index, self.norm)
-            channels, size = block.channels, size // 2
+            channels = block.channels
+        yield from self._head_layers(channels)
+
+    def _head_layers(self, channels: int) -> Iterator[Layer]:
         index = len(self.blocks) + 1  # five blocks make the paper's fc6, fc7, fc8
-        features = channels * size * size
-        yield Layer("flatten", "flatten", f"fc{index}", channels, features)
+        is_conv = self.head == "conv"
+        part, features, kernel_size = f"fc{index}", channels, 1
+        if is_conv:
+            kernel_size = self.pooled_size
+            yield Layer("fit", "fit", part, channels, channels, kernel_size)
+        else:
+            size = {"flatten": self.map_size, "adaptive": self.pooled_size, "gap": 1}[self.head]
+            if self.head != "flatten":
+                yield Layer("avgpool", "adaptive", part, channels, channels, size)
+            features = channels * size * size
+            yield Layer("flatten", "flatten", part, channels, features)
         for width in self.hidden:
-            part = f"fc{index}"
-            yield Layer(part, "fc", part, features, width)
+            yield Layer(part, "conv" if is_conv else "fc", part, features, width, kernel_size)
             yield Layer(f"relu{index}", "relu", part, width, width)
             yield Layer(f"drop{index}", "dropout", part, width, width)
-            features, index = width, index + 1
-        yield Layer(f"fc{index}", "fc", f"fc{index}", features, self.num_classes)
+            features, kernel_size, index = width, 1, index + 1
+            part = f"fc{index}"
+        yield Layer(part, "conv" if is_conv else "fc", part, features, self.num_classes, kernel_size)
+        if is_conv:
+            yield Layer("avgpool", "adaptive", part, self.num_classes, self.num_classes, 1)
+            yield Layer("flatten", "flatten", part, self.num_classes, self.num_classes)
 
     def to_json(self) -> str:
         """This architecture as one line of JSON; `from_json` gives an equal one back."""
-        fields = asdict(self)
-        del fields["blocks"], fields["norm"]  # the notation holds both
-        return json.dumps({"notation": self.notation, **fields})
+        values = asdict(self)
+        del values["blocks"], values["norm"]  # the notation holds both
+        return json.dumps({"notation": self.notation, **values})
 
     @classmethod
     def from_json(cls, text: str) -> "Architecture":
-        """The architecture that `to_json` wrote, checked as if typed by hand; raises `ArchitectureError`."""
+        """The architecture that `to_json` wrote, checked as if typed by hand; raises `ArchitectureError`.
+
+        `head` and `pooled_size` may be missing, as in files of version 0.1.
+        """
         try:
-            fields = json.loads(text)
+            values = json.loads(text)
         except (ValueError, TypeError, RecursionError) as error:
-            raise ArchitectureError(f"expected an architecture as JSON, got {_shown(str(text))}: {error}") from None
-        expected = {"notation", "in_channels", "num_classes", "image_size", "hidden", "dropout"}
-        if not isinstance(fields, dict) or set(fields) != expected:
-            got = ", ".join(sorted(map(str, fields))) if isinstance(fields, dict) else type(fields).__name__
-            raise ArchitectureError(f"expected the keys {', '.join(sorted(expected))}, got {_shown(got)}")
-        return cls.parse(fields.pop("notation"), **fields)
-
-
+            raise ArchitectureError(f"expected an architecture as JSON, got {shown(str(text))}: {error}") from None
+        known = {"notation", *(field.name for field in fields(cls))} - {"blocks", "norm"}
+        required = known - {"head", "pooled_size"}
+        if not isinstance(values, dict) or not required <= set(values) <= known:
+            got = ", ".join(sorted(map(str, values))) if isinstance(values, dict) else type(values).__name__
+            raise ArchitectureError(f"expected the keys {', '.join(sorted(required))}, got {shown(got)}")
+        return cls.parse(values.pop("notation"), **values)

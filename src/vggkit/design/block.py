@@ -26,20 +26,36 @@ class Layer:
     """One layer under its canonical name, with what it takes to build it or to count its costs."""
 
     name: str
-    """`conv3_2`, `bn3_2`, `relu3_2`, `lrn1`, `pool3`, `flatten`, `fc6`, `relu6`, `drop6`, ..."""
+    """`conv3_2`, `bn3_2`, `relu3_2`, `lrn1`, `pool3`, `avgpool`, `flatten`, `fc6`, `relu6`, `drop6`, ..."""
     kind: LayerKind
     part: str
     """The row of the paper's table it belongs to: `block3`, or the fully connected layer, `fc6`."""
     inputs: int
     """Channels in; for `fc`, features in."""
     outputs: int
-    """Channels out; for `fc`, features out."""
+    """Channels out; for `fc` and `flatten`, features out."""
     kernel_size: int = 1
+    stride: int = 1
+    padding: int = 0
 
     @property
     def weights(self) -> int:
         """The weights of a convolution or fully connected layer, biases excluded; 0 for other kinds."""
         return self.inputs * self.outputs * self.kernel_size**2 if self.kind in ("conv", "fc") else 0
+
+    def output_size(self, size: int) -> int:
+        """Pixels along a side of the output for a map of `size`; 1 for what has no map; below 1 if nothing is left."""
+        match self.kind:
+            case "conv" | "pool" | "avgpool":
+                return (size + 2 * self.padding - self.kernel_size) // self.stride + 1
+            case "adaptive":
+                return self.kernel_size
+            case "fit":
+                return max(size, self.kernel_size)
+            case "flatten" | "fc":
+                return 1
+            case _:
+                return size
 
 
 @dataclass(frozen=True)
@@ -97,17 +113,18 @@ class Block:
         """The layers of this block when it is the `index`-th, counted from 1, of a network."""
         part, channels = f"block{index}", in_channels
         for i, size in enumerate(self.kernel_sizes, start=1):
-            yield Layer(f"conv{index}_{i}", "conv", part, channels, self.channels, size)
+            yield Layer(f"conv{index}_{i}", "conv", part, channels, self.channels, size, padding=size // 2)
             channels = self.channels
             if norm == "batch":
                 yield Layer(f"bn{index}_{i}", "bn", part, channels, channels)
             yield Layer(f"relu{index}_{i}", "relu", part, channels, channels)
             if i == 1 and self.lrn:
                 yield Layer(f"lrn{index}", "lrn", part, channels, channels)
-        yield Layer(f"pool{index}", "pool", part, channels, channels, 2)
+        yield Layer(f"pool{index}", "pool", part, channels, channels, 2, stride=2)
 
 
 def check_int(what: str, value: object, least: int, most: int) -> None:
+    """Raise `ArchitectureError` unless `value` is a whole number from `least` to `most`."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         is_endless = isinstance(value, int) and abs(value) > 2**64  # Python refuses to write out the longest
         got = "a number beyond 64 bits" if is_endless else shown(repr(value), quote=False)
@@ -115,12 +132,14 @@ def check_int(what: str, value: object, least: int, most: int) -> None:
 
 
 def as_tuple(what: str, value: object) -> tuple[Any, ...]:
+    """`value`, a tuple or a list, as a tuple; raises `ArchitectureError` for anything else."""
     if not isinstance(value, tuple | list):
         raise ArchitectureError(f"expected {what} as a tuple, got {value!r}")
     return tuple(value)
 
 
 def as_block(value: object) -> Block:
+    """`value`, a `Block` or the book's pair, as a `Block`; raises `ArchitectureError` for anything else."""
     if isinstance(value, Block):
         return value
     if isinstance(value, tuple | list) and len(value) == 2:
@@ -129,5 +148,6 @@ def as_block(value: object) -> Block:
 
 
 def shown(text: str, quote: bool = True) -> str:
+    """`text` for an error message, which stays one short line."""
     short = text if len(text) <= 60 else text[:57] + "..."
     return repr(short) if quote else short

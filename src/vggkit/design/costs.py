@@ -2,7 +2,8 @@
 
 How it counts. Parameters: every trainable number, biases and batch norm's two per channel included. MACs: one
 multiply-add of a convolution or fully connected layer, bias excluded, in one forward pass; FLOPs = 2 x MACs.
-Activation bytes: the float32 output of the layer (`flatten` is a view and has none of its own). Receptive
+Activation bytes: the float32 output of the layer (`flatten` is a view and has none of its own,
+nor has `fit` where nothing is stretched). Receptive
 field: the side, in input pixels, of the square that one output value sees were the image unbounded; stride: the
 input pixels from one output value to the next. A fully connected layer counts as the convolution that it is
 equivalent to (fc6 of VGG-16 as 7x7: 404 pixels, more than the image has).
@@ -12,7 +13,8 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from vggkit.design.architecture import Architecture, ArchitectureError, Layer, LayerKind
+from vggkit.design.baselines import Network
+from vggkit.design.block import ArchitectureError, Layer, LayerKind
 
 BYTES_PER_VALUE = 4  # float32
 MAX_BATCH_SIZE = 2**31 - 1
@@ -66,9 +68,9 @@ class Sum:
 
 @dataclass(frozen=True)
 class Costs:
-    """The costs of an architecture for a batch: the layers, and sums over them."""
+    """The costs of a network for a batch: the layers, and sums over them."""
 
-    architecture: Architecture
+    network: Network
     batch_size: int
     layers: tuple[LayerCost, ...]
 
@@ -79,12 +81,12 @@ class Costs:
 
     @property
     def convolutional(self) -> Sum:
-        """The blocks."""
-        return self._where(lambda layer: layer.part.startswith("block"))
+        """What comes before the first fully connected layer: the blocks."""
+        return self._where(lambda layer: not layer.part.startswith("fc"))
 
     @property
     def fully_connected(self) -> Sum:
-        """What follows the blocks."""
+        """The fully connected layers and what belongs to them, also where they are written as convolutions."""
         return self._where(lambda layer: layer.part.startswith("fc"))
 
     @property
@@ -97,12 +99,13 @@ class Costs:
         return Sum.of(filter(condition, self.layers))
 
 
-def costs(architecture: Architecture, batch_size: int = 1) -> Costs:
-    """What `architecture` costs for a batch of `batch_size` images; see the module for how it counts.
+def costs(network: Network, batch_size: int = 1) -> Costs:
+    """What `network` costs for a batch of `batch_size` images; see the module for how it counts.
 
     Raises:
         ArchitectureError: `batch_size` is not a whole number from 1.
 
+    >>> from vggkit import Architecture
     >>> total = costs(Architecture.parse("vgg16")).total
     >>> total.parameters, total.macs
     (138357544, 15470264320)
@@ -110,18 +113,29 @@ def costs(architecture: Architecture, batch_size: int = 1) -> Costs:
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or not 1 <= batch_size <= MAX_BATCH_SIZE:
         raise ArchitectureError(f"expected a batch_size from 1 to {MAX_BATCH_SIZE}, got {batch_size!r}")
     counted: list[LayerCost] = []
-    size, receptive_field, stride = architecture.image_size, 1, 1
-    for layer in architecture.layers():
-        if layer.kind == "conv":
-            receptive_field += (layer.kernel_size - 1) * stride
-        elif layer.kind == "pool":
-            receptive_field += stride
-            stride *= 2
-            size //= 2
-        elif layer.kind == "flatten":
-            receptive_field += (size - 1) * stride
-        is_map = layer.part.startswith("block")
+    size, is_map = network.image_size, True
+    receptive_field, stride, whole = 1, 1, network.image_size
+    for layer in network.layers():
+        before, size = size, layer.output_size(size)
+        is_map = is_map and layer.kind != "flatten"
+        match layer.kind:
+            case "conv":
+                seen = receptive_field + (layer.kernel_size - 1) * stride
+                # fc6 as a convolution over a map that was stretched for it sees the whole map, not more.
+                receptive_field = seen if layer.padding else min(seen, whole)
+                stride *= layer.stride
+            case "pool" | "avgpool":
+                receptive_field += (layer.kernel_size - 1) * stride
+                stride *= layer.stride
+            case "adaptive":
+                receptive_field += (_widest_window(before, size) - 1) * stride
+                stride *= max(1, before // size)
+            case "flatten":
+                receptive_field = whole
+        if layer.kind in ("conv", "pool", "avgpool"):
+            whole = receptive_field + (size - 1) * stride
         output_shape = (batch_size, layer.outputs, *((size, size) if is_map else ()))
+        is_view = layer.kind == "flatten" or (layer.kind == "fit" and size == before)
         counted.append(
             LayerCost(
                 name=layer.name,
@@ -129,13 +143,18 @@ def costs(architecture: Architecture, batch_size: int = 1) -> Costs:
                 part=layer.part,
                 output_shape=output_shape,
                 parameters=_parameters(layer),
-                macs=layer.weights * batch_size * (size * size if is_map else 1),
-                activation_bytes=0 if layer.kind == "flatten" else math.prod(output_shape) * BYTES_PER_VALUE,
+                macs=layer.weights * batch_size * size * size,
+                activation_bytes=0 if is_view else math.prod(output_shape) * BYTES_PER_VALUE,
                 receptive_field=receptive_field,
                 stride=stride,
             )
         )
-    return Costs(architecture, batch_size, tuple(counted))
+    return Costs(network, batch_size, tuple(counted))
+
+
+def _widest_window(size: int, outputs: int) -> int:
+    """The most values that one output of adaptive average pooling from `size` to `outputs` is the mean of."""
+    return max(-(-(i + 1) * size // outputs) - i * size // outputs for i in range(outputs))
 
 
 def _parameters(layer: Layer) -> int:

@@ -7,9 +7,7 @@ import difflib
 import re
 from dataclasses import replace
 
-from vggkit.design.block import (
-    MAX_CONVOLUTIONS, MAX_KERNEL_SIZE, MAX_WIDTH, ArchitectureError, Block, Norm, shown
-)
+from vggkit.design.block import MAX_CONVOLUTIONS, MAX_KERNEL_SIZE, MAX_WIDTH, ArchitectureError, Block, Norm, shown
 
 MAX_NOTATION_CHARACTERS = 10_000
 
@@ -33,52 +31,43 @@ _BLOCK = re.compile(
 )
 
 
-#PARSE
-    @classmethod
-    def parse(cls, text: str, **options: Any) -> "Architecture":
-        """The architecture that a name or the notation describes.
-
-        Args:
-            text: a name (`vgg16`, `vgg11_bn`, the paper's `A-LRN`) or blocks (`1x64 2x128k5 3x256k3,3,1+lrn`),
-                separated by spaces or commas; `_bn` and `/4` may follow either.
-            options: the other fields of `Architecture`; `norm` is what the text says.
-
-        Raises:
-            ArchitectureError: one line that says what was expected, what was found and at which character.
-
-        >>> Architecture.parse("vgg11/4", in_channels=1, num_classes=10).blocks[0]
-        Block(num_convs=1, channels=16, kernel_size=3, lrn=False)
-        >>> Architecture.parse("1x64 2y128")
-        Traceback (most recent call last):
-        ...
-        vggkit.design.architecture.ArchitectureError: '1x64 2y128', character 6: expected a block such as 2x128,
-        got '2y128'
-        """
-        if not isinstance(text, str):
-            raise ArchitectureError(f"expected a name or a notation as text, got {text!r}")
-        if len(text) > MAX_NOTATION_CHARACTERS:
+def parse(text: str) -> tuple[tuple[Block, ...], Norm]:
+    """The blocks and the norm that a name or a notation says; raises `ArchitectureError`."""
+    if not isinstance(text, str):
+        raise ArchitectureError(f"expected a name or a notation as text, got {text!r}")
+    if len(text) > MAX_NOTATION_CHARACTERS:
+        raise ArchitectureError(
+            f"{shown(text)}: expected at most {MAX_NOTATION_CHARACTERS} characters, got {len(text)}"
+        )
+    body, divisor = text.strip(), 1
+    norm: Norm = "none"
+    for _ in range(2):  # `_bn` and `/4`, in either order
+        head, slash, digits = body.rpartition("/")
+        if norm == "none" and body[-3:].lower() == "_bn":
+            norm, body = "batch", body[:-3].rstrip()
+        elif slash and divisor == 1:
+            place = text.find(body) + len(head) + 2
+            divisor = _checked_number(text, digits.strip(), place, "a divisor", MAX_WIDTH)
+            body = head.rstrip()
+    name = PAPER_LETTERS.get(body.lower(), body.lower())
+    blocks = _parse_blocks(FAMILY[name], FAMILY[name]) if name in FAMILY else _parse_blocks(text, body)
+    for block in blocks:
+        if block.channels % divisor:
             raise ArchitectureError(
-                f"{_shown(text)}: expected at most {MAX_NOTATION_CHARACTERS} characters, got {len(text)}"
+                f"{shown(text)}: expected a divisor of all channels, got /{divisor} for {block.channels}"
             )
-        body, divisor, norm = text.strip(), 1, "none"
-        for _ in range(2):  # `_bn` and `/4`, in either order
-            head, slash, digits = body.rpartition("/")
-            if norm == "none" and body[-3:].lower() == "_bn":
-                norm, body = "batch", body[:-3].rstrip()
-            elif slash and divisor == 1:
-                place = text.find(body) + len(head) + 2
-                divisor = _checked_number(text, digits.strip(), place, "a divisor", MAX_WIDTH)
-                body = head.rstrip()
-        name = PAPER_LETTERS.get(body.lower(), body.lower())
-        blocks = _parse_blocks(FAMILY[name], FAMILY[name]) if name in FAMILY else _parse_blocks(text, body)
-        if options.setdefault("norm", norm) != norm and norm == "batch":
-            raise ArchitectureError(f"{_shown(text)} has batch norm, got norm={options['norm']!r} beside it")
-        for block in blocks:
-            if block.channels % divisor:
-                raise ArchitectureError(
-                    f"{_shown(text)}: expected a divisor of all channels, got /{divisor} for {block.channels}"
-                )
-        return cls(tuple(replace(b, channels=b.channels // divisor) for b in blocks), **options)
+    return tuple(replace(block, channels=block.channels // divisor) for block in blocks), norm
+
+
+def name_of(blocks: tuple[Block, ...]) -> str | None:
+    """The family's name for `blocks` (`vgg16`, `vgg11/4`), if it has one."""
+    for name, notation in FAMILY.items():
+        widest = _parse_blocks(notation, notation)
+        divisor, remainder = divmod(widest[0].channels, blocks[0].channels)
+        if remainder == 0 and blocks == tuple(replace(b, channels=b.channels // divisor) for b in widest):
+            return name + (f"/{divisor}" if divisor > 1 else "")
+    return None
+
 
 def _checked_number(text: str, digits: str, place: int, what: str, most: int) -> int:
     """The number from 1 to `most` that `digits`, which stand in `text` at the character `place`, say."""

@@ -8,6 +8,7 @@ import torch
 
 from vggkit.data.preprocessing import Preprocessing, read_image
 from vggkit.design.costs import costs
+from vggkit.networks.baselines import BaselineNetwork
 from vggkit.networks.vgg import VGG
 from vggkit.networks.weights import WeightsError, load_weights, metadata_list
 
@@ -19,7 +20,7 @@ MAX_ACTIVATION_BYTES = 2**31
 class Classifier:
     """A trained network with all it takes to use it, from one file."""
 
-    net: VGG
+    net: VGG | BaselineNetwork
     """In evaluation mode."""
     classes: tuple[str, ...]
     preprocessing: Preprocessing

@@ -1,34 +1,41 @@
 """VGG blocks and networks as torch modules, built from an `Architecture`."""
 
+import difflib
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from typing import Any, get_args
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules import module as module_globals
+from torch.utils.checkpoint import checkpoint as recompute
 
-from vggkit.design.architecture import Architecture, Block, Init, Layer, Norm
-from vggkit.networks.fully_connected import Dropout, Linear
+from vggkit.design.architecture import POOLED_SIZE, Architecture, Head, Init
+from vggkit.design.block import Block, Layer, Norm
+from vggkit.networks.modules import init_weights, modules_of
 
 
 class VGG(nn.Sequential):
     """A network of VGG blocks: `block1`, ..., `flatten`, `fc6`, `relu6`, `drop6`, ..., under their canonical names.
 
-    Input: float (batch, in_channels, image_size, image_size). Output: logits (batch, num_classes).
+    Input: float (batch, in_channels, height, width), where both sides are `image_size` with the head `flatten` and
+    anything from `architecture.min_image_size` with the others. Output: logits (batch, num_classes).
     A block is a plain `nn.Sequential` of `conv3_1`, `relu3_1`, ..., `pool3`, so that the keys of `state_dict()`
     read `block3.conv3_2.weight`.
 
     Args:
         architecture: what to build.
         init: how the weights start, see `init_weights`.
+        checkpoint: keep only each block's input for the backward pass and compute the rest of the block again:
+            the same gradients with less memory and about a third more time.
 
     >>> VGG(Architecture.parse("vgg11/4", in_channels=1, num_classes=10)).fc8
     Linear(in_features=4096, out_features=10, bias=True)
     """
 
-    def __init__(self, architecture: Architecture, init: Init = "kaiming") -> None:
+    def __init__(self, architecture: Architecture, init: Init = "kaiming", *, checkpoint: bool = False) -> None:
         blocks: OrderedDict[str, list[Layer]] = OrderedDict()
         head: list[Layer] = []
         for layer in architecture.layers():
@@ -37,29 +44,114 @@ class VGG(nn.Sequential):
             else:
                 head.append(layer)
         children: OrderedDict[str, nn.Module] = OrderedDict(
-            (name, nn.Sequential(_modules(layers))) for name, layers in blocks.items()
+            (name, nn.Sequential(modules_of(layers))) for name, layers in blocks.items()
         )
-        super().__init__(children | _modules(head, architecture.dropout))
+        super().__init__(children | modules_of(head, architecture.dropout))
         self.architecture = architecture
+        self.checkpoint = checkpoint
         init_weights(self, init)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (batch, num_classes) of images (batch, in_channels, image_size, image_size)."""
-        arch = self.architecture
-        if x.ndim != 4 or x.shape[1:] != (arch.in_channels, arch.image_size, arch.image_size):
-            raise ValueError(
-                f"expected images of shape (batch, {arch.in_channels}, {arch.image_size}, {arch.image_size}), "
-                f"got {tuple(x.shape)}; an Architecture of that size is another network"
-            )
+        """Logits (batch, num_classes) of images (batch, in_channels, height, width).
+
+        Raises:
+            ValueError: a shape that this network does not take; the message says which it does.
+        """
+        self._check_input(x)
         for child in self:
-            x = _forward_block(child, x) if type(child) is nn.Sequential else child(x)
+            x = self._run(child, x)
         return x
+
+    def features(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+        """What the named layers put out for `x`; nothing behind the deepest of them is computed.
+
+        A name stands for the output of that layer alone: `conv3_2` is the convolution before its ReLU, and no later
+        layer writes into what is returned. Gradients flow. Layers of the blocks are computed at any size of input.
+
+        Args:
+            x: images (batch, in_channels, height, width).
+            layers: canonical names, such as `relu3_3`, `conv4_1`, `pool5` or `fc7`, in any order.
+
+        Returns:
+            The outputs by name, in the order asked for; (batch, channels, height, width) for a map and
+            (batch, features) behind `flatten`.
+
+        Raises:
+            ValueError: a name that this network has not, with the nearest that it has; or a shape that it does not
+                take.
+
+        >>> net = VGG(Architecture.parse("vgg16/16", image_size=32))
+        >>> {name: tuple(y.shape) for name, y in net.features(torch.zeros(1, 3, 32, 32), ["relu3_3", "fc7"]).items()}
+        {'relu3_3': (1, 16, 8, 8), 'fc7': (1, 4096)}
+        """
+        self._check_names(layers)
+        missing, taps = set(layers), dict[str, Tensor]()
+        children = dict(self.named_children())
+        deepest = [i for i, child in enumerate(children.items()) if missing & set(_names(*child))][-1]
+        ends_in_pool = f"pool{deepest + 1}" in missing
+        self._check_input(x, pools=deepest + ends_in_pool if deepest < len(self.architecture.blocks) else None)
+        # Where a layer of somebody's own, or a hook, may write into its input, taps are copies.
+        keep = Tensor.clone if any(map(_may_write, self.modules())) else (lambda tensor: tensor)
+        for name, child in children.items():
+            names = _names(name, child)
+            if not missing & set(names[:-1]):  # at most the block's output is asked for
+                x = self._run(child, x)
+                if names and names[-1] in missing:
+                    taps[names[-1]] = keep(x)
+                missing.difference_update(names)
+            else:
+                for inner, module in child.named_children():
+                    x = module(x)
+                    if inner in missing:
+                        taps[inner] = keep(x)
+                        missing.remove(inner)
+                    if not missing:
+                        break
+            if not missing:
+                break
+        return {name: taps[name] for name in layers}
 
     def __getitem__(self, index: slice | int) -> nn.Module:
         """The layer at `index`, or the layers of a slice as a plain `nn.Sequential`."""
         if isinstance(index, slice):
             return nn.Sequential(OrderedDict(list(self.named_children())[index]))
         return super().__getitem__(index)
+
+    def _run(self, child: nn.Module, x: Tensor) -> Tensor:
+        if type(child) is not nn.Sequential:
+            return child(x)  # type: ignore[no-any-return]
+        if self.checkpoint and torch.is_grad_enabled():
+            return _recomputed_block(child, x)
+        return _forward_block(child, x)
+
+    def _check_names(self, layers: Sequence[str]) -> None:
+        if isinstance(layers, str) or not layers:
+            raise ValueError(f"expected a list of layers, got {layers!r}, try ['pool{len(self.architecture.blocks)}']")
+        known = [name for child in self.named_children() for name in _names(*child)]
+        for name in layers:
+            if name not in known:
+                close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5) or known
+                raise ValueError(f"expected layers of {self.architecture.name}, got {name!r}, try {', '.join(close)}")
+
+    def _check_input(self, x: Tensor, pools: int | None = None) -> None:
+        """Raise `ValueError` unless the whole network, or its first blocks up to `pools` pools, takes `x`."""
+        arch = self.architecture
+        least, is_fixed = arch.min_image_size, arch.head == "flatten" and pools is None
+        if pools is not None:
+            least = 2**pools
+        if x.ndim == 4 and x.shape[1] == arch.in_channels:
+            height, width = x.shape[-2:]
+            if (height == width == least) if is_fixed else (height >= least and width >= least):
+                return
+        if is_fixed:
+            raise ValueError(
+                f"expected images of shape (batch, {arch.in_channels}, {least}, {least}), got {tuple(x.shape)}; "
+                f"the head 'flatten' takes one size, try adaptive, conv or gap"
+            )
+        raise ValueError(
+            f"expected images of shape (batch, {arch.in_channels}, height, width), both from {least}, "
+            f"got {tuple(x.shape)}"
+        )
 
 
 def vgg_block(
@@ -81,7 +173,7 @@ def vgg_block(
     """
     block = Block(num_convs, out_channels, kernel_size, lrn)
     Architecture((block,), in_channels=in_channels, image_size=2, norm=norm)  # checks the rest
-    return nn.Sequential(_modules(block.layers(in_channels, norm=norm)))
+    return nn.Sequential(modules_of(block.layers(in_channels, norm=norm)))
 
 
 def vgg(
@@ -92,7 +184,10 @@ def vgg(
     image_size: int = 224,
     hidden: Sequence[int] = (4096, 4096),
     dropout: float = 0.5,
+    head: Head = "flatten",
+    pooled_size: int = POOLED_SIZE,
     init: Init = "kaiming",
+    checkpoint: bool = False,
 ) -> VGG:
     """The network of the book's `vgg(conv_arch)`: 1 channel, 10 classes, 224 pixels unless told otherwise.
 
@@ -103,6 +198,9 @@ def vgg(
         image_size: pixels along a side of the input.
         hidden: widths of the hidden fully connected layers.
         dropout: probability of dropping a hidden unit.
+        head: `flatten`, `adaptive`, `conv` or `gap`, see `Architecture`.
+        pooled_size: what the first fully connected layer sees, with `adaptive` and `conv`.
+        checkpoint: see `VGG`.
         init: see `init_weights`.
 
     Raises:
@@ -117,62 +215,21 @@ def vgg(
         "image_size": image_size,
         "hidden": hidden,
         "dropout": dropout,
+        "head": head,
+        "pooled_size": pooled_size,
     }
     if isinstance(conv_arch, str):
-        return VGG(Architecture.parse(conv_arch, **options), init)
-    return VGG(Architecture(conv_arch, **options), init)  # type: ignore[arg-type]
+        return VGG(Architecture.parse(conv_arch, **options), init, checkpoint=checkpoint)
+    return VGG(Architecture(conv_arch, **options), init, checkpoint=checkpoint)  # type: ignore[arg-type]
 
 
-def init_weights(net: nn.Module, init: Init) -> None:
-    """Draw the weights of every convolution and fully connected layer of `net` anew, in place.
-
-    Args:
-        net: any module.
-        init: `kaiming`: N(0, 2 / fan_in), biases 0 (arXiv 1502.01852, equation 10), which keeps the scale of
-            activations through any depth. `xavier`: U(+-sqrt(6 / (fan_in + fan_out))), biases as torch has
-            them: the book's. `paper`: N(0, 0.01), a standard deviation as in AlexNet, biases 0
-            (arXiv 1409.1556, section 3.1). `torch`: left as torch made them.
-
-    Raises:
-        ValueError: another `init`.
-    """
-    if init not in get_args(Init):
-        raise ValueError(f"expected init to be one of {', '.join(get_args(Init))}, got {init!r}")
-    for module in net.modules():
-        if not isinstance(module, nn.Conv2d | nn.Linear):
-            continue
-        if init == "kaiming":
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        elif init == "xavier":
-            nn.init.xavier_uniform_(module.weight)
-        elif init == "paper":
-            nn.init.normal_(module.weight, std=0.01)
-        if init in ("kaiming", "paper") and module.bias is not None:
-            nn.init.zeros_(module.bias)
+def _names(name: str, child: nn.Module) -> list[str]:
+    """The layers in a child of a network: those of a block, or the child itself."""
+    return [inner for inner, _ in child.named_children()] if type(child) is nn.Sequential else [name]
 
 
-def _modules(layers: Iterable[Layer], dropout: float = 0.0) -> OrderedDict[str, nn.Module]:
-    return OrderedDict((layer.name, _module(layer, dropout)) for layer in layers)
-
-
-def _module(layer: Layer, dropout: float) -> nn.Module:
-    match layer.kind:
-        case "conv":  # with a bias also before batch norm, as all published _bn weights have it
-            return nn.Conv2d(layer.inputs, layer.outputs, layer.kernel_size, padding=layer.kernel_size // 2)
-        case "bn":
-            return nn.BatchNorm2d(layer.outputs)
-        case "relu":
-            return nn.ReLU()
-        case "lrn":
-            return nn.LocalResponseNorm(size=5, alpha=1e-4, beta=0.75, k=2.0)  # AlexNet's, section 3.3
-        case "pool":
-            return nn.MaxPool2d(kernel_size=2, stride=2)
-        case "flatten":
-            return nn.Flatten()
-        case "fc":
-            return Linear(layer.inputs, layer.outputs)
-        case "dropout":
-            return Dropout(dropout)
+def _may_write(module: nn.Module) -> bool:
+    return bool(getattr(module, "inplace", False) or module._forward_hooks or module._forward_pre_hooks)
 
 
 def _forward_block(block: nn.Sequential, x: Tensor) -> Tensor:
@@ -211,3 +268,26 @@ def _is_watched(block: nn.Module) -> bool:
         or m._compiled_call_impl is not None
         for m in block.modules()
     )
+
+
+def _recomputed_block(block: nn.Sequential, x: Tensor) -> Tensor:
+    """`_forward_block`, which keeps `x` alone for the backward pass and is done again there."""
+    norms = [module for module in block if isinstance(module, nn.BatchNorm2d)]
+    # A second pass over the same batch must not count in the running statistics again.
+    options: dict[str, Any] = {"context_fn": lambda: (nullcontext(), _frozen_statistics(norms))} if norms else {}
+    y: Tensor = recompute(
+        _forward_block, block, x, use_reentrant=False, preserve_rng_state=False, **options
+    )  # nothing in a block is random
+    return y
+
+
+@contextmanager
+def _frozen_statistics(norms: Sequence[nn.BatchNorm2d]) -> Iterator[None]:
+    tracked = [norm.track_running_stats for norm in norms]
+    try:
+        for norm in norms:
+            norm.track_running_stats = norm.track_running_stats and not norm.training
+        yield
+    finally:
+        for norm, was in zip(norms, tracked, strict=True):
+            norm.track_running_stats = was

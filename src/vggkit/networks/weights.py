@@ -9,7 +9,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from vggkit.data.files import why_not_a_file, write_whole
-from vggkit.design.architecture import Architecture, ArchitectureError
+from vggkit.design.baselines import network_from_json
+from vggkit.design.block import ArchitectureError
+from vggkit.networks.baselines import BaselineNetwork, build
 from vggkit.networks.vgg import VGG
 
 
@@ -17,7 +19,7 @@ class WeightsError(ValueError):
     """A weight file that is missing, damaged, or not ours; the message is one line."""
 
 
-def save_weights(path: Path, net: VGG, metadata: Mapping[str, str]) -> None:
+def save_weights(path: Path, net: VGG | BaselineNetwork, metadata: Mapping[str, str]) -> None:
     """Write `net` and `metadata` (texts by name) to `path`, whole or not at all.
 
     The metadata gets `architecture`, as JSON, beside what is given.
@@ -26,7 +28,7 @@ def save_weights(path: Path, net: VGG, metadata: Mapping[str, str]) -> None:
     write_whole(path, save(tensors, {**metadata, "architecture": net.architecture.to_json()}))
 
 
-def load_weights(path: Path, device: str | torch.device = "cpu") -> tuple[VGG, dict[str, str]]:
+def load_weights(path: Path, device: str | torch.device = "cpu") -> tuple[VGG | BaselineNetwork, dict[str, str]]:
     """The network that `save_weights` wrote, in evaluation mode, and its metadata.
 
     The architecture in the metadata is built without memory first, and compared with the tensors that the file
@@ -43,7 +45,7 @@ def load_weights(path: Path, device: str | torch.device = "cpu") -> tuple[VGG, d
             if "architecture" not in metadata:
                 raise WeightsError(f"{path}: expected vggkit's metadata with an 'architecture', got {sorted(metadata)}")
             with torch.device("meta"):
-                net = VGG(Architecture.from_json(metadata["architecture"]), init="torch")
+                net = build(network_from_json(metadata["architecture"]), init="torch")
             expected, got = net.state_dict(), set(file.keys())
             for name in sorted(expected.keys() ^ got):
                 raise WeightsError(f"{path}: {'missing' if name in expected else 'unexpected'} tensor {name!r}")

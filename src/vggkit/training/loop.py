@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import vggkit
@@ -23,6 +23,7 @@ from vggkit.data.fashion_mnist import SAMPLE_NAME, SAMPLE_WARNING, DataError, Da
 from vggkit.data.loading import Augmentation, Split, batches, epoch_order
 from vggkit.data.preprocessing import Preprocessing
 from vggkit.design.costs import costs
+from vggkit.networks.baselines import BaselineNetwork, build
 from vggkit.networks.fully_connected import use_fast_cpu
 from vggkit.networks.vgg import VGG
 from vggkit.networks.weights import save_weights
@@ -48,7 +49,7 @@ class Run:
     folder: Path
     """Holds recipe.json, metrics.jsonl, curves.png and model.safetensors."""
     recipe: Recipe
-    net: VGG
+    net: VGG | BaselineNetwork
     """Trained, on the device, in evaluation mode."""
     history: tuple[EpochMetrics, ...]
     """One for each finished epoch."""
@@ -110,7 +111,8 @@ def train(
     architecture = recipe.network(in_channels=train_split.images.shape[1], num_classes=len(dataset.classes))
     _keep_freed_memory(costs(architecture, recipe.batch_size).total.activation_bytes)
     torch.manual_seed(recipe.seed)
-    net = VGG(architecture, recipe.init).to(chosen).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = build(architecture, recipe.init, checkpoint=recipe.checkpoint)
+    net.to(chosen).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     use_fast_cpu(net)
     optimizer = _optimizer(recipe, net)
     augmentation_draws = torch.Generator(chosen).manual_seed(recipe.seed)
@@ -177,7 +179,7 @@ def train(
 
 
 def train_step(
-    net: VGG,
+    net: nn.Module,
     optimizer: torch.optim.Optimizer,
     x: Tensor,
     labels: Tensor,
@@ -212,7 +214,7 @@ def train_step(
 
 
 @torch.no_grad()
-def evaluate(net: VGG, split: Split, preprocessing: Preprocessing, batch_size: int) -> float:
+def evaluate(net: nn.Module, split: Split, preprocessing: Preprocessing, batch_size: int) -> float:
     """Top-1 accuracy of `net` on `split`, in evaluation mode, which the network is left in; NaN if an output is."""
     net.eval()
     correct = torch.zeros((), device=split.labels.device)
@@ -311,7 +313,7 @@ def _preprocessing(recipe: Recipe, split: Split) -> Preprocessing:
     return Preprocessing(recipe.image_size, channels, mean, std)
 
 
-def _optimizer(recipe: Recipe, net: VGG) -> torch.optim.Optimizer:
+def _optimizer(recipe: Recipe, net: nn.Module) -> torch.optim.Optimizer:
     weights = [p for p in net.parameters() if p.ndim > 1]
     others = [p for p in net.parameters() if p.ndim <= 1]
     groups = [

@@ -6,10 +6,16 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-from vggkit.design.architecture import Architecture, Init
+from vggkit.design.architecture import POOLED_SIZE, Architecture, Head, Init
+from vggkit.design.baselines import Network, parse_network
+from vggkit.design.block import as_tuple
 
 Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["constant", "cosine", "linear"]
+
+
+_SINCE_0_2 = {"head", "pooled_size", "checkpoint", "warm_start"}
+"""Fields that the recipe.json of an older run has not: their defaults are what it did."""
 
 
 class RecipeError(ValueError):
@@ -23,15 +29,19 @@ class Recipe:
     name: str
     """What the run folder is called after."""
     architecture: str
-    """A name (vgg11_bn/4) or blocks (1x64 2x128); channels and classes come from the data."""
+    """A name (vgg11_bn/4, lenet, alexnet) or blocks (1x64 2x128); channels and classes come from the data."""
     image_size: int
     """Pixels along a side of the network's input."""
     data: str = "fashion-mnist"
     """fashion-mnist, fashion-mnist-sample, or a folder with four IDX files."""
     hidden: tuple[int, ...] = (4096, 4096)
-    """Widths of the hidden fully connected layers."""
+    """Widths of the hidden fully connected layers; empty with the head gap. lenet and alexnet have their own."""
     dropout: float = 0.5
     """Probability of dropping a hidden unit."""
+    head: Head = "flatten"
+    """flatten (the book's), adaptive (torchvision's), conv (the paper's dense evaluation), gap."""
+    pooled_size: int = POOLED_SIZE
+    """Pixels that the first fully connected layer sees, with adaptive and conv."""
     init: Init = "kaiming"
     """How the weights start."""
     epochs: int = 10
@@ -64,6 +74,8 @@ class Recipe:
     """Black out a square of so many of their own pixels in training images at random."""
     validation: int = 0
     """Keep the last so many training images out, and evaluate on them instead of the test set."""
+    checkpoint: bool = False
+    """Keep only each block's input for the backward pass: less memory, the same gradients, more time."""
     seed: int = 0
     """Of the weights, the order of the images, dropout and augmentation."""
 
@@ -103,21 +115,25 @@ class Recipe:
             raise RecipeError(f"expected no momentum with {self.optimizer}, which has its own, got {self.momentum}")
         if self.nesterov and self.momentum == 0:
             raise RecipeError("expected a momentum above 0 with nesterov, got 0")
-        for field in ("nesterov", "normalize", "flip"):
+        for field in ("nesterov", "normalize", "flip", "checkpoint"):
             if not isinstance(getattr(self, field), bool):
                 raise RecipeError(f"expected {field} to be true or false, got {getattr(self, field)!r}")
         # Checks the rest; a list, as JSON has it, comes back as a tuple.
-        object.__setattr__(self, "hidden", self.network(in_channels=1, num_classes=10).hidden)
+        network = self.network(in_channels=1, num_classes=10)
+        hidden = network.hidden if isinstance(network, Architecture) else as_tuple("hidden", self.hidden)
+        object.__setattr__(self, "hidden", hidden)
 
-    def network(self, in_channels: int, num_classes: int) -> Architecture:
-        """The architecture for images of `in_channels` and `num_classes`; raises `ArchitectureError`."""
-        return Architecture.parse(
+    def network(self, in_channels: int, num_classes: int) -> Network:
+        """The network for images of `in_channels` and `num_classes`; raises `ArchitectureError`."""
+        return parse_network(
             self.architecture,
             in_channels=in_channels,
             num_classes=num_classes,
             image_size=self.image_size,
             hidden=self.hidden,
             dropout=self.dropout,
+            head=self.head,
+            pooled_size=self.pooled_size,
         )
 
     def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
@@ -140,9 +156,10 @@ class Recipe:
         """The recipe that `to_json` wrote, checked as if typed by hand; raises `RecipeError`."""
         try:
             values: Any = json.loads(text)
-            unknown = set(values) ^ {field.name for field in fields(cls)}
-            if unknown:
-                raise RecipeError(f"expected the fields of a recipe, got these too many or too few: {sorted(unknown)}")
+            known = {field.name for field in fields(cls)}
+            wrong = set(values) - known | known - set(values) - _SINCE_0_2
+            if wrong:
+                raise RecipeError(f"expected the fields of a recipe, got these too many or too few: {sorted(wrong)}")
             return cls(**values)
         except (TypeError, RecursionError, json.JSONDecodeError) as error:
             raise RecipeError(f"expected a recipe as JSON, got {text[:60]!r}: {error}") from None

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields
 
 from tyro.conf import Positional
 
-from vggkit.design.architecture import Architecture
+from vggkit.design.baselines import parse_network
 from vggkit.design.costs import Sum, costs
 from vggkit.verbs.terminal import DONE, parse_flags, print_json, print_table
 
@@ -35,7 +35,7 @@ class Flags:
 def run(arguments: list[str]) -> int:
     """Run the verb; returns the exit code."""
     flags = parse_flags("describe", Flags, arguments)
-    arch = Architecture.parse(
+    arch = parse_network(
         flags.architecture,
         in_channels=flags.in_channels,
         image_size=flags.image_size,

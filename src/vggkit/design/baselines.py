@@ -1,0 +1,156 @@
+"""LeNet and AlexNet as the book defines them, as data beside `Architecture`, so that they can be compared.
+
+Sources: LeCun et al., "Gradient-Based Learning Applied to Document Recognition", 1998, as the book modernises it;
+Krizhevsky et al., "ImageNet Classification with Deep Convolutional Neural Networks", 2012, without its two halves
+and without local response normalisation.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from vggkit.design.architecture import Architecture
+from vggkit.design.block import MAX_WIDTH, ArchitectureError, Layer, LayerKind, check_int
+
+BaselineName = Literal["lenet", "alexnet"]
+
+# Channels, kernel size, stride, padding, and whether a pool follows.
+_CONVOLUTIONS = {
+    "lenet": ((6, 5, 1, 2, True), (16, 5, 1, 0, True)),
+    "alexnet": (
+        (96, 11, 4, 1, True),
+        (256, 5, 1, 2, True),
+        (384, 3, 1, 1, False),
+        (384, 3, 1, 1, False),
+        (256, 3, 1, 1, True),
+    ),
+}
+_HIDDEN = {"lenet": (120, 84), "alexnet": (4096, 4096)}
+_IMAGE_SIZE = {"lenet": 28, "alexnet": 224}
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """One of the book's other networks, for images of a size of your own. Checked as `Architecture` is.
+
+    >>> [layer.name for layer in Baseline.named("lenet").layers()][:6]
+    ['conv1', 'sigmoid1', 'pool1', 'conv2', 'sigmoid2', 'pool2']
+    """
+
+    name: BaselineName
+    image_size: int
+    """Height and width of the input, in pixels: the one size that it takes."""
+    in_channels: int = 1
+    """Channels of the input image."""
+    num_classes: int = 10
+    """Outputs of the last fully connected layer."""
+
+    def __post_init__(self) -> None:
+        if self.name not in get_args(BaselineName):
+            raise ArchitectureError(f"expected one of {', '.join(get_args(BaselineName))}, got {self.name!r}")
+        for field in ("in_channels", "num_classes", "image_size"):
+            check_int(field, getattr(self, field), 1, MAX_WIDTH)
+        if self._map_sizes()[-1] < 1:
+            sizes = range(self.image_size, MAX_WIDTH)
+            least = next(n for n in sizes if self._map_sizes(n)[-1] >= 1)
+            raise ArchitectureError(
+                f"expected an image_size of at least {least} for {self.name}, got {self.image_size}"
+            )
+
+    @classmethod
+    def named(cls, name: str, **options: Any) -> "Baseline":
+        """The network called `name` at the book's size (28 for LeNet, 224 for AlexNet), unless `options` say else."""
+        key = name.strip().lower()
+        return cls(key, **{"image_size": _IMAGE_SIZE.get(key, 0), **options})  # type: ignore[arg-type]
+
+    @property
+    def dropout(self) -> float:
+        """Probability of dropping a hidden unit: AlexNet's; LeNet has no dropout."""
+        return 0.5
+
+    @property
+    def min_image_size(self) -> int:
+        """The size that it takes, as `Architecture.min_image_size`."""
+        return self.image_size
+
+    def layers(self) -> Iterator[Layer]:
+        """Every layer in order."""
+        yield from self._convolutional()
+        index = len(_CONVOLUTIONS[self.name]) + 1
+        channels = _CONVOLUTIONS[self.name][-1][0]
+        features = channels * self._map_sizes()[-1] ** 2
+        yield Layer("flatten", "flatten", f"fc{index}", channels, features)
+        for width in _HIDDEN[self.name]:
+            part = f"fc{index}"
+            yield Layer(part, "fc", part, features, width)
+            yield Layer(f"{self._activation}{index}", self._activation, part, width, width)
+            if self.name == "alexnet":
+                yield Layer(f"drop{index}", "dropout", part, width, width)
+            features, index = width, index + 1
+        yield Layer(f"fc{index}", "fc", f"fc{index}", features, self.num_classes)
+
+    @property
+    def _activation(self) -> LayerKind:
+        return "sigmoid" if self.name == "lenet" else "relu"
+
+    def _convolutional(self) -> Iterator[Layer]:
+        channels = self.in_channels
+        for index, (width, kernel_size, stride, padding, pools) in enumerate(_CONVOLUTIONS[self.name], start=1):
+            part = f"conv{index}"
+            yield Layer(part, "conv", part, channels, width, kernel_size, stride, padding)
+            yield Layer(f"{self._activation}{index}", self._activation, part, width, width)
+            if pools and self.name == "lenet":
+                yield Layer(f"pool{index}", "avgpool", part, width, width, 2, 2)
+            elif pools:
+                yield Layer(f"pool{index}", "pool", part, width, width, 3, 2)
+            channels = width
+
+    def _map_sizes(self, image_size: int | None = None) -> list[int]:
+        sizes = [self.image_size if image_size is None else image_size]
+        for layer in self._convolutional():
+            sizes.append(layer.output_size(sizes[-1]))
+        return sizes
+
+    def to_json(self) -> str:
+        """This network as one line of JSON; `network_from_json` gives an equal one back."""
+        values = asdict(self)
+        return json.dumps({"baseline": values.pop("name"), **values})
+
+
+Network = Architecture | Baseline
+"""What costs, drawings and modules are made from."""
+
+
+def parse_network(text: str, **options: Any) -> Network:
+    """`Architecture.parse`, which also knows `lenet` and `alexnet`; these have heads of their own.
+
+    Args:
+        text: `lenet`, `alexnet`, or what `Architecture.parse` takes.
+        options: the other fields; `hidden`, `dropout`, `head`, `pooled_size` and `norm` are for VGG networks only and
+            say nothing about a baseline.
+
+    Raises:
+        ArchitectureError: a network that cannot be.
+
+    >>> parse_network("alexnet").image_size, parse_network("vgg11").image_size
+    (224, 224)
+    """
+    if isinstance(text, str) and text.strip().lower() in get_args(BaselineName):
+        own = ("image_size", "in_channels", "num_classes")
+        return Baseline.named(text, **{name: options[name] for name in own if name in options})
+    return Architecture.parse(text, **options)
+
+
+def network_from_json(text: str) -> Network:
+    """The network whose `to_json` this is, checked as if typed by hand; raises `ArchitectureError`."""
+    try:
+        values = json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        values = None
+    if isinstance(values, dict) and "baseline" in values:
+        expected = {"baseline", "image_size", "in_channels", "num_classes"}
+        if set(values) != expected or not isinstance(values["baseline"], str):
+            raise ArchitectureError(f"expected the keys {', '.join(sorted(expected))}, got {sorted(values)}")
+        return Baseline.named(values.pop("baseline"), **values)
+    return Architecture.from_json(text)

@@ -1,0 +1,92 @@
+"""A layer as data to its torch module, and how its weights start."""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import get_args
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vggkit.design.architecture import Init
+from vggkit.design.block import Layer
+from vggkit.networks.fully_connected import Dropout, Linear
+
+
+class Fit(nn.Module):
+    """Stretch a map that is smaller than `size` to it by adaptive average pooling; pass others on as they are."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, channels, height, width) to at least (batch, channels, size, size)."""
+        height, width = x.shape[-2:]
+        if height >= self.size and width >= self.size:
+            return x
+        return F.adaptive_avg_pool2d(x, (max(height, self.size), max(width, self.size)))
+
+    def extra_repr(self) -> str:
+        """What `print` shows in the brackets."""
+        return f"size={self.size}"
+
+
+def modules_of(layers: Iterable[Layer], dropout: float = 0.0) -> "OrderedDict[str, nn.Module]":
+    """The module of each layer under its name; `dropout` is the probability in every dropout layer."""
+    return OrderedDict((layer.name, _module(layer, dropout)) for layer in layers)
+
+
+def _module(layer: Layer, dropout: float) -> nn.Module:
+    match layer.kind:
+        case "conv":  # with a bias also before batch norm, as all published _bn weights have it
+            return nn.Conv2d(layer.inputs, layer.outputs, layer.kernel_size, layer.stride, layer.padding)
+        case "bn":
+            return nn.BatchNorm2d(layer.outputs)
+        case "relu":
+            return nn.ReLU()
+        case "sigmoid":
+            return nn.Sigmoid()
+        case "lrn":
+            return nn.LocalResponseNorm(size=5, alpha=1e-4, beta=0.75, k=2.0)  # AlexNet's, section 3.3
+        case "pool":
+            return nn.MaxPool2d(layer.kernel_size, layer.stride)
+        case "avgpool":
+            return nn.AvgPool2d(layer.kernel_size, layer.stride)
+        case "adaptive":
+            return nn.AdaptiveAvgPool2d(layer.kernel_size)
+        case "fit":
+            return Fit(layer.kernel_size)
+        case "flatten":
+            return nn.Flatten()
+        case "fc":
+            return Linear(layer.inputs, layer.outputs)
+        case "dropout":
+            return Dropout(dropout)
+
+
+def init_weights(net: nn.Module, init: Init) -> None:
+    """Draw the weights of every convolution and fully connected layer of `net` anew, in place.
+
+    Args:
+        net: any module.
+        init: `kaiming`: N(0, 2 / fan_in), biases 0 (arXiv 1502.01852, equation 10), which keeps the scale of
+            activations through any depth. `xavier`: U(+-sqrt(6 / (fan_in + fan_out))), biases as torch has
+            them: the book's. `paper`: N(0, 0.01), a standard deviation as in AlexNet, biases 0
+            (arXiv 1409.1556, section 3.1). `torch`: left as torch made them.
+
+    Raises:
+        ValueError: another `init`.
+    """
+    if init not in get_args(Init):
+        raise ValueError(f"expected init to be one of {', '.join(get_args(Init))}, got {init!r}")
+    for module in net.modules():
+        if not isinstance(module, nn.Conv2d | nn.Linear):
+            continue
+        if init == "kaiming":
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        elif init == "xavier":
+            nn.init.xavier_uniform_(module.weight)
+        elif init == "paper":
+            nn.init.normal_(module.weight, std=0.01)
+        if init in ("kaiming", "paper") and module.bias is not None:
+            nn.init.zeros_(module.bias)
