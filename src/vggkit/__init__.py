@@ -4,15 +4,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vggkit.data.preprocessing import Preprocessing
     from vggkit.design.architecture import Architecture
     from vggkit.design.baselines import Baseline, parse_network
     from vggkit.design.block import ArchitectureError, Block
     from vggkit.design.costs import costs
     from vggkit.inference.evaluate import Evaluation, evaluate
+    from vggkit.inference.features import features
     from vggkit.inference.predict import Classifier, load_classifier, predict
     from vggkit.networks.baselines import alexnet, build, lenet
     from vggkit.networks.modules import init_weights
+    from vggkit.networks.perceptual import PerceptualLoss
+    from vggkit.networks.surgery import fold_preprocessing, with_head, with_in_channels
     from vggkit.networks.vgg import VGG, vgg, vgg_block
+    from vggkit.networks.weights import load_weights, save_weights
     from vggkit.training.loop import Run, train
     from vggkit.training.recipe import Recipe
 
@@ -41,6 +46,14 @@ _HOMES = {
     "predict": "inference.predict",
     "Evaluation": "inference.evaluate",
     "evaluate": "inference.evaluate",
+    "features": "inference.features",
+    "PerceptualLoss": "networks.perceptual",
+    "Preprocessing": "data.preprocessing",
+    "fold_preprocessing": "networks.surgery",
+    "with_head": "networks.surgery",
+    "with_in_channels": "networks.surgery",
+    "load_weights": "networks.weights",
+    "save_weights": "networks.weights",
 }
 
 __all__ = [  # noqa: RUF022 (in the order of a reader)
@@ -63,8 +76,16 @@ __all__ = [  # noqa: RUF022 (in the order of a reader)
     "Classifier",
     "load_classifier",
     "predict",
+    "features",
     "Evaluation",
     "evaluate",
+    "Preprocessing",
+    "load_weights",
+    "save_weights",
+    "with_head",
+    "with_in_channels",
+    "fold_preprocessing",
+    "PerceptualLoss",
 ]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 import vggkit
-from vggkit.verbs import data, describe, evaluate, predict, train
+from vggkit.verbs import data, describe, evaluate, features, predict, train, weights
 from vggkit.verbs.terminal import DONE, FAILED, INTERRUPTED, USER_ERROR
 
 VERBS: dict[str, ModuleType] = {
@@ -15,6 +15,8 @@ VERBS: dict[str, ModuleType] = {
     "train": train,
     "eval": evaluate,
     "predict": predict,
+    "features": features,
+    "weights": weights,
 }
 """Each has `Flags`, whose docstring is the help, and `run`."""
 

@@ -13,7 +13,6 @@ import shutil
 import struct
 import subprocess
 import tempfile
-import urllib.request
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +21,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
+from vggkit.data.download import download, one_line
+from vggkit.data.files import user_cache
 
 OFFICIAL_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
@@ -64,9 +66,6 @@ SAMPLE_WARNING = (
 
 MAX_IDX_BYTES = 2**28
 """Far above the 47 MB of Fashion-MNIST: what a file that says more is refused for before it is unpacked."""
-
-DOWNLOAD_TIMEOUT_SECONDS = 20
-DOWNLOAD_TRIES = 3
 
 
 class DataError(ValueError):
@@ -124,7 +123,7 @@ def places(data_dir: Path | None = None) -> list[Path]:
 
 def cache_dir() -> Path:
     """The folder that `fetch` writes to: `$XDG_CACHE_HOME/vggkit/fashion-mnist`, or below `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vggkit" / FULL_NAME
+    return user_cache() / FULL_NAME
 
 
 def find(data_dir: Path | None = None) -> Path:
@@ -189,8 +188,8 @@ def fetch(report: Callable[[str], None] = lambda line: None, url: str = OFFICIAL
                     (folder / f"{file}.gz").replace(target / f"{file}.gz")
             return target
         except (OSError, subprocess.SubprocessError, HTTPException, ValueError) as error:
-            reasons.append(f"{source}: {_reason(error)}")
-            report(f"  not from there: {_reason(error)}")
+            reasons.append(f"{source}: {one_line(error)}")
+            report(f"  not from there: {one_line(error)}")
     raise DataError(
         f"could not fetch Fashion-MNIST ({'; '.join(reasons)}); put its four files into a folder and name it "
         f"with --data-dir or VGGKIT_DATA, or try --data {SAMPLE_NAME}"
@@ -230,7 +229,7 @@ def _read_bytes(path: Path) -> bytes:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
             content: bytes = file.read(MAX_IDX_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: expected a whole, readable file, got: {_reason(error)}") from None
+        raise DataError(f"{path}: expected a whole, readable file, got: {one_line(error)}") from None
     if len(content) > MAX_IDX_BYTES:
         raise DataError(f"{path}: expected at most {MAX_IDX_BYTES} bytes, got more")
     return content
@@ -281,29 +280,8 @@ def _existing(place: Path, file: str) -> Path:
 
 def _download(temporary: Path, url: str, report: Callable[[str], None]) -> Path:
     for file in FILES:
-        for attempt in range(1, DOWNLOAD_TRIES + 1):
-            try:
-                _download_file(f"{url}/{file}.gz", temporary / f"{file}.gz", report)
-                break
-            except (OSError, HTTPException) as error:  # urllib's errors and timeouts are OSErrors too
-                if attempt == DOWNLOAD_TRIES:
-                    raise
-                report(f"  try {attempt} of {DOWNLOAD_TRIES} failed: {_reason(error)}")
+        download(f"{url}/{file}.gz", temporary / f"{file}.gz", MAX_IDX_BYTES, report)
     return temporary
-
-
-def _download_file(url: str, target: Path, report: Callable[[str], None]) -> None:
-    with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_SECONDS) as response, target.open("wb") as file:  # noqa: S310
-        total_bytes, next_report = int(response.headers.get("Content-Length") or 0), 0.0
-        while chunk := response.read(1 << 18):
-            file.write(chunk)
-            if file.tell() > MAX_IDX_BYTES:
-                raise DataError(f"{url}: expected at most {MAX_IDX_BYTES} bytes, got more")
-            if total_bytes and file.tell() >= next_report * total_bytes:
-                report(f"  {target.name}: {file.tell() / 1e6:.1f} of {total_bytes / 1e6:.1f} MB")
-                next_report = file.tell() / total_bytes + 0.25
-        if total_bytes and file.tell() != total_bytes:
-            raise ConnectionError(f"{url}: expected {total_bytes} bytes, got {file.tell()}")
 
 
 def _unpack_debian_package(temporary: Path, url: str, report: Callable[[str], None]) -> Path:
@@ -330,7 +308,3 @@ def _run(command: list[str], folder: Path) -> None:
     if done.returncode != 0:
         last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
         raise DataError(f"'{' '.join(command[:1] + command[-2:])}' failed: {last}")
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

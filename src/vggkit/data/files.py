@@ -17,6 +17,11 @@ def why_not_a_file(path: Path) -> str | None:
     return "no regular file" if path.exists() else "nothing there"
 
 
+def user_cache() -> Path:
+    """The folder for what was downloaded: `$XDG_CACHE_HOME/vggkit`, or `~/.cache/vggkit`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vggkit"
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write `content` to `path` so that a reader sees all of it or what was there before."""
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:

@@ -3,8 +3,9 @@
 import json
 import math
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -18,21 +19,48 @@ from vggkit.data.files import why_not_a_file
 MAX_IMAGE_PIXELS, MAX_IMAGE_SIDE = 64_000_000, 30_000
 """An image that says it is larger is refused before it is decoded."""
 
+MAX_ASPECT = 100
+"""An image whose sides differ by more is not cut to a square."""
+
 MIN_STD = 1e-6
+MIN_CROP_FRACTION = 0.1
+
+Order = Literal["rgb", "bgr"]
+Resize = Literal["stretch", "crop"]
+Interpolation = Literal["bilinear", "bicubic", "nearest"]
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of RGB in [0, 1]: what torchvision's and timm's weights expect."""
+CAFFE_MEAN = (103.939, 116.779, 123.68)
+"""Of BGR in [0, 255]: what the authors' Caffe weights, and Keras's copies of them, expect."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Stretch to a square of `image_size`, bilinear with antialiasing, then (x / 255 - mean) / std per channel."""
+    """Resize to a square of `image_size`, then (value - mean) / std per channel, with values in [0, scale].
+
+    Checked when made; what cannot be raises `ValueError`.
+    """
 
     image_size: int
     """Pixels."""
     channels: int
-    """1 for grey, 3 for RGB."""
+    """1 for grey, 3 for colour."""
     mean: tuple[float, ...]
-    """One for each channel, of values in [0, 1]."""
+    """One for each channel, in the network's order, of values in [0, scale]."""
     std: tuple[float, ...]
     """One for each channel, above 0."""
+    order: Order = "rgb"
+    """Of the channels that the network takes; images are always read as RGB."""
+    scale: float = 1.0
+    """What white becomes: 1, or 255 for the networks that came from Caffe."""
+    resize: Resize = "stretch"
+    """`stretch` both sides to `image_size`; or `crop`: the shorter side to `image_size / crop_fraction`, then the
+    square in the middle."""
+    crop_fraction: float = 1.0
+    """With `crop`: the side of the square as a share of the shorter side, 0.1 to 1."""
+    interpolation: Interpolation = "bilinear"
+    """bilinear and bicubic with antialiasing, or nearest."""
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 3) or self.image_size < 1:
@@ -41,25 +69,77 @@ class Preprocessing:
             raise ValueError(f"expected {self.channels} means and as many stds, got {self.mean}, {self.std}")
         if not all(map(math.isfinite, self.mean + self.std)) or min(self.std) < MIN_STD:
             raise ValueError(f"expected finite means and stds of at least {MIN_STD}, got {self.mean}, {self.std}")
+        for field, allowed in (("order", Order), ("resize", Resize), ("interpolation", Interpolation)):
+            if getattr(self, field) not in get_args(allowed):
+                raise ValueError(
+                    f"expected {field} to be one of {', '.join(get_args(allowed))}, got {getattr(self, field)!r}"
+                )
+        if not MIN_CROP_FRACTION <= self.crop_fraction <= 1 or self.scale not in (1, 255):
+            raise ValueError(
+                f"expected a crop_fraction from {MIN_CROP_FRACTION} to 1 and a scale of 1 or 255, "
+                f"got {self.crop_fraction}, {self.scale}"
+            )
 
     def __call__(self, images: Tensor) -> Tensor:
         """The network's input.
 
         Args:
-            images: uint8 (batch, channels, height, width), on any device, where the work is then done.
+            images: uint8 (batch, channels, height, width), RGB, on any device, where the work is then done.
 
         Returns:
             float32 (batch, channels, image_size, image_size) in channels_last. Before it is normalised it is
             within 1/255 of what torchvision's Resize and ToTensor give, which round to uint8 in between.
+
+        Raises:
+            ValueError: an image to be cut whose sides differ more than a hundredfold.
         """
-        x = images.float()
-        if x.shape[-2:] != (self.image_size, self.image_size):
-            size = (self.image_size, self.image_size)
-            x = F.interpolate(x, size=size, mode="bilinear", antialias=True)
+        x = self._resized(images.float())
+        if self.order == "bgr":
+            x = x.flip(1)
         # By plain numbers, channel by channel: a tensor of means would be copied to the device, which waits for it.
         for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
-            x[:, channel].mul_(1 / (255 * std)).sub_(mean / std)
+            x[:, channel].mul_(self.scale / (255 * std)).sub_(mean / std)
         return _channels_last(x)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """The network's input for images that have their size already; gradients flow.
+
+        Args:
+            images: float (batch, channels, height, width) in [0, 1], RGB.
+        """
+        x = images.flip(1) if self.order == "bgr" else images
+        mean, std = (x.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        return (x * self.scale - mean) / std
+
+    def for_channels(self, channels: int) -> "Preprocessing":
+        """This for a network of 1 or 3 channels: averages of the means and stds, or copies of the one."""
+        if channels == self.channels:
+            return self
+        mean, std = ((sum(values) / self.channels,) * channels for values in (self.mean, self.std))
+        return replace(self, channels=channels, mean=mean, std=std)
+
+    def _resized(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        size = self.image_size
+        if self.resize == "stretch":
+            return self._interpolated(x, size, size)
+        shorter = max(size, round(size / self.crop_fraction))
+        if max(height, width) > MAX_ASPECT * min(height, width):
+            raise ValueError(f"expected sides that differ at most {MAX_ASPECT}-fold, got {width} x {height}")
+        if height <= width:
+            x = self._interpolated(x, shorter, shorter * width // height)
+        else:
+            x = self._interpolated(x, shorter * height // width, shorter)
+        top, left = round((x.shape[-2] - size) / 2), round((x.shape[-1] - size) / 2)
+        return x[..., top : top + size, left : left + size].contiguous()
+
+    def _interpolated(self, x: Tensor, height: int, width: int) -> Tensor:
+        if x.shape[-2:] == (height, width):
+            return x
+        if self.interpolation == "nearest":
+            return F.interpolate(x, size=(height, width), mode="nearest-exact")  # Pillow's
+        y = F.interpolate(x, size=(height, width), mode=self.interpolation, antialias=True)
+        return y.clamp_(0, 255) if self.interpolation == "bicubic" else y  # bicubic overshoots
 
     def to_json(self) -> str:
         """This preprocessing as one line of JSON."""
@@ -67,11 +147,17 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, text: str) -> "Preprocessing":
-        """The preprocessing that `to_json` wrote; raises `ValueError` for anything else."""
+        """The preprocessing that `to_json` wrote; raises `ValueError` for anything else.
+
+        What has a default may be missing, as in files of version 0.1.
+        """
         try:
             match json.loads(text):
-                case {"image_size": int(size), "channels": int(channels), "mean": [*mean], "std": [*std]}:
-                    return cls(size, channels, tuple(map(float, mean)), tuple(map(float, std)))
+                case {"image_size": int(size), "channels": int(channels), "mean": [*mean], "std": [*std], **others}:
+                    options: dict[str, Any] = {str(name): value for name, value in others.items()}
+                    for name in {"scale", "crop_fraction"} & options.keys():
+                        options[name] = float(options[name])
+                    return cls(size, channels, tuple(map(float, mean)), tuple(map(float, std)), **options)
         except (TypeError, OverflowError, RecursionError, json.JSONDecodeError):
             pass
         raise ValueError(f"expected image_size, channels, mean and std as JSON, got {text[:80]!r}")

@@ -9,6 +9,7 @@ import torch
 from vggkit.data.preprocessing import Preprocessing, read_image
 from vggkit.design.costs import costs
 from vggkit.networks.baselines import BaselineNetwork
+from vggkit.networks.published import PUBLISHED, fetch_weights
 from vggkit.networks.vgg import VGG
 from vggkit.networks.weights import WeightsError, load_weights, metadata_list
 
@@ -36,12 +37,17 @@ class Prediction:
 
 
 def load_classifier(run: str | Path, device: str | torch.device = "cpu") -> Classifier:
-    """The network of a run folder, or of a `model.safetensors` of its own.
+    """The network of a run folder, of a weight file, or of published weights.
+
+    Args:
+        run: a run folder; a weight file of vggkit, torchvision, timm, Keras or Caffe, see `load_weights`; or a name
+            such as `torchvision/vgg16`, whose file is fetched into the user's cache unless it lies there.
+        device: where to put it.
 
     Raises:
-        WeightsError: there is none, or it is damaged, or not one that vggkit trained.
+        WeightsError: there is none, it is damaged, or it does not say how to prepare an image for it.
     """
-    path = Path(run) / "model.safetensors" if Path(run).is_dir() else Path(run)
+    path = find_weights(run)
     net, metadata = load_weights(path, device)
     try:
         classes = tuple(metadata_list(metadata, "classes"))
@@ -60,6 +66,13 @@ def load_classifier(run: str | Path, device: str | torch.device = "cpu") -> Clas
             f"got {activation_bytes:,}"
         )
     return Classifier(net, classes, preprocessing)
+
+
+def find_weights(run: str | Path) -> Path:
+    """The weight file that `run` stands for, see `load_classifier`."""
+    if not Path(run).exists() and str(run) in PUBLISHED:
+        return fetch_weights(str(run))
+    return Path(run) / "model.safetensors" if Path(run).is_dir() else Path(run)
 
 
 @torch.no_grad()

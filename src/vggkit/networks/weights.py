@@ -1,25 +1,39 @@
-"""A trained network in one safetensors file: its weights, and in the metadata all it takes to use them."""
+"""Weight files: ours, with all in the metadata that it takes to use them, and everybody else's."""
 
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
-from vggkit.data.files import why_not_a_file, write_whole
+from vggkit.data.files import write_whole
+from vggkit.data.imagenet import class_names
 from vggkit.design.baselines import network_from_json
 from vggkit.design.block import ArchitectureError
 from vggkit.networks.baselines import BaselineNetwork, build
+from vggkit.networks.containers import Container, WeightsError, open_container
+from vggkit.networks.surgery import PADDING_KEY, pad_with_values, with_head
+from vggkit.networks.translation import (
+    NETWORKS,
+    OPTIONAL_SUFFIX,
+    SOURCES,
+    architecture_of,
+    best_match,
+    channels_and_classes,
+    entries,
+    preprocessing_of,
+)
 from vggkit.networks.vgg import VGG
 
+__all__ = ["WeightsError", "load_weights", "metadata_list", "save_torchvision", "save_weights"]
 
-class WeightsError(ValueError):
-    """A weight file that is missing, damaged, or not ours; the message is one line."""
+AnyNetwork = VGG | BaselineNetwork
 
 
-def save_weights(path: Path, net: VGG | BaselineNetwork, metadata: Mapping[str, str]) -> None:
+def save_weights(path: Path, net: AnyNetwork, metadata: Mapping[str, str]) -> None:
     """Write `net` and `metadata` (texts by name) to `path`, whole or not at all.
 
     The metadata gets `architecture`, as JSON, beside what is given.
@@ -28,43 +42,113 @@ def save_weights(path: Path, net: VGG | BaselineNetwork, metadata: Mapping[str, 
     write_whole(path, save(tensors, {**metadata, "architecture": net.architecture.to_json()}))
 
 
-def load_weights(path: Path, device: str | torch.device = "cpu") -> tuple[VGG | BaselineNetwork, dict[str, str]]:
-    """The network that `save_weights` wrote, in evaluation mode, and its metadata.
+def load_weights(path: Path, device: str | torch.device = "cpu") -> tuple[AnyNetwork, dict[str, str]]:
+    """The network in a weight file, in evaluation mode, and its metadata.
 
-    The architecture in the metadata is built without memory first, and compared with the tensors that the file
-    really has, so that no header decides what is allocated.
+    Takes what `save_weights` wrote, and the VGG networks of torchvision and timm (`.pth`, `.safetensors`), Keras
+    Applications (HDF5, with the top) and Caffe (a state dict or `.npz` under Caffe's layer names). Which it is, its
+    own tensors say. For these, the metadata holds `source`, `classes` and `preprocessing` as their publisher has them.
+
+    The network is built without memory first, and compared with the tensors that the file really has, so that no
+    header decides what is allocated.
 
     Raises:
         WeightsError: one line that names the file, and the key where there is one.
     """
-    if found := why_not_a_file(path):
-        raise WeightsError(f"{path}: expected a weight file, got {found}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            if "architecture" not in metadata:
-                raise WeightsError(f"{path}: expected vggkit's metadata with an 'architecture', got {sorted(metadata)}")
-            with torch.device("meta"):
-                net = build(network_from_json(metadata["architecture"]), init="torch")
-            expected, got = net.state_dict(), set(file.keys())
-            for name in sorted(expected.keys() ^ got):
-                raise WeightsError(f"{path}: {'missing' if name in expected else 'unexpected'} tensor {name!r}")
-            for name, tensor in expected.items():
-                header = file.get_slice(name)
-                if tuple(header.get_shape()) != tuple(tensor.shape):
-                    raise WeightsError(
-                        f"{path}: expected {name!r} of shape {tuple(tensor.shape)}, got {tuple(header.get_shape())}"
-                    )
-            tensors = {name: file.get_tensor(name) for name in expected}
-    except ArchitectureError as error:
-        raise WeightsError(f"{path}: {error}") from None
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path}: expected a whole safetensors file, got: {error}") from None
+    with open_container(path) as container:
+        try:
+            if "architecture" in container.metadata:
+                net, metadata = _ours(container)
+            else:
+                net, metadata = _translated(container)
+        except ArchitectureError as error:
+            raise WeightsError(str(error)) from None
+    return net.to(device).to(memory_format=torch.channels_last).eval(), metadata  # type: ignore[call-overload]
+
+
+def save_torchvision(path: Path, net: VGG) -> None:
+    """Write the weights of `net` under torchvision's names, for its own `load_state_dict`: .safetensors or .pth.
+
+    Raises:
+        WeightsError: torchvision has no such network, or `path` has another suffix.
+    """
+    arch = net.architecture
+    if path.suffix not in (".safetensors", ".pth"):
+        raise WeightsError(f"expected a .safetensors or .pth file for torchvision's names, got {path}")
+    adaptive = with_head(net, "adaptive").state_dict() if arch.head != "gap" else {}
+    expected = [architecture_of("torchvision", name, arch.in_channels, arch.num_classes) for name in _torchvision()]
+    match = next((other for other in expected if (other.blocks, other.norm) == (arch.blocks, arch.norm)), None)
+    table = entries("torchvision", match) if match is not None else {}
+    if {key: tuple(value.shape) for key, value in adaptive.items()} != {k: entry.shape for k, entry in table.items()}:
+        raise WeightsError(
+            f"expected one of torchvision's networks ({', '.join(_torchvision())}) with its layers fc6 to fc8, "
+            f"got {arch.name}"
+        )
+    tensors = {entry.name: adaptive[key].detach().cpu().contiguous() for key, entry in table.items()}
+    if path.suffix == ".safetensors":
+        write_whole(path, save(tensors))
+    else:
+        buffer = io.BytesIO()
+        torch.save(tensors, buffer)
+        write_whole(path, buffer.getvalue())
+
+
+def _torchvision() -> tuple[str, ...]:
+    return NETWORKS["torchvision"]
+
+
+def _ours(container: Container) -> tuple[AnyNetwork, dict[str, str]]:
+    with torch.device("meta"):
+        net = build(network_from_json(container.metadata["architecture"]), init="torch")
+        if isinstance(net, VGG) and PADDING_KEY in container.shapes:
+            pad_with_values(net)
+    expected = net.state_dict()
+    _check(container, {name: tuple(tensor.shape) for name, tensor in expected.items()})
+    tensors = {name: container.read(name) for name in expected}
     for name, tensor in tensors.items():
         if tensor.dtype != expected[name].dtype:
-            raise WeightsError(f"{path}: expected {name!r} as {expected[name].dtype}, got {tensor.dtype}")
+            raise WeightsError(f"expected {name!r} as {expected[name].dtype}, got {tensor.dtype}")
     net.load_state_dict(tensors, assign=True)
-    return net.to(device).to(memory_format=torch.channels_last).eval(), metadata  # type: ignore[call-overload]
+    return net, dict(container.metadata)
+
+
+def _translated(container: Container) -> tuple[VGG, dict[str, str]]:
+    match = best_match(container.shapes)
+    if match is None:
+        few = ", ".join(repr(name[:60]) for name in sorted(container.shapes)[:3]) or "none"
+        raise WeightsError(f"expected the tensors of vggkit, {', '.join(SOURCES)}, got {few}")
+    source, network = match
+    arch = architecture_of(source, network, *channels_and_classes(source, network, container.shapes))
+    table = entries(source, arch)
+    old = {key for key, entry in table.items() if key.endswith(OPTIONAL_SUFFIX) and entry.name not in container.shapes}
+    _check(container, {entry.name: entry.shape for key, entry in table.items() if key not in old})
+    with torch.device("meta"):
+        net = VGG(arch, init="torch")
+    tensors = {key: torch.tensor(0) if key in old else _float32(container, entry.name) for key, entry in table.items()}
+    net.load_state_dict({key: table[key].to_ours(t).contiguous() for key, t in tensors.items()}, assign=True)
+    metadata = {"source": f"{source}/{network}"}
+    if arch.in_channels in (1, 3):
+        metadata["preprocessing"] = preprocessing_of(source, arch.in_channels).to_json()
+    metadata["classes"] = json.dumps(class_names(arch.num_classes))
+    return net, metadata
+
+
+def _check(container: Container, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise `WeightsError`, which names the first key, unless the file has these tensors, of these shapes."""
+    for name in sorted(expected.keys() ^ container.shapes.keys()):
+        raise WeightsError(f"{'missing' if name in expected else 'unexpected'} tensor {name[:200]!r}")
+    for name, shape in expected.items():
+        if container.shapes[name] != shape:
+            raise WeightsError(f"expected {name!r} of shape {shape}, got {container.shapes[name]}")
+
+
+def _float32(container: Container, name: str) -> Tensor:
+    tensor = container.read(name)
+    if name.endswith(OPTIONAL_SUFFIX):
+        return tensor.long()
+    if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):  # what float32 holds without a loss
+        raise WeightsError(f"expected {name!r} as float32, float16 or bfloat16, got {tensor.dtype}")
+    return tensor.float()
 
 
 def metadata_list(metadata: Mapping[str, str], key: str) -> list[str]:

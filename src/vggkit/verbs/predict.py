@@ -5,15 +5,15 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from vggkit.verbs.terminal import DONE, parse_flags, print_json
+from vggkit.verbs.terminal import DONE, find_or_fetch_weights, parse_flags, print_json
 
 
 @dataclass(frozen=True)
 class Flags:
     """Classify image files with a trained network."""
 
-    run: Positional[Path]
-    """A run folder, or a model.safetensors."""
+    model: Positional[str]
+    """A run folder, a weight file, or published weights such as torchvision/vgg16 ('vgg weights' lists them)."""
     images: Positional[tuple[Path, ...]]
     """PNG or JPEG files, of any size and mode."""
     top: int = 3
@@ -32,7 +32,7 @@ def run(arguments: list[str]) -> int:
     from vggkit.inference.predict import load_classifier, predict
     from vggkit.training.loop import choose_device
 
-    classifier = load_classifier(flags.run, choose_device(flags.device))
+    classifier = load_classifier(find_or_fetch_weights(flags.model), choose_device(flags.device))
     predictions = predict(classifier, flags.images, flags.top)
     if flags.json:
         print_json(

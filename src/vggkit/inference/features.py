@@ -1,0 +1,34 @@
+"""An image file to what the named layers of a network put out for it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vggkit.data.preprocessing import read_image
+from vggkit.inference.predict import Classifier
+from vggkit.networks.vgg import VGG
+
+
+@torch.no_grad()
+def features(classifier: Classifier, image: str | Path, layers: Sequence[str]) -> dict[str, Tensor]:
+    """What the named layers of a network put out for an image file, prepared as its weights want it.
+
+    Args:
+        classifier: from `load_classifier`.
+        image: a PNG or JPEG file of any size and mode.
+        layers: canonical names, such as `relu3_3`, see `VGG.features`, which this calls; use that for gradients.
+
+    Returns:
+        By name, in the order asked for: (1, channels, height, width), or (1, features) behind `flatten`.
+
+    Raises:
+        DataError: the file is missing or is not a whole PNG or JPEG image; it is named.
+        ValueError: a layer that the network has not; or the network is LeNet or AlexNet.
+    """
+    net = classifier.net
+    if not isinstance(net, VGG):
+        raise ValueError(f"expected a VGG network, got {net.architecture.name}")
+    pixels = read_image(Path(image), classifier.preprocessing.channels).to(next(net.parameters()).device)
+    return net.features(classifier.preprocessing(pixels.unsqueeze(0)), layers)

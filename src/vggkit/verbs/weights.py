@@ -1,0 +1,111 @@
+"""`vgg weights`: published weights, and weight files from one library's names into another's."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from vggkit.verbs.terminal import DONE, find_or_fetch_weights, parse_flags, print_json, print_table, print_to_stderr
+
+
+@dataclass(frozen=True)
+class Flags:
+    """List, fetch and convert weights: torchvision's, timm's, Keras's, Caffe's and vggkit's own."""
+
+    action: Positional[Literal["list", "fetch", "convert"]] = "list"
+    """list, fetch, or convert."""
+    name: Positional[str] = ""
+    """Published weights (torchvision/vgg16); for convert also a run folder or a weight file."""
+    out: Annotated[Path | None, arg(aliases=("-o",))] = None
+    """For convert: the file to write, .safetensors, or .pth with --to torchvision."""
+    to: Literal["vggkit", "torchvision"] = "vggkit"
+    """For convert: whose names the file has."""
+    head: Literal["flatten", "adaptive", "conv"] | None = None
+    """For convert: another head with the same weights; conv takes images of any size."""
+    in_channels: int | None = None
+    """For convert: 1 for grey images, 3 for RGB; the first convolution's weights are summed or shared out."""
+    preprocessing: Literal["torchvision", "timm", "keras", "caffe"] | None = None
+    """For convert: what the weights expect, where that is not what their names say (Caffe's numbers under
+    torchvision's names, say)."""
+    fold: bool = False
+    """For convert: fold order, scale, mean and std into the first convolution, which then takes RGB in [0, 1]."""
+    json: bool = False
+    """For list: print JSON instead of a table."""
+
+
+def run(arguments: list[str]) -> int:
+    """Run the verb; returns the exit code."""
+    flags = parse_flags("weights", Flags, arguments)
+    if flags.action == "list":
+        return _list(flags.json)
+    if not flags.name:
+        raise ValueError(f"expected what to {flags.action}, got nothing, try 'vgg weights list'")
+    if flags.action == "fetch":
+        from vggkit.networks.published import fetch_weights
+
+        print(fetch_weights(flags.name, print_to_stderr))
+        return DONE
+    return _convert(flags)
+
+
+def _list(as_json: bool) -> int:
+    from vggkit.networks.published import PUBLISHED
+
+    known = [
+        {
+            "name": entry.name,
+            "hash": f"{entry.algorithm} {entry.digest}",
+            "where": str(entry.path) if entry.path.is_file() else "",
+            "url": entry.url,
+        }
+        for entry in PUBLISHED.values()
+    ]
+    if as_json:
+        print_json(known)
+    else:
+        rows = [(row["name"], row["hash"], row["where"] or "not fetched") for row in known]
+        print_table(("name", "published hash", "where"), [rows], left_aligned=3)
+    return DONE
+
+
+def _convert(flags: Flags) -> int:
+    out = flags.out
+    if out is None or not out.parent.is_dir():
+        raise ValueError(f"expected a file in a folder that exists for --out, got {out}")
+    if flags.to == "vggkit" and out.suffix != ".safetensors":
+        raise ValueError(f"expected a .safetensors file for --out, got {out}")
+    from vggkit.data.preprocessing import Preprocessing
+    from vggkit.networks.surgery import fold_preprocessing, with_head, with_in_channels
+    from vggkit.networks.translation import preprocessing_of
+    from vggkit.networks.vgg import VGG
+    from vggkit.networks.weights import load_weights, save_torchvision, save_weights
+
+    net, metadata = load_weights(find_or_fetch_weights(flags.name))
+    if not isinstance(net, VGG):
+        raise ValueError(f"expected a VGG network to convert, got {net.architecture.name}")
+    arch = net.architecture
+    preprocessing = None
+    if flags.preprocessing is not None:
+        preprocessing = replace(preprocessing_of(flags.preprocessing), image_size=arch.image_size)
+    elif "preprocessing" in metadata:
+        preprocessing = Preprocessing.from_json(metadata["preprocessing"])
+    if flags.fold:
+        if preprocessing is None:
+            raise ValueError("expected weights that say their preprocessing to fold, got none, try --preprocessing")
+        net = fold_preprocessing(net, preprocessing)
+        plain = (0.0,) * preprocessing.channels, (1.0,) * preprocessing.channels
+        preprocessing = replace(preprocessing, mean=plain[0], std=plain[1], order="rgb", scale=1.0)
+    if flags.in_channels is not None:
+        net = with_in_channels(net, flags.in_channels)
+        preprocessing = preprocessing.for_channels(flags.in_channels) if preprocessing is not None else None
+    if flags.head is not None:
+        net = with_head(net, flags.head)
+    if flags.to == "torchvision":
+        save_torchvision(out, net)
+    else:
+        if preprocessing is not None:
+            metadata["preprocessing"] = preprocessing.to_json()
+        save_weights(out, net, metadata)
+    print(out)
+    return DONE
