@@ -111,7 +111,7 @@ def test_describe_starts_in_under_half_a_second():
         (["predict", "no-such-run", "x.png"], "no-such-run: expected a weight file, got nothing there"),
         (["eval", ".", "--plot", "confusion.txt"], "expected a .png file in a folder that exists for --plot"),
         (["eval", ".", "--plot", "no/confusion.png"], "expected a .png file in a folder that exists for --plot"),
-        (["paint"], "vgg paint: expected one of describe, data, train, eval, predict, try"),
+        (["paint"], f"vgg paint: expected one of {', '.join(cli.VERBS)}, try"),
     ],
 )
 def test_a_users_mistake_gets_one_line_and_code_2(arguments, message, tmp_path):

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -61,16 +62,38 @@ def test_a_header_decides_nothing_that_is_allocated(net, path):
     with pytest.raises(WeightsError, match="model.safetensors: expected the keys"):
         load_weights(path)
     path.write_bytes(save({"x": torch.zeros(1)}))
-    with pytest.raises(WeightsError, match="expected vggkit's metadata with an 'architecture'"):
+    with pytest.raises(WeightsError, match="expected the tensors of vggkit, torchvision, timm, keras, caffe, got 'x'"):
         load_weights(path)
 
 
-def test_nothing_is_ever_unpickled(tmp_path, net):
-    torch.save(net.state_dict(), tmp_path / "model.safetensors")
-    with pytest.raises(WeightsError, match="expected a whole safetensors file"):
-        load_weights(tmp_path / "model.safetensors")
-    with pytest.raises(WeightsError, match="got nothing there"):
+class Hostile:
+    """Unpickled, it would make a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("new", [True, False])
+@pytest.mark.parametrize("inside", [True, False])
+def test_nothing_is_ever_unpickled(tmp_path, new, inside):
+    hostile = Hostile(tmp_path / "made")
+    path = tmp_path / "vgg16-397923af.pth"
+    torch.save({"features.0.weight": hostile} if inside else hostile, path, _use_new_zipfile_serialization=new)
+    with pytest.raises(WeightsError, match="expected a whole file of tensors, got objects or damage"):
+        load_weights(path)
+    assert not (tmp_path / "made").exists()
+    torch.load(path, weights_only=False)
+    assert (tmp_path / "made").exists()  # it would have been
+
+
+def test_a_missing_file_is_said_to_be_missing(tmp_path):
+    with pytest.raises(WeightsError, match="other.safetensors: expected a weight file, got nothing there"):
         load_weights(tmp_path / "other.safetensors")
+    with pytest.raises(WeightsError, match="got no regular file"):
+        load_weights(tmp_path)
 
 
 @settings(max_examples=150, deadline=None)

@@ -3,6 +3,7 @@
 safetensors; PyTorch's `.pth`, by `torch.load(weights_only=True)`; NumPy's `.npz`; and HDF5, as Keras writes it.
 """
 
+import pickle  # for the name of its error alone
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -88,10 +89,11 @@ def _pth(path: Path, mmap: bool) -> Container:
     try:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # the restricted unpickler raises almost anything for a hostile file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(
-            f"expected weights that torch.load(weights_only=True) reads, got: {_printable(reason)}"
-        ) from None
+        # What UnpicklingError says is how to load it unrestricted, which we never do.
+        reason = (
+            "" if isinstance(error, pickle.UnpicklingError) else f": {_printable(str(error).partition(chr(10))[0])}"
+        )
+        raise WeightsError(f"expected a whole file of tensors, got objects or damage{reason}") from None
     if not isinstance(loaded, Mapping):
         raise WeightsError(f"expected a state dict, got {type(loaded).__name__}")
     for name, value in loaded.items():

@@ -24,6 +24,7 @@ class PerceptualLoss(nn.Module):
     Raises:
         ValueError: no layer at all, one that the network has not, or one without maps.
 
+    >>> import torch
     >>> from vggkit import Architecture
     >>> net = VGG(Architecture.parse("vgg16/16", image_size=32))
     >>> loss = PerceptualLoss(net, Preprocessing(32, 3, (0.5,) * 3, (0.25,) * 3), content={"relu3_3": 1.0})

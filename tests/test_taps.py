@@ -1,0 +1,181 @@
+"""`VGG.features`: what a named layer puts out. The oracle runs the layers one after another by hand, out of place."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from tests.strategies import architectures
+from vggkit import VGG, Architecture
+
+
+def one_after_another(net, x):
+    """Every layer's output by name, each computed from a copy of the one before."""
+    outputs = {}
+    for name, child in net.named_children():
+        for inner, layer in child.named_children() if isinstance(child, nn.Sequential) else [(name, child)]:
+            layer = copy.deepcopy(layer)
+            layer.inplace = False
+            outputs[inner] = x = layer(x.clone())
+    return outputs
+
+
+@settings(deadline=None, max_examples=40)
+@given(architectures(max_channels=6, max_image_size=24, max_blocks=3), st.data())
+def test_every_layer_of_every_configuration(arch, data):
+    torch.manual_seed(0)
+    net = VGG(arch).eval()
+    x = torch.randn(2, arch.in_channels, arch.image_size, arch.image_size)
+    expected = one_after_another(net, x)
+    assert list(expected) == [layer.name for layer in arch.layers()]
+    names = data.draw(st.lists(st.sampled_from(list(expected)), min_size=1, max_size=5))
+    got = net.features(x, names)
+    assert list(got) == list(dict.fromkeys(names))
+    for name, output in got.items():
+        assert torch.equal(output, expected[name]), name
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return VGG(Architecture.parse("1x4 2x6_bn", in_channels=1, num_classes=3, image_size=16, hidden=(5,))).eval()
+
+
+@pytest.fixture
+def x():
+    return torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def rectify(_module, inputs):
+    """Somebody's hook that writes into the layer's input."""
+    inputs[0].relu_()
+
+
+EVERY = [
+    "conv1_1",
+    "bn1_1",
+    "relu1_1",
+    "pool1",
+    "conv2_1",
+    "bn2_1",
+    "relu2_2",
+    "pool2",
+    "flatten",
+    "fc3",
+    "relu3",
+    "fc4",
+]
+
+
+@pytest.mark.parametrize("watched", ["in place", "hooks", "pre-hook that writes", "global hook", "checkpoint"])
+def test_a_convolution_is_before_its_relu_whatever_is_on(net, x, watched):
+    expected = one_after_another(net, x)
+    hook = None
+    if watched == "in place":
+        for module in net.modules():
+            if isinstance(module, nn.ReLU):
+                module.inplace = True
+    elif watched == "hooks":
+        for module in net.modules():
+            module.register_forward_hook(lambda *_: None)
+    elif watched == "pre-hook that writes":
+        net.block1.relu1_1.register_forward_pre_hook(rectify)
+    elif watched == "global hook":
+        hook = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    else:
+        net.checkpoint = True
+    try:
+        for name, output in net.features(x, EVERY).items():
+            assert torch.equal(output, expected[name]), name
+    finally:
+        if hook is not None:
+            hook.remove()
+    assert (expected["bn1_1"] < 0).any()
+
+
+def test_it_stops_at_the_deepest_layer(net, x):
+    ran = []
+    for name, module in net.named_modules():
+        module.register_forward_hook(lambda *_, name=name: ran.append(name))
+    net.features(x, ["conv2_1", "relu1_1"])
+    assert ran[-1] == "block2.conv2_1"
+    assert "block2.bn2_1" not in ran
+    assert not any(name.startswith("fc") for name in ran)
+
+
+def test_gradients_flow_from_every_layer(net, x):
+    for name in EVERY:
+        leaf = x.clone().requires_grad_()
+        net.features(leaf, [name])[name].square().sum().backward()
+        assert leaf.grad.abs().sum() > 0
+    leaf = x.clone().requires_grad_()
+    together = net.features(leaf, ["conv1_1", "pool2"])
+    (together["conv1_1"].sum() + together["pool2"].square().sum()).backward()
+    other = x.clone().requires_grad_()
+    by_hand = one_after_another(net, other)
+    (by_hand["conv1_1"].sum() + by_hand["pool2"].square().sum()).backward()
+    torch.testing.assert_close(leaf.grad, other.grad)
+
+
+class Taps(nn.Module):
+    def __init__(self, net, names):
+        super().__init__()
+        self.net, self.names = net, names
+
+    def forward(self, x):
+        return self.net.features(x, self.names)
+
+
+def test_it_exports_and_compiles(net, x):
+    names = ["conv1_1", "relu2_1", "pool2", "fc3"]
+    expected = net.features(x, names)
+    exported = torch.export.export(Taps(net, names), (x,)).module()
+    compiled = torch.compile(Taps(net, names), backend="aot_eager")
+    for run in (exported, compiled):
+        got = run(x)
+        assert list(got) == names
+        for name in names:
+            torch.testing.assert_close(got[name], expected[name])
+
+
+def test_autocast_taps_are_in_its_type(net, x):
+    with torch.autocast("cpu", torch.bfloat16):
+        got = net.features(x, ["conv1_1", "fc3"])
+    assert {tensor.dtype for tensor in got.values()} == {torch.bfloat16}
+    torch.testing.assert_close(got["conv1_1"].float(), net.features(x, ["conv1_1"])["conv1_1"], rtol=0.02, atol=0.02)
+
+
+def test_the_layers_of_blocks_take_any_size(net):
+    x = torch.randn(1, 1, 21, 9)
+    assert net.features(x, ["relu2_2"])["relu2_2"].shape == (1, 6, 10, 4)
+    assert net.features(x[..., :2, :1], ["relu1_1"])["relu1_1"].shape == (1, 4, 2, 1)
+    with pytest.raises(ValueError, match=r"expected images of shape \(batch, 1, 16, 16\), got \(1, 1, 21, 9\)"):
+        net.features(x, ["fc3"])
+    with pytest.raises(ValueError, match=r"\(batch, 1, height, width\), both from 4, got \(1, 1, 3, 9\)"):
+        net.features(x[..., :3, :], ["pool2"])
+    with pytest.raises(ValueError, match=r"\(batch, 1, height, width\), both from 2, got \(1, 3, 21, 9\)"):
+        net.features(x.expand(1, 3, 21, 9), ["conv2_1"])
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (["relu2_3"], "expected layers of 1x4 2x6_bn, got 'relu2_3', try relu2_2, relu2_1"),
+        (["pool9"], "got 'pool9', try pool2, pool1"),
+        (["layer4"], "got 'layer4', try "),
+        ([], r"expected a list of layers, got \[\], try \['pool2'\]"),
+        ("relu2_1", r"expected a list of layers, got 'relu2_1', try \['pool2'\]"),
+    ],
+)
+def test_a_wrong_name_lists_the_nearest(net, x, layers, message):
+    with pytest.raises(ValueError, match=message):
+        net.features(x, layers)
+
+
+def test_the_forward_pass_does_not_change(net, x):
+    expected = net(x)
+    net.features(x, ["conv1_1"])
+    assert torch.equal(net(x), expected)
