@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.peers import peer
 from vggkit.data.fashion_mnist import DataError, load
 from vggkit.data.loading import Augmentation, Split, batches, epoch_order
 from vggkit.data.preprocessing import Preprocessing, read_image
@@ -31,13 +32,34 @@ def test_resizing_is_within_a_grey_level_of_pillows(images, size):
 
 
 def test_resizing_is_within_a_grey_level_of_torchvisions(images):
-    library = torch.library.Library("torchvision", "DEF")
-    for operator in ("nms", "qnms"):  # its compiled part is not needed here and need not load
-        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    v2 = pytest.importorskip("torchvision.transforms.v2", reason="torchvision, the peer, is not installed")
+    peer("torchvision")
+    from torchvision.transforms import v2
+
     for size in (224, 96, 32, 14):
         theirs = v2.functional.resize(images, [size, size], antialias=True).float() / 255
         assert (plain(size)(images) - theirs).abs().max() <= 1 / 255 + 1e-6
+
+
+@pytest.mark.parametrize("shape", [(300, 400), (400, 300), (224, 224), (60, 333)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_cropping_is_torchvisions(shape, interpolation):
+    """The shorter side to 64, the square of 56 in the middle; torchvision works on Pillow's image, and rounds."""
+    peer("torchvision")
+    from torchvision.transforms import CenterCrop, InterpolationMode, Resize
+
+    pixels = torch.randint(0, 256, (3, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    smooth = torch.nn.functional.avg_pool2d(pixels.float(), 5, 1, 2).round().to(torch.uint8)
+    image = Image.fromarray(smooth.permute(1, 2, 0).numpy())
+    theirs = np.asarray(CenterCrop(56)(Resize(64, InterpolationMode(interpolation))(image))).transpose(2, 0, 1) / 255
+    crop = Preprocessing(56, 3, (0.0,) * 3, (1.0,) * 3, resize="crop", crop_fraction=0.875, interpolation=interpolation)
+    levels = 1 if interpolation == "bilinear" else 2  # Pillow cuts bicubic's overshoot off after each direction
+    assert np.abs(crop(smooth.unsqueeze(0))[0].numpy() - theirs).max() <= levels / 255 + 1e-6
+
+
+def test_a_strip_is_not_blown_up():
+    crop = Preprocessing(56, 1, (0.0,), (1.0,), resize="crop")
+    with pytest.raises(ValueError, match="expected sides that differ at most 100-fold, got 1000 x 1"):
+        crop(torch.zeros(1, 1, 1, 1000, dtype=torch.uint8))
 
 
 def test_normalisation_is_what_it_says():
@@ -63,6 +85,22 @@ def test_grey_images_stay_channels_last_through_a_convolution(images):
 def test_preprocessing_round_trips_and_checks_itself():
     preprocessing = Preprocessing(32, 1, (0.286,), (0.353,))
     assert Preprocessing.from_json(preprocessing.to_json()) == preprocessing
+    old = '{"image_size": 32, "channels": 1, "mean": [0.286], "std": [0.353]}'  # as version 0.1 wrote it
+    assert Preprocessing.from_json(old) == preprocessing
+    caffe = Preprocessing(
+        8, 3, (1.0, 2.0, 3.0), (1.0,) * 3, order="bgr", scale=255.0, resize="crop", crop_fraction=0.5,
+        interpolation="bicubic",
+    )  # fmt: skip
+    assert Preprocessing.from_json(caffe.to_json()) == caffe
+    for field, value in (
+        ("order", '"rbg"'),
+        ("scale", "2"),
+        ("resize", "[]"),
+        ("crop_fraction", "1e-9"),
+        ("colour", "1"),
+    ):
+        with pytest.raises(ValueError, match="expected"):
+            Preprocessing.from_json(old[:-1] + f', "{field}": {value}}}')
     fields = '{"image_size": %s, "channels": %s, "mean": %s, "std": %s}'
     for text in (
         "null", "{}", "[]", "{", "[" * 100_000,

@@ -27,7 +27,7 @@ MIN_CROP_FRACTION = 0.1
 
 Order = Literal["rgb", "bgr"]
 Resize = Literal["stretch", "crop"]
-Interpolation = Literal["bilinear", "bicubic", "nearest"]
+Interpolation = Literal["bilinear", "bicubic"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of RGB in [0, 1]: what torchvision's and timm's weights expect."""
@@ -60,7 +60,7 @@ class Preprocessing:
     crop_fraction: float = 1.0
     """With `crop`: the side of the square as a share of the shorter side, 0.1 to 1."""
     interpolation: Interpolation = "bilinear"
-    """bilinear and bicubic with antialiasing, or nearest."""
+    """bilinear or bicubic, with antialiasing."""
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 3) or self.image_size < 1:
@@ -136,8 +136,6 @@ class Preprocessing:
     def _interpolated(self, x: Tensor, height: int, width: int) -> Tensor:
         if x.shape[-2:] == (height, width):
             return x
-        if self.interpolation == "nearest":
-            return F.interpolate(x, size=(height, width), mode="nearest-exact")  # Pillow's
         y = F.interpolate(x, size=(height, width), mode=self.interpolation, antialias=True)
         return y.clamp_(0, 255) if self.interpolation == "bicubic" else y  # bicubic overshoots
 
