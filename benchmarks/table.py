@@ -1,4 +1,4 @@
-"""The README's table of measured results, from the rows that the benchmarks saved: `python benchmarks/table.py`."""
+"""The tables of README.md and docs/weights.md, from the rows that benchmarks saved: `python benchmarks/table.py`."""
 
 import json
 from pathlib import Path
@@ -37,6 +37,16 @@ def markdown() -> str:
     return "\n".join(lines)
 
 
+def parity() -> str:
+    """The table of docs/weights.md: how near the logits of every peer's networks come to the peer's own."""
+    lines = ["| source | network | float32 | float64 |", "|---|---|---|---|"]
+    for row in newest("parity", lambda row: (row["source"], row["network"])):
+        double = f"{row['float64_error']:.1e}" if "float64_error" in row else "-"
+        source = f"{row['source']} {row['version']}"
+        lines.append(f"| {source} | `{row['network']}` | {row['float32_error']:.1e} | {double} |")
+    return "\n".join(lines)
+
+
 def rows(name: str) -> list[dict[str, Any]]:
     """All rows that benchmark `name` saved, the oldest first."""
     path = RESULTS / f"{name}.jsonl"
@@ -55,3 +65,5 @@ def kind(row: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     print(markdown())
+    print()
+    print(parity())
