@@ -26,6 +26,44 @@ def test_the_known_counts(name, parameters, macs, receptive_field):
     assert (pool5.receptive_field, pool5.stride) == (receptive_field, 32)
 
 
+# By hand from the sums above: an LRN has no parameters; C has 1x1 in place of 3x3 in one convolution of 256 channels
+# and two of 512; batch norm has two for each channel of each convolution.
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("A-LRN", 132_863_336),
+        ("C", 138_357_544 - 8 * (256 * 256 + 2 * 512 * 512)),
+        ("vgg11_bn", 132_863_336 + 2 * (64 + 128 + 2 * 256 + 4 * 512)),
+        ("vgg13_bn", 133_047_848 + 2 * 2 * (64 + 128 + 256 + 2 * 512)),
+        ("vgg16_bn", 138_357_544 + 2 * (2 * 64 + 2 * 128 + 3 * 256 + 6 * 512)),
+        ("vgg19_bn", 143_667_240 + 2 * (2 * 64 + 2 * 128 + 4 * 256 + 8 * 512)),
+    ],
+)
+def test_the_counts_of_the_others(name, parameters):
+    assert costs(Architecture.parse(name)).total.parameters == parameters
+
+
+@pytest.mark.parametrize("head", ["adaptive", "conv"])
+def test_the_published_heads_cost_what_the_flat_one_does_at_224(head):
+    flat, other = (costs(Architecture.parse("vgg16", head=h)).total for h in ("flatten", head))
+    assert (flat.parameters, flat.macs) == (other.parameters, other.macs)
+
+
+def test_the_dense_evaluation_of_the_paper_grows_with_the_image():
+    """At 384: a map of 12x12, in which fc6's 7x7 has 6x6 places, and so have fc7 and fc8."""
+    counted = costs(Architecture.parse("vgg16", head="conv", image_size=384))
+    shapes = {layer.name: layer.output_shape[1:] for layer in counted.layers}
+    assert (shapes["fc6"], shapes["fc8"], shapes["avgpool"]) == ((4096, 6, 6), (1000, 6, 6), (1000, 1, 1))
+    assert counted.total.parameters == 138_357_544
+    assert counted.fully_connected.macs == 36 * (25088 * 4096 + 4096 * 4096 + 4096 * 1000)
+    fc6 = next(layer for layer in counted.layers if layer.name == "fc6")
+    assert (fc6.receptive_field, fc6.stride) == (404, 32)
+
+
+def test_a_global_average_has_the_parameters_of_one_layer():
+    assert costs(Architecture.parse("vgg16", head="gap")).fully_connected.parameters == 512 * 1000 + 1000
+
+
 @pytest.mark.parametrize(
     ("letter", "millions"), [("A", 133), ("A-LRN", 133), ("B", 133), ("C", 134), ("D", 138), ("E", 144)]
 )

@@ -35,6 +35,16 @@ def test_what_is_written_is_read_back(net, path):
     assert [file.name for file in path.parent.iterdir()] == ["model.safetensors"]
 
 
+@pytest.mark.parametrize("start", [b"\x80\x02", b"PK"])
+def test_a_header_whose_length_reads_like_another_kind_of_file(path, net, start):
+    """The first bytes are the length of what follows: 640 as little-endian bytes is how a pickle starts."""
+    save_weights(path, net, {"padding": " "})
+    missing = (int.from_bytes(start, "little") - int.from_bytes(path.read_bytes()[:2], "little")) % 65536
+    save_weights(path, net, {"padding": " " * (1 + missing)})
+    assert path.read_bytes().startswith(start)
+    assert load_weights(path)[0].architecture == net.architecture
+
+
 def rewrite(path, net, tensors=None, architecture=None):
     state = {name: tensor.clone() for name, tensor in net.state_dict().items()} | (tensors or {})
     metadata = {"architecture": architecture or net.architecture.to_json()}

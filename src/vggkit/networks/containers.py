@@ -62,8 +62,10 @@ def open_container(path: Path) -> Iterator[Container]:
 
 def _opened(path: Path, stack: ExitStack) -> Container:
     with path.open("rb") as file:
-        start = file.read(8)
-    if start == b"\x89HDF\r\n\x1a\n":
+        start = file.read(9)
+    if start.endswith(b"{"):  # behind eight bytes of length, which may read like the start of any other kind
+        return _safetensors(path, stack)
+    if start.startswith(b"\x89HDF\r\n\x1a\n"):
         return _hdf5(path, stack)
     if start.startswith(b"PK"):
         with zipfile.ZipFile(path) as archive:

@@ -283,11 +283,12 @@ def _recomputed_block(block: nn.Sequential, x: Tensor) -> Tensor:
 
 @contextmanager
 def _frozen_statistics(norms: Sequence[nn.BatchNorm2d]) -> Iterator[None]:
-    tracked = [norm.track_running_stats for norm in norms]
+    """Let `norms` work as in training, and save for the backward pass as then, but count nothing."""
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     try:
         for norm in norms:
-            norm.track_running_stats = norm.track_running_stats and not norm.training
+            norm.momentum, norm.num_batches_tracked = 0.0, None
         yield
     finally:
-        for norm, was in zip(norms, tracked, strict=True):
-            norm.track_running_stats = was
+        for norm, (momentum, counter) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, counter
