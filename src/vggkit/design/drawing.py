@@ -103,7 +103,7 @@ class _Card:
 
 
 def draw(networks: Sequence[Network], style: Style = "scale") -> str:
-    """The drawing of `networks`, side by side and on one scale, as the text of an SVG file.
+    """The drawing of `networks`, beside and below each other on one scale, as the text of an SVG file.
 
     Args:
         networks: 1 to 16.

@@ -14,7 +14,7 @@ from vggkit.verbs.terminal import DONE, parse_flags
 
 @dataclass(frozen=True)
 class Flags:
-    """Draw networks, side by side and on one scale, into an SVG file."""
+    """Draw networks, beside and below each other on one scale, into an SVG file."""
 
     architectures: Positional[tuple[str, ...]]
     """Names (vgg16, vgg11_bn, vgg11/4, the paper's A-LRN, lenet, alexnet) or blocks ("1x64 2x128 3x256k3,3,1")."""
