@@ -131,17 +131,17 @@ def draw(networks: Sequence[Network], style: Style = "scale") -> str:
 
 def _view(network: Network) -> _View:
     counted = costs(network)
-    total = counted.total
+    total, sums = counted.total, counted.parts
     boxes: dict[str, list[_Box]] = {}
     for layer, cost in zip(network.layers(), counted.layers, strict=True):
         is_idle = layer.kind == "fit" and not cost.activation_bytes  # nothing is stretched
         if layer.kind in GROUPS and not is_idle:
             boxes.setdefault(layer.part, []).append(_box(layer, cost))
-    parts = [_part(boxes[name], part, total) for name, part in counted.parts.items()]
+    parts = [_part(boxes[name], part, total) for name, part in sums.items()]
     if len(parts) > MAX_PARTS:
-        middle = list(counted.parts)[MAX_PARTS - 4 : -3]
+        middle = list(sums)[MAX_PARTS - 4 : -3]
         gap = _gap([box for name in middle for box in boxes[name]])
-        merged = Sum.of(layer for name in middle for layer in counted.parts[name].layers)
+        merged = Sum.of(layer for name in middle for layer in sums[name].layers)
         parts[MAX_PARTS - 4 : -3] = [_part([gap], merged, total)]
     absent = [words for kind, words in NOT_DRAWN.items() if any(layer.kind == kind for layer in counted.layers)]
     left_out = sum(map(len, boxes.values())) - sum(bool(box.group) for part in parts for box in part.boxes)
