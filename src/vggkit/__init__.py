@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from vggkit.design.baselines import Baseline, parse_network
     from vggkit.design.block import ArchitectureError, Block
     from vggkit.design.costs import costs
+    from vggkit.design.drawing import draw
     from vggkit.inference.evaluate import Evaluation, evaluate
     from vggkit.inference.features import features
     from vggkit.inference.predict import Classifier, load_classifier, predict
@@ -31,6 +32,7 @@ _HOMES = {
     "Block": "design.block",
     "parse_network": "design.baselines",
     "costs": "design.costs",
+    "draw": "design.drawing",
     "VGG": "networks.vgg",
     "alexnet": "networks.baselines",
     "build": "networks.baselines",
@@ -63,6 +65,7 @@ __all__ = [  # noqa: RUF022 (in the order of a reader)
     "Baseline",
     "parse_network",
     "costs",
+    "draw",
     "VGG",
     "init_weights",
     "vgg",

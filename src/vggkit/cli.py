@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from types import ModuleType
 
 import vggkit
-from vggkit.verbs import data, describe, evaluate, features, predict, train, weights
+from vggkit.verbs import data, describe, draw, evaluate, features, predict, train, weights
 from vggkit.verbs.terminal import DONE, FAILED, INTERRUPTED, USER_ERROR
 
 VERBS: dict[str, ModuleType] = {
     "describe": describe,
+    "draw": draw,
     "data": data,
     "train": train,
     "eval": evaluate,

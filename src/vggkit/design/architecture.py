@@ -198,6 +198,12 @@ class Architecture:
             yield Layer("avgpool", "adaptive", part, self.num_classes, self.num_classes, 1)
             yield Layer("flatten", "flatten", part, self.num_classes, self.num_classes)
 
+    def _repr_svg_(self) -> str:
+        """What a notebook shows: the drawing."""
+        from vggkit.design.drawing import draw  # which is made from architectures
+
+        return draw([self])
+
     def to_json(self) -> str:
         """This architecture as one line of JSON; `from_json` gives an equal one back."""
         values = asdict(self)

@@ -112,6 +112,12 @@ class Baseline:
             sizes.append(layer.output_size(sizes[-1]))
         return sizes
 
+    def _repr_svg_(self) -> str:
+        """What a notebook shows: the drawing."""
+        from vggkit.design.drawing import draw  # which is made from baselines
+
+        return draw([self])
+
     def to_json(self) -> str:
         """This network as one line of JSON; `network_from_json` gives an equal one back."""
         values = asdict(self)

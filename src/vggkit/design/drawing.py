@@ -1,0 +1,357 @@
+"""A network as a picture: one SVG text that needs nothing beside itself. Imports no torch.
+
+`scale` shows what every layer puts out as a cuboid: its height and width are the map's, its thickness the channels.
+Lengths grow with the square root of what they stand for, because on a linear scale the last map of VGG-16 (7 of
+224 pixels) vanishes beside the first; one scale holds for the whole drawing. `blocks` is the book's diagram: a box
+for each layer, a frame for each block, not to scale. Both show each part's share of the parameters and of the MACs,
+as `vggkit.costs` counts them.
+
+A drawing has a light panel of its own, so that it reads on any page, and neither styles nor ids, which would leak
+into a notebook that it is shown in.
+"""
+
+import itertools
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from vggkit.design import svg
+from vggkit.design.architecture import Architecture
+from vggkit.design.baselines import Baseline, Network
+from vggkit.design.block import ArchitectureError, Layer, shown
+from vggkit.design.costs import LayerCost, Sum, costs
+
+Style = Literal["scale", "blocks"]
+"""`scale`: cuboids to scale. `blocks`: a box for each layer, stacked as in the book."""
+
+MAX_NETWORKS = 16
+MAX_PARTS = 24  # drawn of a network; 16 blocks and 100 hidden layers can be written
+MAX_BOXES = 9  # drawn of a part; 1000 convolutions can be written
+
+MAX_SIDE, MAX_THICKNESS = 200.0, 64.0  # of the drawing's largest map and of its widest layer, in SVG's pixels
+SLANT_X, SLANT_Y = 0.31, 0.26  # where the back lies: foreshortened to 0.4, 40 degrees upwards
+MARGIN, CARD_GAP, COLUMN_GAP, BOX_GAP, LINE, BAR = 28.0, 48.0, 16.0, 3.0, 15.0, 52.0
+BOX_HEIGHT, ARROW, FRAME = 24.0, 12.0, 7.0
+PAGE_WIDTHS = {"scale": 1340.0, "blocks": 1760.0}  # where a row of networks ends
+
+PANEL, EDGE, TRACK, FRAME_FILL, WHITE = "#fcfcfa", "#d5d7db", "#e3e5e8", "#edeff2", "#ffffff"
+PARAMETERS, MACS = "#c2410c", "#0f766e"
+COLOURS = {
+    "image": "#c3c8d0",
+    "convolution": "#6d9fe0",
+    "pooling": "#ef8d78",
+    "normalisation": "#b79ad8",
+    "fully connected": "#7fbf8a",
+}
+GROUPS = {"conv": "convolution", "lrn": "normalisation", "fc": "fully connected"} | dict.fromkeys(
+    ("pool", "avgpool", "adaptive", "fit"), "pooling"
+)
+NOT_DRAWN = {"bn": "batch norm", "relu": "ReLU", "sigmoid": "sigmoid", "flatten": "flatten", "dropout": "dropout"}
+
+CAPTIONS = {
+    "scale": "A cuboid is what a layer puts out. Lengths are square roots: twice the height and width is four times "
+    "the pixels along a side, twice the thickness four times the channels.",
+    "blocks": "Upwards, from the image to the classes; not to scale.",
+}
+
+
+@dataclass(frozen=True)
+class _Box:
+    """What a layer puts out; or, without a `group`, the layers that there is no room for."""
+
+    name: str
+    group: str
+    kernel: str
+    words: str
+    channels: int
+    size: int
+    shape: str
+    hint: str
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A block or a fully connected layer, with its shares of the costs, 0 to 1."""
+
+    boxes: tuple[_Box, ...]
+    parameters: float = 0
+    macs: float = 0
+
+
+@dataclass(frozen=True)
+class _View:
+    """All that is shown of a network; the first part is the image."""
+
+    name: str
+    parts: tuple[_Part, ...]
+    lines: tuple[str, ...]
+
+    @property
+    def boxes(self) -> tuple[_Box, ...]:
+        return tuple(itertools.chain.from_iterable(part.boxes for part in self.parts))
+
+
+@dataclass(frozen=True)
+class _Card:
+    """The drawing of one network, from the origin to the right and down; all cards of a page are of one height."""
+
+    width: float
+    height: float
+    elements: list[str]
+
+
+def draw(networks: Sequence[Network], style: Style = "scale") -> str:
+    """The drawing of `networks`, beside and below each other on one scale, as the text of an SVG file.
+
+    Args:
+        networks: 1 to 16.
+        style: `scale` or `blocks`, see the module.
+
+    Raises:
+        ArchitectureError: no networks, too many, what is no network, or an unknown style.
+
+    >>> picture = draw([Architecture.parse("vgg16")])
+    >>> picture[:4], "conv5_3" in picture
+    ('<svg', True)
+    """
+    if isinstance(networks, Architecture | Baseline):
+        raise ArchitectureError(f"expected a list of networks, got {networks.name} alone, try draw([network])")
+    if style not in get_args(Style):
+        raise ArchitectureError(f"expected a style of {', '.join(get_args(Style))}, got {style!r}")
+    if not 1 <= len(networks) <= MAX_NETWORKS:
+        raise ArchitectureError(f"expected 1 to {MAX_NETWORKS} networks to draw, got {len(networks)}")
+    for network in networks:
+        if not isinstance(network, Architecture | Baseline):
+            raise ArchitectureError(f"expected networks, got {shown(str(network))}, try parse_network")
+    views = [_view(network) for network in networks]
+    return _page(views, _to_scale(views) if style == "scale" else _as_blocks(views), style)
+
+
+def _view(network: Network) -> _View:
+    counted = costs(network)
+    total, sums = counted.total, counted.parts
+    boxes: dict[str, list[_Box]] = {}
+    for layer, cost in zip(network.layers(), counted.layers, strict=True):
+        is_idle = layer.kind == "fit" and not cost.activation_bytes  # nothing is stretched
+        if layer.kind in GROUPS and not is_idle:
+            boxes.setdefault(layer.part, []).append(_box(layer, cost))
+    parts = [_part(boxes[name], part, total) for name, part in sums.items()]
+    if len(parts) > MAX_PARTS:
+        middle = list(sums)[MAX_PARTS - 4 : -3]
+        gap = _gap([box for name in middle for box in boxes[name]])
+        merged = Sum.of(layer for name in middle for layer in sums[name].layers)
+        parts[MAX_PARTS - 4 : -3] = [_part([gap], merged, total)]
+    absent = [words for kind, words in NOT_DRAWN.items() if any(layer.kind == kind for layer in counted.layers)]
+    left_out = sum(map(len, boxes.values())) - sum(bool(box.group) for part in parts for box in part.boxes)
+    if left_out:
+        absent.append(f"{left_out:,} layers, for want of room")
+    lines = (
+        f"{_short(total.parameters)} parameters, {_short(total.macs)} MACs",
+        f"{total.weight_layers:,} weight layers, {network.num_classes:,} classes",
+        f"not drawn: {', '.join(absent)}",
+    )
+    shape = f"{network.in_channels}×{network.image_size}×{network.image_size}"
+    image = _Box("image", "image", "", "", network.in_channels, network.image_size, shape, f"image: {shape}")
+    return _View(shown(network.name, quote=False), (_Part((image,)), *parts), lines)
+
+
+def _part(boxes: list[_Box], part: Sum, total: Sum) -> _Part:
+    """What `part` costs of `total`; the middle of many boxes becomes one that says how many there are."""
+    if len(boxes) > MAX_BOXES:
+        half = MAX_BOXES // 2
+        boxes = [*boxes[:half], _gap(boxes[half:-half]), *boxes[-half:]]
+    return _Part(tuple(boxes), part.parameters / total.parameters, part.macs / total.macs)
+
+
+def _box(layer: Layer, cost: LayerCost) -> _Box:
+    square = f"{layer.kernel_size}×{layer.kernel_size}"
+    match layer.kind:
+        case "conv":
+            stride = f", stride {layer.stride}" if layer.stride > 1 else ""
+            kernel, words = square, f"{square} conv ({layer.outputs:,}){stride}, pad {layer.padding}"
+        case "pool" | "avgpool":
+            kind = "max" if layer.kind == "pool" else "mean"
+            kernel, words = square, f"{square} {kind} pool, stride {layer.stride}"
+        case "adaptive" | "fit":
+            kernel, words = "", f"{'mean' if layer.kind == 'adaptive' else 'stretch'} to {square}"
+        case "fc":
+            kernel, words = "", f"FC ({layer.outputs:,})"
+        case _:
+            kernel, words = "", "local response norm"
+    shape = "×".join(map(str, cost.output_shape[1:]))
+    hint = f"{layer.name}: {words}, output {shape}, {cost.parameters:,} parameters, {cost.macs:,} MACs"
+    size = cost.output_shape[-1] if len(cost.output_shape) == 4 else 1
+    return _Box(layer.name, GROUPS[layer.kind], kernel, words, layer.outputs, size, shape, hint)
+
+
+def _gap(boxes: Sequence[_Box]) -> _Box:
+    hint = f"{boxes[0].name} to {boxes[-1].name}"
+    return _Box(f"… {len(boxes):,} more", "", "", "", boxes[-1].channels, 1, boxes[-1].shape, hint)
+
+
+def _to_scale(views: Sequence[_View]) -> list[_Card]:
+    boxes = [box for view in views for box in view.boxes]
+    per_side = MAX_SIDE / math.sqrt(max(box.size for box in boxes))
+    per_thickness = MAX_THICKNESS / math.sqrt(max(box.channels for box in boxes))
+    half = MAX_SIDE * (1 + SLANT_Y) / 2
+    axis = svg.TITLE + 4 * LINE + half  # what all cuboids are centred on
+    labels_top = axis + half + 1.6 * LINE
+    shares_top = labels_top + (max(len(_labels(part)) for view in views for part in view.parts) + 0.6) * LINE
+    cards = []
+    for view in views:
+        (elements, header_width), x = _header(view), 0.0
+        for part in view.parts:
+            is_image = part is view.parts[0]
+            lengths = [per_thickness * math.sqrt(box.channels) if box.group else 3 * BOX_GAP for box in part.boxes]
+            slant = SLANT_X * per_side * math.sqrt(max(box.size for box in part.boxes))
+            thickness = sum(lengths) + BOX_GAP * (len(lengths) - 1)
+            labels = _labels(part)
+            lines = [f"{words} {tail}" for words, tail, _ in labels] + ["parameters"] * is_image
+            width = max(thickness + slant, BAR, *map(svg.text_width, lines))
+            middle = x + width / 2
+            left = middle - thickness / 2
+            for box, length in zip(part.boxes, lengths, strict=True):
+                elements += _cuboid(left, axis, length, per_side * math.sqrt(box.size), box)
+                left += length + BOX_GAP
+            for row, (words, tail, fill) in enumerate(labels):
+                y = labels_top + row * LINE
+                elements.append(svg.text(middle, y, words, tail=tail, fill=fill, anchor="middle"))
+            if is_image:  # it costs nothing: here is room for the headings
+                elements.append(svg.text(x, shares_top + 3, "parameters", fill=svg.MUTED))
+                elements.append(svg.text(x, shares_top + 2 * LINE + 3, "MACs", fill=svg.MUTED))
+            else:
+                elements += _share(middle - BAR / 2, shares_top, part.parameters, PARAMETERS)
+                elements += _share(middle - BAR / 2, shares_top + 2 * LINE, part.macs, MACS)
+            x += width + COLUMN_GAP
+        cards.append(_Card(max(x - COLUMN_GAP, header_width), shares_top + 3 * LINE, elements))
+    return cards
+
+
+def _labels(part: _Part) -> list[tuple[str, str, str]]:
+    """Lines of words, a grey tail and a colour: the name and kernel of each box; the shape where boxes of it end."""
+    lines = []
+    for shape, alike in itertools.groupby(part.boxes, key=lambda box: box.shape):
+        lines += [(box.name, box.kernel, svg.INK) for box in alike] + [(shape, "", svg.MUTED)]
+    return lines
+
+
+def _cuboid(x: float, axis: float, thickness: float, side: float, box: _Box) -> list[str]:
+    """A cuboid from `x` to the right, centred on `axis`; what is to its right stands in front and is drawn later."""
+    if not box.group:
+        return svg.hinted(box.hint, [svg.rect(x + i * BOX_GAP, axis - 1, 2, 2, svg.INK, radius=1) for i in range(3)])
+    back_x, back_y = side * SLANT_X, side * SLANT_Y
+    x, y = x - back_x / 2, axis - (side - back_y) / 2
+    end = x + thickness
+    colour, stroke = COLOURS[box.group], svg.mixed(COLOURS[box.group], svg.INK, 0.45)
+    top = [(x, y), (x + back_x, y - back_y), (end + back_x, y - back_y), (end, y)]
+    face = [(end, y), (end + back_x, y - back_y), (end + back_x, y - back_y + side), (end, y + side)]
+    return svg.hinted(
+        box.hint,
+        [
+            svg.rect(x, y, thickness, side, colour, stroke=stroke),
+            svg.polygon(top, svg.mixed(colour, WHITE, 0.45), stroke=stroke),
+            svg.polygon(face, svg.mixed(colour, svg.INK, 0.14), stroke=stroke),
+        ],
+    )
+
+
+def _as_blocks(views: Sequence[_View]) -> list[_Card]:
+    heights = [len(view.boxes) * (BOX_HEIGHT + ARROW) + 2 * FRAME * len(view.parts) for view in views]
+    height = svg.TITLE + 5 * LINE + max(heights)
+    cards = []
+    for view in views:
+        elements, header_width = _header(view)
+        columns = [box.name for box in view.boxes], [box.words for box in view.boxes]
+        inner = sum(max(map(svg.text_width, column)) for column in columns) + 40
+        shapes = [part.boxes[-1].shape for part in view.parts]
+        output = inner + 2 * FRAME + COLUMN_GAP  # the columns beside the stack
+        parameters = output + max(map(svg.text_width, ["output", *shapes])) + COLUMN_GAP
+        macs = parameters + svg.text_width("parameters") + COLUMN_GAP
+        y = height + ARROW
+        for part in view.parts:  # upwards, as in the book
+            frame_height = len(part.boxes) * (BOX_HEIGHT + ARROW) - ARROW + 2 * FRAME
+            top = y - ARROW - frame_height
+            if len(part.boxes) > 1:
+                elements.append(svg.rect(0, top, inner + 2 * FRAME, frame_height, FRAME_FILL, radius=7))
+            for index, box in enumerate(part.boxes):
+                below = y - index * (BOX_HEIGHT + ARROW) - FRAME
+                if box.group != "image":
+                    elements += _arrow(FRAME + inner / 2, below - ARROW, ARROW if index else ARROW + 2 * FRAME)
+                elements += _layer_box(FRAME, below - ARROW - BOX_HEIGHT, inner, box)
+            middle = top + frame_height / 2
+            elements.append(svg.text(output, middle + 4, part.boxes[-1].shape, fill=svg.MUTED))
+            if part is not view.parts[0]:
+                elements += _share(parameters, middle - 1, part.parameters, PARAMETERS)
+                elements += _share(macs, middle - 1, part.macs, MACS)
+            y = top
+        for x, heading in ((output, "output"), (parameters, "parameters"), (macs, "MACs")):
+            elements.append(svg.text(x, y - 0.5 * LINE, heading, fill=svg.MUTED))
+        cards.append(_Card(max(macs + BAR, header_width), height, elements))
+    return cards
+
+
+def _layer_box(x: float, y: float, width: float, box: _Box) -> list[str]:
+    baseline, colour = y + BOX_HEIGHT / 2 + 4, COLOURS.get(box.group, PANEL)
+    fill, stroke = svg.mixed(colour, WHITE, 0.35), svg.mixed(colour, svg.INK, 0.35)
+    frame = svg.rect(x, y, width, BOX_HEIGHT, fill, stroke=stroke, radius=4, dashes="" if box.group else "3 3")
+    words = [svg.text(x + width - 10, baseline, box.words, anchor="end")] if box.words else []
+    return svg.hinted(box.hint, [frame, svg.text(x + 10, baseline, box.name), *words])
+
+
+def _arrow(x: float, y: float, length: float) -> list[str]:
+    """Upwards to `y`, from `length` below it."""
+    tip = [(x, y), (x - 3, y + 5), (x + 3, y + 5)]
+    return [svg.rect(x - 0.5, y + 4, 1, length - 4, svg.MUTED), svg.polygon(tip, svg.MUTED)]
+
+
+def _page(views: Sequence[_View], cards: Sequence[_Card], style: Style) -> str:
+    """The cards in rows, a legend of the colours in use, and the caption, on a panel."""
+    elements, x, y, width = list[str](), MARGIN, MARGIN, 0.0
+    for card in cards:
+        if x > MARGIN and x + card.width + MARGIN > PAGE_WIDTHS[style]:
+            x, y = MARGIN, y + card.height + CARD_GAP
+        elements += svg.moved(x, y, card.elements)
+        x += card.width + CARD_GAP
+        width = max(width, x - CARD_GAP + MARGIN)
+    x, y = MARGIN, y + cards[0].height + 2.5 * LINE
+    used = {box.group for view in views for box in view.boxes}
+    entries = {group: colour for group, colour in COLOURS.items() if group in used}
+    for words, colour in (entries | {"share of parameters": PARAMETERS, "share of MACs": MACS}).items():
+        end = x + 16 + svg.text_width(words)
+        if x > MARGIN and end + MARGIN > width:
+            x, y, end = MARGIN, y + 1.3 * LINE, MARGIN + end - x
+        elements += [svg.rect(x, y - 9, 11, 11, colour, radius=2), svg.text(x + 16, y, words)]
+        x = end + COLUMN_GAP
+    y += 0.6 * LINE
+    caption = CAPTIONS[style]
+    characters = len(caption) * (width - 2 * MARGIN) / svg.text_width(caption)
+    for line in textwrap.wrap(caption, int(characters)):
+        y += LINE
+        elements.append(svg.text(MARGIN, y, line, fill=svg.MUTED))
+    height = y + MARGIN
+    panel = svg.rect(0.5, 0.5, width - 1, height - 1, PANEL, stroke=EDGE, radius=10)
+    names = ", ".join(view.name for view in views)
+    described = "; ".join(f"{view.name}: {view.parts[0].boxes[0].hint}, {', '.join(view.lines)}" for view in views)
+    return svg.document(width, height, names, described, [panel, *elements])
+
+
+def _header(view: _View) -> tuple[list[str], float]:
+    """The name and the lines below it, and their width."""
+    lines = [svg.text(0, svg.TITLE + (row + 1) * LINE + 2, line, fill=svg.MUTED) for row, line in enumerate(view.lines)]
+    width = max(svg.text_width(view.name, svg.TITLE), *map(svg.text_width, view.lines))
+    return [svg.text(0, svg.TITLE - 3, view.name, size=svg.TITLE), *lines], width
+
+
+def _share(x: float, y: float, share: float, colour: str) -> list[str]:
+    """A bar that is full at 1, below its percentage."""
+    percent = "< 0.1%" if 0 < share < 0.0005 else f"{100 * share:.1f}%"
+    bar = [svg.rect(x, y + 4, BAR, 5, TRACK), svg.rect(x, y + 4, BAR * share, 5, colour)]
+    return [svg.text(x + BAR / 2, y, percent, anchor="middle"), *bar]
+
+
+def _short(number: int) -> str:
+    """`number` with one decimal and k, M, G, T, P or E."""
+    thousands = min((len(str(number)) - 1) // 3, 6)
+    return f"{number / 1000**thousands:,.1f} {' kMGTPE'[thousands]}" if thousands else str(number)

@@ -1,0 +1,50 @@
+"""`vgg draw`: networks as a picture."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from vggkit.design.architecture import Head
+from vggkit.design.baselines import parse_network
+from vggkit.design.drawing import Style, draw
+from vggkit.verbs.terminal import DONE, parse_flags
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Draw networks, beside and below each other on one scale, into an SVG file."""
+
+    architectures: Positional[tuple[str, ...]]
+    """Names (vgg16, vgg11_bn, vgg11/4, the paper's A-LRN, lenet, alexnet) or blocks ("1x64 2x128 3x256k3,3,1")."""
+    out: Annotated[Path, arg(aliases=("-o",))]
+    """The .svg file to write."""
+    style: Style = "scale"
+    """scale: maps as cuboids, to scale; blocks: a box for each layer, as in the book."""
+    in_channels: int | None = None
+    """1 for grey images, 3 for RGB; each network's own if not given."""
+    image_size: int | None = None
+    """Pixels along a side; each network's own if not given."""
+    num_classes: int | None = None
+    """Outputs of the last layer; each network's own if not given."""
+    hidden: tuple[int, ...] | None = None
+    """Widths of the hidden fully connected layers of VGG networks; 4096 4096, or none with gap, if not given."""
+    head: Head = "flatten"
+    """How the last map of a VGG network becomes classes."""
+
+
+def run(arguments: list[str]) -> int:
+    """Run the verb; returns the exit code."""
+    flags = parse_flags("draw", Flags, arguments)
+    if flags.out.suffix != ".svg" or flags.out.is_dir() or not flags.out.parent.is_dir():
+        raise ValueError(f"expected an .svg file in a folder that exists for --out, got {flags.out}")
+    shape = {name: getattr(flags, name) for name in ("in_channels", "image_size", "num_classes", "hidden")}
+    given = {name: value for name, value in shape.items() if value is not None}
+    networks = [parse_network(text, head=flags.head, **given) for text in flags.architectures]
+    svg = draw(networks, flags.style)
+    from vggkit.data.files import write_whole
+
+    write_whole(flags.out, svg.encode())
+    print(flags.out)
+    return DONE
