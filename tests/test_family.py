@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from vggkit.design.drawing import draw
 
 from vggkit import VGG, Architecture, Baseline, build, costs, load_weights, parse_network, save_weights
+from vggkit.design.drawing import draw
 from vggkit.design.notation import FAMILY
 
 
