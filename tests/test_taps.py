@@ -133,7 +133,7 @@ def test_it_exports_and_compiles(net, x):
     names = ["conv1_1", "relu2_1", "pool2", "fc3"]
     expected = net.features(x, names)
     exported = torch.export.export(Taps(net, names), (x,)).module()
-    compiled = torch.compile(Taps(net, names), backend="aot_eager")
+    compiled = torch.compile(Taps(net, names), backend="aot_eager", fullgraph=True)
     for run in (exported, compiled):
         got = run(x)
         assert list(got) == names

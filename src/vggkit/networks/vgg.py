@@ -85,7 +85,8 @@ class VGG(nn.Sequential):
         {'relu3_3': (1, 16, 8, 8), 'fc7': (1, 4096)}
         """
         self._check_names(layers)
-        missing, taps = set(layers), dict[str, Tensor]()
+        missing = set(layers)
+        taps: dict[str, Tensor] = {}
         children = dict(self.named_children())
         deepest = [i for i, child in enumerate(children.items()) if missing & set(_names(*child))][-1]
         ends_in_pool = f"pool{deepest + 1}" in missing
@@ -273,16 +274,16 @@ def _is_watched(block: nn.Module) -> bool:
 def _recomputed_block(block: nn.Sequential, x: Tensor) -> Tensor:
     """`_forward_block`, which keeps `x` alone for the backward pass and is done again there."""
     norms = [module for module in block if isinstance(module, nn.BatchNorm2d)]
-    # A second pass over the same batch must not count in the running statistics again.
-    options: dict[str, Any] = {"context_fn": lambda: (nullcontext(), _frozen_statistics(norms))} if norms else {}
-    y: Tensor = recompute(
-        _forward_block, block, x, use_reentrant=False, preserve_rng_state=False, **options
-    )  # nothing in a block is random
+    options: dict[str, Any] = {}
+    if norms and not torch.compiler.is_compiling():  # a compiled second pass leaves out what has an effect
+        options["context_fn"] = lambda: (nullcontext(), _uncounted(norms))
+    # Nothing in a block is random.
+    y: Tensor = recompute(_forward_block, block, x, use_reentrant=False, preserve_rng_state=False, **options)
     return y
 
 
 @contextmanager
-def _frozen_statistics(norms: Sequence[nn.BatchNorm2d]) -> Iterator[None]:
+def _uncounted(norms: Sequence[nn.BatchNorm2d]) -> Iterator[None]:
     """Let `norms` work as in training, and save for the backward pass as then, but count nothing."""
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     try:
