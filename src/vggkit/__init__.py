@@ -10,9 +10,11 @@ if TYPE_CHECKING:
     from vggkit.design.costs import costs
     from vggkit.inference.evaluate import Evaluation, evaluate
     from vggkit.inference.predict import Classifier, load_classifier, predict
+    from vggkit.lab.doctor import Diagnosis, examine
     from vggkit.networks.baselines import alexnet, build, lenet
     from vggkit.networks.modules import init_weights
     from vggkit.networks.vgg import VGG, vgg, vgg_block
+    from vggkit.networks.warm_start import warm_start
     from vggkit.training.loop import Run, train
     from vggkit.training.recipe import Recipe
 
@@ -33,6 +35,7 @@ _HOMES = {
     "lenet": "networks.baselines",
     "vgg": "networks.vgg",
     "vgg_block": "networks.vgg",
+    "warm_start": "networks.warm_start",
     "Recipe": "training.recipe",
     "Run": "training.loop",
     "train": "training.loop",
@@ -41,6 +44,8 @@ _HOMES = {
     "predict": "inference.predict",
     "Evaluation": "inference.evaluate",
     "evaluate": "inference.evaluate",
+    "Diagnosis": "lab.doctor",
+    "examine": "lab.doctor",
 }
 
 __all__ = [  # noqa: RUF022 (in the order of a reader)
@@ -57,6 +62,7 @@ __all__ = [  # noqa: RUF022 (in the order of a reader)
     "alexnet",
     "lenet",
     "build",
+    "warm_start",
     "Recipe",
     "Run",
     "train",
@@ -65,6 +71,8 @@ __all__ = [  # noqa: RUF022 (in the order of a reader)
     "predict",
     "Evaluation",
     "evaluate",
+    "Diagnosis",
+    "examine",
 ]
 
 

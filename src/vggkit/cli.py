@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 import vggkit
-from vggkit.verbs import data, describe, evaluate, predict, train
+from vggkit.verbs import data, describe, doctor, evaluate, predict, train
 from vggkit.verbs.terminal import DONE, FAILED, INTERRUPTED, USER_ERROR
 
 VERBS: dict[str, ModuleType] = {
@@ -15,6 +15,7 @@ VERBS: dict[str, ModuleType] = {
     "train": train,
     "eval": evaluate,
     "predict": predict,
+    "doctor": doctor,
 }
 """Each has `Flags`, whose docstring is the help, and `run`."""
 
