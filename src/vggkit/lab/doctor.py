@@ -217,7 +217,7 @@ def _findings(facts: Diagnosis, verdict: Verdict, net: nn.Module, learning_rate:
         passed = [layer.gain for layer in facts.layers if layer.dead is not None and not layer.is_normalized]
         if passed and not 0.1 < (scale := math.prod(passed)) < 10:
             mean = scale ** (1 / len(passed))
-            yield f"each ReLU layer passes on {mean:.2g} of the scale, all together {scale:.0e}, try --init kaiming"
+            yield f"ReLU layers pass on {mean:.2g} of the scale each, {scale:.0e} in all, try --init kaiming"
         architecture = getattr(net, "architecture", None)
         if isinstance(architecture, Architecture):
             if architecture.norm == "none":
