@@ -4,7 +4,7 @@
 
 VGG-11/8 and VGG-19/8 on Fashion-MNIST at 32 pixels, from every initialisation, with and without batch norm, with SGD
 (the paper's momentum and learning rate) and AdamW; LeNet; learning rates that are too high; and VGG-19/8 warm-started
-from a trained VGG-11/8. The doctor sees the first batch of 64. Then the network is trained until the mean loss of
+from a trained VGG-11/8. The doctor sees the first batch of 32. Then the network is trained until the mean loss of
 the last 20 steps is 0.1 below the entropy of the labels, ln(10), or for `--steps`. `agrees` compares that with
 `learns`. Prints one JSON line for each case; --save adds it to benchmarks/results/doctor.jsonl.
 """
@@ -27,7 +27,7 @@ from vggkit.networks.fully_connected import use_fast_cpu
 from vggkit.training.loop import train_step
 from vggkit.training.recipe import Optimizer
 
-BATCH_SIZE, HIDDEN, WINDOW = 64, (512, 512), 20
+BATCH_SIZE, HIDDEN, WINDOW = 32, (512, 512), 20
 MOVED = math.log(10) - 0.1
 Steps = tuple[Optimizer, float, float]
 """Optimizer, learning rate, momentum."""
@@ -72,7 +72,7 @@ def train_until_it_moves(
     losses: deque[float] = deque(maxlen=WINDOW)
     done = 0
     while done < most:
-        for images, labels in batches(split, BATCH_SIZE, epoch_order(len(split), 0, 1 + done // len(split))):
+        for images, labels in batches(split, BATCH_SIZE, epoch_order(len(split), 0, 1)):
             sums = train_step(net, optimizer, preprocess(images), labels, learning_rate)
             losses.append((sums[0] / sums[2]).item())
             done += 1
