@@ -27,14 +27,16 @@ from vggkit.design.block import Block
 from vggkit.networks.vgg import VGG
 from vggkit.training.recipe import Optimizer
 
-Verdict = Literal["learns", "stalls", "overshoots", "not finite"]
+Verdict = Literal["learns", "slow", "stalls", "overshoots", "not finite"]
 
 PATIENCE = 1_000
-"""Steps within which the loss must move: about two epochs of Fashion-MNIST in batches of 128."""
+"""Steps within which the loss must move: about two epochs of Fashion-MNIST in batches of 128. The length of a plateau
+is known to a power of ten, so that the last power before `PATIENCE` is `slow`: it may move, or small batches' noise
+may hold it."""
 
 PLATEAU = 4.0
 """Length of a plateau in units of 1 / growth. A batch's gradient is partly noise that the next one has not, so that
-1 / growth comes out too short: 3 to 4 times where `benchmarks/doctor.py` measures a plateau of some length."""
+1 / growth alone is too short; measured by `benchmarks/doctor.py` where SGD's plateau is long enough to see."""
 
 OVERSHOOT = 4.0
 """Of loss / |gradient|^2."""
@@ -86,7 +88,8 @@ class Diagnosis:
     """The step's length in units of loss / |gradient|^2, more on a smaller batch; 0 where it says nothing: AdamW's
     steps have a length of their own, and behind a batch norm too long a step only makes the next ones shorter."""
     verdict: Verdict
-    """`learns`: the loss moves within `PATIENCE` steps. It says nothing of where it ends."""
+    """`learns`: the loss moves within `PATIENCE` steps, `slow`: it may, `stalls`: it does not, `overshoots`: a step is
+    too long already at the start. Steps that become too long when the plateau ends are not seen from there."""
     findings: tuple[str, ...]
     """A line for each: what was found, or what to try."""
 
@@ -133,6 +136,8 @@ def examine(
             parameters[f"{name}.weight"].requires_grad_()
     with _as_in_training(net), _watch(net) as seen:
         logits = functional_call(net, (parameters, buffers), (images,))
+        if not seen:
+            raise ValueError("expected a network with convolutions or fully connected layers, got none")
         if not 0 <= labels.min() <= labels.max() < logits.shape[1]:
             raise ValueError(f"expected labels below the {logits.shape[1]} classes, got {labels.unique().tolist()[:9]}")
         weights = [parameters[f"{name}.weight"] for name in seen]
@@ -197,7 +202,9 @@ def _verdict(facts: Diagnosis) -> Verdict:
         return "not finite"
     if facts.layers[-1].contrast <= facts.rounding or facts.plateau > PATIENCE:
         return "stalls"
-    return "overshoots" if facts.overshoot > OVERSHOOT else "learns"
+    if facts.overshoot > OVERSHOOT:
+        return "overshoots"
+    return "slow" if facts.plateau > PATIENCE / 10 else "learns"
 
 
 def _findings(facts: Diagnosis, verdict: Verdict, net: nn.Module, learning_rate: float, adam: str) -> Iterator[str]:
@@ -211,7 +218,7 @@ def _findings(facts: Diagnosis, verdict: Verdict, net: nn.Module, learning_rate:
         lower = learning_rate * OVERSHOOT / facts.overshoot
         times = facts.overshoot / OVERSHOOT
         yield f"the first step is {times:.1f} times too long on this batch, try --learning-rate {lower:.1g}"
-    if verdict == "stalls":
+    if verdict in ("slow", "stalls"):
         if last.contrast <= facts.rounding:
             yield f"{last.name} gives all images the same output but for {last.contrast:.0e} of it, which is rounding"
         passed = [layer.gain for layer in facts.layers if layer.dead is not None and not layer.is_normalized]

@@ -115,6 +115,7 @@ def run(arguments: list[str]) -> int:
     print(
         {
             "learns": f"learns: {rate} should move the loss within {PATIENCE:,} steps",
+            "slow": f"slow: {rate} leaves the loss near {math.log(network.num_classes):.2f} for hundreds of steps",
             "stalls": f"stalls: {rate} leaves the loss near {math.log(network.num_classes):.2f} for "
             + (f"{steps:.0e} steps" if PATIENCE < steps < math.inf else f"more than {PATIENCE:,} steps"),
             "overshoots": f"overshoots: {rate} takes too long a first step",
