@@ -67,6 +67,8 @@ def test_what_to_change_is_said_with_names_of_the_networks_width(batch):
     told = " ".join(examine(net("vgg11/8", "torch"), *batch, **PAPERS).findings)
     assert "try --optimizer adamw --learning-rate 0.001" in told
     assert "--warm-start" not in told
+    told = " ".join(examine(net("vgg11/8", "torch"), *batch, optimizer="adamw", learning_rate=1e-6).findings)
+    assert "--init kaiming" in told and "adamw" not in told
     assert "--warm-start" not in " ".join(examine(net("4x4 4x8", "paper"), *batch, **PAPERS).findings)
     assert examine(net("vgg11/8"), *batch, **PAPERS).findings == ()
 

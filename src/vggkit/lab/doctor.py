@@ -178,11 +178,9 @@ def examine(
         findings=(),
     )
     verdict = _verdict(facts)
-    adam = (
-        ""
-        if plateau("adamw", ADAM_LEARNING_RATE) > PATIENCE
-        else f"--optimizer adamw --learning-rate {ADAM_LEARNING_RATE:g}"
-    )
+    adam = ""
+    if optimizer == "sgd" and plateau("adamw", ADAM_LEARNING_RATE) <= PATIENCE / 10:
+        adam = f"--optimizer adamw --learning-rate {ADAM_LEARNING_RATE:g}"
     return replace(facts, verdict=verdict, findings=tuple(_findings(facts, verdict, net, learning_rate, adam)))
 
 
@@ -230,7 +228,7 @@ def _findings(facts: Diagnosis, verdict: Verdict, net: nn.Module, learning_rate:
             if architecture.norm == "none":
                 yield f"nothing brings the scale back, try {replace(architecture, norm='batch').name}"
             if shallow := _shallow(architecture):
-                yield f"it is deep, try --warm-start RUN, of a trained {shallow}"
+                yield f"it is deep, try AdamW and --warm-start RUN, of a trained {shallow}"
         if last.contrast > facts.rounding and adam:
             yield f"the gradient is small, not lost, try {adam}"
     dead = [layer.name for layer in facts.layers if layer.dead is not None and layer.dead > DEAD]
