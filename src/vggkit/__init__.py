@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from vggkit.inference.evaluate import Evaluation, evaluate
     from vggkit.inference.features import features
     from vggkit.inference.predict import Classifier, load_classifier, predict
+    from vggkit.lab.doctor import Diagnosis, examine
     from vggkit.networks.baselines import alexnet, build, lenet
     from vggkit.networks.modules import init_weights
     from vggkit.networks.perceptual import PerceptualLoss
     from vggkit.networks.surgery import fold_preprocessing, with_head, with_in_channels
     from vggkit.networks.vgg import VGG, vgg, vgg_block
+    from vggkit.networks.warm_start import warm_start
     from vggkit.networks.weights import load_weights, save_weights
     from vggkit.training.loop import Run, train
     from vggkit.training.recipe import Recipe
@@ -40,6 +42,7 @@ _HOMES = {
     "lenet": "networks.baselines",
     "vgg": "networks.vgg",
     "vgg_block": "networks.vgg",
+    "warm_start": "networks.warm_start",
     "Recipe": "training.recipe",
     "Run": "training.loop",
     "train": "training.loop",
@@ -56,6 +59,8 @@ _HOMES = {
     "with_in_channels": "networks.surgery",
     "load_weights": "networks.weights",
     "save_weights": "networks.weights",
+    "Diagnosis": "lab.doctor",
+    "examine": "lab.doctor",
 }
 
 __all__ = [  # noqa: RUF022 (in the order of a reader)
@@ -73,6 +78,7 @@ __all__ = [  # noqa: RUF022 (in the order of a reader)
     "alexnet",
     "lenet",
     "build",
+    "warm_start",
     "Recipe",
     "Run",
     "train",
@@ -89,6 +95,8 @@ __all__ = [  # noqa: RUF022 (in the order of a reader)
     "with_in_channels",
     "fold_preprocessing",
     "PerceptualLoss",
+    "Diagnosis",
+    "examine",
 ]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 import vggkit
-from vggkit.verbs import data, describe, draw, evaluate, features, predict, train, weights
+from vggkit.verbs import data, describe, doctor, draw, evaluate, features, predict, train, weights
 from vggkit.verbs.terminal import DONE, FAILED, INTERRUPTED, USER_ERROR
 
 VERBS: dict[str, ModuleType] = {
@@ -18,6 +18,7 @@ VERBS: dict[str, ModuleType] = {
     "predict": predict,
     "features": features,
     "weights": weights,
+    "doctor": doctor,
 }
 """Each has `Flags`, whose docstring is the help, and `run`."""
 

@@ -9,7 +9,7 @@ import torch
 from vggkit.data.preprocessing import Preprocessing, read_image
 from vggkit.design.costs import costs
 from vggkit.networks.baselines import BaselineNetwork
-from vggkit.networks.published import PUBLISHED, fetch_weights
+from vggkit.networks.published import find_weights
 from vggkit.networks.vgg import VGG
 from vggkit.networks.weights import WeightsError, load_weights, metadata_list
 
@@ -66,13 +66,6 @@ def load_classifier(run: str | Path, device: str | torch.device = "cpu") -> Clas
             f"got {activation_bytes:,}"
         )
     return Classifier(net, classes, preprocessing)
-
-
-def find_weights(run: str | Path) -> Path:
-    """The weight file that `run` stands for, see `load_classifier`."""
-    if not Path(run).exists() and str(run) in PUBLISHED:
-        return fetch_weights(str(run))
-    return Path(run) / "model.safetensors" if Path(run).is_dir() else Path(run)
 
 
 @torch.no_grad()

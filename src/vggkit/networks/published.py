@@ -94,6 +94,16 @@ def fetch_weights(name: str, report: Callable[[str], None] = lambda line: None) 
     return entry.path
 
 
+def find_weights(model: str | Path, report: Callable[[str], None] = lambda line: None) -> Path:
+    """The weight file that a run folder, a weight file or the name of published weights stands for.
+
+    Published weights are fetched unless they lie in the cache; see `fetch_weights` for `report` and what is raised.
+    """
+    if not Path(model).exists() and str(model) in PUBLISHED:
+        return fetch_weights(str(model), report)
+    return Path(model) / "model.safetensors" if Path(model).is_dir() else Path(model)
+
+
 def _hash_of(entry: Published, path: Path | None = None) -> str:
     with (path or entry.path).open("rb") as file:
         return hashlib.file_digest(file, entry.algorithm).hexdigest()

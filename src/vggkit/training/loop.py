@@ -25,8 +25,10 @@ from vggkit.data.preprocessing import Preprocessing
 from vggkit.design.costs import costs
 from vggkit.networks.baselines import BaselineNetwork, build
 from vggkit.networks.fully_connected import use_fast_cpu
+from vggkit.networks.published import find_weights
 from vggkit.networks.vgg import VGG
-from vggkit.networks.weights import save_weights
+from vggkit.networks.warm_start import warm_start
+from vggkit.networks.weights import load_weights, save_weights
 from vggkit.training.progress import EpochMetrics, Progress
 from vggkit.training.recipe import Recipe
 
@@ -97,6 +99,7 @@ def train(
     Raises:
         DataError: the data is missing or damaged.
         ArchitectureError: the network does not fit the data.
+        ValueError: the weights to start from are missing, damaged or of other shapes.
         RunError: the folder exists, or the device does not.
         DivergedError: the loss is no longer finite.
     """
@@ -104,6 +107,8 @@ def train(
     chosen = choose_device(device)
     if Path(recipe.data).is_dir():
         recipe = replace(recipe, data=str(Path(recipe.data).resolve()))  # also found from elsewhere
+    if recipe.warm_start and Path(recipe.warm_start).exists():
+        recipe = replace(recipe, warm_start=str(Path(recipe.warm_start).resolve()))
     dataset = load(recipe.data, Path(data_dir) if data_dir is not None else None)
     train_split, test_split = _splits(recipe, dataset, chosen)
     preprocessing = _preprocessing(recipe, train_split)
@@ -112,6 +117,7 @@ def train(
     _keep_freed_memory(costs(architecture, recipe.batch_size).total.activation_bytes)
     torch.manual_seed(recipe.seed)
     net = build(architecture, recipe.init, checkpoint=recipe.checkpoint)
+    copied = warm_start(net, load_weights(find_weights(recipe.warm_start))[0]) if recipe.warm_start else ()
     net.to(chosen).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     use_fast_cpu(net)
     optimizer = _optimizer(recipe, net)
@@ -128,6 +134,8 @@ def train(
         f"{architecture.name}: {sum(p.numel() for p in net.parameters()):,} parameters, {recipe.image_size} px, "
         f"{dataset.name}: {len(train_split):,} training and {len(test_split):,} {evaluated_on} images, on {hardware}"
     )
+    if copied:
+        shown.say(f"started from {recipe.warm_start}: {', '.join(copied)}")
     if dataset.name == SAMPLE_NAME:
         shown.say(SAMPLE_WARNING)
     start, step, interrupted = time.perf_counter(), 0, False

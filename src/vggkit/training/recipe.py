@@ -44,6 +44,9 @@ class Recipe:
     """Pixels that the first fully connected layer sees, with adaptive and conv."""
     init: Init = "kaiming"
     """How the weights start."""
+    warm_start: str = ""
+    """A run folder, a weight file or published weights; its first four convolutions and fully connected layers are what
+    this one starts from (the paper's section 3.1); none if empty."""
     epochs: int = 10
     """Passes over the training images."""
     batch_size: int = 128
@@ -80,7 +83,7 @@ class Recipe:
     """Of the weights, the order of the images, dropout and augmentation."""
 
     def __post_init__(self) -> None:
-        for field in ("name", "architecture", "data"):
+        for field in ("name", "architecture", "data", "warm_start"):
             if not isinstance(getattr(self, field), str):
                 raise RecipeError(f"expected {field} to be a text, got {getattr(self, field)!r}")
         if not self.name or set(self.name) & set("/\\\0") or self.name.startswith("."):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from vggkit.verbs.terminal import DONE, find_or_fetch_weights, parse_flags, print_json, print_table
+from vggkit.verbs.terminal import DONE, parse_flags, print_json, print_table, print_to_stderr
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,10 @@ def run(arguments: list[str]) -> int:
     from vggkit.data.files import write_whole
     from vggkit.inference.features import features
     from vggkit.inference.predict import load_classifier
+    from vggkit.networks.published import find_weights
     from vggkit.training.loop import choose_device
 
-    classifier = load_classifier(find_or_fetch_weights(flags.model), choose_device(flags.device))
+    classifier = load_classifier(find_weights(flags.model, print_to_stderr), choose_device(flags.device))
     outputs = features(classifier, flags.image, flags.layers)
     metadata = {"model": flags.model, "image": str(flags.image), "layers": json.dumps(list(outputs))}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in outputs.items()}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from vggkit.verbs.terminal import DONE, find_or_fetch_weights, parse_flags, print_json
+from vggkit.verbs.terminal import DONE, parse_flags, print_json, print_to_stderr
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,10 @@ def run(arguments: list[str]) -> int:
     if not flags.images:
         raise ValueError("expected at least one image, got none")
     from vggkit.inference.predict import load_classifier, predict
+    from vggkit.networks.published import find_weights
     from vggkit.training.loop import choose_device
 
-    classifier = load_classifier(find_or_fetch_weights(flags.model), choose_device(flags.device))
+    classifier = load_classifier(find_weights(flags.model, print_to_stderr), choose_device(flags.device))
     predictions = predict(classifier, flags.images, flags.top)
     if flags.json:
         print_json(

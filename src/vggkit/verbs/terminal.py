@@ -6,7 +6,6 @@ import itertools
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
@@ -65,13 +64,3 @@ def print_table(header: Sequence[str], sections: Sequence[Sequence[Sequence[str]
             table.add_row(*row)
         table.add_section()
     console.print(table)
-
-
-def find_or_fetch_weights(model: str) -> Path:
-    """The weight file that a run folder, a file or the name of published weights stands for; says what it fetches."""
-    from vggkit.inference.predict import find_weights
-    from vggkit.networks.published import PUBLISHED, fetch_weights
-
-    if not Path(model).exists() and model in PUBLISHED:
-        return fetch_weights(model, print_to_stderr)
-    return find_weights(model)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from vggkit.verbs.terminal import DONE, find_or_fetch_weights, parse_flags, print_json, print_table, print_to_stderr
+from vggkit.verbs.terminal import DONE, parse_flags, print_json, print_table, print_to_stderr
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,13 @@ def _convert(flags: Flags) -> int:
     if flags.to == "vggkit" and out.suffix != ".safetensors":
         raise ValueError(f"expected a .safetensors file for --out, got {out}")
     from vggkit.data.preprocessing import Preprocessing
+    from vggkit.networks.published import find_weights
     from vggkit.networks.surgery import fold_preprocessing, with_head, with_in_channels
     from vggkit.networks.translation import preprocessing_of
     from vggkit.networks.vgg import VGG
     from vggkit.networks.weights import load_weights, save_torchvision, save_weights
 
-    net, metadata = load_weights(find_or_fetch_weights(flags.name))
+    net, metadata = load_weights(find_weights(flags.name, print_to_stderr))
     if not isinstance(net, VGG):
         raise ValueError(f"expected a VGG network to convert, got {net.architecture.name}")
     arch = net.architecture

@@ -1,0 +1,316 @@
+"""Does a network learn from where it starts? One batch forward and backward, layer by layer: seconds, not epochs.
+
+A loss that stays at the entropy of the labels has one of these causes; each is measured, and judged by theory:
+
+- **What tells images apart is lost.** Weights of a variance below 2 / fan_in shrink what passes (arXiv 1502.01852,
+  equation 10), and biases take its place, until every image gives the same output but for rounding.
+- **Steps too small.** While the weights of many layers are too small, the part of the logits that tells images apart
+  is a product of that many scales. It grows by the sum of their relative growths, and the growth feeds itself: the
+  plateau is about as long as 1 / (that sum in the first step) (Saxe et al., arXiv 1312.6120, section 1).
+- **Steps too large.** On a parabola, steps of more than 4 x loss / |gradient|^2 diverge, with momentum a little later
+  (Polyak, "Introduction to Optimization", 1987).
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from vggkit.design.architecture import Architecture
+from vggkit.design.block import Block
+from vggkit.networks.vgg import VGG
+from vggkit.training.recipe import Optimizer
+
+Verdict = Literal["learns", "slow", "stalls", "overshoots", "not finite"]
+
+PATIENCE = 1_000
+"""Steps within which the loss must move: about two epochs of Fashion-MNIST in batches of 128. The length of a plateau
+is known to a power of ten, so that the last power before `PATIENCE` is `slow`: it may move, or small batches' noise
+may hold it."""
+
+PLATEAU = 4.0
+"""Length of a plateau in units of 1 / growth. A batch's gradient is partly noise that the next one has not, so that
+1 / growth alone is too short; measured by `benchmarks/doctor.py` where SGD's plateau is long enough to see."""
+
+OVERSHOOT = 4.0
+"""Of loss / |gradient|^2."""
+
+ADAM_EPS, ADAM_LEARNING_RATE = 1e-8, 1e-3
+"""torch's defaults. Adam's first step is g / (|g| + eps): far smaller gradients hardly move anything."""
+
+DEAD = 0.75
+"""Share of dead ReLUs in a layer that is too much: at random weights no more than half are negative for all images."""
+
+PAPERS_A = (1, 1, 2, 2, 2)
+
+
+@dataclass(frozen=True)
+class LayerDiagnosis:
+    """A convolution or fully connected layer on the batch."""
+
+    name: str
+    """`conv3_2`, `fc6`; the module's path in a network of somebody else's."""
+    output: float
+    """Root mean square of its output, before batch norm and activation."""
+    contrast: float
+    """Share of it that differs between images: rms(output - mean over the images) / rms(output), 0 to 1."""
+    gradient: float
+    """Root mean square of the loss's gradient in its weights."""
+    relative_gradient: float
+    """`gradient` / rms(weights)."""
+    gain: float
+    """sqrt(fan_in / 2) x rms(weights): the scale it passes on through a ReLU; 1 is Kaiming's initialisation."""
+    is_normalized: bool
+    """Whether a batch norm follows."""
+    dead: float | None
+    """Share of its ReLU's units (channels, features) that are 0 for every image and position; None without a ReLU."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What one batch says about a network and the first steps that it would take."""
+
+    layers: tuple[LayerDiagnosis, ...]
+    """In the order in which they are computed."""
+    loss: float
+    """Mean cross-entropy of the batch."""
+    rounding: float
+    """What the last layer's `contrast` must be above to be more than rounding."""
+    plateau: float
+    """Steps until the loss moves, to the order of magnitude; infinite without a gradient."""
+    overshoot: float
+    """The step's length in units of loss / |gradient|^2, more on a smaller batch; 0 where it says nothing: AdamW's
+    steps have a length of their own, and behind a batch norm too long a step only makes the next ones shorter."""
+    verdict: Verdict
+    """`learns`: the loss moves within `PATIENCE` steps, `slow`: it may, `stalls`: it does not, `overshoots`: a step is
+    too long already at the start. Steps that become too long when the plateau ends are not seen from there."""
+    findings: tuple[str, ...]
+    """A line for each: what was found, or what to try."""
+
+
+@dataclass
+class _Seen:
+    """What the forward pass shows of a layer."""
+
+    output: float
+    contrast: float
+    is_normalized: bool = False
+    dead: float | None = None
+
+
+def examine(
+    net: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    optimizer: Optimizer = "sgd",
+    learning_rate: float = 0.05,
+    momentum: float = 0.0,
+) -> Diagnosis:
+    """What `net` makes of a batch, in training mode with dropout off; `net` stays as it is.
+
+    Nothing here is random: the same network and batch give the same diagnosis.
+
+    Args:
+        net: a network of convolutions, fully connected layers, ReLUs and batch norms, each used once.
+        images: (batch, channels, height, width), as `net` takes them.
+        labels: int64 (batch,), of at least two classes.
+        optimizer: that training would use.
+        learning_rate: its highest.
+        momentum: of SGD, 0 to below 1; steps in one direction add up to 1 / (1 - momentum) of them.
+
+    Raises:
+        ValueError: labels or settings that cannot be, or images that `net` does not take.
+    """
+    _check(images, labels, optimizer, learning_rate, momentum)
+    parameters = {name: parameter.detach() for name, parameter in net.named_parameters()}
+    buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    for name, module in net.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            parameters[f"{name}.weight"].requires_grad_()
+    with _as_in_training(net), _watch(net) as seen:
+        logits = functional_call(net, (parameters, buffers), (images,))
+        if not seen:
+            raise ValueError("expected a network with convolutions or fully connected layers, got none")
+        if not 0 <= labels.min() <= labels.max() < logits.shape[1]:
+            raise ValueError(f"expected labels below the {logits.shape[1]} classes, got {labels.unique().tolist()[:9]}")
+        weights = [parameters[f"{name}.weight"] for name in seen]
+        loss = F.cross_entropy(logits, labels)
+        gradients = torch.autograd.grad(loss, weights, retain_graph=True)
+        residual = (logits.softmax(dim=1) - F.one_hot(labels, logits.shape[1])).detach() / len(labels)
+        # What is alike for all images only teaches the last bias how frequent the classes are.
+        telling_apart = torch.autograd.grad(logits, weights, residual - residual.mean(dim=0))
+    weights = [weight.detach() for weight in weights]
+
+    def plateau(name: Optimizer, step: float) -> float:
+        of = zip(seen.values(), weights, telling_apart, strict=True)
+        return _ratio(PLATEAU, sum(_growth(w, g, name, step) for layer, w, g in of if not layer.is_normalized))
+
+    layers = tuple(
+        LayerDiagnosis(
+            name=name.rpartition(".")[2] if hasattr(net, "architecture") else name,
+            output=layer.output,
+            contrast=layer.contrast,
+            gradient=_rms(gradient),
+            relative_gradient=_ratio(_rms(gradient), _rms(weight)),
+            gain=_rms(weight) * math.sqrt(weight[0].numel() / 2),
+            is_normalized=layer.is_normalized,
+            dead=layer.dead,
+        )
+        for (name, layer), weight, gradient in zip(seen.items(), weights, gradients, strict=True)
+    )
+    squares = sum(_rms(gradient) ** 2 * gradient.numel() for gradient in gradients)
+    is_bounded = optimizer == "adamw" or any(layer.is_normalized for layer in layers)
+    facts = Diagnosis(
+        layers=layers,
+        loss=loss.item(),
+        # What a sum of n roundings comes to (Higham & Mary, SIAM J. Sci. Comput. 41, 2019).
+        rounding=torch.finfo(logits.dtype).eps * math.sqrt(weights[-1][0].numel()),
+        plateau=plateau(optimizer, learning_rate / (1 - momentum)),
+        overshoot=0.0 if is_bounded else learning_rate * _ratio(squares, loss.item()),
+        verdict="learns",
+        findings=(),
+    )
+    verdict = _verdict(facts)
+    adam = ""
+    if optimizer == "sgd" and plateau("adamw", ADAM_LEARNING_RATE) <= PATIENCE / 10:
+        adam = f"--optimizer adamw --learning-rate {ADAM_LEARNING_RATE:g}"
+    return replace(facts, verdict=verdict, findings=tuple(_findings(facts, verdict, net, learning_rate, adam)))
+
+
+def _growth(weight: Tensor, gradient: Tensor, optimizer: Optimizer, step: float) -> float:
+    """Relative growth in one step, at most, of what a layer makes of that which tells images apart.
+
+    The update has hardly more than one direction, and answers a gradient coming back along it with its whole length;
+    random weights answer any with rms(weight) x sqrt(fan_in) of its length.
+    """
+    update = gradient / (gradient.abs() + ADAM_EPS) if optimizer == "adamw" else gradient
+    return step * _ratio(_rms(update) * math.sqrt(len(weight)), _rms(weight))
+
+
+def _verdict(facts: Diagnosis) -> Verdict:
+    shown = [facts.loss, *(value for layer in facts.layers for value in (layer.output, layer.gradient))]
+    if not all(map(math.isfinite, shown)):
+        return "not finite"
+    if facts.layers[-1].contrast <= facts.rounding or facts.plateau > PATIENCE:
+        return "stalls"
+    if facts.overshoot > OVERSHOOT:
+        return "overshoots"
+    return "slow" if facts.plateau > PATIENCE / 10 else "learns"
+
+
+def _findings(facts: Diagnosis, verdict: Verdict, net: nn.Module, learning_rate: float, adam: str) -> Iterator[str]:
+    """`adam` is the flags with which AdamW would learn, if it would."""
+    last = facts.layers[-1]
+    if verdict == "not finite":
+        odd = [layer.name for layer in facts.layers if not math.isfinite(layer.output)]
+        yield f"{odd[0] if odd else 'the gradient'} is not finite, try --init kaiming"
+        return
+    if verdict == "overshoots":
+        lower = learning_rate * OVERSHOOT / facts.overshoot
+        times = facts.overshoot / OVERSHOOT
+        yield f"the first step is {times:.1f} times too long on this batch, try --learning-rate {lower:.1g}"
+    if verdict in ("slow", "stalls"):
+        if last.contrast <= facts.rounding:
+            yield f"{last.name} gives all images the same output but for {last.contrast:.0e} of it, which is rounding"
+        passed = [layer.gain for layer in facts.layers if layer.dead is not None and not layer.is_normalized]
+        if passed and not 0.1 < (scale := math.prod(passed)) < 10:
+            mean = scale ** (1 / len(passed))
+            yield f"ReLU layers pass on {mean:.2g} of the scale each, {scale:.0e} in all, try --init kaiming"
+        architecture = getattr(net, "architecture", None)
+        if isinstance(architecture, Architecture):
+            if architecture.norm == "none":
+                yield f"nothing brings the scale back, try {replace(architecture, norm='batch').name}"
+            if shallow := _shallow(architecture):
+                yield f"it is deep, try AdamW and --warm-start RUN, of a trained {shallow}"
+        if last.contrast > facts.rounding and adam:
+            yield f"the gradient is small, not lost, try {adam}"
+    dead = [layer.name for layer in facts.layers if layer.dead is not None and layer.dead > DEAD]
+    if dead:
+        names = ", ".join(dead)
+        yield f"over {DEAD:.0%} of the ReLUs are dead in {names}, try --init kaiming, or a lower --learning-rate"
+
+
+def _shallow(architecture: Architecture) -> str | None:
+    """The name of the paper's A with the widths of a deeper `architecture`; None if it is none of the paper's."""
+    if len(architecture.blocks) != len(PAPERS_A):
+        return None
+    pairs = list(zip(architecture.blocks, PAPERS_A, strict=True))
+    if any(b.num_convs < n for b, n in pairs) or all(b.num_convs == n for b, n in pairs):
+        return None
+    blocks = tuple(Block(n, b.channels, b.kernel_sizes[:n], b.lrn) for b, n in pairs)
+    return replace(architecture, blocks=blocks).name
+
+
+def _ratio(value: float, scale: float) -> float:
+    return value / scale if scale else math.inf if value else 0.0
+
+
+def _rms(x: Tensor) -> float:
+    """In float64, where the squares of the smallest float32 are not 0."""
+    length: float = torch.linalg.vector_norm(x, dtype=torch.float64).item()
+    return length / math.sqrt(x.numel())
+
+
+@contextmanager
+def _as_in_training(net: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in net.modules()}
+    checkpoint = getattr(net, "checkpoint", False)
+    try:
+        for module in modes:
+            module.training = not isinstance(module, nn.Dropout)
+        if isinstance(net, VGG):  # its second pass would come after the hooks and parameters are gone
+            net.checkpoint = False
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        if isinstance(net, VGG):
+            net.checkpoint = checkpoint
+
+
+@contextmanager
+def _watch(net: nn.Module) -> Iterator[dict[str, _Seen]]:
+    """What each layer puts out, by name, in the order of the calls; measured at once, so that nothing is kept."""
+    seen: dict[str, _Seen] = {}
+
+    def watch(name: str, module: nn.Module, output: Tensor) -> None:
+        output = output.detach()
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            rms = _rms(output)
+            seen[name] = _Seen(rms, _ratio(_rms(output - output.mean(dim=0)), rms))
+        elif seen and isinstance(module, nn.BatchNorm2d):
+            next(reversed(seen.values())).is_normalized = True
+        elif seen and isinstance(module, nn.ReLU):
+            is_dead = (output == 0).transpose(0, 1).flatten(1).all(dim=1)
+            next(reversed(seen.values())).dead = is_dead.double().mean().item()
+
+    handles = [
+        module.register_forward_hook(lambda module, _inputs, output, name=name: watch(name, module, output))
+        for name, module in net.named_modules()
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _check(images: Tensor, labels: Tensor, optimizer: Optimizer, learning_rate: float, momentum: float) -> None:
+    if labels.shape != images.shape[:1] or labels.dtype != torch.int64 or len(labels.unique()) < 2:
+        raise ValueError(
+            f"expected an int64 label for each of the {len(images)} images, of at least two classes, "
+            f"got {tuple(labels.shape)} of {labels.dtype}: {labels.unique().tolist()[:9]}, try a larger --batch-size"
+        )
+    if optimizer not in get_args(Optimizer):
+        raise ValueError(f"expected optimizer to be one of {', '.join(get_args(Optimizer))}, got {optimizer!r}")
+    if not (0 < learning_rate < math.inf):
+        raise ValueError(f"expected a learning_rate above 0, got {learning_rate}")
+    if not 0 <= momentum < 1 or (momentum and optimizer != "sgd"):
+        raise ValueError(f"expected a momentum from 0 to below 1, and with sgd only, got {momentum} with {optimizer}")

@@ -1,0 +1,144 @@
+"""`vgg doctor`: does a network learn from where it starts?"""
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from vggkit.design.architecture import Head, Init
+from vggkit.design.baselines import parse_network
+from vggkit.training.recipe import Optimizer
+from vggkit.verbs.terminal import DONE, parse_flags, print_json, print_table, print_to_stderr
+
+LEAST_EXPONENT = -12
+"""Of the bars, which have two characters for each power of ten."""
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Say in seconds whether a network will learn: activations, gradients, dead ReLUs, what to change."""
+
+    architecture: Positional[str]
+    """A name (vgg19, vgg11_bn/4, lenet, alexnet) or blocks (1x64 2x128)."""
+    data: str = "fashion-mnist"
+    """fashion-mnist, fashion-mnist-sample, or a folder with four IDX files."""
+    data_dir: Path | None = None
+    """Where to look for Fashion-MNIST first."""
+    init: Init = "kaiming"
+    """How the weights start."""
+    warm_start: str = ""
+    """A run folder, a weight file or published weights to start from as vgg train would; none if empty."""
+    optimizer: Optimizer = "sgd"
+    """sgd, or adamw."""
+    learning_rate: float = 0.05
+    """The highest one."""
+    momentum: float = 0.0
+    """Of SGD."""
+    image_size: int | None = None
+    """Pixels along a side; the published size (224, for lenet 28) if not given."""
+    batch_size: int = 8
+    """Training images to look at; more of them judge a high learning rate more justly."""
+    hidden: tuple[int, ...] = (4096, 4096)
+    """Widths of the hidden fully connected layers; empty with the head gap."""
+    head: Head = "flatten"
+    """flatten, adaptive, conv or gap."""
+    seed: int = 0
+    """Of the weights and the choice of images: those that vgg train would start with."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+
+def run(arguments: list[str]) -> int:
+    """Run the verb; returns the exit code."""
+    flags = parse_flags("doctor", Flags, arguments)
+    size = {} if flags.image_size is None else {"image_size": flags.image_size}
+    options = {"hidden": flags.hidden, "head": flags.head, **size}
+    parse_network(flags.architecture, in_channels=1, **options)  # a wrong one is said before torch is imported
+
+    import torch
+
+    from vggkit.data.fashion_mnist import load
+    from vggkit.data.loading import epoch_order
+    from vggkit.data.preprocessing import Preprocessing
+    from vggkit.lab.doctor import PATIENCE, examine
+    from vggkit.networks.baselines import build
+    from vggkit.networks.published import find_weights
+    from vggkit.networks.warm_start import warm_start
+    from vggkit.networks.weights import load_weights
+
+    dataset = load(flags.data, flags.data_dir)
+    if not 2 <= flags.batch_size <= len(dataset.train_images):
+        raise ValueError(f"expected a batch_size from 2 to {len(dataset.train_images)}, got {flags.batch_size}")
+    if not 0 <= flags.seed < 2**31:
+        raise ValueError(f"expected a seed from 0 to {2**31 - 1}, got {flags.seed}")
+    network = parse_network(flags.architecture, in_channels=1, num_classes=len(dataset.classes), **options)
+    torch.manual_seed(flags.seed)
+    net = build(network, flags.init).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if flags.warm_start:
+        warm_start(net, load_weights(find_weights(flags.warm_start, print_to_stderr))[0])
+    chosen = epoch_order(len(dataset.train_images), flags.seed, epoch=1)[: flags.batch_size].numpy()
+    diagnosis = examine(
+        net,
+        Preprocessing(network.image_size, 1, (0.0,), (1.0,))(torch.from_numpy(dataset.train_images[chosen])[:, None]),
+        torch.from_numpy(dataset.train_labels[chosen]).long(),
+        optimizer=flags.optimizer,
+        learning_rate=flags.learning_rate,
+        momentum=flags.momentum,
+    )
+    if flags.json:
+        print_json(_without_infinities({"architecture": network.name, **asdict(diagnosis)}))
+        return DONE
+    print(f"{network.name}, init {flags.init}: {flags.batch_size} images of {dataset.name} at {network.image_size} px")
+    print_table(
+        ("layer", "output", "differs", "gradient", "/ weight", "dead", "", "gradient, 1e-12 to 1"),
+        [
+            [
+                (
+                    layer.name,
+                    *(f"{v:.1e}" for v in (layer.output, layer.contrast, layer.gradient, layer.relative_gradient)),
+                    "" if layer.dead is None else f"{layer.dead:.0%}",
+                    "",
+                    _bar(layer.gradient),
+                )
+                for layer in diagnosis.layers
+            ]
+        ],
+        left_aligned=1,
+    )
+    print(
+        "output: root mean square, before norm and ReLU\n"
+        "differs: share of the output that differs between images\n"
+        "gradient: root mean square in the weights, and over that of the weights\n"
+        "dead: ReLU units that are 0 for every image"
+    )
+    rate = f"{flags.optimizer} at a learning rate of {flags.learning_rate:g}"
+    steps = diagnosis.plateau
+    print(
+        {
+            "learns": f"learns: {rate} should move the loss within {PATIENCE:,} steps",
+            "slow": f"slow: {rate} leaves the loss near {math.log(network.num_classes):.2f} for hundreds of steps",
+            "stalls": f"stalls: {rate} leaves the loss near {math.log(network.num_classes):.2f} for "
+            + (f"{steps:.0e} steps" if PATIENCE < steps < math.inf else f"more than {PATIENCE:,} steps"),
+            "overshoots": f"overshoots: {rate} takes too long a first step",
+            "not finite": "not finite: there is nothing to learn from",
+        }[diagnosis.verdict]
+    )
+    for finding in diagnosis.findings:
+        print(f"- {finding}")
+    return DONE
+
+
+def _bar(value: float) -> str:
+    length = 2 * (math.log10(value) - LEAST_EXPONENT) if 0 < value < math.inf else 0
+    full = round(min(max(length, 0), -2 * LEAST_EXPONENT))
+    return "█" * full + "·" * (-2 * LEAST_EXPONENT - full)
+
+
+def _without_infinities(value: object) -> object:
+    """JSON has no infinity and no NaN: null stands for both."""
+    if isinstance(value, dict):
+        return {key: _without_infinities(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_infinities(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
