@@ -127,7 +127,7 @@ def test_a_users_mistake_gets_one_line_and_code_2(arguments, message, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["describe"], "Missing from vgg describe"),
+        (["describe"], "expected a network, got none, try 'vgg describe vgg16'"),
         (["describe", "vgg11", "--wide"], "--wide"),
         (["train", "--epochs", "many"], "--epochs"),
         (["train", "--recipe"], "--recipe"),
