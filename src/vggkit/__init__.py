@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from vggkit.design.baselines import Baseline, parse_network
     from vggkit.design.block import ArchitectureError, Block
     from vggkit.design.costs import costs
+    from vggkit.design.memory import TrainingMemory, largest_batch, training_memory
     from vggkit.inference.evaluate import Evaluation, evaluate
     from vggkit.inference.predict import Classifier, load_classifier, predict
     from vggkit.networks.baselines import alexnet, build, lenet
@@ -26,6 +27,9 @@ _HOMES = {
     "Block": "design.block",
     "parse_network": "design.baselines",
     "costs": "design.costs",
+    "TrainingMemory": "design.memory",
+    "largest_batch": "design.memory",
+    "training_memory": "design.memory",
     "VGG": "networks.vgg",
     "alexnet": "networks.baselines",
     "build": "networks.baselines",
@@ -50,6 +54,9 @@ __all__ = [  # noqa: RUF022 (in the order of a reader)
     "Baseline",
     "parse_network",
     "costs",
+    "TrainingMemory",
+    "training_memory",
+    "largest_batch",
     "VGG",
     "init_weights",
     "vgg",

@@ -31,7 +31,7 @@ Dtype = Literal["float32", "bfloat16"]
 OptimizerState = Literal["sgd", "momentum", "adamw"]
 """`sgd` keeps nothing from step to step, `momentum` one number for each parameter, `adamw` two."""
 
-_LRN_SIZE = 5
+_LRN_SIZE = 5  # AlexNet's, as the module of a local response normalisation has it
 _INDEX_BYTES = 8
 _STATE_VALUES = {"sgd": 0, "momentum": 1, "adamw": 2}
 
@@ -166,9 +166,7 @@ def _operations(network: Network, batch_size: int, dtype: Dtype) -> Iterator[_Op
                 kept = x if x.bytes_per_value == map_bytes else _Tensor(x.values, map_bytes)
                 copies = (_Tensor(layer.weights, map_bytes),) if dtype == "bfloat16" else ()
                 gradient_bytes = BYTES_PER_VALUE * (layer.weights + layer.outputs)
-                # A copy's gradient is of its own type before it becomes the weights'.
-                backward_bytes = sum(copy.num_bytes for copy in copies)
-                yield _Operation(part, x, y, (kept, *copies), copies, gradient_bytes, backward_bytes)
+                yield _Operation(part, x, y, (kept, *copies), copies, gradient_bytes)
             case "bn":
                 statistics = _Tensor(2 * layer.outputs)
                 yield _Operation(part, x, y, (x, statistics), gradient_bytes=2 * BYTES_PER_VALUE * layer.outputs)
@@ -267,10 +265,14 @@ def _walk(operations: list[_Operation], param_bytes: int, checkpoint: bool) -> t
                 ledger.hold(operation.saved)
                 ledger.pass_by((operation.x, operation.y), gradient_bytes + dy_bytes)
         for operation in reversed(part):
-            gradient_bytes += operation.gradient_bytes
             dx_bytes = 0 if operation.x is images else operation.x.num_bytes
-            ledger.pass_by((), gradient_bytes + dy_bytes + dx_bytes + operation.backward_bytes)
+            # The gradient of a copy is of its type, and becomes the weights' when the copy is gone.
+            copies_bytes = sum(copy.num_bytes for copy in operation.copies)
+            made_bytes = (copies_bytes or operation.gradient_bytes) + operation.backward_bytes
+            ledger.pass_by((), gradient_bytes + dy_bytes + dx_bytes + made_bytes)
             ledger.release(operation.saved)
+            gradient_bytes += operation.gradient_bytes
+            ledger.pass_by((), gradient_bytes + dx_bytes + copies_bytes)
             dy_bytes = dx_bytes
         if is_recomputed:
             ledger.release([part[0].x])

@@ -163,13 +163,17 @@ def _print_one(one: _Described, flags: Flags, memory_bytes: int | None) -> None:
     network, counted = one.network, one.costs
     total, convolutional, fully_connected = counted.total, counted.convolutional, counted.fully_connected
 
+    # Large batches have no room for a tenth, nor need of it.
+    mmacs = ",.1f" if total.macs < 1e11 else ",.0f"
+    megabytes = ",.1f" if total.activation_bytes < 1e10 else ",.0f"
+
     def cells(part: Sum) -> tuple[str, ...]:
         return (
             f"{part.parameters:,}",
             f"{100 * part.parameters / total.parameters:.1f}",
-            f"{part.macs / 1e6:,.1f}",
+            f"{part.macs / 1e6:{mmacs}}",
             f"{100 * part.macs / total.macs:.1f}",
-            f"{part.activation_bytes / 1e6:,.1f}",
+            f"{part.activation_bytes / 1e6:{megabytes}}",
         )
 
     rows = []
