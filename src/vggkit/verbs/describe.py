@@ -15,8 +15,9 @@ from vggkit.design.costs import Costs, Sum, costs
 from vggkit.design.memory import Dtype, OptimizerState, TrainingMemory, largest_batch, training_memory
 from vggkit.verbs.terminal import DONE, parse_flags, print_json, print_table
 
-MOST_WITH_RATIOS = 3
+_MOST_WITH_RATIOS = 3
 """Networks side by side, so that the table fits a terminal of 80 columns."""
+_UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB", "ZB")
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,7 @@ def _print_side_by_side(described: list[_Described], flags: Flags) -> None:
         ("MB out", ",.1f", lambda one: one.costs.total.activation_bytes / 1e6),
         ("MB to train", ",.1f", lambda one: one.training.peak_bytes / 1e6),
     ]
-    with_ratios = len(described) <= MOST_WITH_RATIOS
+    with_ratios = len(described) <= _MOST_WITH_RATIOS
     header = ["", described[0].network.name]
     for one in described[1:]:
         header += [one.network.name, "ratio"] if with_ratios else [one.network.name]
@@ -277,19 +278,10 @@ def _ratio(value: float, first: float) -> str:
 def _training_line(memory: TrainingMemory) -> str:
     """Parameters, gradients, the optimizer's state and the rest of the peak, in one unit."""
     power = _power(memory.peak_bytes)
-    state = f" + {_in_unit(memory.optimizer_bytes, power, memory.peak_bytes)} optimizer"
-    rest = memory.peak_bytes - memory.param_bytes - memory.gradient_bytes - memory.optimizer_bytes
-    params, gradients, activations, peak = (
-        _in_unit(num_bytes, power, memory.peak_bytes)
-        for num_bytes in (memory.param_bytes, memory.gradient_bytes, rest, memory.peak_bytes)
-    )
-    return (
-        f"training: {params} params + {gradients} grads{state if memory.optimizer_bytes else ''} + "
-        f"{activations} activations = {peak} {_UNITS[power]}"
-    )
-
-
-_UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB", "ZB")
+    parts = {"params": memory.param_bytes, "grads": memory.gradient_bytes, "optimizer": memory.optimizer_bytes}
+    parts["activations"] = memory.peak_bytes - sum(parts.values())
+    sums = [f"{_in_unit(part, power, memory.peak_bytes)} {name}" for name, part in parts.items() if part]
+    return f"training: {' + '.join(sums)} = {_size(memory.peak_bytes)}"
 
 
 def _power(num_bytes: int) -> int:
