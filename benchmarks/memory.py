@@ -4,13 +4,15 @@
 
 Each case runs two steps of training on random images, each time in a process of its own. On a CPU it compares resident
 memory: the most of the process, less what was resident before the network was built, with torch's libraries loaded
-and warm from a step of a tiny network; huge pages as in training. What is left over is the libraries' workspace and
-what the allocator rounds up and keeps. On CUDA it compares `torch.cuda.max_memory_allocated`, in float32 and in
+and warm from a step of a tiny network; huge pages as in training. Once with freed memory given back at once, where
+what is left over is the libraries' workspace, and once as glibc does by itself, which keeps some of what is freed.
+On CUDA it compares `torch.cuda.max_memory_allocated`, in float32 and in
 bfloat16.
 Prints one JSON line for each case; --save adds it to benchmarks/results/memory.jsonl.
 """
 
 import argparse
+import ctypes
 import json
 import subprocess
 import sys
@@ -53,6 +55,8 @@ CASES = (
 )
 QUICK = Case("vgg11/4", 16, 3, 10, 128)
 """For a test: seconds, and still much larger than what libraries take."""
+FREED = ("given back", "kept by glibc")
+M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 
 
 def main() -> None:
@@ -63,19 +67,25 @@ def main() -> None:
     parser.add_argument("--save", action="store_true")
     parser.add_argument("--case", help="measure one case once (used by the program itself)")
     parser.add_argument("--dtype", choices=get_args(Dtype), default="float32", help="of that case")
+    parser.add_argument("--freed", choices=FREED, default=FREED[0], help="memory of that case")
     flags = parser.parse_args()
     device = loop.choose_device(flags.device)
     if flags.case is not None:
         case = QUICK if flags.case == "quick" else CASES[int(flags.case)]
+        if flags.freed == "given back" and sys.platform == "linux":
+            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20)
         predicted, measured = predicted_bytes(case, flags.dtype), measured_bytes(case, device, flags.dtype)
         print(json.dumps({"predicted": predicted, "measured": measured}))
         return
-    dtypes = get_args(Dtype) if device.type == "cuda" else ("float32",)
-    for index, case in enumerate(CASES):
-        if flags.cases is not None and case.network not in flags.cases:
-            continue
-        for dtype in dtypes:
+    ways = [("float32", freed) for freed in FREED]
+    if device.type == "cuda":
+        ways = [(dtype, "not counted") for dtype in get_args(Dtype)]
+    for dtype, freed in ways:
+        for index, case in enumerate(CASES):
+            if flags.cases is not None and case.network not in flags.cases:
+                continue
             command = [sys.executable, __file__, "--case", str(index), "--dtype", dtype, "--device", str(device)]
+            command += ["--freed", freed] if freed in FREED else []
             runs = [
                 json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
                 for _ in range(flags.repeats)
@@ -85,6 +95,7 @@ def main() -> None:
                 **row_header(device, flags.repeats),
                 **vars(case),
                 "dtype": dtype,
+                "freed_memory": freed,
                 "predicted_bytes": predicted,
                 "measured_bytes": spread([run["measured"] for run in runs]),
                 "predicted_over_measured": spread([predicted / run["measured"] for run in runs]),
