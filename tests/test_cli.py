@@ -1,6 +1,7 @@
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from PIL import Image
 
 from vggkit import Recipe, cli
 from vggkit.data.fashion_mnist import SAMPLE_PLACE, load
+from vggkit.verbs import describe
 
 
 def vgg_program(*arguments, **options):
@@ -73,6 +75,120 @@ def test_describe_fits_80_columns(network, capsys):
         assert max(map(len, described(capsys, network, *layers).splitlines())) <= 80
 
 
+@pytest.mark.parametrize("batch_size", ["1", "7", "128", "3000"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["vgg16_bn", "--optimizer", "adamw", "--memory", "6GB"],
+        ["vgg19", "--hidden", "--optimizer", "adamw", "--dtype", "bfloat16", "--memory", "80GiB"],
+        ["lenet", "--optimizer", "momentum", "--memory", "1e6"],
+        ["lenet", "alexnet", "vgg19", "--memory", "24GB"],
+        ["lenet", "alexnet", "vgg11_bn", "vgg19_bn", "--memory", "24GB"],
+    ],
+)
+def test_describe_of_training_fits_80_columns(batch_size, arguments, capsys):
+    text = described(capsys, *arguments, "--batch-size", batch_size)
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+
+
+def numbers(line):
+    """Every number in a line, thousands joined."""
+    return [float(number) for number in re.findall(r"\d+\.?\d*", line.replace(",", ""))]
+
+
+def test_describe_says_what_training_takes(capsys):
+    line = row(described(capsys, "vgg16", "--batch-size", "8", "--optimizer", "momentum"), "training")
+    *parts, peak = numbers(line)
+    assert line.endswith(" GB")
+    assert parts[:3] == [0.55, 0.55, 0.55]  # 138 million float32 parameters
+    assert sum(parts) == pytest.approx(peak, abs=0.02)
+    assert len(numbers(row(described(capsys, "vgg16"), "training"))) == 4  # sgd keeps nothing
+
+
+def test_describe_says_which_batch_fits(capsys):
+    arguments = ["vgg16", "--memory", "6GB"]
+    text = described(capsys, *arguments, "--batch-size", "128")
+    plain, checkpointed = row(text, "in 6.00 GB"), row(text, "with vgg train --checkpoint")
+    assert "does not fit" in plain
+    most, most_checkpointed = int(plain.split()[-1]), int(checkpointed.split()[-1])
+    assert most_checkpointed > most
+    for batch_size, fits in ((most, "fits"), (most + 1, "does not fit")):
+        assert f" {batch_size} {fits};" in row(
+            described(capsys, *arguments, "--batch-size", str(batch_size)), "in 6.00"
+        )
+    for batch_size, fits in ((most_checkpointed, "fits"), (most_checkpointed + 1, "does not fit")):
+        text = described(capsys, *arguments, "--batch-size", str(batch_size))
+        assert f", {fits};" in row(text, "with vgg train --checkpoint")
+    assert "not even 1 does" in row(described(capsys, "vgg16", "--memory", "1GB"), "in 1.00 GB")
+    assert "checkpoint" not in described(capsys, "alexnet", "--memory", "6GB")  # it has no blocks
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("6GB", 6_000_000_000),
+        ("6 gib", 6 * 2**30),
+        ("500MB", 500_000_000),
+        ("6e9", 6_000_000_000),
+        ("1.5kB", 1_500),
+        ("2TiB", 2 * 2**40),
+        ("17", 17),
+        ("17B", 17),
+    ],
+)
+def test_sizes_of_memory(text, expected):
+    assert describe.parse_bytes(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", "6XB", "six", "-1GB", "6G", "nan", "inf", "9" * 400, "6e999", "1/2GB", "6GB6", "٦GB"]
+)
+def test_a_size_that_is_none_is_refused(text):
+    with pytest.raises(ValueError, match="expected a size such as 6GB, 6GiB, 500MB or 6e9 for --memory, got '"):
+        describe.parse_bytes(text)
+
+
+def test_describe_compares_alexnet_and_vgg(capsys):
+    options = ["--in-channels", "1", "--num-classes", "10", "--batch-size", "128"]
+    text = described(capsys, "alexnet", "vgg11", *options, "--memory", "24GB")
+    alone = [json.loads(described(capsys, name, *options, "--json")) for name in ("alexnet", "vgg11")]
+    assert json.loads(described(capsys, "alexnet", "vgg11", *options, "--json")) == alone
+    for name, scale, values in (
+        ("weight layers", 1, [8, 11]),
+        ("parameters, conv", 1, [one["convolutional"]["parameters"] for one in alone]),
+        ("parameters, fc", 1, [one["fully_connected"]["parameters"] for one in alone]),
+        ("parameters ", 1, [one["total"]["parameters"] for one in alone]),
+        ("MMACs, conv", 1e6, [one["convolutional"]["macs"] for one in alone]),
+        ("MMACs, fc", 1e6, [one["fully_connected"]["macs"] for one in alone]),
+        ("MMACs ", 1e6, [one["total"]["macs"] for one in alone]),
+        ("MB out", 1e6, [one["total"]["activation_bytes"] for one in alone]),
+        ("MB to train", 1e6, [one["training"]["peak_bytes"] for one in alone]),
+    ):
+        first, second = (value / scale for value in values)
+        assert numbers(row(text, name)) == pytest.approx([first, second, second / first], abs=0.051, rel=0.01)
+    assert numbers(row(text, "parameters "))[0] == 46_764_746  # the book's AlexNet
+    assert "-" in row(text, "  --checkpoint").split()
+
+
+def test_networks_have_their_own_size_unless_told(capsys):
+    sizes = [
+        one["architecture"]["image_size"]
+        for one in json.loads(described(capsys, "lenet", "alexnet", "vgg11", "--json"))
+    ]
+    assert sizes == [28, 224, 224]
+    assert json.loads(described(capsys, "lenet", "--json", "--image-size", "64"))["architecture"]["image_size"] == 64
+
+
+def test_describe_takes_every_head(capsys):
+    for head, hidden, extra in (
+        ("gap", [], []),
+        ("adaptive", [4096, 4096], ["--pooled-size", "3"]),
+        ("conv", [4096, 4096], []),
+    ):
+        architecture = json.loads(described(capsys, "vgg11", "--head", head, *extra, "--json"))["architecture"]
+        assert (architecture["head"], architecture["hidden"]) == (head, hidden)
+
+
 def test_hidden_may_be_empty(capsys):
     assert "fc7" not in described(capsys, "vgg11", "--hidden")
 
@@ -127,8 +243,13 @@ def test_a_users_mistake_gets_one_line_and_code_2(arguments, message, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["describe"], "Missing from vgg describe"),
+        (["describe"], "expected a network, got none, try 'vgg describe vgg16'"),
         (["describe", "vgg11", "--wide"], "--wide"),
+        (["describe", "vgg11", "--memory", "6XB"], "expected a size such as 6GB, 6GiB, 500MB or 6e9 for --memory"),
+        (["describe", "vgg11", "--memory", "1GB", "--batch-size", "0"], "expected a batch_size from 1"),
+        (["describe", "vgg11", "vgg16", "--layers"], "expected one network with --layers, got 2"),
+        (["describe", "vgg11", "vgg61"], "'vgg61', character 1: expected a name such as vgg16"),
+        (["describe", "vgg11", "--optimizer", "adam"], "adam"),
         (["train", "--epochs", "many"], "--epochs"),
         (["train", "--recipe"], "--recipe"),
         (["predict", "run"], "expected at least one image, got none"),

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from vggkit.design.block import ArchitectureError, Block
     from vggkit.design.costs import costs
     from vggkit.design.drawing import draw
+    from vggkit.design.memory import TrainingMemory, largest_batch, training_memory
     from vggkit.inference.evaluate import Evaluation, evaluate
     from vggkit.inference.features import features
     from vggkit.inference.predict import Classifier, load_classifier, predict
@@ -35,6 +36,9 @@ _HOMES = {
     "parse_network": "design.baselines",
     "costs": "design.costs",
     "draw": "design.drawing",
+    "TrainingMemory": "design.memory",
+    "largest_batch": "design.memory",
+    "training_memory": "design.memory",
     "VGG": "networks.vgg",
     "alexnet": "networks.baselines",
     "build": "networks.baselines",
@@ -71,6 +75,9 @@ __all__ = [  # noqa: RUF022 (in the order of a reader)
     "parse_network",
     "costs",
     "draw",
+    "TrainingMemory",
+    "training_memory",
+    "largest_batch",
     "VGG",
     "init_weights",
     "vgg",

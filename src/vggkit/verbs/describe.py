@@ -1,69 +1,180 @@
-"""`vgg describe`: what networks cost."""
+"""`vgg describe`: what networks cost, and what it takes to train them."""
 
 import json
+import math
+import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from tyro.conf import Positional
 
-from vggkit.design.baselines import parse_network
-from vggkit.design.costs import Sum, costs
+from vggkit.design.architecture import POOLED_SIZE, Architecture, Head
+from vggkit.design.baselines import Network, parse_network
+from vggkit.design.costs import Costs, Sum, costs
+from vggkit.design.memory import Dtype, OptimizerState, TrainingMemory, largest_batch, training_memory
 from vggkit.verbs.terminal import DONE, parse_flags, print_json, print_table
+
+_MOST_WITH_RATIOS = 3
+"""Networks side by side, so that the table fits a terminal of 80 columns."""
+_UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB", "ZB")
 
 
 @dataclass(frozen=True)
 class Flags:
-    """Show what a network costs: shapes, parameters, MACs, activations, receptive field."""
+    """Show what networks cost: shapes, parameters, MACs, activations, receptive field, memory for training."""
 
-    architecture: Positional[str]
-    """A name (vgg16, vgg11_bn, vgg11/4, the paper's A-LRN) or blocks ("1x64 2x128 3x256k3,3,1")."""
+    networks: Positional[tuple[str, ...]]
+    """A name (vgg16, vgg11_bn, vgg11/4, alexnet) or blocks ("1x64 2x128 3x256k3,3,1"); several are compared."""
     in_channels: int = 3
     """1 for grey images, 3 for RGB."""
-    image_size: int = 224
-    """Pixels along a side."""
+    image_size: int | None = None
+    """Pixels along a side; each network's own if not given: 224, lenet 28."""
     num_classes: int = 1000
     """Outputs of the last layer."""
-    hidden: tuple[int, ...] = (4096, 4096)
-    """Widths of the hidden fully connected layers."""
+    head: Head = "flatten"
+    """flatten (the book's), adaptive (torchvision's), conv (the paper's dense evaluation), gap."""
+    pooled_size: int = POOLED_SIZE
+    """Pixels that the first fully connected layer sees, with adaptive and conv."""
+    hidden: tuple[int, ...] | None = None
+    """Widths of the hidden fully connected layers; 4096 4096 if not given, none with the head gap."""
     batch_size: int = 1
-    """Images that MACs and activations are counted for."""
+    """Images that MACs, activations and training memory are counted for."""
+    optimizer: OptimizerState = "sgd"
+    """What training keeps beside the parameters: sgd nothing, momentum as much again, adamw twice."""
+    dtype: Dtype = "float32"
+    """What maps are made of in training; bfloat16 under autocast."""
+    memory: str | None = None
+    """What there is for training (6GB, 6GiB, 500MB, 6e9): whether it fits, and which batch does."""
     layers: bool = False
     """A row for each layer instead of each block."""
     json: bool = False
-    """Print JSON instead of a table."""
+    """Print JSON instead of a table: an object for one network, a list for several."""
 
 
 def run(arguments: list[str]) -> int:
     """Run the verb; returns the exit code."""
     flags = parse_flags("describe", Flags, arguments)
-    arch = parse_network(
-        flags.architecture,
-        in_channels=flags.in_channels,
-        image_size=flags.image_size,
-        num_classes=flags.num_classes,
-        hidden=flags.hidden,
-    )
-    counted = costs(arch, flags.batch_size)
-    total, convolutional, fully_connected = counted.total, counted.convolutional, counted.fully_connected
+    if not flags.networks:
+        raise ValueError("expected a network, got none, try 'vgg describe vgg16'")
+    if flags.layers and len(flags.networks) > 1:
+        raise ValueError(f"expected one network with --layers, got {len(flags.networks)}")
+    memory_bytes = None if flags.memory is None else parse_bytes(flags.memory)
+    described = [_described(_network(text, flags), flags, memory_bytes) for text in flags.networks]
     if flags.json:
-        sums = {"total": total, "convolutional": convolutional, "fully_connected": fully_connected}
-        print_json(
-            {
-                "architecture": json.loads(arch.to_json()),
-                "batch_size": flags.batch_size,
-                **{name: _sum_fields(part) for name, part in sums.items()},
-                "parts": {name: _sum_fields(part) for name, part in counted.parts.items()},
-                "layers": [asdict(layer) for layer in counted.layers],
-            }
+        values = [_json(one, flags, memory_bytes) for one in described]
+        print_json(values if len(values) > 1 else values[0])
+    elif len(described) > 1:
+        _print_side_by_side(described, flags)
+    else:
+        _print_one(described[0], flags, memory_bytes)
+    return DONE
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of a size such as 6GB, 6GiB, 500MB or 6e9; raises `ValueError` for anything else.
+
+    >>> parse_bytes("6GB"), parse_bytes("1.5 KiB"), parse_bytes("6e9")
+    (6000000000, 1536, 6000000000)
+    """
+    match = re.fullmatch(
+        r"\s*(\d{1,15}(?:\.\d{1,15})?(?:e\d{1,2})?)\s*(?:([kMGT])(i?)B|B?)\s*", text, re.IGNORECASE | re.ASCII
+    )
+    if match is None:
+        raise ValueError(f"expected a size such as 6GB, 6GiB, 500MB or 6e9 for --memory, got {text[:60]!r}")
+    number, prefix, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** (" kmgt".index(prefix.lower()) if prefix else 0))
+
+
+@dataclass(frozen=True)
+class _Described:
+    """A network, its costs, and what it takes to train it."""
+
+    network: Network
+    costs: Costs
+    training: TrainingMemory
+    largest_batch: int | None
+    """That fits into --memory, where it is given."""
+    checkpointed: TrainingMemory | None
+    """With each block computed again, of a network that has blocks; so is the next."""
+    largest_checkpointed: int | None
+
+
+def _network(text: str, flags: Flags) -> Network:
+    options: dict[str, Any] = {
+        "in_channels": flags.in_channels,
+        "num_classes": flags.num_classes,
+        "head": flags.head,
+        "pooled_size": flags.pooled_size,
+    }
+    chosen = {"image_size": flags.image_size, "hidden": flags.hidden}
+    return parse_network(text, **options, **{name: value for name, value in chosen.items() if value is not None})
+
+
+def _described(network: Network, flags: Flags, memory_bytes: int | None) -> _Described:
+    def memory(checkpoint: bool) -> TrainingMemory:
+        return training_memory(
+            network, flags.batch_size, dtype=flags.dtype, optimizer=flags.optimizer, checkpoint=checkpoint
         )
-        return DONE
+
+    def most(checkpoint: bool) -> int | None:
+        if memory_bytes is None:
+            return None
+        return largest_batch(network, memory_bytes, dtype=flags.dtype, optimizer=flags.optimizer, checkpoint=checkpoint)
+
+    has_blocks = isinstance(network, Architecture)
+    return _Described(
+        network=network,
+        costs=costs(network, flags.batch_size),
+        training=memory(checkpoint=False),
+        largest_batch=most(checkpoint=False),
+        checkpointed=memory(checkpoint=True) if has_blocks else None,
+        largest_checkpointed=most(checkpoint=True) if has_blocks else None,
+    )
+
+
+def _json(one: _Described, flags: Flags, memory_bytes: int | None) -> dict[str, Any]:
+    counted = one.costs
+    sums = {
+        "total": counted.total,
+        "convolutional": counted.convolutional,
+        "fully_connected": counted.fully_connected,
+    }
+    training: dict[str, Any] = {"optimizer": flags.optimizer, "dtype": flags.dtype, **asdict(one.training)}
+    if one.checkpointed is not None:
+        training["checkpoint"] = asdict(one.checkpointed)
+    if memory_bytes is not None:
+        training["memory"] = {
+            "memory_bytes": memory_bytes,
+            "fits": one.training.peak_bytes <= memory_bytes,
+            "largest_batch": one.largest_batch,
+            "largest_batch_checkpoint": one.largest_checkpointed,
+        }
+    return {
+        "architecture": json.loads(one.network.to_json()),
+        "batch_size": flags.batch_size,
+        **{name: _sum_fields(part) for name, part in sums.items()},
+        "training": training,
+        "parts": {name: _sum_fields(part) for name, part in counted.parts.items()},
+        "layers": [asdict(layer) for layer in counted.layers],
+    }
+
+
+def _print_one(one: _Described, flags: Flags, memory_bytes: int | None) -> None:
+    network, counted = one.network, one.costs
+    total, convolutional, fully_connected = counted.total, counted.convolutional, counted.fully_connected
+
+    # Large batches have no room for a tenth, nor need of it.
+    mmacs = ",.1f" if total.macs < 1e11 else ",.0f"
+    megabytes = ",.1f" if total.activation_bytes < 1e10 else ",.0f"
 
     def cells(part: Sum) -> tuple[str, ...]:
         return (
             f"{part.parameters:,}",
             f"{100 * part.parameters / total.parameters:.1f}",
-            f"{part.macs / 1e6:,.1f}",
+            f"{part.macs / 1e6:{mmacs}}",
             f"{100 * part.macs / total.macs:.1f}",
-            f"{part.activation_bytes / 1e6:,.1f}",
+            f"{part.activation_bytes / 1e6:{megabytes}}",
         )
 
     rows = []
@@ -77,8 +188,8 @@ def run(arguments: list[str]) -> int:
         ("all fc", _weight_layers(fully_connected), "", *cells(fully_connected), "", ""),
         ("total", str(total.weight_layers), "", *cells(total), "", ""),
     ]
-    images = f"{arch.in_channels}x{arch.image_size}x{arch.image_size} images"
-    print(f"{arch.name}: {images} in batches of {flags.batch_size}, {arch.num_classes} classes")
+    images = f"{network.in_channels}x{network.image_size}x{network.image_size} images"
+    print(f"{network.name}: {images} in batches of {flags.batch_size}, {network.num_classes} classes")
     print_table(
         ("layer" if flags.layers else "part", "kind" if flags.layers else "layers", "output")
         + ("parameters", "%", "MMACs", "%", "MB out", "sees", "step"),
@@ -91,7 +202,102 @@ def run(arguments: list[str]) -> int:
         "MB out: activations in float32\n"
         "sees, step: receptive field, and pixels from one output to the next"
     )
-    return DONE
+    print(_training_line(one.training))
+    print(f"training: the peak of a step with {flags.optimizer} in {flags.dtype}, maps in passing included")
+    if memory_bytes is not None:
+        _print_whether_it_fits(one, flags, memory_bytes)
+
+
+def _print_whether_it_fits(one: _Described, flags: Flags, memory_bytes: int) -> None:
+    fits = "fits" if one.training.peak_bytes <= memory_bytes else "does not fit"
+    print(f"in {_size(memory_bytes)}: a batch of {flags.batch_size} {fits}; {_most(one.largest_batch)}")
+    if one.checkpointed is not None:
+        fits = "fits" if one.checkpointed.peak_bytes <= memory_bytes else "does not fit"
+        peak = _size(one.checkpointed.peak_bytes)
+        print(f"with vgg train --checkpoint: {peak}, {fits}; {_most(one.largest_checkpointed)}")
+
+
+def _most(batch_size: int | None) -> str:
+    return f"at most {batch_size}" if batch_size else "not even 1 does"
+
+
+def _print_side_by_side(described: list[_Described], flags: Flags) -> None:
+    quantities: list[tuple[str, str, Callable[[_Described], float]]] = [
+        ("weight layers", ",.0f", lambda one: one.costs.total.weight_layers),
+        ("parameters, conv", ",.0f", lambda one: one.costs.convolutional.parameters),
+        ("parameters, fc", ",.0f", lambda one: one.costs.fully_connected.parameters),
+        ("parameters", ",.0f", lambda one: one.costs.total.parameters),
+        ("MMACs, conv", ",.1f", lambda one: one.costs.convolutional.macs / 1e6),
+        ("MMACs, fc", ",.1f", lambda one: one.costs.fully_connected.macs / 1e6),
+        ("MMACs", ",.1f", lambda one: one.costs.total.macs / 1e6),
+        ("MB out", ",.1f", lambda one: one.costs.total.activation_bytes / 1e6),
+        ("MB to train", ",.1f", lambda one: one.training.peak_bytes / 1e6),
+    ]
+    with_ratios = len(described) <= _MOST_WITH_RATIOS
+    header = ["", described[0].network.name]
+    for one in described[1:]:
+        header += [one.network.name, "ratio"] if with_ratios else [one.network.name]
+    rows = []
+    for name, form, quantity in quantities:
+        first = quantity(described[0])
+        row = [name, format(first, form)]
+        for one in described[1:]:
+            row += [format(quantity(one), form)] + ([_ratio(quantity(one), first)] if with_ratios else [])
+        rows.append(row)
+    for name, batches in (
+        ("largest batch", [one.largest_batch for one in described]),
+        ("  --checkpoint", [one.largest_checkpointed for one in described]),
+    ):
+        if flags.memory is not None:
+            row = [name]
+            for index, batch_size in enumerate(batches):
+                row += ["-" if batch_size is None else f"{batch_size:,}"] + [""] * (with_ratios and index > 0)
+            rows.append(row)
+    sizes = dict.fromkeys(f"{one.network.image_size}x{one.network.image_size}" for one in described)
+    images = f"{flags.in_channels}x{' or '.join(sizes)} images"
+    print(f"{images} in batches of {flags.batch_size}, {flags.num_classes} classes")
+    print_table(header, [rows], left_aligned=1)
+    print(
+        "MMACs: millions of multiply-adds; FLOPs = 2 x MACs\n"
+        "MB out: activations in float32\n"
+        f"MB to train: the peak of a step with {flags.optimizer} in {flags.dtype}"
+    )
+    if with_ratios:
+        print(f"ratio: to {described[0].network.name}")
+    if flags.memory is not None:
+        print(f"largest batch: that trains in {flags.memory}; --checkpoint: with vgg train --checkpoint")
+
+
+def _ratio(value: float, first: float) -> str:
+    if not first:
+        return "-"
+    ratio = value / first
+    return f"{ratio:.2f}" if ratio < 100 else f"{ratio:,.0f}"
+
+
+def _training_line(memory: TrainingMemory) -> str:
+    """Parameters, gradients, the optimizer's state and the rest of the peak, in one unit."""
+    power = _power(memory.peak_bytes)
+    parts = {"params": memory.param_bytes, "grads": memory.gradient_bytes, "optimizer": memory.optimizer_bytes}
+    parts["activations"] = memory.peak_bytes - sum(parts.values())
+    sums = [f"{_in_unit(part, power, memory.peak_bytes)} {name}" for name, part in parts.items() if part]
+    return f"training: {' + '.join(sums)} = {_size(memory.peak_bytes)}"
+
+
+def _power(num_bytes: int) -> int:
+    """Of 1000, for a number before the unit from 1 to below 1000."""
+    return min(int(math.log10(max(num_bytes, 1))) // 3, len(_UNITS) - 1)
+
+
+def _in_unit(num_bytes: int, power: int, greatest_bytes: int) -> str:
+    """`num_bytes` with the digits that give `greatest_bytes` three."""
+    digits = len(str(greatest_bytes // 1000**power))
+    return f"{num_bytes / 1000**power:,.{max(0, 3 - digits)}f}"
+
+
+def _size(num_bytes: int) -> str:
+    power = _power(num_bytes)
+    return f"{_in_unit(num_bytes, power, num_bytes)} {_UNITS[power]}"
 
 
 def _weight_layers(part: Sum) -> str:
