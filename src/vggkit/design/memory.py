@@ -2,7 +2,7 @@
 
 How it counts. A step as the training loop takes it: maps in channels_last strides, the forward pass of `VGG` (in the
 last convolution of a block the pool comes before the ReLU, and ReLUs are in place), the gradients of the step before
-there until the backward pass starts, the optimizer's state there. Activations: every byte that autograd keeps from
+gone when it starts, the optimizer's state there. Activations: every byte that autograd keeps from
 the forward pass for the backward pass, each storage once: the images, the inputs of convolutions and fully connected
 layers, of batch norm (and its statistics) and of pools (and the int64 positions of maxima), the results of ReLUs and
 sigmoids, dropout's masks, what a local response normalisation is composed of, and the loss's log-probabilities and
@@ -46,7 +46,7 @@ class TrainingMemory:
     activation_bytes: int
     """What autograd keeps from the forward pass for the backward pass."""
     peak_bytes: int
-    """The most at one moment, at least the sum of the others."""
+    """The most at one moment. Gradients come as activations go, so that it may be less than the sum of the others."""
 
 
 def training_memory(
@@ -81,7 +81,7 @@ def training_memory(
     if optimizer == "adamw":  # counts its steps, in float32, for each tensor of parameters
         optimizer_bytes += BYTES_PER_VALUE * sum(2 for layer in network.layers() if layer.kind in ("conv", "fc", "bn"))
     operations = list(_operations(network, batch_size, dtype))
-    activation_bytes, peak_bytes = _walk(operations, param_bytes, checkpoint)
+    activation_bytes, peak_bytes = _walk(operations, checkpoint)
     return TrainingMemory(
         param_bytes=param_bytes,
         gradient_bytes=param_bytes,
@@ -104,7 +104,7 @@ def largest_batch(
     The other arguments, and what is raised, are those of `training_memory`.
 
     >>> largest_batch(Architecture.parse("vgg16"), 6e9), largest_batch(Architecture.parse("vgg16"), 1e9)
-    (66, 0)
+    (67, 0)
     """
 
     def fits(batch_size: int) -> bool:
@@ -230,7 +230,7 @@ class _Ledger:
             self.holders[tensor] -= 1
             self.held_bytes -= 0 if self.holders[tensor] else tensor.num_bytes
 
-    def pass_by(self, tensors: Iterable[_Tensor], more_bytes: int) -> None:
+    def pass_by(self, tensors: Iterable[_Tensor], more_bytes: int = 0) -> None:
         """A moment at which `tensors` are there too, and `more_bytes`."""
         passing_bytes = sum(tensor.num_bytes for tensor in set(tensors) if not self.holders[tensor])
         self.peak_bytes = max(self.peak_bytes, self.held_bytes + passing_bytes + more_bytes)
@@ -240,7 +240,7 @@ def _is_recomputed(part: list[_Operation], checkpoint: bool) -> bool:
     return checkpoint and part[0].part.startswith("block")
 
 
-def _walk(operations: list[_Operation], param_bytes: int, checkpoint: bool) -> tuple[int, int]:
+def _walk(operations: list[_Operation], checkpoint: bool) -> tuple[int, int]:
     """Bytes saved at the end of the forward pass, and the peak without parameters and the optimizer's state."""
     images, logits = operations[0].x, operations[-1].x
     parts = [list(part) for _, part in groupby(operations, lambda operation: operation.part)]
@@ -253,7 +253,7 @@ def _walk(operations: list[_Operation], param_bytes: int, checkpoint: bool) -> t
             kept += [] if is_recomputed else operation.saved
             saved.hold(kept)
             ledger.hold([*kept, *operation.copies])  # the copies until autocast ends
-            ledger.pass_by((operation.x, operation.y, *operation.saved), param_bytes)
+            ledger.pass_by((operation.x, operation.y, *operation.saved))
     for operation in operations:
         ledger.release(operation.copies)
     ledger.hold([logits])

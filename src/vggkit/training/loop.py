@@ -209,10 +209,10 @@ def train_step(
     """
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
+    optimizer.zero_grad()  # before the forward pass, whose activations take the room of the last step's gradients
     with autocast(x.device):
         logits = net(x)
         loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-    optimizer.zero_grad()
     loss.backward()
     optimizer.step()
     with torch.no_grad():
