@@ -6,7 +6,7 @@ VGG-11/8 and VGG-19/8 on Fashion-MNIST at 32 pixels, from every initialisation, 
 (the paper's momentum and learning rate) and AdamW; LeNet; learning rates that are too high; and VGG-19/8 warm-started
 from a trained VGG-11/8. The doctor sees the first batch of 32. Then the network is trained until the mean loss of
 the last 20 steps is 0.1 below the entropy of the labels, ln(10), or for `--steps`. `agrees` says whether it then did
-what the verdict says; null for `slow`, which says neither. Rows of commit 6d773cc come from before there was `slow`.
+what the verdict says; null for `slow`, which says neither.
 Prints one JSON line for each case, or for those whose first words (as in "vgg11/8 xavier sgd") contain --only;
 --save adds it to benchmarks/results/doctor.jsonl.
 """
