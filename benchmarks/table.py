@@ -1,4 +1,4 @@
-"""The tables of README.md and docs/weights.md, from the rows that benchmarks saved: `python benchmarks/table.py`."""
+"""The tables of README.md and docs/, from the rows that the benchmarks saved: `python benchmarks/table.py`."""
 
 import json
 from pathlib import Path
@@ -47,6 +47,41 @@ def parity() -> str:
     return "\n".join(lines)
 
 
+def doctor() -> str:
+    """The table of docs/doctor.md: each verdict, and what the network then did."""
+    lines = [
+        "| network | from | steps by | gradient at the first layer | verdict | the loss moved after | came true |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows("doctor"):
+        start = f"`{row['init']}`" + (f", warm-started from {row['warm_start']}" if row["warm_start"] else "")
+        moved = f"{row['moved_after']} steps" if row["moved_after"] else f"not in {row['steps']:,}"
+        came_true = {True: "yes", False: "**no**", None: "claims neither"}[row["agrees"]]
+        lines.append(
+            f"| `{row['network']}` | {start} | {row['optimizer']}, {row['learning_rate']} "
+            f"| {row['first_gradient']:.0e} | {row['verdict']} | {moved} | {came_true} |"
+        )
+    return "\n".join(lines)
+
+
+def memory() -> str:
+    """The table of docs/memory.md: the peak of a training step, predicted and measured."""
+    lines = [
+        "| network, batch | optimizer | measured on | predicted GB | measured GB | predicted / measured | freed memory |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows("memory"):
+        case = f"`{row['network']}`, {row['batch_size']}" + (", checkpoint" if row["checkpoint"] else "")
+        lines.append(
+            f"| {case} | {row['optimizer']} | {row['hardware']} | {row['predicted_bytes'] / 1e9:.2f} "
+            f"| {row['measured_bytes']['median'] / 1e9:.2f} | {row['predicted_over_measured']['median']:.2f} "
+            f"| {row['freed_memory']} |"
+        )
+    if not any(kind(row) == "cuda" for row in rows("memory")):
+        lines.append("| the same on a CUDA GPU | | not measured yet | | | | |")
+    return "\n".join(lines)
+
+
 def rows(name: str) -> list[dict[str, Any]]:
     """All rows that benchmark `name` saved, the oldest first."""
     path = RESULTS / f"{name}.jsonl"
@@ -67,3 +102,7 @@ if __name__ == "__main__":
     print(markdown())
     print()
     print(parity())
+    print()
+    print(doctor())
+    print()
+    print(memory())
