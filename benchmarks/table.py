@@ -67,7 +67,7 @@ def doctor() -> str:
 def memory() -> str:
     """The table of docs/memory.md: the peak of a training step, predicted and measured."""
     lines = [
-        "| network, batch | optimizer | measured on | predicted GB | measured GB | predicted / measured | freed memory |",
+        "| network, batch | optimizer | measured on | predicted GB | measured GB | predicted/measured | freed memory |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows("memory"):

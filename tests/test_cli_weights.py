@@ -142,9 +142,15 @@ def test_convert_folds_what_caffe_expects_into_grey_or_colour(weights, image, tm
 
 def test_convert_mistakes_are_one_line(weights, tmp_path, capsys):
     for arguments, message in [
-        (["convert", weights], "expected a file in a folder that exists for --out, got None"),
-        (["convert", weights, "-o", tmp_path / "x.pth"], "expected a .safetensors file for --out"),
-        (["convert", weights, "-o", tmp_path / "x.h5", "--to", "torchvision"], "expected a .safetensors or .pth file"),
+        (["convert", weights], "expected a .safetensors file in a folder that exists for --out, got None"),
+        (
+            ["convert", weights, "-o", tmp_path / "x.pth"],
+            "expected a .safetensors file in a folder that exists for --out",
+        ),
+        (
+            ["convert", weights, "-o", tmp_path / "x.h5", "--to", "torchvision"],
+            "expected a .safetensors or .pth file in a folder",
+        ),
         (["convert"], "expected what to convert, got nothing, try 'vgg weights list'"),
         (["fetch", "torchvision/vgg12"], "expected one of torchvision/vgg11"),
     ]:
@@ -152,3 +158,19 @@ def test_convert_mistakes_are_one_line(weights, tmp_path, capsys):
         (line,) = capsys.readouterr().err.splitlines()
         assert message in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_convert_says_what_torchvisions_names_cannot(weights, tmp_path, capsys):
+    out = tmp_path / "x.safetensors"
+    arguments = ["convert", str(weights), "-o", str(out), "--to", "torchvision"]
+    assert cli.main(["weights", *arguments]) == 0
+    assert capsys.readouterr().err == ""
+    assert cli.main(["weights", *arguments, "--preprocessing", "keras"]) == 0
+    assert "note: torchvision's file cannot say that these weights expect" in capsys.readouterr().err
+
+
+def test_convert_takes_channels_before_it_folds(weights, tmp_path, capsys):
+    out = tmp_path / "x.safetensors"
+    ran(capsys, "weights", "convert", weights, "-o", out, "--in-channels", "1", "--fold")
+    classifier = load_classifier(out)
+    assert (classifier.preprocessing.channels, classifier.preprocessing.mean) == (1, (0,))

@@ -44,7 +44,10 @@ def state_of(source, network, **changes):
         ({"features__0__bias": torch.zeros(64).double()}, "expected 'features.0.bias' as float32, float16 or bfloat16"),
         ({"features__0__bias": torch.zeros(64).int()}, "expected 'features.0.bias' as float32, float16 or bfloat16"),
         ({"features__0__bias": [1.0]}, "expected a dense tensor under 'features.0.bias', got list"),
-        ({"features__0__bias": torch.zeros(64).to_sparse()}, "expected a dense tensor under 'features.0.bias'"),
+        (
+            {"features__0__bias": torch.zeros(64).to_sparse()},
+            "expected a state dict of tensors alone, got a pickle that asks for torch._utils _rebuild_sparse",
+        ),
         (
             {"features__0__weight": torch.zeros(1).expand(64, 10**6, 3, 3)},
             "expected in_channels from 1 to 65536, got 1000000",
@@ -119,20 +122,82 @@ def test_caffes_names_are_read_from_npz(tmp_path, network):
 def test_hostile_arrays_are_refused(tmp_path):
     path = tmp_path / "x.npz"
     np.savez(path, **{"conv1_1.weight": np.array([{}], dtype=object)})
-    with pytest.raises(WeightsError, match="x.npz: expected numbers as 'conv1_1.weight.npy', got Python objects"):
+    with pytest.raises(WeightsError, match="x.npz: expected floats or integers as 'conv1_1.weight.npy', got object"):
         load_weights(path)
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        header, {"descr": "<f4", "fortran_order": False, "shape": (2**40, 2**10)}
-    )  # of nothing
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("conv1_1.weight.npy", header.getvalue())
-    with pytest.raises(WeightsError, match="x.npz: missing tensor 'conv1_1.bias'"):
+    for version, shape, message in [
+        ((1, 0), (2**40, 2**10), "expected a whole array as 'conv1_1.weight.npy', got 128 bytes"),
+        ((2, 0), (1,), r"expected an array of .npy version 1.0 as 'conv1_1.weight.npy', got \(2, 0\)"),
+    ]:
+        header = io.BytesIO()
+        write = np.lib.format.write_array_header_1_0 if version == (1, 0) else np.lib.format.write_array_header_2_0
+        write(header, {"descr": "<f4", "fortran_order": False, "shape": shape})  # of nothing
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("conv1_1.weight.npy", header.getvalue())
+        with pytest.raises(WeightsError, match=f"x.npz: {message}"):
+            load_weights(path)
+    np.savez_compressed(path, **{"conv1_1.weight": np.zeros((64, 3, 3, 3), "V80000")})  # 138 MB of nothing
+    with pytest.raises(WeightsError, match="x.npz: expected floats or integers as 'conv1_1.weight.npy', got |V80000"):
         load_weights(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("conv1_1.weight.npy", b"not an array")
-    with pytest.raises(WeightsError, match="x.npz: expected an array as 'conv1_1.weight.npy', got"):
+    with pytest.raises(WeightsError, match="x.npz: expected a whole weight file, got"):
         load_weights(path)
+
+
+@pytest.mark.parametrize("kind", ["npz", "pth", "h5"])
+def test_any_bit_flipped_or_byte_lost_gives_one_line_or_another_value(tmp_path, kind):
+    """Of a small file of a kind of its own, which is refused for its names at the latest."""
+    path = tmp_path / f"small.{kind}"
+    if kind == "npz":
+        np.savez_compressed(path, **{"conv1_1.weight": np.arange(6.0), "fc6.bias": np.arange(3.0)})
+    elif kind == "pth":
+        torch.save({"features.0.bias": torch.arange(6.0), "features.0.weight": torch.arange(3.0)}, path)
+    else:
+        as_published({"block1_conv1/bias": np.arange(6.0)}, path)
+    content = path.read_bytes()
+    rng = np.random.default_rng(0)
+    # libhdf5 itself can hang on a damaged heap, which docs/weights.md says; its header alone is tried.
+    places = rng.integers(0, 200 if kind == "h5" else len(content), 150)
+    for place in places:
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << rng.integers(0, 8)
+        for data in (damaged, content[:place]):
+            path.write_bytes(data)
+            with pytest.raises(WeightsError, match=f"small.{kind}: ") as caught:
+                load_weights(path)
+            assert str(caught.value).isprintable()
+
+
+class Grown(dict):
+    """Pickled as a call of bytearray with a number: as many bytes of memory as the file likes."""
+
+    def __reduce__(self):
+        return (bytearray, (2**40,))
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_a_pickle_that_would_take_memory_is_refused_before_it_is_read(tmp_path, new):
+    torch.save(Grown(), tmp_path / "x.pth", _use_new_zipfile_serialization=new)
+    with pytest.raises(WeightsError, match="x.pth: expected a state dict of tensors alone, .* asks for .* bytearray"):
+        load_weights(tmp_path / "x.pth")
+
+
+def test_a_tensor_without_data_is_refused(tmp_path):
+    torch.save({"features.0.bias": torch.zeros(64, device="meta")}, tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match="x.pth: expected"):
+        load_weights(tmp_path / "x.pth")
+
+
+def test_counters_come_back_from_npz(tmp_path):
+    """0-dimensional ones, of a state dict as NumPy keeps it."""
+    state = state_of("torchvision", "vgg11_bn")
+    arrays = {name: np.broadcast_to(np.float32(0.5), tensor.shape) for name, tensor in state.items()}
+    for name in [name for name in state if name.endswith("num_batches_tracked")]:
+        arrays[name] = np.array(7)
+    np.savez(tmp_path / "x.npz", **arrays)
+    net, _ = load_weights(tmp_path / "x.npz")
+    assert net.block5.bn5_2.num_batches_tracked.item() == 7
+    assert net.block5.bn5_2.num_batches_tracked.shape == ()
 
 
 def as_published(weights, path):
@@ -186,6 +251,16 @@ def test_keras_3s_files_are_the_same_network(tmp_path):
     assert (net.fc7.weight == weights["fc2/kernel"][0, 0]).all()
 
 
+def linked_in_a_thousand_ways(file):
+    """Groups with sixty hard links each to the next: 60^4 paths through a few kilobytes."""
+    group = file
+    for depth in range(4):
+        child = file.create_group(f"level{depth}") if depth == 0 else group.create_group("0")
+        for index in range(1, 60):
+            group[f"link{index}"] = child
+        group = child
+
+
 def test_hostile_hdf5_is_refused(tmp_path):
     (tmp_path / "secret").write_bytes(b"x" * 256)
 
@@ -211,6 +286,16 @@ def test_hostile_hdf5_is_refused(tmp_path):
         "expected the data of '/fc1/kernel' in this file, got another's",
     )
     refused(lambda f: f.create_group("a/b/c/d/e/f/g/h"), "expected groups as Keras nests them")
+    refused(linked_in_a_thousand_ways, "expected at most 10000 groups and tensors, got more")
+    refused(
+        lambda f: f.create_dataset("fc1/kernel", (64,), "V100000000", chunks=(1,)),
+        "expected floats or integers as '/fc1/kernel', got",
+    )
+    refused(
+        lambda f: f.create_dataset("fc1/kernel", (64,), "f4", chunks=(2**28,), maxshape=(None,), compression="gzip"),
+        "expected chunks no larger than '/fc1/kernel', got",
+    )
+    refused(lambda f: f.create_dataset("fc1/kernel", data=h5py.Empty("f4")), "expected a whole weight file, got")
     refused(lambda f: f.create_dataset("fc1/kernel", data=np.zeros((2, 2))), "missing tensor 'block1_conv1/bias'")
     refused(
         lambda f: [f.create_dataset(f"fc1/{name}", data=np.zeros(2)) for name in "ab"],

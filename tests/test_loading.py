@@ -57,9 +57,17 @@ def test_cropping_is_torchvisions(shape, interpolation):
 
 
 def test_a_strip_is_not_blown_up():
-    crop = Preprocessing(56, 1, (0.0,), (1.0,), resize="crop")
-    with pytest.raises(ValueError, match="expected sides that differ at most 100-fold, got 1000 x 1"):
-        crop(torch.zeros(1, 1, 1, 1000, dtype=torch.uint8))
+    crop = Preprocessing(8000, 1, (0.0,), (1.0,), resize="crop", crop_fraction=0.1)
+    with pytest.raises(ValueError, match="at most 1,073,741,824 bytes .*, got 10 x 1 to become 800000 x 80000"):
+        crop(torch.zeros(1, 1, 1, 10, dtype=torch.uint8))
+
+
+def test_other_values_than_it_is_for_are_refused():
+    crop = Preprocessing(8, 1, (0.0,), (1.0,))
+    with pytest.raises(ValueError, match="expected images as uint8, got torch.float32, try normalize"):
+        crop(torch.zeros(1, 1, 8, 8))
+    with pytest.raises(ValueError, match=r"expected images as floats in \[0, 1\], got torch.uint8"):
+        crop.normalize(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
 
 
 def test_normalisation_is_what_it_says():

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from tests.strategies import architectures
-from vggkit import Architecture, ArchitectureError, Baseline, Block, Recipe, parse_network
+from vggkit import VGG, Architecture, ArchitectureError, Baseline, Block, Recipe, parse_network
 from vggkit.design.memory import largest_batch, training_memory
 from vggkit.networks.baselines import build
 from vggkit.networks.fully_connected import use_fast_cpu
@@ -228,3 +228,40 @@ def test_the_largest_batch_of_no_memory_and_of_endless_memory():
 def test_what_cannot_be_is_refused(options, message):
     with pytest.raises(ArchitectureError, match=message):
         training_memory(Architecture.parse("vgg11"), **{"batch_size": 1, **options})
+
+
+def checkpointed(notation="1x4 2x6_bn", **options):
+    torch.manual_seed(0)
+    return VGG(Architecture.parse(notation, image_size=8, hidden=(), num_classes=3, **options), checkpoint=True)
+
+
+def test_checkpointing_goes_back_twice():
+    gradients_of = []
+    for checkpoint in (False, True):
+        net = checkpointed()
+        net.checkpoint = checkpoint
+        loss = net(torch.ones(2, 3, 8, 8)).square().sum()
+        loss.backward(retain_graph=True)
+        loss.backward()
+        gradients_of.append([parameter.grad for parameter in net.parameters()])
+        assert net.block1.bn1_1.num_batches_tracked == 1
+    for a, b in zip(*gradients_of, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_hooks_may_go_between_the_forward_and_the_backward_pass():
+    """As Grad-CAM takes an activation."""
+    net = checkpointed()
+    hook = net.block2.relu2_1.register_forward_hook(lambda *_: None)
+    loss = net(torch.ones(2, 3, 8, 8)).sum()
+    hook.remove()
+    loss.backward()
+    assert net.block1.conv1_1.weight.grad is not None
+
+
+def test_borrowed_parameters_are_never_replaced_by_the_networks_own():
+    net = checkpointed().eval()
+    borrowed = {name: (p.detach() * 1.5).requires_grad_() for name, p in net.named_parameters()}
+    loss = torch.func.functional_call(net, borrowed, (torch.ones(2, 3, 8, 8),)).sum()
+    with pytest.raises(RuntimeError, match="expected the forward pass's parameters in the backward pass too"):
+        loss.backward()

@@ -96,3 +96,19 @@ def test_a_gram_matrix_knows_no_places():
     maps = torch.rand(2, 3, 4, 5)
     shuffled = maps.flatten(2)[:, :, torch.randperm(20)].view(2, 3, 5, 4)
     torch.testing.assert_close(gram_matrix(maps), gram_matrix(shuffled))
+
+
+def test_training_what_it_is_part_of_leaves_its_network_alone():
+    net = VGG(Architecture.parse("1x4 1x6_bn", image_size=16, hidden=()))
+    model = nn.ModuleDict({"loss": PerceptualLoss(net, Preprocessing(16, 3, MEAN, STD), content={"bn2_1": 1.0})})
+    output, target = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16)
+    before = model["loss"](output, target)
+    model.train()
+    assert torch.equal(model["loss"](output, target), before)
+    assert not any(module.training for module in net.modules())
+
+
+def test_a_gram_matrix_of_large_maps_fits_into_half_precision():
+    with torch.autocast("cpu", torch.float16):
+        gram = gram_matrix(torch.full((1, 4, 224, 224), 2.0))
+    torch.testing.assert_close(gram.float(), torch.ones(1, 4, 4), rtol=0.01, atol=0)

@@ -124,7 +124,9 @@ def test_a_folded_network_is_saved_and_loaded(tmp_path):
         fold_preprocessing(loaded, caffe)
     with pytest.raises(ArchitectureError, match="try the channels first"):
         with_in_channels(loaded, 1)
-    with pytest.raises(ArchitectureError, match="expected a network of 1 channels"):
+    with pytest.raises(
+        ArchitectureError, match="expected a network of 1 channels, as the preprocessing has, got one of 3"
+    ):
         fold_preprocessing(net, caffe.for_channels(1))
 
 

@@ -99,7 +99,8 @@ def test_a_convolution_is_before_its_relu_whatever_is_on(net, x, watched):
 def test_it_stops_at_the_deepest_layer(net, x):
     ran = []
     for name, module in net.named_modules():
-        module.register_forward_hook(lambda *_, name=name: ran.append(name))
+        if not list(module.children()):
+            module.register_forward_hook(lambda *_, name=name: ran.append(name))
     net.features(x, ["conv2_1", "relu1_1"])
     assert ran[-1] == "block2.conv2_1"
     assert "block2.bn2_1" not in ran
@@ -179,3 +180,39 @@ def test_the_forward_pass_does_not_change(net, x):
     expected = net(x)
     net.features(x, ["conv1_1"])
     assert torch.equal(net(x), expected)
+
+
+class Overwriting(nn.Module):
+    """A layer of somebody's own that writes into its input."""
+
+    def forward(self, x):
+        return x.relu_()
+
+
+def test_layers_of_somebodys_own_cannot_write_into_a_tap(net, x):
+    expected = one_after_another(net, x)
+    net.block1.relu1_1 = Overwriting()
+    net.block2.relu2_1.forward = lambda x: x.relu_()
+    got = net.features(x, ["bn1_1", "bn2_1", "relu2_1"])
+    for name, output in got.items():
+        assert torch.equal(output, expected[name])
+
+    def double(module, inputs):
+        if isinstance(module, nn.BatchNorm2d):
+            inputs[0].mul_(2)
+
+    hook = nn.modules.module.register_module_forward_pre_hook(double)
+    try:
+        assert torch.equal(net.features(x, ["conv1_1", "bn1_1"])["conv1_1"], expected["conv1_1"])
+    finally:
+        hook.remove()
+
+
+def test_the_hooks_of_a_block_run_whatever_is_asked_for(net, x):
+    net.block2.register_forward_pre_hook(lambda _module, inputs: (inputs[0] * 2,))
+    net.block2.register_forward_hook(lambda _module, _inputs, output: output + 1)
+    whole = net.features(x, ["pool2", "fc3"])
+    inner = net.features(x, ["conv2_1", "pool2", "fc3"])
+    assert torch.equal(inner["fc3"], whole["fc3"])
+    assert torch.equal(inner["conv2_1"], net.block2.conv2_1(net.block1(x) * 2))
+    torch.testing.assert_close(net.fc4(net.drop3(net.relu3(inner["fc3"]))), net(x))

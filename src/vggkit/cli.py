@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"vgg {verb}: {error}", file=sys.stderr)
         return FAILED
     except (MemoryError, RuntimeError) as error:  # torch has no type of its own for a CPU's memory
-        if "memory" not in str(error):
+        if "memory" not in str(error) and not isinstance(error, MemoryError):
             raise
         print(
             f"vgg {verb}: expected enough memory, got: {str(error).splitlines()[0]}, "

@@ -27,7 +27,8 @@ def download(url: str, target: Path, max_bytes: int, report: Callable[[str], Non
 
 def _download_once(url: str, target: Path, max_bytes: int, report: Callable[[str], None]) -> None:
     with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response, target.open("wb") as file:  # noqa: S310
-        total_bytes, next_report = int(response.headers.get("Content-Length") or 0), 0.0
+        length, next_report = response.headers.get("Content-Length") or "0", 0.0
+        total_bytes = int(length) if length.isdecimal() else 0
         while chunk := response.read(1 << 18):
             file.write(chunk)
             if file.tell() > max_bytes:

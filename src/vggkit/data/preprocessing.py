@@ -19,8 +19,8 @@ from vggkit.data.files import why_not_a_file
 MAX_IMAGE_PIXELS, MAX_IMAGE_SIDE = 64_000_000, 30_000
 """An image that says it is larger is refused before it is decoded."""
 
-MAX_ASPECT = 100
-"""An image whose sides differ by more is not cut to a square."""
+MAX_RESIZED_BYTES = 2**30
+"""An image that would take more when it is resized, for its shape or for what a file says, is refused."""
 
 MIN_STD = 1e-6
 MIN_CROP_FRACTION = 0.1
@@ -64,15 +64,20 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 3) or self.image_size < 1:
-            raise ValueError(f"expected 1 or 3 channels and a positive image_size, got {self}")
+            raise ValueError(
+                f"expected 1 or 3 channels and a positive image_size, got {self.channels}, {self.image_size}"
+            )
         if len(self.mean) != self.channels or len(self.std) != self.channels:
-            raise ValueError(f"expected {self.channels} means and as many stds, got {self.mean}, {self.std}")
+            raise ValueError(
+                f"expected {self.channels} means and as many stds, got {len(self.mean)} and {len(self.std)}"
+            )
         if not all(map(math.isfinite, self.mean + self.std)) or min(self.std) < MIN_STD:
             raise ValueError(f"expected finite means and stds of at least {MIN_STD}, got {self.mean}, {self.std}")
         for field, allowed in (("order", Order), ("resize", Resize), ("interpolation", Interpolation)):
             if getattr(self, field) not in get_args(allowed):
                 raise ValueError(
-                    f"expected {field} to be one of {', '.join(get_args(allowed))}, got {getattr(self, field)!r}"
+                    f"expected {field} to be one of {', '.join(get_args(allowed))}, "
+                    f"got {str(getattr(self, field))[:60]!r}"
                 )
         if not MIN_CROP_FRACTION <= self.crop_fraction <= 1 or self.scale not in (1, 255):
             raise ValueError(
@@ -91,8 +96,10 @@ class Preprocessing:
             within 1/255 of what torchvision's Resize and ToTensor give, which round to uint8 in between.
 
         Raises:
-            ValueError: an image to be cut whose sides differ more than a hundredfold.
+            ValueError: other values than uint8, or an image that is too large when it is resized.
         """
+        if images.dtype != torch.uint8:
+            raise ValueError(f"expected images as uint8, got {images.dtype}, try normalize for floats in [0, 1]")
         x = self._resized(images.float())
         if self.order == "bgr":
             x = x.flip(1)
@@ -106,7 +113,12 @@ class Preprocessing:
 
         Args:
             images: float (batch, channels, height, width) in [0, 1], RGB.
+
+        Raises:
+            ValueError: other values than floats.
         """
+        if not images.is_floating_point():
+            raise ValueError(f"expected images as floats in [0, 1], got {images.dtype}")
         x = images.flip(1) if self.order == "bgr" else images
         mean, std = (x.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         return (x * self.scale - mean) / std
@@ -124,8 +136,6 @@ class Preprocessing:
         if self.resize == "stretch":
             return self._interpolated(x, size, size)
         shorter = max(size, round(size / self.crop_fraction))
-        if max(height, width) > MAX_ASPECT * min(height, width):
-            raise ValueError(f"expected sides that differ at most {MAX_ASPECT}-fold, got {width} x {height}")
         if height <= width:
             x = self._interpolated(x, shorter, shorter * width // height)
         else:
@@ -136,6 +146,11 @@ class Preprocessing:
     def _interpolated(self, x: Tensor, height: int, width: int) -> Tensor:
         if x.shape[-2:] == (height, width):
             return x
+        if self.channels * height * width * 4 > MAX_RESIZED_BYTES:
+            raise ValueError(
+                f"expected an image that takes at most {MAX_RESIZED_BYTES:,} bytes when it is resized, got "
+                f"{x.shape[-1]} x {x.shape[-2]} to become {width} x {height}"
+            )
         y = F.interpolate(x, size=(height, width), mode=self.interpolation, antialias=True)
         return y.clamp_(0, 255) if self.interpolation == "bicubic" else y  # bicubic overshoots
 
@@ -151,7 +166,9 @@ class Preprocessing:
         """
         try:
             match json.loads(text):
-                case {"image_size": int(size), "channels": int(channels), "mean": [*mean], "std": [*std], **others}:
+                case {"image_size": int(size), "channels": int(channels), "mean": [*mean], "std": [*std], **others} if (
+                    not isinstance(size, bool) and not isinstance(channels, bool)
+                ):
                     options: dict[str, Any] = {str(name): value for name, value in others.items()}
                     for name in {"scale", "crop_fraction"} & options.keys():
                         options[name] = float(options[name])

@@ -6,8 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vggkit.data.preprocessing import read_image
-from vggkit.inference.predict import Classifier
+from vggkit.inference.predict import Classifier, prepared
 from vggkit.networks.vgg import VGG
 
 
@@ -30,5 +29,4 @@ def features(classifier: Classifier, image: str | Path, layers: Sequence[str]) -
     net = classifier.net
     if not isinstance(net, VGG):
         raise ValueError(f"expected a VGG network, got {net.architecture.name}")
-    pixels = read_image(Path(image), classifier.preprocessing.channels).to(next(net.parameters()).device)
-    return net.features(classifier.preprocessing(pixels.unsqueeze(0)), layers)
+    return net.features(prepared(classifier, image), layers)

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from vggkit.data.fashion_mnist import DataError
 from vggkit.data.preprocessing import Preprocessing, read_image
 from vggkit.design.costs import costs
 from vggkit.networks.baselines import BaselineNetwork
@@ -68,6 +70,19 @@ def load_classifier(run: str | Path, device: str | torch.device = "cpu") -> Clas
     return Classifier(net, classes, preprocessing)
 
 
+def prepared(classifier: Classifier, image: str | Path) -> Tensor:
+    """An image file as the network's input, (1, channels, image_size, image_size), on its device.
+
+    Raises:
+        DataError: the file is missing, is not a whole PNG or JPEG image, or takes too much memory; it is named.
+    """
+    pixels = read_image(Path(image), classifier.preprocessing.channels)
+    try:
+        return classifier.preprocessing(pixels.to(next(classifier.net.parameters()).device).unsqueeze(0))
+    except ValueError as error:
+        raise DataError(f"{image}: {error}") from None
+
+
 @torch.no_grad()
 def predict(classifier: Classifier, images: Sequence[str | Path], top: int = 3) -> list[list[Prediction]]:
     """The `top` classes of each image file, the most probable first.
@@ -83,11 +98,9 @@ def predict(classifier: Classifier, images: Sequence[str | Path], top: int = 3) 
     """
     if top < 1:
         raise ValueError(f"expected a top from 1, got {top}")
-    device = next(classifier.net.parameters()).device
     predictions = []
     for path in images:
-        pixels = read_image(Path(path), classifier.preprocessing.channels).to(device)
-        probabilities = classifier.net(classifier.preprocessing(pixels.unsqueeze(0)))[0].softmax(dim=0)
+        probabilities = classifier.net(prepared(classifier, path))[0].softmax(dim=0)
         if not probabilities.isfinite().all():
             raise WeightsError(f"expected weights that give probabilities, got {probabilities[0].item()} for {path}")
         values, indices = probabilities.topk(min(top, len(classifier.classes)))

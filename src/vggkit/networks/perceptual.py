@@ -4,6 +4,7 @@ Sources: Gatys, Ecker & Bethge, arXiv 1508.06576 (content and style, the Gram ma
 arXiv 1603.08155 (both as a loss to train with, divided by the size of the maps).
 """
 
+import math
 from collections.abc import Mapping
 
 from torch import Tensor, nn
@@ -52,6 +53,12 @@ class PerceptualLoss(nn.Module):
         if not self.layers:
             raise ValueError("expected a layer in content or style, got none, try content={'relu3_3': 1.0}")
 
+    def train(self, mode: bool = True) -> "PerceptualLoss":
+        """As `nn.Module.train`, but for the network, which stays in evaluation mode."""
+        super().train(mode)
+        self.net.eval()
+        return self
+
     @property
     def layers(self) -> list[str]:
         """All layers that are compared."""
@@ -84,5 +91,5 @@ def gram_matrix(maps: Tensor) -> Tensor:
     Returns:
         (batch, channels, channels), divided by channels x height x width.
     """
-    flat = maps.flatten(start_dim=2)
-    return flat @ flat.transpose(1, 2) / flat[0].numel()
+    flat = maps.flatten(start_dim=2) / math.sqrt(maps.shape[1:].numel())  # before the product, for float16's sake
+    return flat @ flat.transpose(1, 2)

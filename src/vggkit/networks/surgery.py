@@ -85,9 +85,11 @@ def fold_preprocessing(net: VGG, preprocessing: Preprocessing) -> VGG:
     Raises:
         ArchitectureError: the channels do not agree, or something is folded in already.
     """
-    if net.architecture.in_channels != preprocessing.channels or isinstance(_first(net), ValuePaddedConv2d):
+    if isinstance(_first(net), ValuePaddedConv2d):
+        raise ArchitectureError("expected a network without folded preprocessing, got one with it")
+    if net.architecture.in_channels != preprocessing.channels:
         raise ArchitectureError(
-            f"expected a network of {preprocessing.channels} channels without folded preprocessing, got one of "
+            f"expected a network of {preprocessing.channels} channels, as the preprocessing has, got one of "
             f"{net.architecture.in_channels}"
         )
     folded = _filled(net.architecture, net, net.state_dict())
@@ -116,11 +118,10 @@ class ValuePaddedConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, in_channels, height, width) to (batch, out_channels, height, width)."""
         border = self.kernel_size[0] // 2
-        batch, channels, height, width = x.shape
+        height, width = x.shape[-2:]
         value = self.padding_value.to(x.dtype).view(1, -1, 1, 1)
-        padded = value.expand(batch, channels, height + 2 * border, width + 2 * border).clone()
-        padded[:, :, border : border + height, border : border + width] = x
-        return F.conv2d(padded, self.weight, self.bias)
+        inside = F.pad(torch.ones(height, width, dtype=torch.bool, device=x.device), (border,) * 4)
+        return F.conv2d(torch.where(inside, F.pad(x, (border,) * 4), value), self.weight, self.bias)
 
 
 def pad_with_values(net: VGG) -> None:
@@ -144,4 +145,6 @@ def _filled(architecture: Architecture, net: VGG, state: dict[str, Tensor]) -> V
             pad_with_values(filled)
     shapes = {name: tensor.shape for name, tensor in filled.state_dict().items()}
     filled.load_state_dict({k: t.detach().reshape(shapes[k]).clone() for k, t in state.items()}, assign=True)
+    for parameter, old in zip(filled.parameters(), net.parameters(), strict=True):
+        parameter.requires_grad_(old.requires_grad)
     return filled.train(net.training)

@@ -2,8 +2,8 @@
 
 import difflib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,7 +14,14 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from vggkit.design.architecture import POOLED_SIZE, Architecture, Head, Init
 from vggkit.design.block import Block, Layer, Norm
-from vggkit.networks.modules import init_weights, modules_of
+from vggkit.networks.fully_connected import Dropout, Linear
+from vggkit.networks.modules import Fit, init_weights, modules_of
+
+_OWN_LAYERS = {
+    nn.Sequential, nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.LocalResponseNorm, nn.MaxPool2d, nn.AdaptiveAvgPool2d,
+    nn.Flatten, Fit, Linear, Dropout,
+}  # fmt: skip
+"""What `modules_of` makes for an `Architecture`."""
 
 
 class VGG(nn.Sequential):
@@ -29,7 +36,7 @@ class VGG(nn.Sequential):
         architecture: what to build.
         init: how the weights start, see `init_weights`.
         checkpoint: keep only each block's input for the backward pass and compute the rest of the block again:
-            the same gradients with less memory and about a third more time.
+            the same gradients with less memory and about a third more time. Not under torch.func's transforms.
 
     >>> VGG(Architecture.parse("vgg11/4", in_channels=1, num_classes=10)).fc8
     Linear(in_features=4096, out_features=10, bias=True)
@@ -63,7 +70,7 @@ class VGG(nn.Sequential):
         return x
 
     def features(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-        """What the named layers put out for `x`; nothing behind the deepest of them is computed.
+        """What the named layers put out for `x`; nothing behind the deepest is computed, but for a block with hooks.
 
         A name stands for the output of that layer alone: `conv3_2` is the convolution before its ReLU, and no later
         layer writes into what is returned. Gradients flow. Layers of the blocks are computed at any size of input.
@@ -91,23 +98,24 @@ class VGG(nn.Sequential):
         deepest = [i for i, child in enumerate(children.items()) if missing & set(_names(*child))][-1]
         ends_in_pool = f"pool{deepest + 1}" in missing
         self._check_input(x, pools=deepest + ends_in_pool if deepest < len(self.architecture.blocks) else None)
-        # Where a layer of somebody's own, or a hook, may write into its input, taps are copies.
-        keep = Tensor.clone if any(map(_may_write, self.modules())) else (lambda tensor: tensor)
+        keep = (lambda tensor: tensor) if self._writes_nothing() else Tensor.clone
         for name, child in children.items():
             names = _names(name, child)
-            if not missing & set(names[:-1]):  # at most the block's output is asked for
+            inside = missing.intersection(names[:-1])
+            if not inside:  # at most the output of a block is asked for
                 x = self._run(child, x)
                 if names and names[-1] in missing:
                     taps[names[-1]] = keep(x)
-                missing.difference_update(names)
+            elif child._forward_hooks or child._forward_pre_hooks:  # which may change what goes in and out
+                x = _tapped(child, x, missing, taps)
             else:
                 for inner, module in child.named_children():
                     x = module(x)
                     if inner in missing:
                         taps[inner] = keep(x)
-                        missing.remove(inner)
-                    if not missing:
+                    if missing <= taps.keys():
                         break
+            missing.difference_update(names)
             if not missing:
                 break
         return {name: taps[name] for name in layers}
@@ -123,7 +131,21 @@ class VGG(nn.Sequential):
             return child(x)  # type: ignore[no-any-return]
         if self.checkpoint and torch.is_grad_enabled():
             return _recomputed_block(child, x)
-        return _forward_block(child, x)
+        return _forward_block(child, x, _is_watched(child))
+
+    def _writes_nothing(self) -> bool:
+        """Whether no layer can write into what another one has put out: all are ours, and nobody has touched them."""
+        if module_globals._global_forward_hooks or module_globals._global_forward_pre_hooks:
+            return False
+        return not any(
+            type(module) not in _OWN_LAYERS
+            or getattr(module, "inplace", False)
+            or module._forward_hooks
+            or module._forward_pre_hooks
+            or "forward" in vars(module)
+            for child in self
+            for module in child.modules()
+        )
 
     def _check_names(self, layers: Sequence[str]) -> None:
         if isinstance(layers, str) or not layers:
@@ -229,17 +251,28 @@ def _names(name: str, child: nn.Module) -> list[str]:
     return [inner for inner, _ in child.named_children()] if type(child) is nn.Sequential else [name]
 
 
-def _may_write(module: nn.Module) -> bool:
-    return bool(getattr(module, "inplace", False) or module._forward_hooks or module._forward_pre_hooks)
+def _tapped(block: nn.Module, x: Tensor, names: Iterable[str], taps: dict[str, Tensor]) -> Tensor:
+    """`block(x)`, and copies in `taps` of what the layers `names` in it put out."""
+
+    def tap(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        return lambda _module, _inputs, output: taps.update({name: output.clone()})
+
+    layers = {name: layer for name, layer in block.named_children() if name in names}
+    handles = [layer.register_forward_hook(tap(name)) for name, layer in layers.items()]
+    try:
+        return block(x)  # type: ignore[no-any-return]
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
-def _forward_block(block: nn.Sequential, x: Tensor) -> Tensor:
+def _forward_block(block: nn.Sequential, x: Tensor, is_watched: bool) -> Tensor:
     """`block(x)` to the last bit, gradients too, with less memory and time.
 
     The maximum of a window commutes with ReLU, so that pooling first leaves a quarter of the values to rectify;
     and a ReLU may overwrite what the layer before it has just made, unless somebody is watching.
     """
-    if _is_watched(block):
+    if is_watched:
         return block(x)  # type: ignore[no-any-return]
     layers = list(block)
     if [type(layer) for layer in layers[-2:]] == [nn.ReLU, nn.MaxPool2d]:
@@ -273,23 +306,35 @@ def _is_watched(block: nn.Module) -> bool:
 
 def _recomputed_block(block: nn.Sequential, x: Tensor) -> Tensor:
     """`_forward_block`, which keeps `x` alone for the backward pass and is done again there."""
+    is_watched = _is_watched(block)  # hooks may come and go before the second pass
+    parameters = list(block.parameters())
+
+    def forward(x: Tensor) -> Tensor:
+        # What torch.func.functional_call puts in place is gone by then.
+        if any(now is not then for now, then in zip(block.parameters(), parameters, strict=True)):
+            raise RuntimeError("expected the forward pass's parameters in the backward pass too, try checkpoint=False")
+        return _forward_block(block, x, is_watched)
+
     norms = [module for module in block if isinstance(module, nn.BatchNorm2d)]
     options: dict[str, Any] = {}
     if norms and not torch.compiler.is_compiling():  # a compiled second pass leaves out what has an effect
-        options["context_fn"] = lambda: (nullcontext(), _uncounted(norms))
+        options["context_fn"] = lambda: (nullcontext(), _Uncounted(norms))
     # Nothing in a block is random.
-    y: Tensor = recompute(_forward_block, block, x, use_reentrant=False, preserve_rng_state=False, **options)
+    y: Tensor = recompute(forward, x, use_reentrant=False, preserve_rng_state=False, **options)
     return y
 
 
-@contextmanager
-def _uncounted(norms: Sequence[nn.BatchNorm2d]) -> Iterator[None]:
-    """Let `norms` work as in training, and save for the backward pass as then, but count nothing."""
-    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    try:
-        for norm in norms:
+class _Uncounted:
+    """Within, `norms` work as in training, and save for the backward pass as then, but count nothing."""
+
+    def __init__(self, norms: Sequence[nn.BatchNorm2d]) -> None:
+        self.norms = norms
+
+    def __enter__(self) -> None:
+        self.before = [(norm.momentum, norm.num_batches_tracked) for norm in self.norms]
+        for norm in self.norms:
             norm.momentum, norm.num_batches_tracked = 0.0, None
-        yield
-    finally:
-        for norm, (momentum, counter) in zip(norms, before, strict=True):
+
+    def __exit__(self, *_: object) -> None:
+        for norm, (momentum, counter) in zip(self.norms, self.before, strict=True):
             norm.momentum, norm.num_batches_tracked = momentum, counter

@@ -37,7 +37,13 @@ def save_weights(path: Path, net: AnyNetwork, metadata: Mapping[str, str]) -> No
     """Write `net` and `metadata` (texts by name) to `path`, whole or not at all.
 
     The metadata gets `architecture`, as JSON, beside what is given.
+
+    Raises:
+        WeightsError: the parameters are not float32, which is what a file holds.
     """
+    for name, parameter in net.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise WeightsError(f"expected {name!r} as float32, got {parameter.dtype}, try net.float()")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     write_whole(path, save(tensors, {**metadata, "architecture": net.architecture.to_json()}))
 

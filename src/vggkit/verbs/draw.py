@@ -9,7 +9,7 @@ from tyro.conf import Positional, arg
 from vggkit.design.architecture import Head
 from vggkit.design.baselines import parse_network
 from vggkit.design.drawing import Style, draw
-from vggkit.verbs.terminal import DONE, parse_flags
+from vggkit.verbs.terminal import DONE, check_out, parse_flags
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,7 @@ class Flags:
 def run(arguments: list[str]) -> int:
     """Run the verb; returns the exit code."""
     flags = parse_flags("draw", Flags, arguments)
-    if flags.out.suffix != ".svg" or flags.out.is_dir() or not flags.out.parent.is_dir():
-        raise ValueError(f"expected an .svg file in a folder that exists for --out, got {flags.out}")
+    check_out(flags.out, ".svg")
     shape = {name: getattr(flags, name) for name in ("in_channels", "image_size", "num_classes", "hidden")}
     given = {name: value for name, value in shape.items() if value is not None}
     networks = [parse_network(text, head=flags.head, **given) for text in flags.architectures]

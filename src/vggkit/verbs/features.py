@@ -7,7 +7,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from vggkit.verbs.terminal import DONE, parse_flags, print_json, print_table, print_to_stderr
+from vggkit.verbs.terminal import DONE, check_out, parse_flags, print_json, print_table, print_to_stderr
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,7 @@ class Flags:
 def run(arguments: list[str]) -> int:
     """Run the verb; returns the exit code."""
     flags = parse_flags("features", Flags, arguments)
-    if flags.out.suffix != ".safetensors" or not flags.out.parent.is_dir():
-        raise ValueError(f"expected a .safetensors file in a folder that exists for --out, got {flags.out}")
+    check_out(flags.out, ".safetensors")
     from safetensors.torch import save
 
     from vggkit.data.files import write_whole

@@ -6,6 +6,7 @@ import itertools
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
@@ -36,6 +37,13 @@ def parse_flags(
     body = itertools.dropwhile(lambda line: not line.strip("─-"), lines)
     message = " ".join(itertools.takewhile(lambda line: line.strip("─-"), body))
     raise ValueError(f"{message.removeprefix('Error parsing fields: ')}, try 'vgg {verb} --help'")
+
+
+def check_out(path: Path | None, *suffixes: str) -> Path:
+    """`path`, if a file of one of `suffixes` can be written there; raises `ValueError`, before any work is done."""
+    if path is None or path.suffix not in suffixes or path.is_dir() or not path.parent.is_dir():
+        raise ValueError(f"expected a {' or '.join(suffixes)} file in a folder that exists for --out, got {path}")
+    return path
 
 
 def print_to_stderr(line: str) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from vggkit.verbs.terminal import DONE, parse_flags, print_json, print_table, print_to_stderr
+from vggkit.verbs.terminal import DONE, check_out, parse_flags, print_json, print_table, print_to_stderr
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,7 @@ def _list(as_json: bool) -> int:
 
 
 def _convert(flags: Flags) -> int:
-    out = flags.out
-    if out is None or not out.parent.is_dir():
-        raise ValueError(f"expected a file in a folder that exists for --out, got {out}")
-    if flags.to == "vggkit" and out.suffix != ".safetensors":
-        raise ValueError(f"expected a .safetensors file for --out, got {out}")
+    out = check_out(flags.out, ".safetensors", *([".pth"] if flags.to == "torchvision" else []))
     from vggkit.data.preprocessing import Preprocessing
     from vggkit.networks.published import find_weights
     from vggkit.networks.surgery import fold_preprocessing, with_head, with_in_channels
@@ -85,25 +81,29 @@ def _convert(flags: Flags) -> int:
     net, metadata = load_weights(find_weights(flags.name, print_to_stderr))
     if not isinstance(net, VGG):
         raise ValueError(f"expected a VGG network to convert, got {net.architecture.name}")
-    arch = net.architecture
     preprocessing = None
     if flags.preprocessing is not None:
-        preprocessing = replace(preprocessing_of(flags.preprocessing), image_size=arch.image_size)
+        preprocessing = replace(
+            preprocessing_of(flags.preprocessing, net.architecture.in_channels), image_size=net.architecture.image_size
+        )
     elif "preprocessing" in metadata:
         preprocessing = Preprocessing.from_json(metadata["preprocessing"])
+    if flags.in_channels is not None:
+        net = with_in_channels(net, flags.in_channels)
+        preprocessing = preprocessing.for_channels(flags.in_channels) if preprocessing is not None else None
     if flags.fold:
         if preprocessing is None:
             raise ValueError("expected weights that say their preprocessing to fold, got none, try --preprocessing")
         net = fold_preprocessing(net, preprocessing)
-        plain = (0.0,) * preprocessing.channels, (1.0,) * preprocessing.channels
-        preprocessing = replace(preprocessing, mean=plain[0], std=plain[1], order="rgb", scale=1.0)
-    if flags.in_channels is not None:
-        net = with_in_channels(net, flags.in_channels)
-        preprocessing = preprocessing.for_channels(flags.in_channels) if preprocessing is not None else None
+        zeros, ones = (0.0,) * preprocessing.channels, (1.0,) * preprocessing.channels
+        preprocessing = replace(preprocessing, mean=zeros, std=ones, order="rgb", scale=1.0)
     if flags.head is not None:
         net = with_head(net, flags.head)
     if flags.to == "torchvision":
         save_torchvision(out, net)
+        expected = preprocessing_of("torchvision", preprocessing.channels if preprocessing is not None else 3)
+        if preprocessing is not None and preprocessing != expected:
+            print_to_stderr(f"note: torchvision's file cannot say that these weights expect {preprocessing.to_json()}")
     else:
         if preprocessing is not None:
             metadata["preprocessing"] = preprocessing.to_json()
