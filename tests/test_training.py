@@ -269,3 +269,25 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
     assert done.returncode == 0, done.stderr
     gib = float(done.stdout)
     assert 0.5 < gib < 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"architecture": "lenet", "image_size": 28, "init": "xavier"},
+        {"architecture": "alexnet", "image_size": 65, "init": "xavier"},
+        {"architecture": "1x8 2x8_bn", "head": "conv", "pooled_size": 2, "hidden": (16,)},
+        {"architecture": "1x8 2x8", "head": "gap", "checkpoint": True},
+        {"architecture": "1x8 2x8", "head": "adaptive", "pooled_size": 3, "dropout": 0.5, "hidden": (16,)},
+    ],
+)
+def test_every_kind_of_network_is_trained_saved_and_used(change, tmp_path):
+    recipe = replace(
+        Recipe.named("quick"), **{"data": "fashion-mnist-sample", "epochs": 1, "image_size": 16, "hidden": ()} | change
+    )
+    run = train(recipe, out=tmp_path / "run", device="cpu", progress=False)
+    assert run.history[0].train_loss < 4
+    classifier = load_classifier(tmp_path / "run")
+    assert classifier.net.architecture == run.net.architecture
+    for name, tensor in run.net.state_dict().items():
+        assert torch.equal(classifier.net.state_dict()[name], tensor)
