@@ -32,6 +32,7 @@ data: setup
 bench: setup data
 	$(BIN)/python benchmarks/quick_accuracy.py --save
 	$(BIN)/python benchmarks/train_speed.py --save
+	$(BIN)/python benchmarks/memory.py --save
 	$(BIN)/python benchmarks/table.py
 
 lint: setup
