@@ -221,3 +221,28 @@ def test_the_parser_either_refuses_in_one_line_or_round_trips(text):
         assert len(str(error)) < 400
     else:
         assert Architecture.parse(arch.notation) == arch
+
+
+def test_an_architecture_of_version_0_1_is_read():
+    old = '{"notation": "1x8 2x16_bn", "in_channels": 1, "num_classes": 10, "image_size": 16, "hidden": [5], "dropout": 0.2}'
+    expected = Architecture(((1, 8), (2, 16)), 1, 10, 16, (5,), 0.2, "batch")
+    assert Architecture.from_json(old) == expected
+    assert expected.head == "flatten"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"head": "dense"}, "expected head to be one of flatten, adaptive, conv, gap, got 'dense'"),
+        ({"head": "gap", "hidden": (8,)}, r"expected no hidden layers with the head gap, got \(8,\), try hidden=\(\)"),
+        ({"pooled_size": 3}, "expected a pooled_size only with the heads adaptive and conv, got 3 with flatten"),
+        ({"head": "conv", "pooled_size": 0}, "expected pooled_size from 1 to 255, got 0"),
+    ],
+)
+def test_a_head_that_cannot_be_is_refused(options, message):
+    with pytest.raises(ArchitectureError, match=message):
+        Architecture.parse("vgg11", **options)
+
+
+def test_gap_has_no_hidden_layers_unless_told():
+    assert Architecture.parse("vgg11", head="gap").hidden == ()
