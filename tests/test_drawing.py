@@ -337,9 +337,9 @@ def test_the_flags_say_what_is_drawn(flags, options, style, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["vgg16"], "Missing from vgg draw: -o PATH, --out PATH"),
-        (["vgg16", "-o", "x.png"], "expected an .svg file in a folder that exists for --out, got x.png"),
-        (["vgg16", "-o", "no/x.svg"], "expected an .svg file in a folder that exists for --out, got no/x.svg"),
-        (["vgg16", "-o", "folder.svg"], "expected an .svg file in a folder that exists for --out, got folder.svg"),
+        (["vgg16", "-o", "x.png"], "expected a .svg file in a folder that exists for --out, got x.png"),
+        (["vgg16", "-o", "no/x.svg"], "expected a .svg file in a folder that exists for --out, got no/x.svg"),
+        (["vgg16", "-o", "folder.svg"], "expected a .svg file in a folder that exists for --out, got folder.svg"),
         (["-o", "x.svg"], "expected 1 to 16 networks to draw, got 0"),
         (["vgg16", "vgg61", "-o", "x.svg"], "'vgg61', character 1: expected a name such as vgg16"),
         (["vgg16", "-o", "x.svg", "--style", "art"], "--style"),

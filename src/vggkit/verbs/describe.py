@@ -280,9 +280,13 @@ def _training_line(memory: TrainingMemory) -> str:
     power = _power(memory.peak_bytes)
     parts = {"params": memory.param_bytes, "grads": memory.gradient_bytes, "optimizer": memory.optimizer_bytes}
     parts["activations"] = memory.peak_bytes - sum(parts.values())
-    peak = _in_unit(memory.peak_bytes, power, memory.peak_bytes, digits=4)
-    sums = [f"{_in_unit(part, power, memory.peak_bytes, digits=4)} {name}" for name, part in parts.items() if part]
-    return f"training: {' + '.join(sums)} = {peak} {_UNITS[power]}"
+    decimals = 2 if memory.peak_bytes < 100 * 1000**power and power else 0  # enough for the sum to be seen
+
+    def number(num_bytes: int) -> str:
+        return f"{num_bytes / 1000**power:,.{decimals}f}"
+
+    sums = [f"{number(part)} {name}" for name, part in parts.items() if part]
+    return f"training: {' + '.join(sums)} = {number(memory.peak_bytes)} {_UNITS[power]}"
 
 
 def _power(num_bytes: int) -> int:
@@ -290,15 +294,10 @@ def _power(num_bytes: int) -> int:
     return min(int(math.log10(max(num_bytes, 1))) // 3, len(_UNITS) - 1)
 
 
-def _in_unit(num_bytes: int, power: int, greatest_bytes: int, digits: int = 3) -> str:
-    """`num_bytes` with the decimals that give `greatest_bytes` so many digits."""
-    whole = len(str(greatest_bytes // 1000**power))
-    return f"{num_bytes / 1000**power:,.{max(0, digits - whole)}f}"
-
-
 def _size(num_bytes: int) -> str:
     power = _power(num_bytes)
-    return f"{_in_unit(num_bytes, power, num_bytes)} {_UNITS[power]}"
+    whole = len(str(num_bytes // 1000**power))
+    return f"{num_bytes / 1000**power:,.{max(0, 3 - whole)}f} {_UNITS[power]}"
 
 
 def _weight_layers(part: Sum) -> str:
