@@ -108,7 +108,7 @@ def test_describe_says_what_training_takes(capsys):
 def test_describe_says_which_batch_fits(capsys):
     arguments = ["vgg16", "--memory", "6GB"]
     text = described(capsys, *arguments, "--batch-size", "128")
-    plain, checkpointed = row(text, "in 6.00 GB"), row(text, "with vgg train --checkpoint")
+    plain, checkpointed = row(text, "in 6.00 GB"), row(text, "with --checkpoint")
     assert "does not fit" in plain
     most, most_checkpointed = int(plain.split()[-1]), int(checkpointed.split()[-1])
     assert most_checkpointed > most
@@ -118,7 +118,7 @@ def test_describe_says_which_batch_fits(capsys):
         )
     for batch_size, fits in ((most_checkpointed, "fits"), (most_checkpointed + 1, "does not fit")):
         text = described(capsys, *arguments, "--batch-size", str(batch_size))
-        assert f", {fits};" in row(text, "with vgg train --checkpoint")
+        assert f", {fits};" in row(text, "with --checkpoint")
     assert "not even 1 does" in row(described(capsys, "vgg16", "--memory", "1GB"), "in 1.00 GB")
     assert "checkpoint" not in described(capsys, "alexnet", "--memory", "6GB")  # it has no blocks
 
@@ -130,10 +130,10 @@ def test_describe_says_which_batch_fits(capsys):
         ("6 gib", 6 * 2**30),
         ("500MB", 500_000_000),
         ("6e9", 6_000_000_000),
-        ("1.5kB", 1_500),
+        ("1500kB", 1_500_000),
         ("2TiB", 2 * 2**40),
-        ("17", 17),
-        ("17B", 17),
+        ("17000000", 17_000_000),
+        ("17000000B", 17_000_000),
     ],
 )
 def test_sizes_of_memory(text, expected):
@@ -141,10 +141,12 @@ def test_sizes_of_memory(text, expected):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "6XB", "six", "-1GB", "6G", "nan", "inf", "9" * 400, "6e999", "1/2GB", "6GB6", "٦GB"]
+    "text", ["", "6XB", "six", "-1GB", "6G", "nan", "inf", "9" * 400, "6e999", "1/2GB", "6GB6", "٦GB", "6", "999kB"]
 )
 def test_a_size_that_is_none_is_refused(text):
-    with pytest.raises(ValueError, match="expected a size such as 6GB, 6GiB, 500MB or 6e9 for --memory, got '"):
+    with pytest.raises(
+        ValueError, match="expected a size from 1MB, such as 6GB, 6GiB, 500MB or 6e9, for --memory, got '"
+    ):
         describe.parse_bytes(text)
 
 
@@ -245,7 +247,10 @@ def test_a_users_mistake_gets_one_line_and_code_2(arguments, message, tmp_path):
     [
         (["describe"], "expected a network, got none, try 'vgg describe vgg16'"),
         (["describe", "vgg11", "--wide"], "--wide"),
-        (["describe", "vgg11", "--memory", "6XB"], "expected a size such as 6GB, 6GiB, 500MB or 6e9 for --memory"),
+        (
+            ["describe", "vgg11", "--memory", "6XB"],
+            "expected a size from 1MB, such as 6GB, 6GiB, 500MB or 6e9, for --memory",
+        ),
         (["describe", "vgg11", "--memory", "1GB", "--batch-size", "0"], "expected a batch_size from 1"),
         (["describe", "vgg11", "vgg16", "--layers"], "expected one network with --layers, got 2"),
         (["describe", "vgg11", "vgg61"], "'vgg61', character 1: expected a name such as vgg16"),

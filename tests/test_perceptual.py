@@ -82,7 +82,7 @@ def test_nothing_behind_the_deepest_layer_runs(net, loss):
 def test_what_cannot_be_compared_is_refused(net, loss):
     x = torch.rand(1, 3, 16, 16).double()
     with pytest.raises(
-        ValueError, match=r"expected two batches of one shape, got \(1, 3, 16, 16\) and \(1, 3, 16, 8\)"
+        ValueError, match=r"expected two batches of one shape and 3 channels, got \(1, 3, 16, 16\) and \(1, 3, 16, 8\)"
     ):
         loss(x, x[..., :8])
     preprocessing = Preprocessing(16, 3, MEAN, STD)

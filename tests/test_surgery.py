@@ -6,7 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.test_translation import relative_error
-from vggkit import VGG, Architecture, ArchitectureError, Preprocessing, fold_preprocessing, with_head, with_in_channels
+from vggkit import (
+    VGG,
+    Architecture,
+    ArchitectureError,
+    Preprocessing,
+    fold_preprocessing,
+    with_common_scale,
+    with_head,
+    with_image_size,
+    with_in_channels,
+)
 from vggkit.networks.weights import load_weights, save_weights
 
 
@@ -128,6 +138,35 @@ def test_a_folded_network_is_saved_and_loaded(tmp_path):
         ArchitectureError, match="expected a network of 1 channels, as the preprocessing has, got one of 3"
     ):
         fold_preprocessing(net, caffe.for_channels(1))
+
+
+@torch.no_grad()
+def test_one_mean_and_std_change_only_the_border():
+    net = network("2x4 1x4", image_size=12)
+    published = Preprocessing(12, 3, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    x = torch.rand(2, 3, 12, 12, dtype=torch.float64)
+    same, common = with_common_scale(net, published)
+    assert len(set(common.mean)) == len(set(common.std)) == 1
+    before = net.features(published.normalize(x), ["conv1_1"])["conv1_1"]
+    after = same.features(common.normalize(x), ["conv1_1"])["conv1_1"]
+    assert relative_error(after[..., 1:-1, 1:-1], before[..., 1:-1, 1:-1]) < 1e-12
+    assert relative_error(after, before) > 1e-3
+    grey = with_in_channels(same, 1)
+    g = torch.rand(2, 1, 12, 12, dtype=torch.float64)
+    one = grey.features(common.for_channels(1).normalize(g), ["conv1_1"])["conv1_1"]
+    three = net.features(published.normalize(g.expand(-1, 3, -1, -1)), ["conv1_1"])["conv1_1"]
+    assert relative_error(one[..., 1:-1, 1:-1], three[..., 1:-1, 1:-1]) < 1e-12
+
+
+@torch.no_grad()
+def test_another_size_has_the_same_weights():
+    net = with_head(network(), "conv")
+    larger = with_image_size(net, 40)
+    assert larger.architecture.image_size == 40
+    x = images(size=40)
+    assert torch.equal(larger(x), net(x))
+    with pytest.raises(ArchitectureError, match="expected the image_size 14 for flatten, .*got 40, try the heads"):
+        with_image_size(network(), 40)
 
 
 def test_the_first_network_is_left_as_it_was():

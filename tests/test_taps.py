@@ -168,7 +168,7 @@ def test_the_layers_of_blocks_take_any_size(net):
         (["pool9"], "got 'pool9', try pool2, pool1"),
         (["layer4"], "got 'layer4', try "),
         ([], r"expected a list of layers, got \[\], try \['pool2'\]"),
-        ("relu2_1", r"expected a list of layers, got 'relu2_1', try \['pool2'\]"),
+        ("relu2_1", r"expected a list of layers, got 'relu2_1', try \['relu2_1'\]"),
     ],
 )
 def test_a_wrong_name_lists_the_nearest(net, x, layers, message):

@@ -18,7 +18,13 @@ if TYPE_CHECKING:
     from vggkit.networks.baselines import alexnet, build, lenet
     from vggkit.networks.modules import init_weights
     from vggkit.networks.perceptual import PerceptualLoss
-    from vggkit.networks.surgery import fold_preprocessing, with_head, with_in_channels
+    from vggkit.networks.surgery import (
+        fold_preprocessing,
+        with_common_scale,
+        with_head,
+        with_image_size,
+        with_in_channels,
+    )
     from vggkit.networks.vgg import VGG, vgg, vgg_block
     from vggkit.networks.warm_start import warm_start
     from vggkit.networks.weights import load_weights, save_weights
@@ -60,6 +66,8 @@ _HOMES = {
     "Preprocessing": "data.preprocessing",
     "fold_preprocessing": "networks.surgery",
     "with_head": "networks.surgery",
+    "with_common_scale": "networks.surgery",
+    "with_image_size": "networks.surgery",
     "with_in_channels": "networks.surgery",
     "load_weights": "networks.weights",
     "save_weights": "networks.weights",
@@ -100,6 +108,8 @@ __all__ = [  # noqa: RUF022 (in the order of a reader)
     "save_weights",
     "with_head",
     "with_in_channels",
+    "with_common_scale",
+    "with_image_size",
     "fold_preprocessing",
     "PerceptualLoss",
     "Diagnosis",

@@ -154,7 +154,8 @@ def _view(network: Network) -> _View:
     )
     shape = f"{network.in_channels}×{network.image_size}×{network.image_size}"
     image = _Box("image", "image", "", "", network.in_channels, network.image_size, shape, f"image: {shape}")
-    return _View(shown(network.name, quote=False), (_Part((image,)), *parts), lines)
+    head = f", head {network.head}" if isinstance(network, Architecture) and network.head != "flatten" else ""
+    return _View(shown(network.name, quote=False) + head, (_Part((image,)), *parts), lines)
 
 
 def _part(boxes: list[_Box], part: Sum, total: Sum) -> _Part:

@@ -41,9 +41,7 @@ def evaluate(classifier: Classifier, dataset: Dataset, batch_size: int = 128) ->
         DataError: the data set has classes that the network does not know.
     """
     if dataset.classes != classifier.classes:
-        raise DataError(
-            f"expected data of the classes {', '.join(classifier.classes)}, got {', '.join(dataset.classes)}"
-        )
+        raise DataError(f"expected data of {_listed(classifier.classes)}, got {_listed(dataset.classes)}")
     if batch_size < 1:
         raise ValueError(f"expected a batch_size from 1, got {batch_size}")
     device = next(classifier.net.parameters()).device
@@ -51,9 +49,15 @@ def evaluate(classifier: Classifier, dataset: Dataset, batch_size: int = 128) ->
     num_classes = len(classifier.classes)
     counts = torch.zeros(num_classes**2, dtype=torch.int64, device=device)
     for images, labels in batches(split, batch_size):
+        images = images.expand(-1, classifier.preprocessing.channels, -1, -1)  # grey, as `read_image` makes it RGB
         predicted = classifier.net(classifier.preprocessing(images)).argmax(dim=1)
         counts += torch.bincount(labels * num_classes + predicted, minlength=num_classes**2)
     return Evaluation(classifier.classes, counts.view(num_classes, num_classes).cpu().numpy())
+
+
+def _listed(classes: tuple[str, ...]) -> str:
+    """Classes for an error message."""
+    return f"{len(classes):,} classes ({', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''})"
 
 
 def draw_confusion(evaluation: Evaluation, path: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vggkit.data.fashion_mnist import DataError
+from vggkit.data.imagenet import class_names
 from vggkit.data.preprocessing import Preprocessing, read_image
 from vggkit.design.costs import costs
 from vggkit.networks.baselines import BaselineNetwork
@@ -52,8 +53,14 @@ def load_classifier(run: str | Path, device: str | torch.device = "cpu") -> Clas
     path = find_weights(run)
     net, metadata = load_weights(path, device)
     try:
-        classes = tuple(metadata_list(metadata, "classes"))
-        preprocessing = Preprocessing.from_json(metadata.get("preprocessing", "null"))
+        if "preprocessing" not in metadata:
+            raise WeightsError(
+                "expected weights that say how to prepare an image, got none, try 'vgg weights convert --preprocessing'"
+            )
+        known = (
+            metadata_list(metadata, "classes") if "classes" in metadata else class_names(net.architecture.num_classes)
+        )
+        classes, preprocessing = tuple(known), Preprocessing.from_json(metadata["preprocessing"])
     except ValueError as error:
         raise WeightsError(f"{path}: {error}") from None
     arch = net.architecture

@@ -71,8 +71,11 @@ class PerceptualLoss(nn.Module):
             output: float (batch, channels, height, width), RGB in [0, 1].
             target: of the same shape and range.
         """
-        if output.shape != target.shape:
-            raise ValueError(f"expected two batches of one shape, got {tuple(output.shape)} and {tuple(target.shape)}")
+        if output.shape != target.shape or output.ndim != 4 or output.shape[1] != self.preprocessing.channels:
+            raise ValueError(
+                f"expected two batches of one shape and {self.preprocessing.channels} channels, "
+                f"got {tuple(output.shape)} and {tuple(target.shape)}"
+            )
         ours, theirs = (self.net.features(self.preprocessing.normalize(x), self.layers) for x in (output, target))
         loss = output.new_zeros(())
         for name, weight in self.content.items():

@@ -71,7 +71,9 @@ def fetch_weights(name: str, report: Callable[[str], None] = lambda line: None) 
         WeightsError: no such name; they could not be had; or what came has another hash than the publisher says.
     """
     if name not in PUBLISHED:
-        raise WeightsError(f"expected one of {', '.join(PUBLISHED)}, got {name!r}")
+        same = ", ".join(known for known in PUBLISHED if known.endswith(f"/{name}"))
+        hint = f", try {same}" if same else ""
+        raise WeightsError(f"expected one of {', '.join(PUBLISHED)}, got {name!r}{hint}")
     entry = PUBLISHED[name]
     if entry.path.is_file() and _hash_of(entry).startswith(entry.digest):
         return entry.path
@@ -99,7 +101,8 @@ def find_weights(model: str | Path, report: Callable[[str], None] = lambda line:
 
     Published weights are fetched unless they lie in the cache; see `fetch_weights` for `report` and what is raised.
     """
-    if not Path(model).exists() and str(model) in PUBLISHED:
+    is_published = str(model).partition("/")[0] in {name.partition("/")[0] for name in PUBLISHED}
+    if is_published and not Path(model).exists():
         return fetch_weights(str(model), report)
     return Path(model) / "model.safetensors" if Path(model).is_dir() else Path(model)
 

@@ -47,6 +47,43 @@ def with_head(net: VGG, head: Head) -> VGG:
     return _filled(replace(arch, head=head, pooled_size=pooled_size), net, net.state_dict())
 
 
+def with_common_scale(net: VGG, preprocessing: Preprocessing) -> tuple[VGG, Preprocessing]:
+    """A copy of `net`, and a preprocessing for it, with one mean and one std for all channels.
+
+    What differs goes into the weights and biases of the first convolution: exact but for the outermost pixels, where
+    the zeros that pad an image would stand for another value. With it, channels can be summed: see `with_in_channels`.
+    """
+    if PADDING_KEY in net.state_dict():
+        raise ArchitectureError("expected a network without folded preprocessing, got one with it")
+    common = preprocessing.for_channels(1).for_channels(preprocessing.channels)
+    same = _filled(net.architecture, net, net.state_dict())
+    conv = _first(same)
+    with torch.no_grad():
+        weight = conv.weight.double()
+        mean, std, new_mean, new_std = (
+            weight.new_tensor(values).view(1, -1, 1, 1)
+            for values in (preprocessing.mean, preprocessing.std, common.mean, common.std)
+        )
+        cast(Tensor, conv.bias).add_((weight * (new_mean - mean) / std).sum(dim=(1, 2, 3)))
+        conv.weight.copy_(weight * new_std / std)
+    return same, common
+
+
+def with_image_size(net: VGG, image_size: int) -> VGG:
+    """A copy of `net` whose architecture is for images of another size; the weights are the same.
+
+    Raises:
+        ArchitectureError: the head is `flatten`, and its weights are for another map.
+    """
+    arch = replace(net.architecture, image_size=image_size)
+    if arch.head == "flatten" and arch.map_size != net.architecture.map_size:
+        raise ArchitectureError(
+            f"expected the image_size {net.architecture.image_size} for flatten, whose weights are for its map, "
+            f"got {image_size}, try the heads adaptive or conv"
+        )
+    return _filled(arch, net, net.state_dict())
+
+
 def with_in_channels(net: VGG, in_channels: int) -> VGG:
     """A copy of `net` that takes images of `in_channels`, with the first convolution's weights shared out.
 

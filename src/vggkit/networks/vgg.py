@@ -149,7 +149,8 @@ class VGG(nn.Sequential):
 
     def _check_names(self, layers: Sequence[str]) -> None:
         if isinstance(layers, str) or not layers:
-            raise ValueError(f"expected a list of layers, got {layers!r}, try ['pool{len(self.architecture.blocks)}']")
+            example = layers if isinstance(layers, str) else f"pool{len(self.architecture.blocks)}"
+            raise ValueError(f"expected a list of layers, got {layers!r}, try {[example]}")
         known = [name for child in self.named_children() for name in _names(*child)]
         for name in layers:
             if name not in known:
@@ -167,10 +168,9 @@ class VGG(nn.Sequential):
             if (height == width == least) if is_fixed else (height >= least and width >= least):
                 return
         if is_fixed:
-            raise ValueError(
-                f"expected images of shape (batch, {arch.in_channels}, {least}, {least}), got {tuple(x.shape)}; "
-                f"the head 'flatten' takes one size, try adaptive, conv or gap"
-            )
+            expected = f"expected images of shape (batch, {arch.in_channels}, {least}, {least}), got {tuple(x.shape)}"
+            is_size = x.ndim == 4 and x.shape[1] == arch.in_channels
+            raise ValueError(expected + is_size * "; the head 'flatten' takes one size, try adaptive, conv or gap")
         raise ValueError(
             f"expected images of shape (batch, {arch.in_channels}, height, width), both from {least}, "
             f"got {tuple(x.shape)}"

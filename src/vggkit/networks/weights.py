@@ -86,9 +86,10 @@ def save_torchvision(path: Path, net: VGG) -> None:
     match = next((other for other in expected if (other.blocks, other.norm) == (arch.blocks, arch.norm)), None)
     table = entries("torchvision", match) if match is not None else {}
     if {key: tuple(value.shape) for key, value in adaptive.items()} != {k: entry.shape for k, entry in table.items()}:
+        folded = " with folded preprocessing" if PADDING_KEY in adaptive else ""
         raise WeightsError(
-            f"expected one of torchvision's networks ({', '.join(_torchvision())}) with its layers fc6 to fc8, "
-            f"got {arch.name}"
+            f"expected one of torchvision's networks ({', '.join(_torchvision())}) with its layers fc6 to fc8 and "
+            f"nothing folded in, got {arch.name}{folded}"
         )
     tensors = {entry.name: adaptive[key].detach().cpu().contiguous() for key, entry in table.items()}
     if path.suffix == ".safetensors":

@@ -74,16 +74,20 @@ def run(arguments: list[str]) -> int:
 def parse_bytes(text: str) -> int:
     """Bytes of a size such as 6GB, 6GiB, 500MB or 6e9; raises `ValueError` for anything else.
 
-    >>> parse_bytes("6GB"), parse_bytes("1.5 KiB"), parse_bytes("6e9")
-    (6000000000, 1536, 6000000000)
+    >>> parse_bytes("6GB"), parse_bytes("1.5 MiB"), parse_bytes("6e9")
+    (6000000000, 1572864, 6000000000)
     """
+    expected = "expected a size from 1MB, such as 6GB, 6GiB, 500MB or 6e9, for --memory"
     match = re.fullmatch(
         r"\s*(\d{1,15}(?:\.\d{1,15})?(?:e\d{1,2})?)\s*(?:([kMGT])(i?)B|B?)\s*", text, re.IGNORECASE | re.ASCII
     )
     if match is None:
-        raise ValueError(f"expected a size such as 6GB, 6GiB, 500MB or 6e9 for --memory, got {text[:60]!r}")
+        raise ValueError(f"{expected}, got {text[:60]!r}")
     number, prefix, binary = match.groups()
-    return int(float(number) * (1024 if binary else 1000) ** (" kmgt".index(prefix.lower()) if prefix else 0))
+    num_bytes = int(float(number) * (1024 if binary else 1000) ** (" kmgt".index(prefix.lower()) if prefix else 0))
+    if num_bytes < 10**6:
+        raise ValueError(f"{expected}, got {text.strip()!r}, which is {num_bytes} bytes")
+    return num_bytes
 
 
 @dataclass(frozen=True)
@@ -214,11 +218,12 @@ def _print_whether_it_fits(one: _Described, flags: Flags, memory_bytes: int) -> 
     if one.checkpointed is not None:
         fits = "fits" if one.checkpointed.peak_bytes <= memory_bytes else "does not fit"
         peak = _size(one.checkpointed.peak_bytes)
-        print(f"with vgg train --checkpoint: {peak}, {fits}; {_most(one.largest_checkpointed)}")
+        print(f"with --checkpoint, blocks computed again: {peak}, {fits}; {_most(one.largest_checkpointed)}")
+    print("not counted: the program itself, the data, what the allocator keeps")
 
 
 def _most(batch_size: int | None) -> str:
-    return f"at most {batch_size}" if batch_size else "not even 1 does"
+    return f"at most {batch_size:,}" if batch_size else "not even 1 does"
 
 
 def _print_side_by_side(described: list[_Described], flags: Flags) -> None:
@@ -278,7 +283,7 @@ def _ratio(value: float, first: float) -> str:
 def _training_line(memory: TrainingMemory) -> str:
     """Parameters, gradients, the optimizer's state and the rest of the peak, in one unit."""
     power = _power(memory.peak_bytes)
-    parts = {"params": memory.param_bytes, "grads": memory.gradient_bytes, "optimizer": memory.optimizer_bytes}
+    parts = {"params": memory.param_bytes, "grads": memory.gradient_bytes, "optim": memory.optimizer_bytes}
     parts["activations"] = memory.peak_bytes - sum(parts.values())
     decimals = 2 if memory.peak_bytes < 100 * 1000**power and power else 0  # enough for the sum to be seen
 

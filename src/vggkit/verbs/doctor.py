@@ -89,7 +89,8 @@ def run(arguments: list[str]) -> int:
     if flags.json:
         print_json(_without_infinities({"architecture": network.name, **asdict(diagnosis)}))
         return DONE
-    print(f"{network.name}, init {flags.init}: {flags.batch_size} images of {dataset.name} at {network.image_size} px")
+    start = f"init {flags.init}" + (f", warm-started from {flags.warm_start}" if flags.warm_start else "")
+    print(f"{network.name}, {start}: {flags.batch_size} images of {dataset.name} at {network.image_size} px")
     print_table(
         ("layer", "output", "differs", "gradient", "/ weight", "dead", "", "gradient, 1e-12 to 1"),
         [

@@ -22,12 +22,12 @@ class Flags:
     """The .svg file to write."""
     style: Style = "scale"
     """scale: maps as cuboids, to scale; blocks: a box for each layer, as in the book."""
-    in_channels: int | None = None
-    """1 for grey images, 3 for RGB; each network's own if not given."""
+    in_channels: int = 3
+    """1 for grey images, 3 for RGB."""
     image_size: int | None = None
     """Pixels along a side; each network's own if not given."""
-    num_classes: int | None = None
-    """Outputs of the last layer; each network's own if not given."""
+    num_classes: int = 1000
+    """Outputs of the last layer."""
     hidden: tuple[int, ...] | None = None
     """Widths of the hidden fully connected layers of VGG networks; 4096 4096, or none with gap, if not given."""
     head: Head = "flatten"

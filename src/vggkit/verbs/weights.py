@@ -23,6 +23,8 @@ class Flags:
     """For convert: whose names the file has."""
     head: Literal["flatten", "adaptive", "conv"] | None = None
     """For convert: another head with the same weights; conv takes images of any size."""
+    image_size: int | None = None
+    """For convert: pixels along a side that images are brought to, with the heads adaptive and conv."""
     in_channels: int | None = None
     """For convert: 1 for grey images, 3 for RGB; the first convolution's weights are summed or shared out."""
     preprocessing: Literal["torchvision", "timm", "keras", "caffe"] | None = None
@@ -73,12 +75,21 @@ def _convert(flags: Flags) -> int:
     out = check_out(flags.out, ".safetensors", *([".pth"] if flags.to == "torchvision" else []))
     from vggkit.data.preprocessing import Preprocessing
     from vggkit.networks.published import find_weights
-    from vggkit.networks.surgery import fold_preprocessing, with_head, with_in_channels
+    from vggkit.networks.surgery import (
+        fold_preprocessing,
+        with_common_scale,
+        with_head,
+        with_image_size,
+        with_in_channels,
+    )
     from vggkit.networks.translation import preprocessing_of
     from vggkit.networks.vgg import VGG
     from vggkit.networks.weights import load_weights, save_torchvision, save_weights
 
-    net, metadata = load_weights(find_weights(flags.name, print_to_stderr))
+    source = find_weights(flags.name, print_to_stderr)
+    if out.exists() and source.exists() and out.samefile(source):
+        raise ValueError(f"expected another file for --out than the weights themselves, got {out}")
+    net, metadata = load_weights(source)
     if not isinstance(net, VGG):
         raise ValueError(f"expected a VGG network to convert, got {net.architecture.name}")
     preprocessing = None
@@ -89,8 +100,10 @@ def _convert(flags: Flags) -> int:
     elif "preprocessing" in metadata:
         preprocessing = Preprocessing.from_json(metadata["preprocessing"])
     if flags.in_channels is not None:
+        if preprocessing is not None:
+            net, preprocessing = with_common_scale(net, preprocessing)
+            preprocessing = preprocessing.for_channels(flags.in_channels)
         net = with_in_channels(net, flags.in_channels)
-        preprocessing = preprocessing.for_channels(flags.in_channels) if preprocessing is not None else None
     if flags.fold:
         if preprocessing is None:
             raise ValueError("expected weights that say their preprocessing to fold, got none, try --preprocessing")
@@ -99,6 +112,9 @@ def _convert(flags: Flags) -> int:
         preprocessing = replace(preprocessing, mean=zeros, std=ones, order="rgb", scale=1.0)
     if flags.head is not None:
         net = with_head(net, flags.head)
+    if flags.image_size is not None:
+        net = with_image_size(net, flags.image_size)
+        preprocessing = replace(preprocessing, image_size=flags.image_size) if preprocessing is not None else None
     if flags.to == "torchvision":
         save_torchvision(out, net)
         expected = preprocessing_of("torchvision", preprocessing.channels if preprocessing is not None else 3)
