@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+from collections import OrderedDict
 
 import h5py
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.peers import peer
 from tests.test_translation import keras_weights, numpy_vgg
 from vggkit.networks.translation import NETWORKS, architecture_of, entries
 from vggkit.networks.weights import WeightsError, load_weights
@@ -83,10 +85,23 @@ def test_a_truncated_state_dict_is_refused_at_any_length(tmp_path, new):
             load_weights(tmp_path / "cut.pth")
 
 
+class Old:
+    """A tensor as torch pickled it before version 0.4."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def __reduce__(self):
+        tensor = self.tensor
+        return (torch._utils._rebuild_tensor, (tensor.storage(), 0, tuple(tensor.shape), tensor.stride()))
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
 def test_torchvisions_oldest_files_have_no_counters_and_are_read(tmp_path):
     state = state_of("torchvision", "vgg11_bn")
     for name in [name for name in state if name.endswith("num_batches_tracked")]:
         del state[name]
+    state = OrderedDict((name, Old(tensor)) for name, tensor in state.items())
     torch.save(state, tmp_path / "vgg11_bn-6002323d.pth", _use_new_zipfile_serialization=False)
     net, metadata = load_weights(tmp_path / "vgg11_bn-6002323d.pth")
     assert metadata["source"] == "torchvision/vgg11_bn"
@@ -314,3 +329,16 @@ def test_without_h5py_it_says_what_to_install(tmp_path, monkeypatch):
         WeightsError, match=r"expected h5py to read HDF5, got no such package, try 'pip install vggkit\[keras\]'"
     ):
         load_weights(tmp_path / "x.h5")
+
+
+def test_a_state_dict_as_the_peers_save_it_is_read(tmp_path):
+    """An OrderedDict with metadata and Parameters, not our plain dict of tensors."""
+    torchvision = peer("torchvision")
+    with torch.device("meta"):
+        net = torchvision.models.vgg11_bn()
+    state = net.state_dict(keep_vars=True)
+    for name, tensor in state.items():
+        zeros = torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
+        state[name] = torch.nn.Parameter(zeros) if isinstance(tensor, torch.nn.Parameter) else zeros
+    torch.save(state, tmp_path / "x.pth")
+    assert load_weights(tmp_path / "x.pth")[1]["source"] == "torchvision/vgg11_bn"

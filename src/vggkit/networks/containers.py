@@ -28,9 +28,14 @@ MAX_CHUNK_VALUES = 2**20
 _LEGACY_PICKLES = 5  # magic number, protocol, system, the state dict, its storages
 _STATE_DICT_GLOBALS = {
     "collections OrderedDict",
+    "torch._utils _rebuild_tensor",  # of torchvision's oldest files
     "torch._utils _rebuild_tensor_v2",
     "torch._utils _rebuild_parameter",
-    *(f"torch {kind}Storage" for kind in ("Float", "Half", "BFloat16", "Double", "Long", "Int")),
+    *(
+        f"{module} {kind}Storage"
+        for module in ("torch", "torch.cuda")
+        for kind in ("Float", "Half", "BFloat16", "Double", "Long", "Int")
+    ),
 }
 """What a state dict is pickled from. torch's own list is longer: a bytearray of any size is on it."""
 
