@@ -272,7 +272,8 @@ def describe_hardware(device: torch.device) -> str:
     if device.type == "mps":
         return f"{model}, mps"
     capability = torch.backends.cpu.get_cpu_capability()
-    return f"{model}, {torch.get_num_threads()} threads, {capability}"
+    threads = torch.get_num_threads()
+    return f"{model}, {threads} thread{'s' * (threads > 1)}, {capability}"
 
 
 def _use_huge_pages() -> None:

@@ -45,8 +45,8 @@ class Recipe:
     init: Init = "kaiming"
     """How the weights start."""
     warm_start: str = ""
-    """A run folder, a weight file or published weights; its first four convolutions and fully connected layers are what
-    this one starts from (the paper's section 3.1); none if empty."""
+    """A run folder or a weight file of a network for the same data, whose first four convolutions and fully connected
+    layers this one starts from (the paper's section 3.1); none if empty."""
     epochs: int = 10
     """Passes over the training images."""
     batch_size: int = 128

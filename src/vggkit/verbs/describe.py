@@ -277,6 +277,8 @@ def _ratio(value: float, first: float) -> str:
     if not first:
         return "-"
     ratio = value / first
+    if ratio < 0.1:
+        return f"{ratio:.1g}"
     return f"{ratio:.2f}" if ratio < 100 else f"{ratio:,.0f}"
 
 

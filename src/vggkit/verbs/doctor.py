@@ -28,7 +28,7 @@ class Flags:
     init: Init = "kaiming"
     """How the weights start."""
     warm_start: str = ""
-    """A run folder, a weight file or published weights to start from as vgg train would; none if empty."""
+    """A run folder or a weight file to start from as vgg train would; none if empty."""
     optimizer: Optimizer = "sgd"
     """sgd, or adamw."""
     learning_rate: float = 0.05
