@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tests.peers import peer
 from tests.test_containers import state_of
 from tests.test_translation import relative_error
-from vggkit import cli, load_classifier
+from vggkit import Preprocessing, cli, load_classifier, save_weights, vgg
 from vggkit.networks.published import PUBLISHED, Published
 from vggkit.networks.weights import load_weights
 
@@ -202,3 +202,41 @@ def test_a_grey_run_made_for_colour_sees_grey_images_as_before(tmp_path, capsys,
         for model in ("run", "colour.safetensors")
     )
     assert grey == colour
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A network of three blocks that says its preprocessing."""
+    path = tmp_path_factory.mktemp("small") / "small.safetensors"
+    net = vgg("1x4 1x8 1x8", in_channels=3, num_classes=4, image_size=24, hidden=(6,))
+    published = Preprocessing(24, 3, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    save_weights(path, net, {"preprocessing": published.to_json()})
+    return path
+
+
+def test_the_channels_that_there_are_change_nothing(small, tmp_path, capsys):
+    out = tmp_path / "x.safetensors"
+    ran(capsys, "weights", "convert", small, "-o", out, "--in-channels", "3")
+    assert load_file(out).keys() == load_file(small).keys()
+    assert all(torch.equal(tensor, load_file(small)[name]) for name, tensor in load_file(out).items())
+
+
+def test_head_and_size_change_together_in_both_directions(small, tmp_path, capsys):
+    conv, back = tmp_path / "conv.safetensors", tmp_path / "back.safetensors"
+    ran(capsys, "weights", "convert", small, "-o", conv, "--head", "conv", "--image-size", "50")
+    assert load_weights(conv)[0].architecture.image_size == 50
+    ran(capsys, "weights", "convert", conv, "-o", back, "--head", "flatten", "--image-size", "24")
+    assert all(torch.equal(tensor, load_file(small)[name]) for name, tensor in load_file(back).items())
+    assert load_classifier(back).classes == ("class 0", "class 1", "class 2", "class 3")
+
+
+def test_what_is_folded_in_is_not_folded_again(small, tmp_path, capsys):
+    folded = tmp_path / "folded.safetensors"
+    ran(capsys, "weights", "convert", small, "-o", folded, "--fold")
+    for flags in (["--fold"], ["--preprocessing", "caffe"], ["--in-channels", "1"]):
+        assert cli.main(["weights", "convert", str(folded), "-o", str(tmp_path / "x.safetensors"), *flags]) == 2
+        assert "without folded preprocessing" in capsys.readouterr().err
+    plain = ["train", "--data", "fashion-mnist-sample", "--architecture", "1x4 1x8 1x8", "--hidden", "6"]
+    assert cli.main([*plain, "--warm-start", str(folded), "--out", str(tmp_path / "run")]) == 2
+    assert "try a source without folded preprocessing" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

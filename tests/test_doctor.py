@@ -231,7 +231,9 @@ def test_what_cannot_be_is_refused(labels, settings, message):
         examine(network, torch.rand(3, 1, 32, 32), torch.tensor(labels), **settings)
     with pytest.raises(ValueError, match=r"expected images of shape \(batch, 1, 32, 32\), got \(2, 3, 32, 32\)"):
         examine(network, torch.rand(2, 3, 32, 32), torch.tensor([0, 1]))
-    with pytest.raises(ValueError, match="expected a network with convolutions or fully connected layers, got none"):
+    with pytest.raises(
+        ValueError, match="expected a network of convolutions and fully connected layers .*got 0 such layers"
+    ):
         examine(nn.Flatten(), torch.rand(2, 1, 2, 2), torch.tensor([0, 1]))
     assert modes == [module.training for module in network.modules()]
     assert not any(module._forward_hooks for module in network.modules())
@@ -299,3 +301,21 @@ def test_vgg_doctor_refuses_in_one_line(arguments, message, capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1 and message in captured.err
+
+
+def test_other_peoples_norms_and_dropouts_are_known():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Dropout2d(), nn.Flatten(), nn.Linear(8 * 36, 16), nn.BatchNorm1d(16), nn.ReLU(),
+        nn.Linear(16, 4),
+    )  # fmt: skip
+    images, labels = torch.rand(8, 1, 8, 8), torch.arange(8) % 4
+    with torch.no_grad():  # as somebody may look at a network
+        first, second = (examine(net, images, labels) for _ in range(2))
+    assert first == second
+    assert [layer.is_normalized for layer in first.layers] == [False, True, False]
+
+
+def test_a_network_without_classes_is_refused():
+    with pytest.raises(ValueError, match=r"that gives \(batch, classes\), got 1 such layers and \(4, 2, 8, 8\)"):
+        examine(nn.Sequential(nn.Conv2d(1, 2, 1)), torch.rand(4, 1, 8, 8), torch.arange(4) % 2)

@@ -179,3 +179,20 @@ def test_the_first_network_is_left_as_it_was():
     for name, tensor in net.state_dict().items():
         assert torch.equal(tensor, before[name])
     assert all(parameter.requires_grad for parameter in with_head(net, "conv").parameters())
+
+
+def test_a_frozen_batch_norm_stays_frozen():
+    net = network().train()
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+    for other in (with_head(net, "conv"), with_in_channels(net, 1)):
+        assert other.training
+        assert not any(m.training for m in other.modules() if isinstance(m, torch.nn.BatchNorm2d))
+
+
+def test_a_common_scale_is_for_the_networks_channels():
+    with pytest.raises(
+        ArchitectureError, match="expected a network of 1 channels, as the preprocessing has, got one of 3"
+    ):
+        with_common_scale(network(), Preprocessing(14, 1, (0.5,), (0.5,)))

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.nn.modules.dropout import _DropoutNd
 
 from vggkit.design.architecture import Architecture
 from vggkit.design.block import Block
@@ -134,10 +135,13 @@ def examine(
     for name, module in net.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             parameters[f"{name}.weight"].requires_grad_()
-    with _as_in_training(net), _watch(net) as seen:
+    with torch.enable_grad(), _as_in_training(net), _watch(net) as seen:
         logits = functional_call(net, (parameters, buffers), (images,))
-        if not seen:
-            raise ValueError("expected a network with convolutions or fully connected layers, got none")
+        if not seen or logits.ndim != 2:
+            raise ValueError(
+                "expected a network of convolutions and fully connected layers that gives (batch, classes), "
+                f"got {len(seen)} such layers and {tuple(logits.shape)}"
+            )
         if not 0 <= labels.min() <= labels.max() < logits.shape[1]:
             raise ValueError(f"expected labels below the {logits.shape[1]} classes, got {labels.unique().tolist()[:9]}")
         weights = [parameters[f"{name}.weight"] for name in seen]
@@ -215,7 +219,7 @@ def _findings(facts: Diagnosis, verdict: Verdict, net: nn.Module, learning_rate:
     if verdict == "overshoots":
         lower = learning_rate * OVERSHOOT / facts.overshoot
         times = facts.overshoot / OVERSHOOT
-        yield f"the first step is {times:.1f} times too long on this batch, try --learning-rate {lower:.1g}"
+        yield f"the first step is {times:.3g} times too long on this batch, try --learning-rate {lower:.1g}"
     if verdict in ("slow", "stalls"):
         if last.contrast <= facts.rounding:
             yield f"{last.name} gives all images the same output but for {last.contrast:.0e} of it, which is rounding"
@@ -264,7 +268,7 @@ def _as_in_training(net: nn.Module) -> Iterator[None]:
     checkpoint = getattr(net, "checkpoint", False)
     try:
         for module in modes:
-            module.training = not isinstance(module, nn.Dropout)
+            module.training = not isinstance(module, _DropoutNd)
         if isinstance(net, VGG):  # its second pass would come after the hooks and parameters are gone
             net.checkpoint = False
         yield
@@ -285,7 +289,7 @@ def _watch(net: nn.Module) -> Iterator[dict[str, _Seen]]:
         if isinstance(module, nn.Conv2d | nn.Linear):
             rms = _rms(output)
             seen[name] = _Seen(rms, _ratio(_rms(output - output.mean(dim=0)), rms))
-        elif seen and isinstance(module, nn.BatchNorm2d):
+        elif seen and isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             next(reversed(seen.values())).is_normalized = True
         elif seen and isinstance(module, nn.ReLU):
             is_dead = (output == 0).transpose(0, 1).flatten(1).all(dim=1)

@@ -52,9 +52,11 @@ def with_common_scale(net: VGG, preprocessing: Preprocessing) -> tuple[VGG, Prep
 
     What differs goes into the weights and biases of the first convolution: exact but for the outermost pixels, where
     the zeros that pad an image would stand for another value. With it, channels can be summed: see `with_in_channels`.
+
+    Raises:
+        ArchitectureError: the channels do not agree, or something is folded in already.
     """
-    if PADDING_KEY in net.state_dict():
-        raise ArchitectureError("expected a network without folded preprocessing, got one with it")
+    _check_foldable(net, preprocessing)
     common = preprocessing.for_channels(1).for_channels(preprocessing.channels)
     same = _filled(net.architecture, net, net.state_dict())
     conv = _first(same)
@@ -122,13 +124,7 @@ def fold_preprocessing(net: VGG, preprocessing: Preprocessing) -> VGG:
     Raises:
         ArchitectureError: the channels do not agree, or something is folded in already.
     """
-    if isinstance(_first(net), ValuePaddedConv2d):
-        raise ArchitectureError("expected a network without folded preprocessing, got one with it")
-    if net.architecture.in_channels != preprocessing.channels:
-        raise ArchitectureError(
-            f"expected a network of {preprocessing.channels} channels, as the preprocessing has, got one of "
-            f"{net.architecture.in_channels}"
-        )
+    _check_foldable(net, preprocessing)
     folded = _filled(net.architecture, net, net.state_dict())
     pad_with_values(folded)
     conv: Any = _first(folded)
@@ -145,6 +141,16 @@ def fold_preprocessing(net: VGG, preprocessing: Preprocessing) -> VGG:
         conv.bias.copy_(bias)
         conv.padding_value.copy_(value)
     return folded
+
+
+def _check_foldable(net: VGG, preprocessing: Preprocessing) -> None:
+    if isinstance(_first(net), ValuePaddedConv2d):
+        raise ArchitectureError("expected a network without folded preprocessing, got one with it")
+    if net.architecture.in_channels != preprocessing.channels:
+        raise ArchitectureError(
+            f"expected a network of {preprocessing.channels} channels, as the preprocessing has, got one of "
+            f"{net.architecture.in_channels}"
+        )
 
 
 class ValuePaddedConv2d(nn.Conv2d):
@@ -184,4 +190,7 @@ def _filled(architecture: Architecture, net: VGG, state: dict[str, Tensor]) -> V
     filled.load_state_dict({k: t.detach().reshape(shapes[k]).clone() for k, t in state.items()}, assign=True)
     for parameter, old in zip(filled.parameters(), net.parameters(), strict=True):
         parameter.requires_grad_(old.requires_grad)
-    return filled.train(net.training)
+    modes = {name: module.training for name, module in net.named_modules()}
+    for name, module in filled.named_modules():
+        module.training = modes.get(name, net.training)
+    return filled

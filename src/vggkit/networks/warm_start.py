@@ -43,6 +43,11 @@ def warm_start(net: VGG | BaselineNetwork, source: VGG | BaselineNetwork) -> tup
     fully_connected = {layer.name for layer in layers if layer.name.startswith("fc")}
     copied = tuple(layer.name for layer in layers if layer.name in norms.union(first, fully_connected))
     for name in copied:
+        if name in targets and targets[name].state_dict().keys() != sources[name].state_dict().keys():
+            raise ValueError(
+                f"expected {name} with {', '.join(targets[name].state_dict())}, as {own.name} has it, got it with "
+                f"{', '.join(sources[name].state_dict())}, try a source without folded preprocessing"
+            )
         for key, tensor in sources[name].state_dict().items():
             expected = targets[name].state_dict()[key].shape if name in targets else None
             if tensor.shape != expected:

@@ -11,7 +11,7 @@ from tyro.conf import Positional
 
 from vggkit.design.architecture import POOLED_SIZE, Architecture, Head
 from vggkit.design.baselines import Network, parse_network
-from vggkit.design.costs import Costs, Sum, costs
+from vggkit.design.costs import MAX_BATCH_SIZE, Costs, Sum, costs
 from vggkit.design.memory import Dtype, OptimizerState, TrainingMemory, largest_batch, training_memory
 from vggkit.verbs.terminal import DONE, parse_flags, print_json, print_table
 
@@ -85,7 +85,7 @@ def parse_bytes(text: str) -> int:
         raise ValueError(f"{expected}, got {text[:60]!r}")
     number, prefix, binary = match.groups()
     num_bytes = int(float(number) * (1024 if binary else 1000) ** (" kmgt".index(prefix.lower()) if prefix else 0))
-    if num_bytes < 10**6:
+    if not 10**6 <= num_bytes < 10**21:
         raise ValueError(f"{expected}, got {text.strip()!r}, which is {num_bytes} bytes")
     return num_bytes
 
@@ -223,6 +223,8 @@ def _print_whether_it_fits(one: _Described, flags: Flags, memory_bytes: int) -> 
 
 
 def _most(batch_size: int | None) -> str:
+    if batch_size == MAX_BATCH_SIZE:
+        return "so does any other"
     return f"at most {batch_size:,}" if batch_size else "not even 1 does"
 
 

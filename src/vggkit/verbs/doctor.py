@@ -3,6 +3,7 @@
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from tyro.conf import Positional
 
@@ -39,12 +40,12 @@ class Flags:
     """Pixels along a side; the published size (224, for lenet 28) if not given."""
     batch_size: int = 8
     """Training images to look at; more of them judge a high learning rate more justly."""
-    hidden: tuple[int, ...] = (4096, 4096)
-    """Widths of the hidden fully connected layers; empty with the head gap."""
+    hidden: tuple[int, ...] | None = None
+    """Widths of the hidden fully connected layers; 4096 4096 if not given, none with the head gap."""
     head: Head = "flatten"
     """flatten, adaptive, conv or gap."""
     seed: int = 0
-    """Of the weights and the choice of images: those that vgg train would start with."""
+    """Of the weights and the choice of images: those that vgg train starts with, all its training images given."""
     json: bool = False
     """Print JSON instead of a table."""
 
@@ -52,8 +53,9 @@ class Flags:
 def run(arguments: list[str]) -> int:
     """Run the verb; returns the exit code."""
     flags = parse_flags("doctor", Flags, arguments)
-    size = {} if flags.image_size is None else {"image_size": flags.image_size}
-    options = {"hidden": flags.hidden, "head": flags.head, **size}
+    given = {"image_size": flags.image_size, "hidden": flags.hidden}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    options["head"] = flags.head
     parse_network(flags.architecture, in_channels=1, **options)  # a wrong one is said before torch is imported
 
     import torch
@@ -118,9 +120,10 @@ def run(arguments: list[str]) -> int:
     print(
         {
             "learns": f"learns: {rate} should move the loss within {PATIENCE:,} steps",
-            "slow": f"slow: {rate} leaves the loss near {math.log(network.num_classes):.2f} for hundreds of steps",
-            "stalls": f"stalls: {rate} leaves the loss near {math.log(network.num_classes):.2f} for "
-            + (f"{steps:.0e} steps" if PATIENCE < steps < math.inf else f"more than {PATIENCE:,} steps"),
+            "slow": f"slow: {rate}: hundreds of steps near a loss of {math.log(network.num_classes):.2f}",
+            "stalls": f"stalls: {rate}: "
+            + (f"{steps:.0e} steps" if PATIENCE < steps < math.inf else f"over {PATIENCE:,} steps")
+            + f" near a loss of {math.log(network.num_classes):.2f}",
             "overshoots": f"overshoots: {rate} takes too long a first step",
             "not finite": "not finite: there is nothing to learn from",
         }[diagnosis.verdict]

@@ -76,6 +76,7 @@ def _convert(flags: Flags) -> int:
     from vggkit.data.preprocessing import Preprocessing
     from vggkit.networks.published import find_weights
     from vggkit.networks.surgery import (
+        PADDING_KEY,
         fold_preprocessing,
         with_common_scale,
         with_head,
@@ -93,13 +94,15 @@ def _convert(flags: Flags) -> int:
     if not isinstance(net, VGG):
         raise ValueError(f"expected a VGG network to convert, got {net.architecture.name}")
     preprocessing = None
+    if flags.preprocessing is not None and PADDING_KEY in net.state_dict():
+        raise ValueError("expected weights without folded preprocessing for --preprocessing, got some with it")
     if flags.preprocessing is not None:
         preprocessing = replace(
             preprocessing_of(flags.preprocessing, net.architecture.in_channels), image_size=net.architecture.image_size
         )
     elif "preprocessing" in metadata:
         preprocessing = Preprocessing.from_json(metadata["preprocessing"])
-    if flags.in_channels is not None:
+    if flags.in_channels not in (None, net.architecture.in_channels):
         if preprocessing is not None:
             net, preprocessing = with_common_scale(net, preprocessing)
             preprocessing = preprocessing.for_channels(flags.in_channels)
@@ -110,9 +113,11 @@ def _convert(flags: Flags) -> int:
         net = fold_preprocessing(net, preprocessing)
         zeros, ones = (0.0,) * preprocessing.channels, (1.0,) * preprocessing.channels
         preprocessing = replace(preprocessing, mean=zeros, std=ones, order="rgb", scale=1.0)
+    if flags.image_size is not None and net.architecture.head != "flatten":
+        net = with_image_size(net, flags.image_size)
     if flags.head is not None:
         net = with_head(net, flags.head)
-    if flags.image_size is not None:
+    if flags.image_size is not None:  # flatten takes another size only on the way out
         net = with_image_size(net, flags.image_size)
         preprocessing = replace(preprocessing, image_size=flags.image_size) if preprocessing is not None else None
     if flags.to == "torchvision":
