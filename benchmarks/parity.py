@@ -10,16 +10,16 @@ Needs the peers of requirements-peers.txt.
 """
 
 import argparse
+import importlib
 import os
 import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
-from measuring import row_header, save_row
+from measuring import import_torchvision, row_header, save_row
 from torch import Tensor, nn
 
 from vggkit.networks.translation import NETWORKS
@@ -33,42 +33,26 @@ def main() -> None:
     parser.add_argument("--save", action="store_true")
     flags = parser.parse_args()
     warnings.simplefilter("ignore")  # the peers', at import
+    import_torchvision()
     for source in ("torchvision", "timm", "keras"):
         for network in NETWORKS[source]:
             print(f"{source} {network}", file=sys.stderr)
             row = {
                 **row_header(torch.device("cpu"), 1),
                 "source": source,
-                "version": __import__(source).__version__ if source != "torchvision" else torchvision().__version__,
+                "version": importlib.import_module(source).__version__,
                 "network": network,
                 **(keras_errors(network) if source == "keras" else torch_errors(source, network)),
             }
             save_row("parity", row, flags.save)
 
 
-def torchvision() -> Any:
-    """torchvision, whose compiled part is missing beside a CPU build of torch: its Python asks for two operators."""
-    if "torchvision" not in sys.modules:
-        library = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        torchvision.library = library  # type: ignore[attr-defined]
-    import torchvision as module
-
-    return module
-
-
 @torch.no_grad()
 def torch_errors(source: str, network: str) -> dict[str, float]:
     """Against torchvision or timm, through a file of torch.save."""
-    module = torchvision()
     torch.manual_seed(0)
-    if source == "timm":
-        import timm
-
-        theirs = timm.create_model(network).eval()
-    else:
-        theirs = module.models.get_model(network).eval()
+    peer = importlib.import_module(source)
+    theirs = (peer.create_model(network) if source == "timm" else peer.models.get_model(network)).eval()
     randomize(theirs)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights.pth"

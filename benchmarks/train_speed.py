@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import row_header, save_row, spread
+from measuring import import_torchvision, row_header, save_row, spread
 from PIL import Image
 from torch import Tensor, nn
 
@@ -186,14 +186,10 @@ class ChapterDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
 def peer_transforms() -> tuple[Callable[[Image.Image, int], Tensor], str]:
     """Resize and ToTensor, and who they are from."""
     try:
-        library = torch.library.Library("torchvision", "DEF")
-        for operator in ("nms", "qnms"):  # its compiled part is not needed here and need not load
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        import torchvision
+        torchvision = import_torchvision()
         from torchvision.transforms import functional
     except (ImportError, RuntimeError):
         return resize_by_hand, "Pillow and torch by hand"
-    peer_transforms.library = library  # type: ignore[attr-defined]  # it must outlive us
     return (
         lambda image, size: functional.to_tensor(functional.resize(image, [size, size])),
         f"torchvision {torchvision.__version__}",

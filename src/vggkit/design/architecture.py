@@ -7,7 +7,7 @@ arXiv 1409.1556, Table 1; the head as convolutions is its section 3.2.
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from vggkit.design.block import (
     MAX_CONVOLUTIONS,
@@ -21,6 +21,7 @@ from vggkit.design.block import (
     as_block,
     as_tuple,
     check_int,
+    check_one_of,
     shown,
 )
 from vggkit.design.notation import name_of, parse
@@ -95,11 +96,8 @@ class Architecture:
         if isinstance(self.dropout, bool) or not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
             raise ArchitectureError(f"expected a dropout of at least 0 and below 1, got {self.dropout!r}")
         object.__setattr__(self, "dropout", float(self.dropout))
-        for field, allowed in (("norm", Norm), ("head", Head)):
-            if getattr(self, field) not in get_args(allowed):
-                raise ArchitectureError(
-                    f"expected {field} to be one of {', '.join(get_args(allowed))}, got {getattr(self, field)!r}"
-                )
+        check_one_of("norm", self.norm, Norm)
+        check_one_of("head", self.head, Head)
         check_int("pooled_size", self.pooled_size, 1, MAX_KERNEL_SIZE)
         if self.head == "gap" and self.hidden:
             raise ArchitectureError(f"expected no hidden layers with the head gap, got {self.hidden}, try hidden=()")

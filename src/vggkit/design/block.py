@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 LayerKind = Literal[
     "conv", "bn", "relu", "sigmoid", "lrn", "pool", "avgpool", "adaptive", "fit", "flatten", "fc", "dropout"
@@ -129,6 +129,12 @@ def check_int(what: str, value: object, least: int, most: int) -> None:
         is_endless = isinstance(value, int) and abs(value) > 2**64  # Python refuses to write out the longest
         got = "a number beyond 64 bits" if is_endless else shown(repr(value), quote=False)
         raise ArchitectureError(f"expected {what} from {least} to {most}, got {got}")
+
+
+def check_one_of(what: str, value: object, allowed: Any) -> None:
+    """Raise `ArchitectureError` unless `value` is one of the values of the `Literal` that `allowed` is."""
+    if value not in get_args(allowed):
+        raise ArchitectureError(f"expected {what} to be one of {', '.join(get_args(allowed))}, got {value!r}")
 
 
 def as_tuple(what: str, value: object) -> tuple[Any, ...]:

@@ -19,11 +19,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal, get_args
+from typing import Literal
 
 from vggkit.design.architecture import Architecture
 from vggkit.design.baselines import Network
-from vggkit.design.block import ArchitectureError, Layer
+from vggkit.design.block import Layer, check_one_of
 from vggkit.design.costs import BYTES_PER_VALUE, MAX_BATCH_SIZE, costs
 
 Dtype = Literal["float32", "bfloat16"]
@@ -73,9 +73,8 @@ def training_memory(
     >>> memory.param_bytes, memory.optimizer_bytes
     (553430176, 553430176)
     """
-    for field, value, allowed in (("dtype", dtype, Dtype), ("optimizer", optimizer, OptimizerState)):
-        if value not in get_args(allowed):
-            raise ArchitectureError(f"expected {field} to be one of {', '.join(get_args(allowed))}, got {value!r}")
+    check_one_of("dtype", dtype, Dtype)
+    check_one_of("optimizer", optimizer, OptimizerState)
     param_bytes = costs(network, batch_size).total.param_bytes
     optimizer_bytes = _STATE_VALUES[optimizer] * param_bytes
     if optimizer == "adamw":  # counts its steps, in float32, for each tensor of parameters

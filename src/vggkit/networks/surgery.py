@@ -94,11 +94,11 @@ def with_in_channels(net: VGG, in_channels: int) -> VGG:
     1 to 3 gives for an image with three equal channels what the grey network gives for one of them. Channel i goes
     with channel j where they are the same modulo the smaller number.
     """
+    if is_folded(net):
+        raise ArchitectureError("expected a network without folded preprocessing, got one, try the channels first")
     arch = replace(net.architecture, in_channels=in_channels)
     state = dict(net.state_dict())
     state["block1.conv1_1.weight"] = _shared_out(state["block1.conv1_1.weight"], in_channels)
-    if PADDING_KEY in state:
-        raise ArchitectureError("expected a network without folded preprocessing, got one, try the channels first")
     return _filled(arch, net, state)
 
 
@@ -143,8 +143,13 @@ def fold_preprocessing(net: VGG, preprocessing: Preprocessing) -> VGG:
     return folded
 
 
+def is_folded(net: VGG) -> bool:
+    """Whether `fold_preprocessing` made `net`."""
+    return isinstance(_first(net), ValuePaddedConv2d)
+
+
 def _check_foldable(net: VGG, preprocessing: Preprocessing) -> None:
-    if isinstance(_first(net), ValuePaddedConv2d):
+    if is_folded(net):
         raise ArchitectureError("expected a network without folded preprocessing, got one with it")
     if net.architecture.in_channels != preprocessing.channels:
         raise ArchitectureError(

@@ -81,11 +81,11 @@ def entries(source: Source, architecture: Architecture) -> dict[str, Entry]:
 
 def best_match(names: Mapping[str, tuple[int, ...]]) -> tuple[Source, str] | None:
     """The source and network whose names are most like `names`; None if none is like them at all."""
-    scores = {}
+    scores, found = {}, set(names)
     for source in SOURCES:
         for network in NETWORKS[source]:
             expected = {entry.name for entry in entries(source, architecture_of(source, network)).values()}
-            scores[source, network] = len(expected & set(names)) / len(expected | set(names))
+            scores[source, network] = len(expected & found) / len(expected | found)
     best = max(scores, key=lambda key: scores[key])
     return best if scores[best] > 0 else None
 
@@ -147,9 +147,7 @@ def _weight_entry(source: Source, architecture: Architecture, layer: Layer, name
                 lambda kernel: kernel.view(side, side, channels, outputs).permute(3, 2, 0, 1).reshape(ours),
             )
         return Entry(name, (inputs, outputs), Tensor.t)
-    if is_in_block or (
-        source == "timm" and layer.part != f"fc{len(architecture.blocks) + 1 + len(architecture.hidden)}"
-    ):
+    if is_in_block or (source == "timm" and name != "head.fc.weight"):
         return Entry(name, ours, _as_it_is)
     return Entry(name, (outputs, inputs * size * size), lambda weight: weight.reshape(ours))
 

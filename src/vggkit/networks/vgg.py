@@ -135,14 +135,8 @@ class VGG(nn.Sequential):
 
     def _writes_nothing(self) -> bool:
         """Whether no layer can write into what another one has put out: all are ours, and nobody has touched them."""
-        if module_globals._global_forward_hooks or module_globals._global_forward_pre_hooks:
-            return False
-        return not any(
-            type(module) not in _OWN_LAYERS
-            or getattr(module, "inplace", False)
-            or module._forward_hooks
-            or module._forward_pre_hooks
-            or "forward" in vars(module)
+        return not _has_global_hooks() and all(
+            type(module) in _OWN_LAYERS and not getattr(module, "inplace", False) and not _is_touched(module)
             for child in self
             for module in child.modules()
         )
@@ -287,20 +281,27 @@ def _forward_block(block: nn.Sequential, x: Tensor, is_watched: bool) -> Tensor:
 
 def _is_watched(block: nn.Module) -> bool:
     """Whether hooks would see the difference, or somebody has put a forward of their own into the block."""
-    if torch.compiler.is_compiling():
-        return True
-    if module_globals._global_forward_hooks or module_globals._global_forward_pre_hooks:
-        return True
-    if module_globals._global_backward_hooks or module_globals._global_backward_pre_hooks:
-        return True
-    return any(
-        m._forward_hooks
-        or m._forward_pre_hooks
-        or m._backward_hooks
-        or m._backward_pre_hooks
-        or "forward" in vars(m)
-        or m._compiled_call_impl is not None
-        for m in block.modules()
+    return torch.compiler.is_compiling() or _has_global_hooks() or any(map(_is_touched, block.modules()))
+
+
+def _has_global_hooks() -> bool:
+    return bool(
+        module_globals._global_forward_hooks
+        or module_globals._global_forward_pre_hooks
+        or module_globals._global_backward_hooks
+        or module_globals._global_backward_pre_hooks
+    )
+
+
+def _is_touched(module: nn.Module) -> bool:
+    """Whether somebody has given `module` a hook, or a forward of its own."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in vars(module)
+        or module._compiled_call_impl is not None
     )
 
 

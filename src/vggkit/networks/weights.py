@@ -15,7 +15,7 @@ from vggkit.design.baselines import network_from_json
 from vggkit.design.block import ArchitectureError
 from vggkit.networks.baselines import BaselineNetwork, build
 from vggkit.networks.containers import Container, WeightsError, open_container
-from vggkit.networks.surgery import PADDING_KEY, pad_with_values, with_head
+from vggkit.networks.surgery import PADDING_KEY, is_folded, pad_with_values, with_head
 from vggkit.networks.translation import (
     NETWORKS,
     OPTIONAL_SUFFIX,
@@ -81,14 +81,15 @@ def save_torchvision(path: Path, net: VGG) -> None:
     arch = net.architecture
     if path.suffix not in (".safetensors", ".pth"):
         raise WeightsError(f"expected a .safetensors or .pth file for torchvision's names, got {path}")
+    names = NETWORKS["torchvision"]
     adaptive = with_head(net, "adaptive").state_dict() if arch.head != "gap" else {}
-    expected = [architecture_of("torchvision", name, arch.in_channels, arch.num_classes) for name in _torchvision()]
+    expected = [architecture_of("torchvision", name, arch.in_channels, arch.num_classes) for name in names]
     match = next((other for other in expected if (other.blocks, other.norm) == (arch.blocks, arch.norm)), None)
     table = entries("torchvision", match) if match is not None else {}
     if {key: tuple(value.shape) for key, value in adaptive.items()} != {k: entry.shape for k, entry in table.items()}:
-        folded = " with folded preprocessing" if PADDING_KEY in adaptive else ""
+        folded = " with folded preprocessing" if is_folded(net) else ""
         raise WeightsError(
-            f"expected one of torchvision's networks ({', '.join(_torchvision())}) with its layers fc6 to fc8 and "
+            f"expected one of torchvision's networks ({', '.join(names)}) with its layers fc6 to fc8 and "
             f"nothing folded in, got {arch.name}{folded}"
         )
     tensors = {entry.name: adaptive[key].detach().cpu().contiguous() for key, entry in table.items()}
@@ -98,10 +99,6 @@ def save_torchvision(path: Path, net: VGG) -> None:
         buffer = io.BytesIO()
         torch.save(tensors, buffer)
         write_whole(path, buffer.getvalue())
-
-
-def _torchvision() -> tuple[str, ...]:
-    return NETWORKS["torchvision"]
 
 
 def _ours(container: Container) -> tuple[AnyNetwork, dict[str, str]]:

@@ -13,7 +13,7 @@ from vggkit.design.architecture import POOLED_SIZE, Architecture, Head
 from vggkit.design.baselines import Network, parse_network
 from vggkit.design.costs import MAX_BATCH_SIZE, Costs, Sum, costs
 from vggkit.design.memory import Dtype, OptimizerState, TrainingMemory, largest_batch, training_memory
-from vggkit.verbs.terminal import DONE, parse_flags, print_json, print_table
+from vggkit.verbs.terminal import DONE, given, parse_flags, print_json, print_table
 
 _MOST_WITH_RATIOS = 3
 """Networks side by side, so that the table fits a terminal of 80 columns."""
@@ -105,14 +105,14 @@ class _Described:
 
 
 def _network(text: str, flags: Flags) -> Network:
-    options: dict[str, Any] = {
-        "in_channels": flags.in_channels,
-        "num_classes": flags.num_classes,
-        "head": flags.head,
-        "pooled_size": flags.pooled_size,
-    }
-    chosen = {"image_size": flags.image_size, "hidden": flags.hidden}
-    return parse_network(text, **options, **{name: value for name, value in chosen.items() if value is not None})
+    return parse_network(
+        text,
+        in_channels=flags.in_channels,
+        num_classes=flags.num_classes,
+        head=flags.head,
+        pooled_size=flags.pooled_size,
+        **given(image_size=flags.image_size, hidden=flags.hidden),
+    )
 
 
 def _described(network: Network, flags: Flags, memory_bytes: int | None) -> _Described:

@@ -3,14 +3,13 @@
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from tyro.conf import Positional
 
 from vggkit.design.architecture import Head, Init
 from vggkit.design.baselines import parse_network
 from vggkit.training.recipe import Optimizer
-from vggkit.verbs.terminal import DONE, parse_flags, print_json, print_table, print_to_stderr
+from vggkit.verbs.terminal import DONE, given, parse_flags, print_json, print_table, print_to_stderr
 
 LEAST_EXPONENT = -12
 """Of the bars, which have two characters for each power of ten."""
@@ -53,9 +52,7 @@ class Flags:
 def run(arguments: list[str]) -> int:
     """Run the verb; returns the exit code."""
     flags = parse_flags("doctor", Flags, arguments)
-    given = {"image_size": flags.image_size, "hidden": flags.hidden}
-    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    options["head"] = flags.head
+    options = {"head": flags.head, **given(image_size=flags.image_size, hidden=flags.hidden)}
     parse_network(flags.architecture, in_channels=1, **options)  # a wrong one is said before torch is imported
 
     import torch

@@ -9,7 +9,7 @@ from tyro.conf import Positional, arg
 from vggkit.design.architecture import Head
 from vggkit.design.baselines import parse_network
 from vggkit.design.drawing import Style, draw
-from vggkit.verbs.terminal import DONE, check_out, parse_flags
+from vggkit.verbs.terminal import DONE, check_out, given, parse_flags
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ def run(arguments: list[str]) -> int:
     """Run the verb; returns the exit code."""
     flags = parse_flags("draw", Flags, arguments)
     check_out(flags.out, ".svg")
-    shape = {name: getattr(flags, name) for name in ("in_channels", "image_size", "num_classes", "hidden")}
-    given = {name: value for name, value in shape.items() if value is not None}
-    networks = [parse_network(text, head=flags.head, **given) for text in flags.architectures]
+    options = {"in_channels": flags.in_channels, "num_classes": flags.num_classes, "head": flags.head}
+    options |= given(image_size=flags.image_size, hidden=flags.hidden)
+    networks = [parse_network(text, **options) for text in flags.architectures]
     svg = draw(networks, flags.style)
     from vggkit.data.files import write_whole
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from vggkit.training.recipe import Recipe
-from vggkit.verbs.terminal import DONE, parse_flags, print_json, print_table
+from vggkit.verbs.terminal import DONE, check_out, parse_flags, print_json, print_table
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ def run(arguments: list[str]) -> int:
     from vggkit.inference.predict import load_classifier
     from vggkit.training.loop import choose_device
 
-    if flags.plot is not None and (flags.plot.suffix != ".png" or not flags.plot.parent.is_dir()):
-        raise ValueError(f"expected a .png file in a folder that exists for --plot, got {flags.plot}")
+    if flags.plot is not None:
+        check_out(flags.plot, ".png", flag="--plot")
     classifier = load_classifier(flags.run, choose_device(flags.device))
     data = flags.data if flags.data is not None else _data_of_run(flags.run)
     dataset = load(data, flags.data_dir)

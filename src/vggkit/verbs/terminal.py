@@ -39,10 +39,15 @@ def parse_flags(
     raise ValueError(f"{message.removeprefix('Error parsing fields: ')}, try 'vgg {verb} --help'")
 
 
-def check_out(path: Path | None, *suffixes: str) -> Path:
+def given(**options: Any) -> dict[str, Any]:
+    """The `options` that are not None: those that the user gave."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def check_out(path: Path | None, *suffixes: str, flag: str = "--out") -> Path:
     """`path`, if a file of one of `suffixes` can be written there; raises `ValueError`, before any work is done."""
     if path is None or path.suffix not in suffixes or path.is_dir() or not path.parent.is_dir():
-        raise ValueError(f"expected a {' or '.join(suffixes)} file in a folder that exists for --out, got {path}")
+        raise ValueError(f"expected a {' or '.join(suffixes)} file in a folder that exists for {flag}, got {path}")
     return path
 
 

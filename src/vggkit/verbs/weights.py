@@ -76,8 +76,8 @@ def _convert(flags: Flags) -> int:
     from vggkit.data.preprocessing import Preprocessing
     from vggkit.networks.published import find_weights
     from vggkit.networks.surgery import (
-        PADDING_KEY,
         fold_preprocessing,
+        is_folded,
         with_common_scale,
         with_head,
         with_image_size,
@@ -94,7 +94,7 @@ def _convert(flags: Flags) -> int:
     if not isinstance(net, VGG):
         raise ValueError(f"expected a VGG network to convert, got {net.architecture.name}")
     preprocessing = None
-    if flags.preprocessing is not None and PADDING_KEY in net.state_dict():
+    if flags.preprocessing is not None and is_folded(net):
         raise ValueError("expected weights without folded preprocessing for --preprocessing, got some with it")
     if flags.preprocessing is not None:
         preprocessing = replace(
@@ -113,13 +113,13 @@ def _convert(flags: Flags) -> int:
         net = fold_preprocessing(net, preprocessing)
         zeros, ones = (0.0,) * preprocessing.channels, (1.0,) * preprocessing.channels
         preprocessing = replace(preprocessing, mean=zeros, std=ones, order="rgb", scale=1.0)
-    if flags.image_size is not None and net.architecture.head != "flatten":
-        net = with_image_size(net, flags.image_size)
-    if flags.head is not None:
+    if flags.head is not None and net.architecture.head == "flatten":  # which takes no other size
         net = with_head(net, flags.head)
-    if flags.image_size is not None:  # flatten takes another size only on the way out
+    if flags.image_size is not None:
         net = with_image_size(net, flags.image_size)
         preprocessing = replace(preprocessing, image_size=flags.image_size) if preprocessing is not None else None
+    if flags.head is not None and net.architecture.head != flags.head:
+        net = with_head(net, flags.head)
     if flags.to == "torchvision":
         save_torchvision(out, net)
         expected = preprocessing_of("torchvision", preprocessing.channels if preprocessing is not None else 3)
