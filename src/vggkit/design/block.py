@@ -156,4 +156,5 @@ def as_block(value: object) -> Block:
 def shown(text: str, quote: bool = True) -> str:
     """`text` for an error message, which stays one short line."""
     short = text if len(text) <= 60 else text[:57] + "..."
-    return repr(short) if quote else short
+    written = repr(short) if quote else short
+    return written if len(written) <= 80 else written[:77] + "..."  # an escape is up to ten characters
