@@ -156,4 +156,5 @@ def unreadable(where: str, error: Exception) -> DataError:
 
 def short(value: object) -> str:
     """`value` for a message."""
-    return printable(str(value))[:60]
+    text = printable(str(value))
+    return text if len(text) <= 60 else "..." + text[-57:]

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from vggkit.data.download import one_line
 from vggkit.data.fashion_mnist import DataError
 from vggkit.data.folders import open_folder
 from vggkit.data.samples import MAX_CLASSES, Images, ImageSource, Sample, printable
@@ -31,10 +32,12 @@ def open_images(data: str, *, holdout: float, seed: int, stream: bool, epoch_ima
         if not HUB_NAME.fullmatch(data.removeprefix(HUB_PREFIX)):
             raise DataError(f"expected hub:owner/name or hub:owner/name:config, got {printable(data)[:120]!r}")
         return _checked(open_tables(data, None, holdout=holdout, seed=seed, stream=stream, epoch_images=epoch_images))
-    path = Path(data)
-    where = printable(data)
-    if not data or "\0" in data or not path.exists():
-        raise DataError(f"expected a folder of images or hub:owner/name, got {where[:200]!r}, where there is nothing")
+    path, where = Path(data), printable(data)
+    try:
+        path.stat()
+    except (OSError, ValueError) as error:  # ValueError for a null character
+        got = f"{where[:200]!r}: {one_line(error)[:100] if isinstance(error, ValueError) else error.strerror}"
+        raise DataError(f"expected a folder of images or hub:owner/name, got {got}") from None
     if path.is_file() and path.suffix.lower() not in (".parquet", ".tar"):
         raise DataError(f"{where}: expected a folder of images, a .parquet or a .tar file, got another file")
     if shards := find_shards(path):

@@ -47,6 +47,7 @@ def open_tables(
     columns = _columns(library, splits["train"].features or {}, where)
     classes = _class_names(splits["train"].features, columns, shards)
     tables = {name: _undecoded(library, splits[name], columns, where) for name in ("train", *(held_out or ())[:1])}
+    lengths = {} if stream else {name: len(table) for name, table in tables.items()}
     train: TableImages | StreamImages
     kept: TableImages | StreamImages
     if stream:
@@ -57,9 +58,9 @@ def open_tables(
                 else ("the names of the classes, which a stream needs", "a classes.txt beside the shards")
             )
             raise DataError(f"{where}: expected {expected}, got none, try {advice}")
-        lengths = _stream_lengths(builder, shards, held_out[0], epoch_images, where)
+        promised = _stream_lengths(builder, shards, held_out[0], epoch_images, where)
         train, kept = (
-            StreamImages(table, name, columns, lengths[name], len(classes)) for name, table in tables.items()
+            StreamImages(table, name, columns, promised[name], len(classes)) for name, table in tables.items()
         )
     else:
         labels = {name: _labels(table, columns, f"{where}: {name}") for name, table in tables.items()}
@@ -79,7 +80,8 @@ def open_tables(
     others = shards.other_files if shards else []
     return ImageSource(
         where, classes, train, kept, held_out[1] if held_out else "validation",
-        _fingerprint(builder, data, shards, columns, classes), tuple(others[:MAX_NAMED_FILES]), len(others),
+        _fingerprint(builder, data, shards, [columns.image, columns.label, classes, lengths]),
+        tuple(others[:MAX_NAMED_FILES]), len(others),
     )  # fmt: skip
 
 
@@ -175,7 +177,8 @@ def _stream_lengths(
         }
     if 0 < known["train"] < epoch_images:
         raise DataError(f"{where}: expected at most its {known['train']:,} images in an epoch, got {epoch_images:,}")
-    lengths = {"train": epoch_images or known["train"], held_out: known[held_out] or epoch_images}
+    wanted = max(0, epoch_images)
+    lengths = {"train": wanted or known["train"], held_out: known[held_out] or wanted}
     if not all(lengths.values()):
         raise DataError(f"{where}: expected a stream that says its length, got none, try --epoch-images 100000")
     return lengths
@@ -206,14 +209,14 @@ def _caches(library: ModuleType) -> tuple[Path, ...]:
     return Path(HF_HUB_CACHE).resolve(), Path(library.config.HF_DATASETS_CACHE).resolve()
 
 
-def _fingerprint(builder: Any, data: str, shards: Shards | None, columns: Columns, classes: tuple[str, ...]) -> str:
+def _fingerprint(builder: Any, data: str, shards: Shards | None, contents: list[Any]) -> str:
     if shards:
         files = [file for part in shards.files.values() for file in part]
         identity: list[Any] = [[split, len(part)] for split, part in shards.files.items()]
         identity += [[str(file.relative_to(shards.folder)), file.stat().st_size] for file in files]
     else:
         identity = [data, builder.hash]  # of a hub's data set that is the commit
-    return hashlib.sha256(json.dumps([identity, columns.image, columns.label, classes]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([identity, contents]).encode()).hexdigest()
 
 
 def _listed(names: Any) -> str:
