@@ -90,22 +90,18 @@ def open_folder(folder: Path, holdout: float, seed: int) -> ImageSource:
     top = _look_into(place)
     held_out_folder = _held_out_folder(place, top)
     in_train = _look_into(place + b"/" + TRAIN) if TRAIN in top.folders else None
-    digest, others = hashlib.sha256(), _strays(top, b"")
+    digest, others = hashlib.sha256(), list[bytes]()
     if in_train and (held_out_folder or in_train.folders or top.folders == [TRAIN]):
         expected = {TRAIN, *(name for name, _ in HELD_OUT)}
-        others += [name + b"/" for name in top.folders if name not in expected] + _strays(in_train, b"train/")
-        classes = _class_folders(place + b"/" + TRAIN, in_train)
-        everything = _read_split(place, b"train/", classes, classes, digest, others)
+        others += _strays(top) + [name + b"/" for name in top.folders if name not in expected]
+        everything = _read_split(place, b"train/", None, digest, others)
     else:  # a class may be called train
-        held_out_folder, classes = None, _class_folders(place, top)
-        everything = _read_split(place, b"", classes, classes, digest, others)
+        held_out_folder, everything = None, _read_split(place, b"", None, digest, others)
+    classes = everything.class_folders
     held_out_name: HeldOut = "validation"
     if held_out_folder:
         name, held_out_name = held_out_folder
-        found = _look_into(place + b"/" + name)
-        others += _strays(found, name + b"/")
-        present = _class_folders(place + b"/" + name, found)
-        train, held_out = everything, _read_split(place, name + b"/", present, classes, digest, others)
+        train, held_out = everything, _read_split(place, name + b"/", classes, digest, others)
     else:
         chosen = kept_out(everything.labels, holdout, seed)
         train, held_out = everything.subset(~chosen), everything.subset(chosen)
@@ -123,9 +119,9 @@ def _held_out_folder(place: bytes, top: _Found) -> tuple[bytes, HeldOut] | None:
     return found[0] if found else None
 
 
-def _strays(found: _Found, prefix: bytes) -> list[bytes]:
+def _strays(found: _Found) -> list[bytes]:
     """The files that lie where only folders are looked for."""
-    return [prefix + name for name in [*(name for name, _ in found.images), *found.others]]
+    return [*(name for name, _ in found.images), *found.others]
 
 
 def _class_folders(place: bytes, found: _Found) -> list[bytes]:
@@ -143,15 +139,14 @@ def _class_folders(place: bytes, found: _Found) -> list[bytes]:
 
 
 def _read_split(
-    place: bytes,
-    prefix: bytes,
-    present: list[bytes],
-    classes: list[bytes],
-    digest: "hashlib._Hash",
-    others: list[bytes],
+    place: bytes, prefix: bytes, classes: tuple[bytes, ...] | None, digest: "hashlib._Hash", others: list[bytes]
 ) -> FolderImages:
-    """List the class folders `present`, tell `digest` of what they hold, and `others` of what is not taken."""
+    """List the class folders of a split, tell `digest` of what they hold, and `others` of what is not taken."""
     place = place + b"/" + prefix.rstrip(b"/") if prefix else place
+    found = _look_into(place)
+    others += [prefix + name for name in _strays(found)]
+    present = _class_folders(place, found)
+    classes = classes or tuple(present)
     index = {name: label for label, name in enumerate(classes)}
     if unknown := [name for name in present if name not in index]:
         raise DataError(
@@ -174,7 +169,7 @@ def _read_split(
         digest.update(b"%b\0%d\0" % (where, len(found.images)))
         digest.update(b"".join(b"%b\0%d\0" % image for image in found.images))
     labels = np.repeat(np.arange(len(classes)), counts).astype(np.uint16)
-    return FolderImages(place, prefix, tuple(classes), labels, bytes(names), np.cumsum(np.concatenate(lengths)))
+    return FolderImages(place, prefix, classes, labels, bytes(names), np.cumsum(np.concatenate(lengths)))
 
 
 def _look_into(folder: bytes) -> _Found:
