@@ -1,7 +1,6 @@
 """An image file of any usual kind to pixels: upright, grey or RGB, in 8 bits. Trusts nothing that a file says."""
 
 import io
-import random
 import warnings
 from pathlib import Path
 
@@ -68,7 +67,7 @@ def random_crop(
     channels: int,
     image_size: int,
     shorter_side: tuple[int, ...],
-    generator: random.Random,
+    generator: np.random.Generator,
     name: str | None = None,
 ) -> Tensor:
     """A random square of an image file, as for training in arXiv 1409.1556, section 3.1.
@@ -91,11 +90,11 @@ def random_crop(
     Raises:
         DataError: as for `read_image`.
     """
-    shorter = generator.randint(shorter_side[0], shorter_side[-1])
+    shorter = int(generator.integers(shorter_side[0], shorter_side[-1] + 1))
     image = _decoded(content, channels, name, least_side=2 * shorter)
     scale_from = min(image.size)
     width, height = (shorter * side // scale_from for side in image.size)
-    left, top = generator.randint(0, width - image_size), generator.randint(0, height - image_size)
+    left, top = (int(generator.integers(0, side - image_size + 1)) for side in (width, height))
     box = (
         left * image.width / width,
         top * image.height / height,
