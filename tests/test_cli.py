@@ -386,7 +386,7 @@ def test_predict_works_from_the_file_alone(trained, tmp_path, capsys):
 def test_a_bad_image_among_good_ones_is_named(trained, tmp_path, capsys):
     (tmp_path / "bad.png").write_text("no")
     assert cli.main(["predict", str(trained[0]), str(tmp_path / "bad.png")]) == 2
-    assert "bad.png: expected a PNG or JPEG image" in capsys.readouterr().err
+    assert "bad.png: expected a PNG, JPEG, WebP, GIF, BMP or TIFF image" in capsys.readouterr().err
 
 
 def test_data_lists_what_is_known(capsys, own_cache):

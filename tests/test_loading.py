@@ -1,16 +1,14 @@
-import os
-
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from tests.peers import peer
-from vggkit.data.fashion_mnist import DataError, load
+from vggkit.data.fashion_mnist import load
 from vggkit.data.loading import Augmentation, Split, batches, epoch_order
-from vggkit.data.preprocessing import Preprocessing, read_image
+from vggkit.data.preprocessing import Preprocessing
 
 
 @pytest.fixture(scope="module")
@@ -188,75 +186,3 @@ def test_augmentation_together_keeps_shape_and_repeats_with_its_generator(images
     assert first.dtype == torch.uint8
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-
-
-MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"]
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("mode", MODES)
-def test_images_of_every_mode_are_read_as_the_same_grey_picture(tmp_path, mode, channels):
-    rng = np.random.default_rng(0)
-    grey = (rng.random((37, 51)) > 0.5).astype(np.uint8) * 255
-    if mode == "I;16":
-        image = Image.fromarray(grey.astype(np.uint16) * 257)
-    else:
-        image = Image.fromarray(grey).convert("RGB" if mode in ("P", "CMYK") else "L").convert(mode)
-    path = tmp_path / ("image.jpg" if mode == "CMYK" else "image.png")
-    image.save(path, **({"quality": 100, "subsampling": 0} if mode == "CMYK" else {}))
-    read = read_image(path, channels)
-    assert read.shape == (channels, 37, 51)
-    assert read.dtype == torch.uint8
-    assert np.abs(read.numpy().astype(int) - grey).max() <= (3 if mode == "CMYK" else 0)
-
-
-def test_transparent_is_black_and_exif_turns(tmp_path):
-    clear = Image.new("RGBA", (4, 2), (255, 255, 255, 0))
-    clear.putpixel((0, 0), (255, 255, 255, 255))
-    clear.save(tmp_path / "clear.png")
-    assert read_image(tmp_path / "clear.png", 1).sum() == 255
-    turned = Image.new("L", (4, 2))
-    exif = turned.getexif()
-    exif[0x0112] = 6
-    turned.save(tmp_path / "turned.jpg", exif=exif)
-    assert read_image(tmp_path / "turned.jpg", 1).shape == (1, 4, 2)
-
-
-def test_what_is_no_image_is_refused_in_one_line(tmp_path, monkeypatch):
-    (tmp_path / "text.png").write_text("not an image")
-    Image.new("L", (50, 50), 7).save(tmp_path / "whole.png")
-    content = (tmp_path / "whole.png").read_bytes()
-    (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
-    Image.new("L", (5, 5)).save(tmp_path / "image.gif")
-    os.mkfifo(tmp_path / "fifo.png")
-    for name, message in [
-        ("missing.png", "expected an image file, got nothing there"),
-        ("fifo.png", "expected an image file, got no regular file"),
-        ("text.png", "expected a PNG or JPEG image, got something else"),
-        ("image.gif", "expected a PNG or JPEG image, got something else"),
-        ("cut.png", "expected a whole PNG or JPEG image"),
-        (".", "expected an image file, got no regular file"),
-    ]:
-        with pytest.raises(DataError, match=message) as caught:
-            read_image(tmp_path / name, 1)
-        assert "\n" not in str(caught.value)
-    monkeypatch.setattr("vggkit.data.preprocessing.MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(DataError, match="at most 100 pixels and 30000 along a side, got 50 x 50"):
-        read_image(tmp_path / "whole.png", 1)
-
-
-@settings(max_examples=200)
-@given(st.data())
-def test_a_damaged_image_is_read_or_refused_and_nothing_else(tmp_path_factory, data):
-    folder = tmp_path_factory.mktemp("images")
-    format_ = data.draw(st.sampled_from(["png", "jpeg"]))
-    path = folder / f"image.{format_}"
-    Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(path)
-    content = bytearray(path.read_bytes())
-    for _ in range(data.draw(st.integers(1, 4))):
-        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
-    try:
-        assert read_image(path, 1).dtype == torch.uint8
-    except DataError as error:
-        assert str(path) in str(error)

@@ -2,22 +2,12 @@
 
 import json
 import math
-import warnings
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
-
-from vggkit.data.fashion_mnist import DataError
-from vggkit.data.files import why_not_a_file
-
-MAX_IMAGE_PIXELS, MAX_IMAGE_SIDE = 64_000_000, 30_000
-"""An image that says it is larger is refused before it is decoded."""
 
 MAX_RESIZED_BYTES = 2**30
 """An image that would take more when it is resized, for its shape or for what a file says, is refused."""
@@ -100,13 +90,27 @@ class Preprocessing:
         """
         if images.dtype != torch.uint8:
             raise ValueError(f"expected images as uint8, got {images.dtype}, try normalize for floats in [0, 1]")
-        x = self._resized(images.float())
-        if self.order == "bgr":
-            x = x.flip(1)
-        # By plain numbers, channel by channel: a tensor of means would be copied to the device, which waits for it.
-        for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
-            x[:, channel].mul_(self.scale / (255 * std)).sub_(mean / std)
-        return _channels_last(x)
+        return self._standardised(self.resized(images.float()))
+
+    def scaled(self, images: Tensor) -> Tensor:
+        """The network's input for images that were resized and cropped before, by `fitted` or at random.
+
+        Args:
+            images: uint8 (batch, channels, image_size, image_size), RGB, on any device, where the work is then done.
+
+        Returns:
+            float32 of the same shape in channels_last.
+
+        Raises:
+            ValueError: other values than uint8, or another shape.
+        """
+        expected = (self.channels, self.image_size, self.image_size)
+        if images.dtype != torch.uint8 or images.shape[1:] != expected:
+            raise ValueError(
+                f"expected images as uint8 of {expected}, got {images.dtype} of {tuple(images.shape[1:])}, "
+                "try calling the preprocessing for images of other sizes"
+            )
+        return self._standardised(images.float())
 
     def normalize(self, images: Tensor) -> Tensor:
         """The network's input for images that have their size already; gradients flow.
@@ -130,7 +134,18 @@ class Preprocessing:
         mean, std = ((sum(values) / self.channels,) * channels for values in (self.mean, self.std))
         return replace(self, channels=channels, mean=mean, std=std)
 
-    def _resized(self, x: Tensor) -> Tensor:
+    def resized(self, x: Tensor) -> Tensor:
+        """Images in the size that the network takes: the first half of calling this.
+
+        Args:
+            x: uint8 or float (batch, channels, height, width) in [0, 255].
+
+        Returns:
+            The same type, (batch, channels, image_size, image_size); `x` itself, if it has that size.
+
+        Raises:
+            ValueError: an image that is too large when it is resized.
+        """
         height, width = x.shape[-2:]
         size = self.image_size
         if self.resize == "stretch":
@@ -142,6 +157,15 @@ class Preprocessing:
             x = self._interpolated(x, shorter * height // width, shorter)
         top, left = round((x.shape[-2] - size) / 2), round((x.shape[-1] - size) / 2)
         return x[..., top : top + size, left : left + size].contiguous()
+
+    def _standardised(self, x: Tensor) -> Tensor:
+        """float32 `x`, in [0, 255], is written to."""
+        if self.order == "bgr":
+            x = x.flip(1)
+        # By plain numbers, channel by channel: a tensor of means would be copied to the device, which waits for it.
+        for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
+            x[:, channel].mul_(self.scale / (255 * std)).sub_(mean / std)
+        return _channels_last(x)
 
     def _interpolated(self, x: Tensor, height: int, width: int) -> Tensor:
         if x.shape[-2:] == (height, width):
@@ -188,42 +212,3 @@ def _channels_last(x: Tensor) -> Tensor:
         return x.contiguous(memory_format=torch.channels_last)
     height, width = x.shape[-2:]
     return x.contiguous().as_strided(x.shape, (height * width, 1, width, 1))
-
-
-def read_image(path: Path, channels: int) -> Tensor:
-    """The image in a PNG or JPEG file as uint8 (channels, height, width): grey for 1 channel, RGB for 3.
-
-    It is turned as its EXIF orientation says; 8-bit transparency lies on black; 16 bits are scaled to 8.
-
-    Raises:
-        DataError: there is no such file, or it is not a whole PNG or JPEG image of a sane size; it is named.
-    """
-    if found := why_not_a_file(path):
-        raise DataError(f"{path}: expected an image file, got {found}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's notes on odd files; its errors are what counts
-            with Image.open(path, formats=("PNG", "JPEG")) as image:
-                if image.width * image.height > MAX_IMAGE_PIXELS or max(image.size) > MAX_IMAGE_SIDE:
-                    raise DataError(
-                        f"{path}: expected at most {MAX_IMAGE_PIXELS} pixels and {MAX_IMAGE_SIDE} along a side, "
-                        f"got {image.width} x {image.height}"
-                    )
-                upright = ImageOps.exif_transpose(image)
-                pixels = np.array(_to_8_bits(upright).convert("L" if channels == 1 else "RGB"))
-    except DataError:
-        raise
-    except UnidentifiedImageError:
-        raise DataError(f"{path}: expected a PNG or JPEG image, got something else") from None
-    except Exception as error:  # a damaged file makes Pillow raise almost anything, struct.error and TypeError too
-        raise DataError(f"{path}: expected a whole PNG or JPEG image, got: {error}") from None
-    return torch.from_numpy(pixels).view(*pixels.shape[:2], channels).permute(2, 0, 1)
-
-
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        layers = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layers.size, (0, 0, 0, 255)), layers)
-    return image

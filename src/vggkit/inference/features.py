@@ -16,14 +16,14 @@ def features(classifier: Classifier, image: str | Path, layers: Sequence[str]) -
 
     Args:
         classifier: from `load_classifier`.
-        image: a PNG or JPEG file of any size and mode.
+        image: a PNG, JPEG, WebP, GIF, BMP or TIFF file of any size and mode.
         layers: canonical names, such as `relu3_3`, see `VGG.features`, which this calls; use that for gradients.
 
     Returns:
         By name, in the order asked for: (1, channels, height, width), or (1, features) behind `flatten`.
 
     Raises:
-        DataError: the file is missing or is not a whole PNG or JPEG image; it is named.
+        DataError: the file is missing or is not a whole image; it is named.
         ValueError: a layer that the network has not; or the network is LeNet or AlexNet.
     """
     net = classifier.net

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from vggkit.data.fashion_mnist import DataError
 from vggkit.data.imagenet import class_names
-from vggkit.data.preprocessing import Preprocessing, read_image
+from vggkit.data.images import read_image
+from vggkit.data.preprocessing import Preprocessing
 from vggkit.design.costs import costs
 from vggkit.networks.baselines import BaselineNetwork
 from vggkit.networks.published import find_weights
@@ -81,7 +82,7 @@ def prepared(classifier: Classifier, image: str | Path) -> Tensor:
     """An image file as the network's input, (1, channels, image_size, image_size), on its device.
 
     Raises:
-        DataError: the file is missing, is not a whole PNG or JPEG image, or takes too much memory; it is named.
+        DataError: the file is missing, is not a whole image, or takes too much memory; it is named.
     """
     pixels = read_image(Path(image), classifier.preprocessing.channels)
     try:
@@ -96,11 +97,11 @@ def predict(classifier: Classifier, images: Sequence[str | Path], top: int = 3) 
 
     Args:
         classifier: from `load_classifier`.
-        images: PNG or JPEG files of any size and mode; they are read and predicted one at a time.
+        images: PNG, JPEG, WebP, GIF, BMP or TIFF files of any size and mode; they are read and predicted one at a time.
         top: classes wanted; all, if there are fewer.
 
     Raises:
-        DataError: a file is missing or is not a whole PNG or JPEG image; it is named.
+        DataError: a file is missing or is not a whole image; it is named.
         WeightsError: the weights are not finite.
     """
     if top < 1:

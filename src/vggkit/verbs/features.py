@@ -17,7 +17,7 @@ class Flags:
     model: Positional[str]
     """A run folder, a weight file, or published weights such as torchvision/vgg16 ('vgg weights' lists them)."""
     image: Positional[Path]
-    """A PNG or JPEG file, of any size and mode."""
+    """An image file (PNG, JPEG, WebP, GIF, BMP or TIFF) of any size and mode."""
     layers: tuple[str, ...]
     """Canonical names, such as relu3_3 conv4_1 pool5 fc7; conv is before its ReLU."""
     out: Annotated[Path, arg(aliases=("-o",))]

@@ -15,7 +15,7 @@ class Flags:
     model: Positional[str]
     """A run folder, a weight file, or published weights such as torchvision/vgg16 ('vgg weights' lists them)."""
     images: Positional[tuple[Path, ...]]
-    """PNG or JPEG files, of any size and mode."""
+    """Image files (PNG, JPEG, WebP, GIF, BMP or TIFF) of any size and mode."""
     top: int = 3
     """Classes to show for each image."""
     device: str | None = None
