@@ -26,7 +26,7 @@ from vggkit import Recipe, costs
 from vggkit.data.preprocessing import _channels_last
 from vggkit.networks.baselines import build
 from vggkit.networks.fully_connected import _product, use_fast_cpu
-from vggkit.training import loop
+from vggkit.training import hardware, step
 
 UNDONE = (
     "nothing",
@@ -80,12 +80,12 @@ def main() -> None:
 def step_seconds(size: int, undone: str) -> float:
     """Median seconds of a step at `size` with one choice undone."""
     if undone != "huge pages":
-        loop._use_huge_pages()
+        hardware.use_huge_pages()
     torch.manual_seed(0)
     recipe = replace(Recipe.named("d2l"), image_size=size)
     arch = recipe.network(1, 10)
     if undone != "kept memory":
-        loop._keep_freed_memory(costs(arch, BATCH_SIZE).total.activation_bytes)
+        hardware.keep_freed_memory(costs(arch, BATCH_SIZE).total.activation_bytes)
     net = build(arch, recipe.init)
     use_fast_cpu(net, on=undone != "fast fully connected")
     if undone == "pool first, in place":
@@ -96,13 +96,13 @@ def step_seconds(size: int, undone: str) -> float:
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if undone != "strides of grey images":
             x = _channels_last(x)
-    optimizer = loop._optimizer(recipe, net)
+    optimizer = step.make_optimizer(recipe, net)
     labels = torch.randint(0, 10, (BATCH_SIZE,))
     warm_up, count = STEPS[size]
     seconds = []
     for index in range(warm_up + count):
         start = time.perf_counter()
-        loop.train_step(net, optimizer, x, labels, recipe.learning_rate)
+        step.train_step(net, optimizer, x, labels, recipe.learning_rate)
         if index >= warm_up:
             seconds.append(time.perf_counter() - start)
     return statistics.median(seconds)

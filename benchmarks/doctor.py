@@ -26,8 +26,8 @@ from vggkit.data.loading import Split, batches, epoch_order
 from vggkit.data.preprocessing import Preprocessing
 from vggkit.networks.baselines import BaselineNetwork
 from vggkit.networks.fully_connected import use_fast_cpu
-from vggkit.training.loop import train_step
 from vggkit.training.recipe import Optimizer
+from vggkit.training.step import train_step
 
 BATCH_SIZE, HIDDEN, WINDOW = 32, (512, 512), 20
 MOVED = math.log(10) - 0.1

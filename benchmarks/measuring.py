@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from vggkit.training.loop import describe_hardware
+from vggkit.training.hardware import describe_hardware
 
 HERE = Path(__file__).parent
 

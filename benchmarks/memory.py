@@ -31,7 +31,7 @@ from vggkit.design.baselines import Network
 from vggkit.design.memory import Dtype, OptimizerState, training_memory
 from vggkit.networks.baselines import build
 from vggkit.networks.fully_connected import use_fast_cpu
-from vggkit.training import loop
+from vggkit.training import hardware, step
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=get_args(Dtype), default="float32", help="of that case")
     parser.add_argument("--freed", choices=FREED, default=FREED[0], help="memory of that case")
     flags = parser.parse_args()
-    device = loop.choose_device(flags.device)
+    device = hardware.choose_device(flags.device)
     if flags.case is not None:
         case = QUICK if flags.case == "quick" else CASES[int(flags.case)]
         if flags.freed == "given back" and sys.platform == "linux":
@@ -112,7 +112,7 @@ def predicted_bytes(case: Case, dtype: Dtype) -> int:
 
 def measured_bytes(case: Case, device: torch.device, dtype: Dtype) -> int:
     """The peak of two steps of `case`; once in a process."""
-    loop._use_huge_pages()
+    hardware.use_huge_pages()
     train(replace(case, network="1x4_bn", image_size=32, batch_size=8, checkpoint=False), device, dtype, hidden=(8,))
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
@@ -139,15 +139,15 @@ def train(case: Case, device: torch.device, dtype: Dtype, **options: tuple[int, 
     recipe = replace(Recipe.named("d2l"), momentum=0.9 if case.optimizer == "momentum" else 0.0)
     if case.optimizer == "adamw":
         recipe = replace(recipe, optimizer="adamw")
-    optimizer = loop._optimizer(recipe, net)
+    optimizer = step.make_optimizer(recipe, net)
     shape = (case.batch_size, case.in_channels, case.image_size, case.image_size)
     x = _channels_last(torch.rand(shape, device=device))
     labels = torch.zeros(case.batch_size, dtype=torch.long, device=device)
     # The step chooses its own type by the device; float32 on CUDA is measured with that turned off.
-    autocast = mock.patch.object(loop, "autocast", return_value=nullcontext())
+    autocast = mock.patch.object(step, "autocast", return_value=nullcontext())
     with autocast if dtype == "float32" else nullcontext():
         for _ in range(2):
-            loop.train_step(net, optimizer, x, labels, learning_rate=0.0)
+            step.train_step(net, optimizer, x, labels, learning_rate=0.0)
 
 
 def network(case: Case, **options: tuple[int, ...]) -> Network:

@@ -17,7 +17,7 @@ from pathlib import Path
 from measuring import row_header, save_row, spread
 
 from vggkit import Recipe
-from vggkit.training.loop import choose_device
+from vggkit.training.hardware import choose_device
 
 
 def main() -> None:

@@ -41,9 +41,11 @@ from torch import Tensor, nn
 from vggkit import Recipe, costs, vgg
 from vggkit.data import fashion_mnist
 from vggkit.data.loading import Augmentation, Split, batches, epoch_order
+from vggkit.data.preprocessing import Preprocessing
 from vggkit.networks.baselines import build
 from vggkit.networks.fully_connected import use_fast_cpu
-from vggkit.training import loop
+from vggkit.training import hardware
+from vggkit.training.step import make_optimizer, train_step
 
 BATCH_SIZE = 128
 CONV_ARCH = ((1, 16), (1, 32), (2, 64), (2, 128), (2, 128))
@@ -63,9 +65,9 @@ def main() -> None:
     flags = parser.parse_args()
     if flags.way is not None:
         measure = run_ours if flags.way == "ours" else run_chapter
-        print(json.dumps(measure(flags.sizes[0], loop.choose_device(flags.device), flags.data_dir)))
+        print(json.dumps(measure(flags.sizes[0], hardware.choose_device(flags.device), flags.data_dir)))
         return
-    device = loop.choose_device(flags.device)
+    device = hardware.choose_device(flags.device)
     rates = measured_rates(device)
     for size in flags.sizes:
         ours, theirs, data_share = [], [], []
@@ -106,30 +108,30 @@ def in_own_process(way: str, size: int, flags: argparse.Namespace) -> dict[str, 
 
 def run_ours(size: int, device: torch.device, data_dir: Path | None) -> dict[str, Any]:
     """Examples/s of the `d2l` recipe at `size`, and the share of a step that making its batch takes."""
-    loop._use_huge_pages()
+    hardware.use_huge_pages()
     dataset = fashion_mnist.load(data_dir=data_dir)
     recipe = replace(Recipe.named("d2l"), image_size=size, batch_size=BATCH_SIZE)
     split = Split.on(device, dataset.train_images, dataset.train_labels)
-    preprocessing = loop._preprocessing(recipe, split)
+    preprocessing = Preprocessing(size, 1, (0.0,), (1.0,))  # as the recipe has it
     augment = Augmentation(recipe.flip, recipe.translate, recipe.erase)
     generator = torch.Generator(device).manual_seed(0)
     arch = recipe.network(1, 10)
-    loop._keep_freed_memory(costs(arch, BATCH_SIZE).total.activation_bytes)
+    hardware.keep_freed_memory(costs(arch, BATCH_SIZE).total.activation_bytes)
     torch.manual_seed(0)
     net = build(arch, recipe.init).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     use_fast_cpu(net)
-    optimizer = loop._optimizer(recipe, net)
+    optimizer = make_optimizer(recipe, net)
 
     def made() -> Iterator[tuple[Tensor, Tensor]]:
         order = epoch_order(len(split), 0, 1).to(device)
         for images, labels in batches(split, BATCH_SIZE, order):
             yield preprocessing(augment(images, generator)), labels
 
-    sums = torch.zeros(3, device=device)
+    sums = torch.zeros(5, device=device)
 
     def step(batch: tuple[Tensor, Tensor]) -> None:
         nonlocal sums
-        sums += loop.train_step(net, optimizer, *batch, learning_rate=recipe.learning_rate)
+        sums += train_step(net, optimizer, *batch, learning_rate=recipe.learning_rate)
 
     step_seconds = timed(made(), step, size, device)
     batch_seconds = timed(made(), lambda batch: None, size, device)

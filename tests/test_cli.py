@@ -217,9 +217,12 @@ def test_describe_starts_in_under_half_a_second():
         (["describe", "vgg11", "--image-size", "16"], "expected an image_size of at least 32 for 5 blocks"),
         (["describe", "vgg11", "--batch-size", "0"], "expected a batch_size from 1"),
         (["describe", "1x1000000000"], "character 3: expected channels from 1 to 65536"),
-        (["train", "--recipe", "fast"], "vgg train: expected a recipe of quick, d2l, d2l-1.0, gluon, got 'fast'"),
+        (
+            ["train", "--recipe", "fast"],
+            "vgg train: expected a recipe of quick, d2l, d2l-1.0, gluon, paper, finetune, got 'fast'",
+        ),
         (["train", "--epochs", "0"], "epochs to be a whole number from 1"),
-        (["train", "--data", "no-such-set"], "expected fashion-mnist, fashion-mnist-sample or a folder"),
+        (["train", "--data", "no-such-set"], "expected fashion-mnist, fashion-mnist-sample, a folder of images"),
         (
             ["train", "--data", "fashion-mnist-sample", "--device", "tpu"],
             "expected a device of this machine, got 'tpu'",

@@ -13,7 +13,7 @@ from vggkit.data.fashion_mnist import load
 from vggkit.data.loading import epoch_order
 from vggkit.data.preprocessing import Preprocessing
 from vggkit.networks.weights import save_weights
-from vggkit.training.loop import train_step
+from vggkit.training.step import train_step
 
 PAPERS = {"learning_rate": 0.01, "momentum": 0.9}
 
@@ -55,7 +55,7 @@ def test_training_does_what_the_verdict_says(init, verdict, batch):
     assert examine(network, *batch, **PAPERS).verdict == verdict
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
     for _ in range(45):
-        loss, _, count = train_step(network.train(), optimizer, *batch, 0.01).tolist()
+        loss, _, count, *_ = train_step(network.train(), optimizer, *batch, 0.01).tolist()
     entropy = -(p := batch[1].bincount() / 64) @ p.log()
     assert (loss / count < entropy - 0.3) == (verdict == "learns")
 

@@ -18,7 +18,7 @@ from vggkit import VGG, Architecture, ArchitectureError, Baseline, Block, Recipe
 from vggkit.design.memory import largest_batch, training_memory
 from vggkit.networks.baselines import build
 from vggkit.networks.fully_connected import use_fast_cpu
-from vggkit.training import loop
+from vggkit.training import step
 
 SMALL = architectures(max_channels=9, max_image_size=40, max_blocks=3)
 
@@ -89,7 +89,7 @@ def optimizer_of(net, name):
         optimizer="adamw" if name == "adamw" else "sgd",
         momentum=0.9 if name == "momentum" else 0.0,
     )
-    return loop._optimizer(recipe, net)
+    return step.make_optimizer(recipe, net)
 
 
 @pytest.mark.parametrize("name", ["sgd", "momentum", "adamw"])
@@ -97,7 +97,7 @@ def test_parameters_gradients_and_state_are_what_a_step_leaves(name):
     arch = Architecture.parse("1x4 2x6_bn", image_size=8, hidden=(5,), num_classes=3)
     net, x, labels = made(arch, 2)
     optimizer = optimizer_of(net, name)
-    loop.train_step(net, optimizer, x, labels, learning_rate=0.1)
+    step.train_step(net, optimizer, x, labels, learning_rate=0.1)
     predicted = training_memory(arch, 2, optimizer=name)
     assert predicted.param_bytes == sum(p.nbytes for p in net.parameters())
     assert predicted.gradient_bytes == sum(p.grad.nbytes for p in net.parameters())
@@ -127,15 +127,15 @@ def test_the_peak_is_what_torchs_allocator_sees(name, options, optimizer, checkp
     network = parse_network(name, image_size=96, in_channels=3, num_classes=10, **options)
     net, x, labels = made(network, 8, checkpoint)
     if dtype == "bfloat16":
-        monkeypatch.setattr(loop, "autocast", lambda device: torch.autocast(device.type, torch.bfloat16))
+        monkeypatch.setattr(step, "autocast", lambda device: torch.autocast(device.type, torch.bfloat16))
     else:
         use_fast_cpu(net)
     steps = optimizer_of(net, optimizer)
-    loop.train_step(net, steps, x, labels, learning_rate=0.0)
+    step.train_step(net, steps, x, labels, learning_rate=0.0)
     steps.zero_grad()  # what was there before the profile started would be missing from its sums
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        loop.train_step(net, steps, x, labels, learning_rate=0.0)
-        loop.train_step(net, steps, x, labels, learning_rate=0.0)
+        step.train_step(net, steps, x, labels, learning_rate=0.0)
+        step.train_step(net, steps, x, labels, learning_rate=0.0)
     events = sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns())
     running = accumulate(event.nbytes() for event in events if event.name() == "[memory]")
     predicted = training_memory(network, 8, dtype=dtype, optimizer=optimizer, checkpoint=checkpoint)

@@ -4,7 +4,6 @@ import sys
 import types
 
 import pytest
-import torch
 from PIL import Image
 
 from vggkit.training.progress import EpochMetrics, Progress, clock
@@ -20,6 +19,7 @@ def metrics(epoch, loss=0.5):
         learning_rate=0.1,
         examples_per_second=1234.5,
         train_seconds=1.0,
+        loading_seconds=0.25,
         elapsed_seconds=75.2 * epoch,
     )
 
@@ -32,8 +32,8 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys):
     progress.close()
     assert capsys.readouterr().out == (
         "hello\n"
-        "epoch 1/2  loss 0.500, train acc 0.800, test acc 0.750  1,234 examples/s  1:15\n"
-        "epoch 2/2  loss 0.500, train acc 0.800, test acc 0.750  1,234 examples/s  2:30\n"
+        "epoch 1/2  loss 0.500, train acc 0.800, test acc 0.750  1,234 examples/s  1:15  compute-bound (loading 25%)\n"
+        "epoch 2/2  loss 0.500, train acc 0.800, test acc 0.750  1,234 examples/s  2:30  compute-bound (loading 25%)\n"
     )
     assert Image.open(io.BytesIO((tmp_path / "curves.png").read_bytes())).size == (720, 480)
 
@@ -65,9 +65,11 @@ def test_an_unfinished_epoch_is_shown_from_the_sums(tmp_path, capsys, monkeypatc
     monkeypatch.setattr("vggkit.training.progress.REFRESH_SECONDS", 0.0)
     monkeypatch.setattr("vggkit.training.progress.PLAIN_LINE_SECONDS", 0.0)
     progress = Progress(tmp_path, 2, 10, "test", show=True)
-    progress.step(15, torch.tensor([64.0, 96.0, 128.0]))
+    progress.step(15, [64.0, 96.0, 128.0], loading_share=0.6)
     progress.close()
-    assert "epoch 2/2  loss 0.500  train acc 0.750  step 15/20  about 0:00 left" in capsys.readouterr().out
+    assert (
+        "epoch 2/2  loss 0.500  train acc 0.750  loading-bound (loading 60%)  step 15/20  about 0:00 left"
+    ) in capsys.readouterr().out
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     logged = json.loads(line)
     assert (logged["event"], logged["step"], logged["train_loss"]) == ("step", 15, 0.5)

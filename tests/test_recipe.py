@@ -4,7 +4,8 @@ from dataclasses import asdict, replace
 import pytest
 
 from vggkit import ArchitectureError
-from vggkit.training.recipe import RECIPES, Recipe, RecipeError
+from vggkit.training.recipe import Recipe, RecipeError
+from vggkit.training.recipes import RECIPES
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -35,7 +36,7 @@ def test_d2l_is_the_chapters():
         ({"warmup": 1.1}, "warmup from 0 to 1, got 1.1"),
         ({"init": "he"}, "init to be one of kaiming, xavier, paper, torch, got 'he'"),
         ({"optimizer": "adam"}, "optimizer to be one of sgd, adamw, got 'adam'"),
-        ({"schedule": "step"}, "schedule to be one of constant, cosine, linear, got 'step'"),
+        ({"schedule": "step"}, "schedule to be one of constant, cosine, linear, plateau, got 'step'"),
         ({"name": "../x"}, "a name that can be a folder's, got '../x'"),
         ({"name": ""}, "a name that can be a folder's"),
         ({"optimizer": "adamw", "momentum": 0.9}, "no momentum with adamw, which has its own, got 0.9"),
@@ -62,7 +63,9 @@ def test_json_that_is_no_recipe_is_refused():
     for text in ("", "[]", "null", "{}", "[" * 100_000, json.dumps({**fields, "extra": 1}), json.dumps(fields)[:-1]):
         with pytest.raises(RecipeError, match="expected"):
             Recipe.from_json(text)
-    with pytest.raises(RecipeError, match="expected a recipe of quick, d2l, d2l-1.0, gluon, got 'fast'"):
+    with pytest.raises(
+        RecipeError, match="expected a recipe of quick, d2l, d2l-1.0, gluon, paper, finetune, got 'fast'"
+    ):
         Recipe.named("fast")
 
 

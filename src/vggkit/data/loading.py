@@ -1,5 +1,6 @@
 """Batches, made where they are used: the images stay on the device as uint8 and are never expanded in memory."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -42,12 +43,18 @@ class Augmentation:
     erase: int = 0
     """Black out a square of so many pixels at a random place."""
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Augmented images; uint8 (batch, channels, height, width) in and out."""
+    def __call__(
+        self, images: Tensor, generator: torch.Generator, part: slice = slice(None), batch_size: int | None = None
+    ) -> Tensor:
+        """Augmented images; uint8 (batch, channels, height, width) in and out.
+
+        Where `images` are only a `part` of a batch of `batch_size`, they become what they would in the whole batch.
+        """
         batch, height, width = images.shape[0], *images.shape[-2:]
 
         def draw(high: int) -> Tensor:
-            return torch.randint(high, (batch,), generator=generator, device=images.device)
+            drawn = torch.randint(high, (batch_size or batch,), generator=generator, device=images.device)
+            return drawn[part]
 
         if self.flip:
             images = torch.where(draw(2).view(-1, 1, 1, 1) == 1, images.flip(-1), images)
@@ -89,6 +96,15 @@ def batches(split: Split, batch_size: int, order: Tensor | None = None) -> Itera
         else:
             index = order[start : start + batch_size]
             yield split.images[index], split.labels[index]
+
+
+def derived_seed(seed: int, *purpose: str | int) -> int:
+    """A seed of its own, 0 to 2^63 - 1, for each purpose: decided by `seed` and the purpose alone.
+
+    With it a draw belongs to a step or an image, whatever was drawn before, and by whom.
+    """
+    digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
+    return int.from_bytes(digest[:8]) >> 1
 
 
 def epoch_order(num_images: int, seed: int, epoch: int) -> Tensor:

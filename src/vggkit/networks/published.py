@@ -99,12 +99,17 @@ def fetch_weights(name: str, report: Callable[[str], None] = lambda line: None) 
 def find_weights(model: str | Path, report: Callable[[str], None] = lambda line: None) -> Path:
     """The weight file that a run folder, a weight file or the name of published weights stands for.
 
-    Published weights are fetched unless they lie in the cache; see `fetch_weights` for `report` and what is raised.
+    Of a run that is not finished it is the newest checkpoint's. Published weights are fetched unless they lie in the
+    cache; see `fetch_weights` for `report` and what is raised.
     """
     is_published = str(model).partition("/")[0] in {name.partition("/")[0] for name in PUBLISHED}
     if is_published and not Path(model).exists():
         return fetch_weights(str(model), report)
-    return Path(model) / "model.safetensors" if Path(model).is_dir() else Path(model)
+    if not Path(model).is_dir():
+        return Path(model)
+    finished = Path(model) / "model.safetensors"
+    checkpoints = sorted(Path(model).glob("checkpoints/step-*/SHA256SUMS"))
+    return finished if finished.exists() or not checkpoints else checkpoints[-1].with_name("network.safetensors")
 
 
 def _hash_of(entry: Published, path: Path | None = None) -> str:

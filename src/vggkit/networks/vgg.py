@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules import module as module_globals
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint as recompute
 
 from vggkit.design.architecture import POOLED_SIZE, Architecture, Head, Init
@@ -316,7 +317,7 @@ def _recomputed_block(block: nn.Sequential, x: Tensor) -> Tensor:
             raise RuntimeError("expected the forward pass's parameters in the backward pass too, try checkpoint=False")
         return _forward_block(block, x, is_watched)
 
-    norms = [module for module in block if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in block if isinstance(module, _BatchNorm)]
     options: dict[str, Any] = {}
     if norms and not torch.compiler.is_compiling():  # a compiled second pass leaves out what has an effect
         options["context_fn"] = lambda: (nullcontext(), _Uncounted(norms))
@@ -328,7 +329,7 @@ def _recomputed_block(block: nn.Sequential, x: Tensor) -> Tensor:
 class _Uncounted:
     """Within, `norms` work as in training, and save for the backward pass as then, but count nothing."""
 
-    def __init__(self, norms: Sequence[nn.BatchNorm2d]) -> None:
+    def __init__(self, norms: Sequence[_BatchNorm]) -> None:
         self.norms = norms
 
     def __enter__(self) -> None:

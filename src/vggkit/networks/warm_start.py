@@ -1,4 +1,4 @@
-"""A deeper network that starts from a trained shallow one, as the paper's did.
+"""A network that starts from a trained one: a deeper one from a shallow one, as the paper's did, or for other classes.
 
 Source: arXiv 1409.1556, section 3.1: the first four convolutions and the fully connected layers come from a trained
 configuration A, the layers between are drawn at random. Of A these convolutions are conv1_1, conv2_1, conv3_1 and
@@ -12,6 +12,41 @@ from vggkit.networks.baselines import BaselineNetwork
 from vggkit.networks.vgg import VGG
 
 NUM_CONVOLUTIONS = 4
+
+
+def last_layer(net: VGG | BaselineNetwork) -> str:
+    """The name of the module whose outputs are the classes, such as `fc8`.
+
+    >>> last_layer(VGG(Architecture.parse("vgg11/16", image_size=32, hidden=(8,))))
+    'fc7'
+    """
+    name = [layer.name for layer in net.architecture.layers() if layer.weights][-1]
+    paths = [path for path, _ in net.named_modules() if path.rpartition(".")[2] == name]
+    return str(paths[0])
+
+
+def transfer(net: VGG | BaselineNetwork, source: VGG | BaselineNetwork) -> tuple[str, ...]:
+    """Copy all of `source` but its last layer into `net`, in place: the same network for other classes.
+
+    Returns:
+        The names of the modules copied, in order.
+
+    Raises:
+        ValueError: a tensor that one of them lacks or has in another shape; nothing is copied then.
+    """
+    own, other = net.state_dict(), source.state_dict()
+    heads = tuple(f"{last_layer(n)}." for n in (net, source))
+    kept = {key: tensor for key, tensor in other.items() if not key.startswith(heads)}
+    expected = {key: tensor.shape for key, tensor in own.items() if not key.startswith(heads)}
+    for key in expected | kept:
+        shapes = [tuple(state[key].shape) if key in state else "none" for state in (own, other)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"expected weights of {net.architecture.name}, whose {key} is {shapes[0]}, got {shapes[1]} from "
+                f"{source.architecture.name}, try its own --architecture, --hidden, --head and --pooled-size"
+            )
+    net.load_state_dict(kept, strict=False)
+    return tuple(dict.fromkeys(key.rpartition(".")[0].rpartition(".")[2] for key in kept))
 
 
 def warm_start(net: VGG | BaselineNetwork, source: VGG | BaselineNetwork) -> tuple[str, ...]:

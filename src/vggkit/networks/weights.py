@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vggkit.data.files import write_whole
 from vggkit.data.imagenet import class_names
-from vggkit.design.baselines import network_from_json
+from vggkit.design.baselines import Network, network_from_json
 from vggkit.design.block import ArchitectureError
 from vggkit.networks.baselines import BaselineNetwork, build
 from vggkit.networks.containers import Container, WeightsError, open_container
@@ -44,8 +44,21 @@ def save_weights(path: Path, net: AnyNetwork, metadata: Mapping[str, str]) -> No
     for name, parameter in net.named_parameters():
         if parameter.dtype != torch.float32:
             raise WeightsError(f"expected {name!r} as float32, got {parameter.dtype}, try net.float()")
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
-    write_whole(path, save(tensors, {**metadata, "architecture": net.architecture.to_json()}))
+    tensors = {name: tensor.detach().cpu() for name, tensor in net.state_dict().items()}
+    write_whole(path, weights_bytes(tensors, net.architecture, metadata))
+
+
+def weights_bytes(tensors: Mapping[str, Tensor], architecture: Network, metadata: Mapping[str, str]) -> bytes:
+    """What `save_weights` writes, for the state dict of a network, on the CPU."""
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    content = save(contiguous, {**metadata, "architecture": architecture.to_json()})
+    # safetensors writes the metadata in a random order; equal networks are to be equal files.
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, memoryview(content)[start:]])
 
 
 def load_weights(path: Path, device: str | torch.device = "cpu") -> tuple[AnyNetwork, dict[str, str]]:

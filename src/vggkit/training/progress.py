@@ -8,16 +8,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from vggkit.data.files import as_png, write_whole
 
 REFRESH_SECONDS = 0.5
 PLAIN_LINE_SECONDS = 30.0
 CURVES_SECONDS = 10.0
+LOGGED_STEPS = 1_000
+"""Lines of a whole run in metrics.jsonl, about, beside those of its epochs."""
 
 
 @dataclass(frozen=True)
@@ -40,71 +39,83 @@ class EpochMetrics:
     """Training images over the wall time of the epoch's training part, data included."""
     train_seconds: float
     """That wall time."""
+    loading_seconds: float
+    """Of that, the time in which training waited for images."""
     elapsed_seconds: float
-    """Wall time since the start of the run, evaluation included."""
+    """Wall time of the run so far, evaluation included, without the time between a stop and a resume."""
 
 
 class Progress:
-    """What a run shows while it goes on, and its `metrics.jsonl` and `curves.png`.
+    """What a run shows while it goes on, and its `metrics.jsonl` and `curves.png`."""
 
-    Sums of an unfinished epoch are read from the device without waiting for it: a copy is asked for, and shown
-    once it has arrived.
-    """
+    def __init__(
+        self,
+        folder: Path | None,
+        num_epochs: int,
+        steps_per_epoch: int,
+        evaluated_on: str,
+        show: bool,
+        history: Sequence[EpochMetrics] = (),
+        start_step: int = 0,
+    ) -> None:
+        """A run that begins or, with the `history` and `start_step` of before, goes on; metrics are added.
 
-    def __init__(self, folder: Path, num_epochs: int, steps_per_epoch: int, evaluated_on: str, show: bool) -> None:
+        Without a folder nothing is written.
+        """
         self.folder, self.num_epochs, self.steps_per_epoch = folder, num_epochs, steps_per_epoch
         self.evaluated_on, self.show = evaluated_on, show
-        self.history: list[EpochMetrics] = []
+        self.history = list(history)
+        self.log_steps = -(-num_epochs * steps_per_epoch // LOGGED_STEPS)
+        self._start_step = start_step
         self._start = self._last_refresh = self._last_line = time.perf_counter()
         self._last_curves, self._drawn_epochs = -CURVES_SECONDS, 0
-        self._metrics: TextIO = (folder / "metrics.jsonl").open("w", buffering=1)
-        self._copy: tuple[int, Tensor, torch.cuda.Event | None] | None = None
+        self._metrics = (folder / "metrics.jsonl").open("ab", buffering=0) if folder is not None else None
         self._live = _live_display(num_epochs * steps_per_epoch) if show and _is_terminal() else None
         self._notebook_display: Any = None
 
     def log(self, event: str, **values: object) -> None:
-        """Add a line to `metrics.jsonl`."""
+        """Add a line to `metrics.jsonl`; raises `OSError`."""
+        if self._metrics is None:
+            return
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        self._metrics.write(json.dumps({"event": event, **finite}, allow_nan=False) + "\n")
+        try:
+            self._metrics.write(json.dumps({"event": event, **finite}, allow_nan=False).encode() + b"\n")
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._metrics.name) from None
 
     def say(self, line: str) -> None:
         """Show a line that stays."""
         if self._live is not None:
             self._live.console.print(line, highlight=False, markup=False)
         elif self.show:
-            try:
-                print(line, flush=True)
-            except (OSError, ValueError):  # `vgg train | head`: who has stopped reading does not stop the training
-                self.show = False
+            self.show = print_line(line)
 
-    def step(self, step: int, sums: Tensor) -> None:
-        """After each step: `sums` (loss x images, correct, images) of the epoch so far, on the device."""
+    def step(self, step: int, sums: Sequence[float], loading_share: float = 0.0) -> None:
+        """After each step.
+
+        Args:
+            step: counted from 1, since the start of the run.
+            sums: of the epoch so far: loss x images, correct, images.
+            loading_share: of the epoch's wall time so far, 0 to 1.
+        """
+        loss, accuracy = (value / max(sums[2], 1) for value in sums[:2])
+        if step % self.log_steps == 0:  # by steps and not by time: a run that was resumed logs the same
+            self.log("step", step=step, train_loss=loss, train_accuracy=accuracy)
         now = time.perf_counter()
-        if self._copy is None and now - self._last_refresh >= REFRESH_SECONDS:
+        if now - self._last_refresh >= REFRESH_SECONDS:
             self._last_refresh = now
-            event = None
-            if sums.is_cuda:
-                copied = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=True)
-                copied.copy_(sums, non_blocking=True)
-                event = torch.cuda.Event()
-                event.record()
-            else:
-                copied = sums.to("cpu", copy=True)
-            self._copy = (step, copied, event)
-        if self._copy is not None and (self._copy[2] is None or self._copy[2].query()):
-            self._show_step(*self._copy[:2])
-            self._copy = None
+            self._show_step(step, loss, accuracy, loading_share)
 
     def epoch(self, metrics: EpochMetrics) -> None:
         """After each epoch."""
         self.history.append(metrics)
-        self._copy = None
         self.log("epoch", **asdict(metrics))
         self.say(
             f"epoch {metrics.epoch:>{len(str(self.num_epochs))}}/{self.num_epochs}  "
             f"loss {metrics.train_loss:.3f}, train acc {metrics.train_accuracy:.3f}, "
             f"{self.evaluated_on} acc {metrics.test_accuracy:.3f}  "
             f"{metrics.examples_per_second:,.0f} examples/s  {clock(metrics.elapsed_seconds)}"
+            f"  {_bound(metrics.loading_seconds / max(metrics.train_seconds, 1e-9))}"
         )
         self._last_line = time.perf_counter()
         if self._last_line - self._last_curves >= CURVES_SECONDS or _is_notebook():
@@ -116,25 +127,25 @@ class Progress:
             self._live.stop()
         if len(self.history) > self._drawn_epochs:
             self._draw()
-        self._metrics.close()
+        if self._metrics is not None:
+            self._metrics.close()
 
-    def _show_step(self, step: int, sums: Tensor) -> None:
-        loss_sum, correct, images = sums.tolist()
+    def _show_step(self, step: int, loss: float, accuracy: float, loading_share: float) -> None:
         now = time.perf_counter()
-        elapsed = now - self._start
         total = self.num_epochs * self.steps_per_epoch
-        loss, accuracy = loss_sum / images, correct / images
-        self.log("step", step=step, train_loss=loss, train_accuracy=accuracy, elapsed_seconds=elapsed)
         epoch = (step - 1) // self.steps_per_epoch + 1
-        status = f"epoch {epoch}/{self.num_epochs}  loss {loss:.3f}  train acc {accuracy:.3f}"
+        status = f"epoch {epoch}/{self.num_epochs}  loss {loss:.3f}  train acc {accuracy:.3f}  {_bound(loading_share)}"
         if self._live is not None:
             test = f"  {self.evaluated_on} acc {self.history[-1].test_accuracy:.3f}" if self.history else ""
             self._live.update(self._live.task_ids[0], completed=step, status=status + test)
         elif now - self._last_line >= PLAIN_LINE_SECONDS:
-            self.say(f"{status}  step {step}/{total}  about {clock(elapsed / step * (total - step))} left")
+            left_seconds = (now - self._start) / (step - self._start_step) * (total - step)
+            self.say(f"{status}  step {step}/{total}  about {clock(left_seconds)} left")
             self._last_line = now
 
     def _draw(self) -> None:
+        if self.folder is None:
+            return
         picture = draw_curves(self.history, self.num_epochs, self.evaluated_on)
         write_whole(self.folder / "curves.png", picture)
         self._last_curves, self._drawn_epochs = time.perf_counter(), len(self.history)
@@ -145,6 +156,15 @@ class Progress:
                 self._notebook_display = display(Image(picture), display_id=True)
             else:
                 self._notebook_display.update(Image(picture))
+
+
+def print_line(line: str) -> bool:
+    """Print `line`; whether somebody reads it: in `vgg train | head` nobody does any more, and training goes on."""
+    try:
+        print(line, flush=True)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def draw_curves(history: Sequence[EpochMetrics], num_epochs: int, evaluated_on: str = "test") -> bytes:
@@ -166,6 +186,11 @@ def draw_curves(history: Sequence[EpochMetrics], num_epochs: int, evaluated_on: 
     axes.grid(alpha=0.4)
     axes.legend()
     return as_png(figure)
+
+
+def _bound(loading_share: float) -> str:
+    """What a run is bound by, and the share of its wall time in which it waits for images."""
+    return f"{'loading' if loading_share > 0.5 else 'compute'}-bound (loading {loading_share:.0%})"
 
 
 def clock(seconds: float) -> str:

@@ -2,8 +2,8 @@
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from vggkit.design.architecture import POOLED_SIZE, Architecture, Head, Init
@@ -11,10 +11,21 @@ from vggkit.design.baselines import Network, parse_network
 from vggkit.design.block import as_tuple
 
 Optimizer = Literal["sgd", "adamw"]
-Schedule = Literal["constant", "cosine", "linear"]
+Schedule = Literal["constant", "cosine", "linear", "plateau"]
+Channels = Literal["data", "grey", "rgb"]
+BadImages = Literal["fail", "skip"]
+Compression = Literal["none", "bf16", "powersgd"]
+
+PLATEAU_EPOCHS = 5
+"""Epochs without a better accuracy after which the schedule `plateau` divides the learning rate."""
+PLATEAU_FACTOR = 10.0
 
 
-_SINCE_0_2 = {"head", "pooled_size", "checkpoint", "warm_start"}
+_LATER = {
+    *("head", "pooled_size", "checkpoint", "warm_start"),  # since 0.2
+    *("channels", "holdout", "stream", "epoch_images", "bad_images", "shorter_side", "color_shift", "pretrained"),
+    *("head_epochs", "compression", "sync_batch_norm"),
+}
 """Fields that the recipe.json of an older run has not: their defaults are what it did."""
 
 
@@ -33,7 +44,19 @@ class Recipe:
     image_size: int
     """Pixels along a side of the network's input."""
     data: str = "fashion-mnist"
-    """fashion-mnist, fashion-mnist-sample, or a folder with four IDX files."""
+    """fashion-mnist, fashion-mnist-sample; a folder with class folders of images, with parquet files, with tar shards
+    or with four IDX files; or hub:owner/name."""
+    channels: Channels = "data"
+    """Channels that the network takes: the data's own (colour, for image files), or grey, or rgb."""
+    holdout: float = 0.1
+    """Share of each class that is kept out, drawn from the seed, where image files come without a validation or test
+    set."""
+    stream: bool = False
+    """Read parquet files, tar shards or the hub in their order, through a buffer that shuffles."""
+    epoch_images: int = 0
+    """Images in an epoch of a stream that does not say its length."""
+    bad_images: BadImages = "fail"
+    """What to do with files that are no images or broken: fail, or skip."""
     hidden: tuple[int, ...] = (4096, 4096)
     """Widths of the hidden fully connected layers; empty with the head gap. lenet and alexnet have their own."""
     dropout: float = 0.5
@@ -47,6 +70,11 @@ class Recipe:
     warm_start: str = ""
     """A run folder or a weight file of a network for the same data, whose first four convolutions and fully connected
     layers this one starts from (the paper's section 3.1); none if empty."""
+    pretrained: str = ""
+    """A run folder, a weight file or torchvision/vgg16, of the same network, of which all but the last layer comes;
+    none if empty."""
+    head_epochs: int = 0
+    """Epochs in which only the last layer learns, at the start."""
     epochs: int = 10
     """Passes over the training images."""
     batch_size: int = 128
@@ -56,7 +84,8 @@ class Recipe:
     learning_rate: float = 0.05
     """The highest one."""
     schedule: Schedule = "constant"
-    """How the learning rate goes down after the warm-up; cosine and linear end at 0."""
+    """How the learning rate goes down after the warm-up; cosine and linear end at 0, plateau divides by 10 after 5
+    epochs without a better accuracy."""
     warmup: float = 0.0
     """Share of the run over which the learning rate rises from 0, 0 to 1."""
     momentum: float = 0.0
@@ -69,6 +98,11 @@ class Recipe:
     """Share of the target that goes to all classes alike."""
     normalize: bool = False
     """Bring the pixels to mean 0 and standard deviation 1 of the training images; otherwise they are in [0, 1]."""
+    shorter_side: tuple[int, ...] = ()
+    """Image files are resized to so many pixels along the shorter side, or to a random number between two, and cut to
+    the image size at random; if empty, the whole image is stretched to a square."""
+    color_shift: float = 0.0
+    """Standard deviation of a random shift along the principal components of the training images' colours."""
     flip: bool = False
     """Mirror training images left and right at random."""
     translate: int = 0
@@ -77,18 +111,29 @@ class Recipe:
     """Black out a square of so many of their own pixels in training images at random."""
     validation: int = 0
     """Keep the last so many training images out, and evaluate on them instead of the test set."""
+    compression: Compression = "none"
+    """Of the gradients that several processes exchange: bf16, or powersgd."""
+    sync_batch_norm: bool = False
+    """Batch norm over the images of all processes, on GPUs."""
     checkpoint: bool = False
     """Keep only each block's input for the backward pass: less memory, the same gradients, more time."""
     seed: int = 0
     """Of the weights, the order of the images, dropout and augmentation."""
 
     def __post_init__(self) -> None:
-        for field in ("name", "architecture", "data", "warm_start"):
+        for field in ("name", "architecture", "data", "warm_start", "pretrained"):
             if not isinstance(getattr(self, field), str):
                 raise RecipeError(f"expected {field} to be a text, got {getattr(self, field)!r}")
         if not self.name or set(self.name) & set("/\\\0") or self.name.startswith("."):
             raise RecipeError(f"expected a name that can be a folder's, got {self.name!r}")
-        for field, allowed in (("init", Init), ("optimizer", Optimizer), ("schedule", Schedule)):
+        for field, allowed in (
+            ("init", Init),
+            ("optimizer", Optimizer),
+            ("schedule", Schedule),
+            ("channels", Channels),
+            ("bad_images", BadImages),
+            ("compression", Compression),
+        ):
             if getattr(self, field) not in get_args(allowed):
                 raise RecipeError(
                     f"expected {field} to be one of {', '.join(get_args(allowed))}, got {getattr(self, field)!r}"
@@ -99,6 +144,8 @@ class Recipe:
             ("translate", 0, 10**4),
             ("erase", 0, 10**4),
             ("validation", 0, 10**9),
+            ("epoch_images", 0, 10**12),
+            ("head_epochs", 0, 10**6),
             ("seed", 0, 2**31 - 1),
         ):
             value = getattr(self, field)
@@ -110,6 +157,7 @@ class Recipe:
             ("momentum", 1.0),
             ("weight_decay", 1e6),
             ("label_smoothing", 1.0),
+            ("color_shift", 1.0),
         ):
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= highest:
@@ -118,13 +166,31 @@ class Recipe:
             raise RecipeError(f"expected no momentum with {self.optimizer}, which has its own, got {self.momentum}")
         if self.nesterov and self.momentum == 0:
             raise RecipeError("expected a momentum above 0 with nesterov, got 0")
-        for field in ("nesterov", "normalize", "flip", "checkpoint"):
+        if isinstance(self.holdout, bool) or not isinstance(self.holdout, int | float) or not 0 < self.holdout < 1:
+            raise RecipeError(f"expected holdout above 0 and below 1, got {self.holdout!r}")
+        for field in ("nesterov", "normalize", "flip", "checkpoint", "stream", "sync_batch_norm"):
             if not isinstance(getattr(self, field), bool):
                 raise RecipeError(f"expected {field} to be true or false, got {getattr(self, field)!r}")
+        self._check_shorter_side()
+        if self.head_epochs and not self.pretrained:
+            raise RecipeError(f"expected pretrained weights with head_epochs, got none and {self.head_epochs}")
+        if self.pretrained and self.warm_start:
+            raise RecipeError("expected one of pretrained and warm_start, got both")
         # Checks the rest; a list, as JSON has it, comes back as a tuple.
         network = self.network(in_channels=1, num_classes=10)
         hidden = network.hidden if isinstance(network, Architecture) else as_tuple("hidden", self.hidden)
         object.__setattr__(self, "hidden", hidden)
+
+    def _check_shorter_side(self) -> None:
+        sides = as_tuple("shorter_side", self.shorter_side)
+        if not all(isinstance(side, int) and not isinstance(side, bool) for side in sides) or not (
+            len(sides) <= 2 and sorted(sides) == list(sides) and all(self.image_size <= side <= 10**4 for side in sides)
+        ):
+            raise RecipeError(
+                f"expected shorter_side as at most two numbers from the image_size {self.image_size} to 10000, the "
+                f"lower one first, got {sides}"
+            )
+        object.__setattr__(self, "shorter_side", sides)
 
     def network(self, in_channels: int, num_classes: int) -> Network:
         """The network for images of `in_channels` and `num_classes`; raises `ArchitectureError`."""
@@ -139,11 +205,16 @@ class Recipe:
             pooled_size=self.pooled_size,
         )
 
-    def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
-        """The learning rate of `step`, counted from 0: a linear warm-up, then the schedule down to the last step."""
+    def learning_rate_at(self, step: int, steps_per_epoch: int, accuracies: Sequence[float] = ()) -> float:
+        """The learning rate of `step`, counted from 0: a linear warm-up, then the schedule down to the last step.
+
+        `accuracies` are the evaluations so far, one for each finished epoch, which the schedule `plateau` looks at.
+        """
         warmup_steps = self.warmup * self.epochs * steps_per_epoch
         if step + 1 < warmup_steps:
             return self.learning_rate * (step + 1) / warmup_steps
+        if self.schedule == "plateau":
+            return float(self.learning_rate / PLATEAU_FACTOR ** _plateaus(accuracies))
         decay_steps = self.epochs * steps_per_epoch - warmup_steps
         done = (step - warmup_steps) / decay_steps if decay_steps > 0 else 0.0
         if self.schedule == "cosine":
@@ -160,7 +231,7 @@ class Recipe:
         try:
             values: Any = json.loads(text)
             known = {field.name for field in fields(cls)}
-            wrong = set(values) - known | known - set(values) - _SINCE_0_2
+            wrong = set(values) - known | known - set(values) - _LATER
             if wrong:
                 raise RecipeError(f"expected the fields of a recipe, got these too many or too few: {sorted(wrong)}")
             return cls(**values)
@@ -169,71 +240,20 @@ class Recipe:
 
     @classmethod
     def named(cls, name: str) -> "Recipe":
-        """The recipe called `name`, see `RECIPES`; raises `RecipeError`."""
+        """The recipe called `name`, see `vggkit.training.recipes`; raises `RecipeError`."""
+        from vggkit.training.recipes import RECIPES  # which are made of this class
+
         if name not in RECIPES:
             raise RecipeError(f"expected a recipe of {', '.join(RECIPES)}, got {name!r}")
         return RECIPES[name]()
 
 
-def quick() -> Recipe:
-    """The default: VGG-11/4 with batch norm at 32 pixels, made for two CPU cores.
-
-    Command: `vgg train`. Expected on 2 threads of an AMD EPYC (AVX-512): at least 0.925 on the test set in at most
-    3 minutes, start-up and evaluation included. `benchmarks/quick_accuracy.py` measures both, and
-    `benchmarks/results/quick_accuracy.jsonl` holds what it measured. Chosen on the last 5,000 training images, kept
-    out with `--validation 5000`; `docs/decisions.md` has what was compared.
-    """
-    return Recipe(
-        name="quick",
-        architecture="vgg11_bn/4",
-        image_size=32,
-        hidden=(),
-        dropout=0.0,
-        init="kaiming",
-        epochs=6,
-        batch_size=128,
-        optimizer="adamw",
-        learning_rate=0.006,
-        schedule="linear",
-        warmup=0.2,
-        weight_decay=0.05,
-        normalize=True,
-        flip=True,
-    )
-
-
-def d2l() -> Recipe:
-    """The chapter's own: VGG-11/4 at 224 pixels, SGD without momentum, no augmentation.
-
-    Command: `vgg train --recipe d2l`. Expected, from the book: loss 0.177, train acc 0.934, test acc 0.911 to
-    0.920 after 10 epochs, at about 2,500 examples/s on the authors' GPU. Not measured on a GPU by us yet.
-    """
-    return Recipe(
-        name="d2l",
-        architecture="vgg11/4",
-        image_size=224,
-        init="xavier",
-        epochs=10,
-        batch_size=128,
-        learning_rate=0.05,
-    )
-
-
-def d2l_1_0() -> Recipe:
-    """The chapter's, as its 1.0 edition has it: a learning rate of 0.01.
-
-    Command: `vgg train --recipe d2l-1.0`. Not measured by us yet.
-    """
-    return replace(d2l(), name="d2l-1.0", learning_rate=0.01)
-
-
-def gluon() -> Recipe:
-    """The chapter's, for 3 epochs as its Gluon edition had it.
-
-    Command: `vgg train --recipe gluon`. Not measured by us yet.
-    """
-    return replace(d2l(), name="gluon", epochs=3)
-
-
-RECIPES: dict[str, Callable[[], Recipe]] = {"quick": quick, "d2l": d2l, "d2l-1.0": d2l_1_0, "gluon": gluon}
-"""The named recipes; each one's docstring says what to expect of it."""
+def _plateaus(accuracies: Sequence[float]) -> int:
+    """How often `PLATEAU_EPOCHS` epochs in a row brought no better accuracy than all before them."""
+    best, since, plateaus = -1.0, 0, 0
+    for accuracy in accuracies:
+        since = 0 if accuracy > best else since + 1
+        best = max(best, accuracy)
+        if since == PLATEAU_EPOCHS:
+            since, plateaus = 0, plateaus + 1
+    return plateaus

@@ -33,7 +33,7 @@ def run(arguments: list[str]) -> int:
     from vggkit.data.fashion_mnist import load
     from vggkit.inference.evaluate import draw_confusion, evaluate
     from vggkit.inference.predict import load_classifier
-    from vggkit.training.loop import choose_device
+    from vggkit.training.hardware import choose_device
 
     if flags.plot is not None:
         check_out(flags.plot, ".png", flag="--plot")

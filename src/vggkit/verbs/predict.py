@@ -31,7 +31,7 @@ def run(arguments: list[str]) -> int:
         raise ValueError("expected at least one image, got none")
     from vggkit.inference.predict import load_classifier, predict
     from vggkit.networks.published import find_weights
-    from vggkit.training.loop import choose_device
+    from vggkit.training.hardware import choose_device
 
     classifier = load_classifier(find_weights(flags.model, print_to_stderr), choose_device(flags.device))
     predictions = predict(classifier, flags.images, flags.top)

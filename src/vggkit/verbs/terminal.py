@@ -14,7 +14,8 @@ from tyro.conf import DisallowNone, FlagCreatePairsOff
 
 FlagsOfVerb = TypeVar("FlagsOfVerb")
 
-DONE, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, USER_ERROR, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130
+"""Exit codes; 75 is EX_TEMPFAIL of sysexits.h: stopped by a signal with a checkpoint, to be run again."""
 
 
 def parse_flags(

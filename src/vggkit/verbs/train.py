@@ -1,59 +1,118 @@
 """`vgg train`: a recipe to a run folder."""
 
 import itertools
-import sys
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from tyro.conf import OmitArgPrefixes
 
 from vggkit.training.recipe import Recipe
-from vggkit.verbs.terminal import DONE, FAILED, INTERRUPTED, parse_flags, print_to_stderr
+from vggkit.verbs.terminal import DONE, FAILED, RESUMABLE, parse_flags, print_to_stderr
 
 
 @dataclass(frozen=True)
 class Flags:
-    """Train a network into a new run folder. Without flags: the quick recipe on Fashion-MNIST."""
+    """Train a network into a run folder. Without flags: the quick recipe on Fashion-MNIST."""
 
     fields: OmitArgPrefixes[Recipe]
     recipe: str = "quick"
     """The named recipe that the other flags change."""
     out: Path | None = None
     """The run folder, which must not exist yet; runs/<name>-<number> if not given."""
+    resume: Path | None = None
+    """A run folder to go on from; with a recipe's flags it is begun where there is none."""
     device: str | None = None
     """cpu, cuda, cuda:1 or mps; a GPU, if there is one, if not given."""
     data_dir: Path | None = None
     """Where to look for Fashion-MNIST first."""
+    save_seconds: float = 50.0
+    """From one checkpoint to the next."""
+    workers: int | None = None
+    """Processes that decode image files ahead; half of the cores, at most 16, if not given."""
 
 
 def run(arguments: list[str]) -> int:
-    """Run the verb; returns the exit code."""
+    """Run the verb; returns the exit code: 75 for a run that a signal stopped, which --resume goes on with."""
     # The recipe comes first, so that --help shows its values as the defaults of the other flags.
-    named = "quick"
-    for argument, following in itertools.pairwise([*arguments, ""]):
-        if argument == "--recipe" and following:
-            named = following
-        elif argument.startswith("--recipe="):
-            named = argument.removeprefix("--recipe=")
-    flags = parse_flags("train", Flags, arguments, Flags(Recipe.named(named), named))
+    named, resumed = (_value_of(flag, arguments) for flag in ("--recipe", "--resume"))
+    default = Recipe.named(named or "quick")
+    if resumed and not named and _has_recipe(Path(resumed)):
+        from vggkit.training.run_folder import read_recipe
+
+        default = read_recipe(Path(resumed))
+    elif resumed and not Path(resumed).exists() and not _names_a_recipe(arguments):
+        raise ValueError(f"expected a run folder, got {resumed}: nothing there, try it with --recipe, to begin it")
+    flags = parse_flags("train", Flags, arguments, Flags(default, named or "quick"))
+    _check(flags)
 
     from vggkit.data import fashion_mnist
-    from vggkit.training.loop import DivergedError, train
 
     if flags.fields.data == fashion_mnist.FULL_NAME and flags.data_dir is None:
         _find_or_fetch()
+    from vggkit.data.workers import LoadingError
+    from vggkit.training.checkpoint import CheckpointError
+    from vggkit.training.loop import train
+    from vggkit.training.outcomes import DivergedError
+
     try:
-        run = train(flags.fields, out=flags.out, device=flags.device, data_dir=flags.data_dir)
-    except DivergedError as error:
-        print(f"vgg train: {error}", file=sys.stderr)
+        run = train(
+            flags.fields,
+            out=flags.out,
+            resume=flags.resume,
+            device=flags.device,
+            data_dir=flags.data_dir,
+            save_seconds=flags.save_seconds,
+            num_workers=flags.workers,
+        )
+    except (CheckpointError, DivergedError, LoadingError) as error:
+        print_to_stderr(f"vgg train: {error}")
         return FAILED
-    if run.interrupted:
-        print(f"stopped by Ctrl-C after {len(run.history)} of {run.recipe.epochs} epochs; what was learned is saved")
+    if not run.leads:
+        return DONE if run.stopped_by is None else RESUMABLE
+    if run.stopped_by is not None:
+        finished = f"{len(run.history)} of {run.recipe.epochs} epochs"
+        print(f"stopped by {run.stopped_by} after {finished}; go on with: vgg train --resume {run.folder}")
+        return RESUMABLE
     if flags.fields.data == fashion_mnist.SAMPLE_NAME:
         print_to_stderr(fashion_mnist.SAMPLE_WARNING)
     print(run.summary)
     print(run.folder)
-    return INTERRUPTED if run.interrupted else DONE
+    return DONE
+
+
+def _value_of(flag: str, arguments: list[str]) -> str | None:
+    value = None
+    for argument, following in itertools.pairwise([*arguments, ""]):
+        if argument == flag and following:
+            value = following
+        elif argument.startswith(f"{flag}="):
+            value = argument.removeprefix(f"{flag}=")
+    return value
+
+
+def _has_recipe(run: Path) -> bool:
+    return (run / "recipe.json").is_file()
+
+
+def _names_a_recipe(arguments: list[str]) -> bool:
+    """Whether `arguments` say what to train: a recipe, or one of its fields."""
+    flags = {"--recipe", *(f"--{field.name.replace('_', '-')}" for field in fields(Recipe))}
+    return any(argument.partition("=")[0].replace("_", "-") in flags for argument in arguments)
+
+
+def _check(flags: Flags) -> None:
+    if flags.out is not None and flags.resume is not None:
+        raise ValueError("expected one of --out (a new run) and --resume (one to go on with), got both")
+    if not flags.save_seconds > 0:
+        raise ValueError(f"expected --save-seconds above 0, got {flags.save_seconds}")
+    if flags.workers is not None and not 0 <= flags.workers <= 1024:
+        raise ValueError(f"expected --workers from 0 to 1024, got {flags.workers}")
+    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0 and flags.resume is None:
+        raise ValueError(
+            "expected --resume with torchrun's --max-restarts, so that a restarted run finds its folder, "
+            "try --resume runs/NAME with --recipe"
+        )
 
 
 def _find_or_fetch() -> None:

@@ -1,0 +1,121 @@
+"""What torchrun gives us, and nothing of our own: the processes of a run, their sums, their wrapped network."""
+
+import datetime
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from vggkit.training.hardware import RunError, choose_device
+from vggkit.training.recipe import Compression
+
+SETUP_SECONDS = 600
+"""How long processes wait for each other before the first step, while data and weights are read."""
+STEP_SECONDS = 45
+"""How long a process waits in a step for one that hangs, before the run ends with an error."""
+
+POWERSGD_RANK = 4
+POWERSGD_START_STEP = 10
+"""Steps with whole gradients first: torch asks for at least 2, until its buckets have their last form."""
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes of one run, of which this is one."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+    group: dist.ProcessGroup | None = None
+    """For the collectives of a step, with their short patience."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return self.rank == 0
+
+    def sum_(self, values: Tensor) -> Tensor:
+        """`values` with the sum over all processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(values, group=self.group)
+        return values
+
+    def shared(self, files: Mapping[str, bytes] | None) -> dict[str, bytes]:
+        """The leader's `files`, by name, in every process; what the others give is not looked at."""
+        if self.size == 1:
+            return dict(files or {})
+        header = json.dumps({name: len(content) for name, content in (files or {}).items()}).encode()
+        sizes = json.loads(self._shared_bytes(header))
+        return {name: self._shared_bytes((files or {}).get(name, b"")) for name in sizes}
+
+    def _shared_bytes(self, content: bytes) -> bytes:
+        length = torch.tensor([len(content)], device=self.device)
+        dist.broadcast(length, src=0)
+        buffer = torch.empty(int(length.item()), dtype=torch.uint8, device=self.device)
+        if self.leads:
+            buffer.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+        dist.broadcast(buffer, src=0)
+        return buffer.cpu().numpy().tobytes()
+
+    def wrapped(self, net: nn.Module, compression: Compression) -> nn.Module:
+        """`net` so that a backward pass leaves the mean of all processes' gradients; `net` itself if there is one."""
+        if self.size == 1:
+            return net
+        parallel = DistributedDataParallel(net, process_group=self.group, gradient_as_bucket_view=True)
+        if compression == "bf16":
+            parallel.register_comm_hook(self.group, _bf16)
+        elif compression == "powersgd":
+            state = powerSGD_hook.PowerSGDState(
+                self.group, matrix_approximation_rank=POWERSGD_RANK, start_powerSGD_iter=POWERSGD_START_STEP
+            )
+            on_gpu = self.device.type == "cuda"
+            parallel.register_comm_hook(state, powerSGD_hook.powerSGD_hook if on_gpu else _powersgd_over_gloo)
+        return parallel
+
+
+def _bf16(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
+    """Torch's hook, which it takes for NCCL and XCCL only, by its name; gloo adds up bfloat16 too."""
+    return default_hooks.bf16_compress_hook(group, bucket)
+
+
+def _powersgd_over_gloo(state: powerSGD_hook.PowerSGDState, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
+    """Torch's hook, waited for: gloo's threads make its later all-reduces, for several buckets in any order."""
+    future = powerSGD_hook.powerSGD_hook(state, bucket)
+    future.wait()
+    return future
+
+
+@contextmanager
+def joined(device: str | None) -> Iterator[Team]:
+    """This process's place among those that torchrun started; a team of one without torchrun.
+
+    Args:
+        device: as for `choose_device`; with several processes `cuda` or None is each one's own GPU.
+
+    Raises:
+        RunError: the device does not exist, or is one GPU for several processes.
+    """
+    size, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
+    if size == 1:
+        yield Team(choose_device(device))
+        return
+    if device is not None and ":" in device:
+        raise RunError(f"expected cpu or cuda with {size} processes, which have a GPU each, got {device!r}")
+    if device == "cuda" or (device is None and torch.cuda.is_available()):
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    chosen = choose_device(device or "cpu")
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    backend = "nccl" if chosen.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=SETUP_SECONDS))
+    group = dist.new_group(timeout=datetime.timedelta(seconds=STEP_SECONDS), backend=backend)
+    yield Team(chosen, rank, size, group)
+    # Not after an error: the others may wait in a collective, and torchrun ends them when this process ends.
+    dist.destroy_process_group()

@@ -1,0 +1,330 @@
+"""The data that a recipe names, opened: feeds of batches, the preprocessing, and what to remember of it."""
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from vggkit.data.fashion_mnist import FILES, FULL_NAME, SAMPLE_NAME, DataError, load
+from vggkit.data.images import fitted, random_crop, read_image
+from vggkit.data.loading import Split, derived_seed, epoch_order
+from vggkit.data.preprocessing import Preprocessing
+from vggkit.data.reading import IGNORED_LABEL
+from vggkit.data.samples import Images, ImageSource, Sample
+from vggkit.data.sources import open_images
+from vggkit.data.workers import Loader
+from vggkit.training.distributed import Team
+from vggkit.training.feed import DeviceFeed, Feed, WorkerFeed
+from vggkit.training.hardware import RunError
+from vggkit.training.recipe import Recipe
+
+STATISTICS_IMAGES = 2_000
+"""Image files, drawn from the seed, that the mean, the standard deviation and the axes of colour are taken from."""
+MEMORY_SHARE = 0.125
+"""Of the device's memory, for a split that is decoded once."""
+DECODED_TOGETHER = 256
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The data of a run, ready to be trained and evaluated on."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: Feed
+    held_out: Feed
+    held_out_name: str
+    """`test`; or `validation`, which may decide something."""
+    preprocessing: Preprocessing
+    color_axes: tuple[tuple[float, ...], ...]
+    """The principal components of the training images' colours, in [0, 1], each as long as its standard deviation."""
+    fingerprint: str
+    """SHA-256 that tells these images from others."""
+    loaders: tuple[Loader, ...] = ()
+    """Whose workers are to be ended."""
+    notes: tuple[str, ...] = ()
+    """Lines for the user."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it, for `open_run_data`."""
+        return {
+            "fingerprint": self.fingerprint,
+            "preprocessing": self.preprocessing.to_json(),
+            "color_axes": [list(axis) for axis in self.color_axes],
+        }
+
+    @property
+    def bad_images(self) -> dict[str, str]:
+        """The names of the bad images met so far, and what is wrong with each."""
+        return {name: reason for loader in self.loaders for name, reason in loader.bad.items()}
+
+
+def open_run_data(
+    recipe: Recipe,
+    team: Team,
+    *,
+    data_dir: Path | None = None,
+    num_workers: int | None = None,
+    pretrained: Preprocessing | None = None,
+    facts: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> RunData:
+    """The data of `recipe`; this process's part of each batch comes to its device.
+
+    Args:
+        recipe: names the data and says how it is prepared.
+        team: the processes that share the batches.
+        data_dir: where to look for Fashion-MNIST first.
+        num_workers: processes that decode image files; half of this process's cores if not given, at most 16.
+        pretrained: the preprocessing of the weights to start from, whose mean and std are then taken.
+        facts: of the run that is resumed.
+        say: is told what takes a while.
+
+    Raises:
+        DataError: the data is missing or damaged, or is not what it was when the run began.
+        RunError: the recipe does not fit it.
+    """
+    if not Path(recipe.data).exists() and recipe.data not in (FULL_NAME, SAMPLE_NAME) and ":" not in recipe.data:
+        raise DataError(
+            f"expected {FULL_NAME}, {SAMPLE_NAME}, a folder of images or hub:owner/name, got {recipe.data!r}, where "
+            "there is nothing, try 'vgg data'"
+        )
+    if recipe.data in (FULL_NAME, SAMPLE_NAME) or is_idx_folder(Path(recipe.data)):
+        data = _from_arrays(recipe, team, data_dir, pretrained)
+    else:
+        data = _from_files(recipe, team, num_workers, pretrained, facts, say)
+    if facts is None:
+        return data
+    if facts.get("fingerprint") != data.fingerprint:
+        raise DataError(f"expected the images that the run began with in {recipe.data}, got others")
+    axes = tuple(tuple(map(float, axis)) for axis in facts["color_axes"])
+    return replace(data, preprocessing=Preprocessing.from_json(facts["preprocessing"]), color_axes=axes)
+
+
+def is_idx_folder(folder: Path) -> bool:
+    """Whether `folder` has one of the four files in LeCun's format."""
+    return any((folder / f"{file}{suffix}").is_file() for file in FILES for suffix in ("", ".gz"))
+
+
+def _from_arrays(recipe: Recipe, team: Team, data_dir: Path | None, pretrained: Preprocessing | None) -> RunData:
+    dataset = load(recipe.data, data_dir)
+    images, labels = dataset.train_images, dataset.train_labels
+    for field in ("translate", "erase"):
+        if getattr(recipe, field) >= min(images.shape[1:]):
+            raise RunError(f"expected {field} below the {images.shape[1:]} of the images, got {getattr(recipe, field)}")
+    if recipe.shorter_side or recipe.stream:
+        raise RunError(f"expected image files with shorter_side or stream, got {dataset.name}")
+    if recipe.validation >= len(images):
+        raise DataError(f"expected validation below the {len(images)} training images, got {recipe.validation}")
+    cut = len(images) - recipe.validation
+    train = (images[:cut], labels[:cut])
+    held_out = (images[cut:], labels[cut:]) if recipe.validation else (dataset.test_images, dataset.test_labels)
+    splits = [Split.on(team.device, *arrays) for arrays in (train, held_out)]
+    if recipe.channels == "rgb":
+        splits = [Split(split.images.expand(-1, 3, -1, -1), split.labels) for split in splits]
+    mean, std = _moments(splits[0].images)
+    digest = hashlib.sha256()
+    for array in (*train, *held_out):
+        digest.update(f"{array.shape}".encode() + array.tobytes())
+    feed, held_out_feed = (DeviceFeed(split, recipe.batch_size, recipe.seed, team, is_fitted=False) for split in splits)
+    sample = splits[0].images[: STATISTICS_IMAGES if recipe.color_shift else 0]
+    return RunData(
+        dataset.name,
+        dataset.classes,
+        feed,
+        held_out_feed,
+        "validation" if recipe.validation else "test",
+        _preprocessing(recipe, len(mean), mean, std, pretrained),
+        _color_axes(sample),
+        digest.hexdigest(),
+    )
+
+
+def _from_files(
+    recipe: Recipe,
+    team: Team,
+    num_workers: int | None,
+    pretrained: Preprocessing | None,
+    facts: Mapping[str, Any] | None,
+    say: Callable[[str], None],
+) -> RunData:
+    if recipe.validation:
+        raise RunError(f"expected a holdout with image files, got validation {recipe.validation}, try --holdout 0.1")
+    source = open_images(
+        recipe.data, holdout=recipe.holdout, seed=recipe.seed, stream=recipe.stream, epoch_images=recipe.epoch_images
+    )
+    channels = 1 if recipe.channels == "grey" else 3
+    # Of these only the geometry is used here, which comes from the recipe alone.
+    geometry = _preprocessing(recipe, channels, (0.0,) * channels, (1.0,) * channels, None)
+    fit = FittedImage(channels, geometry)
+    if num_workers is None:
+        num_workers = min(16, (os.cpu_count() or 1) // (2 * _local_size()))
+
+    def loader(images: Images, read: "FittedImage | RandomCrop") -> Loader:
+        return Loader(
+            images,
+            read,
+            seed=recipe.seed,
+            num_workers=num_workers,
+            pin_memory=team.device.type == "cuda",
+            bad_images=recipe.bad_images,
+        )
+
+    loaders = []
+    feeds: list[Feed] = []
+    crop = RandomCrop(recipe.seed, channels, recipe.image_size, recipe.shorter_side) if recipe.shorter_side else None
+    for images, read in ((source.train, crop or fit), (source.held_out, fit)):
+        loaders.append(loader(images, read))
+        needed_bytes = len(images) * channels * recipe.image_size**2
+        if read is fit and not images.is_stream and needed_bytes <= _room_bytes(team.device):
+            say(f"decoding {len(images):,} images, once")
+            split = _decoded(images, loaders[-1], team.device)
+            loaders[-1].close()
+            feeds.append(DeviceFeed(split, recipe.batch_size, recipe.seed, team, is_fitted=True))
+        else:
+            feeds.append(WorkerFeed(images, loaders[-1], recipe.batch_size, recipe.seed, team))
+    if facts is None:
+        sample = _sample(source.train, fit, recipe.seed, loader)
+        mean, std = _moments(sample)
+        geometry, axes = _preprocessing(recipe, channels, mean, std, pretrained), _color_axes(sample)
+    else:
+        axes = ()
+    return RunData(
+        source.name,
+        source.classes,
+        feeds[0],
+        feeds[1],
+        source.held_out_name,
+        geometry,
+        axes,
+        source.fingerprint,
+        tuple(loaders),
+        _notes(source),
+    )
+
+
+@dataclass(frozen=True)
+class FittedImage:
+    """Reads an image as it is evaluated: whole or cut in the middle, as the preprocessing says."""
+
+    channels: int
+    preprocessing: Preprocessing
+
+    def __call__(self, sample: Sample, epoch: int, index: int) -> Tensor:
+        """uint8 (channels, image_size, image_size); raises `DataError`."""
+        return fitted(read_image(sample.content, self.channels, sample.name), self.preprocessing)
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """Reads an image as the paper trains on it, at a random size and place that seed, epoch and index decide."""
+
+    seed: int
+    channels: int
+    image_size: int
+    shorter_side: tuple[int, ...]
+
+    def __call__(self, sample: Sample, epoch: int, index: int) -> Tensor:
+        """uint8 (channels, image_size, image_size); raises `DataError`."""
+        generator = np.random.default_rng(derived_seed(self.seed, "crop", epoch, index))
+        return random_crop(
+            sample.content, self.channels, self.image_size, self.shorter_side, generator, name=sample.name
+        )
+
+
+def _decoded(images: Images, loader: Loader, device: torch.device) -> Split:
+    """All of `images` on the device, in their order; bad ones are black and do not count."""
+    parts = _parts(np.arange(len(images)))
+    pixels, labels, start = None, torch.empty(len(images), dtype=torch.int64, device=device), 0
+    for some, their_labels in loader.batches(parts, epoch=0):
+        if pixels is None:
+            pixels = torch.empty((len(images), *some.shape[1:]), dtype=torch.uint8, device=device)
+        pixels[start : start + len(some)] = some.to(device)
+        labels[start : start + len(some)] = their_labels.to(device)
+        start += len(some)
+    if pixels is None or not (labels != IGNORED_LABEL).any():
+        raise DataError("expected an image that can be read, got none")
+    return Split(pixels, labels)
+
+
+def _sample(images: Images, fit: FittedImage, seed: int, loader: Callable[[Images, FittedImage], Loader]) -> Tensor:
+    """Up to `STATISTICS_IMAGES` training images, drawn from the seed; of a stream the first ones."""
+    order = torch.arange(len(images)) if images.is_stream else epoch_order(len(images), seed, epoch=0)
+    chosen = np.sort(order[:STATISTICS_IMAGES].numpy())
+    with loader(images, fit) as opened:
+        batches = [pixels[labels != IGNORED_LABEL] for pixels, labels in opened.batches(_parts(chosen), epoch=0)]
+    return torch.cat(batches)
+
+
+def _parts(positions: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+    return [positions[start : start + DECODED_TOGETHER] for start in range(0, len(positions), DECODED_TOGETHER)]
+
+
+def _preprocessing(
+    recipe: Recipe,
+    channels: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    pretrained: Preprocessing | None,
+) -> Preprocessing:
+    if pretrained is not None:
+        known = pretrained.for_channels(channels)
+        base = replace(known, image_size=recipe.image_size, resize="stretch", crop_fraction=1.0)
+    elif recipe.normalize:
+        base = Preprocessing(recipe.image_size, channels, mean, std)
+    else:
+        base = Preprocessing(recipe.image_size, channels, (0.0,) * channels, (1.0,) * channels)
+    if not recipe.shorter_side:
+        return base
+    side = sum(recipe.shorter_side) / len(recipe.shorter_side)  # the paper's, for one scale at test time
+    return replace(base, resize="crop", crop_fraction=recipe.image_size / side)
+
+
+def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel in [0, 1], from a histogram: exact, and without a copy."""
+    means, stds = [], []
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    for channel in range(images.shape[1]):
+        counts = torch.bincount(images[:, channel].flatten(), minlength=256).cpu().double()
+        mean = (counts @ levels) / counts.sum()
+        std = ((counts @ (levels - mean).square()) / counts.sum()).sqrt().item()
+        means.append(mean.item())
+        stds.append(std or 1.0)  # for images all alike
+    return tuple(means), tuple(stds)
+
+
+def _color_axes(images: Tensor) -> tuple[tuple[float, ...], ...]:
+    """See `RunData.color_axes`; of uint8 (images, channels, height, width), none of none."""
+    if not len(images):
+        return ()
+    pixels = images.movedim(1, -1).flatten(0, -2).cpu().double() / 255
+    covariance = torch.cov(pixels.t()).view(images.shape[1], images.shape[1])
+    variances, axes = torch.linalg.eigh(covariance)
+    scaled = axes * variances.clamp(min=0).sqrt()
+    return tuple(tuple(axis) for axis in scaled.t().tolist())
+
+
+def _room_bytes(device: torch.device) -> float:
+    if device.type == "cuda":
+        return MEMORY_SHARE * torch.cuda.get_device_properties(device).total_memory
+    return MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _local_size()
+
+
+def _local_size() -> int:
+    """Processes of this run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _notes(source: ImageSource) -> tuple[str, ...]:
+    if not source.num_other_files:
+        return ()
+    named = ", ".join(source.other_files[:3]) + (", ..." if source.num_other_files > 3 else "")
+    return (f"not taken for images, by their names or places: {source.num_other_files:,} ({named})",)

@@ -1,0 +1,72 @@
+"""Where the weights of a run start: from other weights, whole or in part, and which of them learn."""
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from vggkit.data.preprocessing import Preprocessing
+from vggkit.networks.published import find_weights
+from vggkit.networks.surgery import with_common_scale, with_in_channels
+from vggkit.networks.vgg import VGG
+from vggkit.networks.warm_start import last_layer, transfer, warm_start
+from vggkit.networks.weights import AnyNetwork, WeightsError, load_weights
+from vggkit.training.distributed import Team
+from vggkit.training.hardware import RunError
+from vggkit.training.recipe import Recipe
+
+
+def pretrained_weights(recipe: Recipe) -> tuple[AnyNetwork, Preprocessing] | None:
+    """The network of `recipe.pretrained` and its preprocessing; None if the recipe names none.
+
+    Raises:
+        WeightsError: they are missing, damaged, or do not say how to prepare an image.
+    """
+    if not recipe.pretrained:
+        return None
+    path = find_weights(recipe.pretrained)
+    net, metadata = load_weights(path)
+    if "preprocessing" not in metadata:
+        raise WeightsError(f"{path}: expected weights that say how to prepare an image, got none")
+    return net, Preprocessing.from_json(metadata["preprocessing"])
+
+
+def start_from(net: AnyNetwork, source: tuple[AnyNetwork, Preprocessing] | None, recipe: Recipe) -> list[str]:
+    """Give `net` the weights that `recipe` says to start from, in place; lines for the user.
+
+    Args:
+        net: new.
+        source: from `pretrained_weights`; its channels become those of `net`.
+        recipe: says where from.
+
+    Raises:
+        ValueError: they are missing, damaged or of other shapes.
+    """
+    if source is not None:
+        other, preprocessing = source
+        channels = net.architecture.in_channels
+        if isinstance(other, VGG) and other.architecture.in_channels != channels:
+            other = with_in_channels(with_common_scale(other, preprocessing)[0], channels)
+        copied = transfer(net, other)
+        return [f"started from {recipe.pretrained}: {', '.join(copied)}; {last_layer(net)} is new"]
+    if recipe.warm_start:
+        copied = warm_start(net, load_weights(find_weights(recipe.warm_start))[0])
+        return [f"started from {recipe.warm_start}: {', '.join(copied)}"]
+    return []
+
+
+def learning_part(net: AnyNetwork, only_last: bool) -> None:
+    """Put `net` in training mode, and let its last layer or all of it learn; batch norms that do not learn rest."""
+    net.train()
+    head = last_layer(net)
+    for name, module in net.named_modules():
+        if only_last and isinstance(module, _BatchNorm):
+            module.eval()
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(not only_last or name == head)
+
+
+def with_synchronised_norms(net: AnyNetwork, team: Team) -> AnyNetwork:
+    """`net` with batch norms over the images of all processes; raises `RunError` where torch has none."""
+    if team.device.type != "cuda":
+        raise RunError(f"expected GPUs with sync_batch_norm, got {team.device.type}, try without")
+    converted: AnyNetwork = nn.SyncBatchNorm.convert_sync_batchnorm(net, team.group)
+    return converted

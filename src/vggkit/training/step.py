@@ -1,0 +1,88 @@
+"""One step of training, and the optimizer that takes it."""
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import get_total_norm
+
+from vggkit.data.reading import IGNORED_LABEL
+from vggkit.training.distributed import Team
+from vggkit.training.recipe import Recipe
+
+
+def train_step(
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    x: Tensor,
+    labels: Tensor,
+    learning_rate: float,
+    label_smoothing: float = 0.0,
+    *,
+    team: Team | None = None,
+    batch_size: int | None = None,
+    wants_stop: bool = False,
+) -> Tensor:
+    """One step of `optimizer` on a batch, without waiting for the device.
+
+    The loss is the mean over the whole batch, of which each process of the team has a part: any number of
+    processes takes the same step. Where the loss or the norm of the gradients is not finite, nothing is updated.
+
+    Args:
+        net: in training mode; as `team` wrapped it.
+        optimizer: of its parameters, fused.
+        x: (images, channels, image_size, image_size), this process's part.
+        labels: int64 (images,); -100 for an image that does not count.
+        learning_rate: of this step.
+        label_smoothing: share of the target that goes to all classes alike.
+        team: the processes that take the step together; this one alone if not given.
+        batch_size: images of the whole batch; those of `x` if not given.
+        wants_stop: whether this process was asked to stop.
+
+    Returns:
+        float32 (5,) on the device, over the whole batch: loss x images, correct, images, processes that want to stop,
+        and processes whose loss or gradients were not finite.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.zero_grad()  # before the forward pass, whose activations take the room of the last step's gradients
+    with autocast(x.device):
+        logits = net(x)
+        loss_sum = F.cross_entropy(
+            logits, labels, ignore_index=IGNORED_LABEL, label_smoothing=label_smoothing, reduction="sum"
+        )
+    team_size = team.size if team is not None else 1
+    (loss_sum * (team_size / (batch_size or len(labels)))).backward()  # processes' gradients are averaged
+    with torch.no_grad():
+        norm = get_total_norm([p.grad for p in net.parameters() if p.grad is not None])
+        correct, count = (logits.argmax(dim=1) == labels).sum(), (labels != IGNORED_LABEL).sum()
+        bad = ~(norm.isfinite() & loss_sum.isfinite())
+        stop = torch.full((), float(wants_stop), device=x.device)
+        outcome = torch.stack([value.detach().float() for value in (loss_sum, correct, count, stop, bad)])
+        if team is not None:
+            team.sum_(outcome)
+        if x.is_cuda:
+            optimizer.found_inf = outcome[4].clamp(max=1)  # type: ignore[attr-defined]  # fused ones look at it
+            optimizer.step()
+        elif not outcome[4]:
+            optimizer.step()
+    return outcome
+
+
+def make_optimizer(recipe: Recipe, net: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of `recipe` for `net`; only the weights of convolutions and fully connected layers decay."""
+    groups = [
+        {"params": [p for p in net.parameters() if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in net.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
+    return torch.optim.SGD(
+        groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=True
+    )
+
+
+def autocast(device: torch.device) -> torch.autocast | nullcontext[None]:
+    """Mixed precision where it pays: bfloat16 on CUDA, nothing elsewhere."""
+    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
