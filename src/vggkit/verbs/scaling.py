@@ -7,6 +7,8 @@ from vggkit.design.baselines import Network
 from vggkit.design.scaling import Compression, StepPrediction, predict_step
 from vggkit.verbs.terminal import print_table
 
+_SENT_AS = {"none": "float32", "bf16": "bfloat16", "powersgd": "PowerSGD"}
+
 
 @dataclass(frozen=True)
 class ScalingFlags:
@@ -73,7 +75,7 @@ def print_scaling(network: Network, steps: list[StepPrediction], flags: ScalingF
         f"prediction: {network.name}, {first.images_per_worker} images a worker, "
         f"{first.images_per_worker / first.compute_seconds:,.1f} images/s on one\n"
         f"prediction: {flags.tflops:g} TFLOP/s a worker, {flags.link_gbps:g} Gbit/s, {flags.latency_us:g} us, "
-        f"compression {flags.compression}{rank}"
+        f"sent as {_SENT_AS[flags.compression]}{rank}"
     )
     rows = []
     for step in steps:
