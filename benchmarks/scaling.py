@@ -7,7 +7,7 @@ gloo on loopback, sending gradients as they are, in bfloat16, and by PowerSGD of
 measured in the same two processes: a step apart (forward, backward and update in float32, as `vgg train` takes it),
 the update alone, and the all-reduce of 4 KiB and of a bucket. `one_process_seconds` is a step with no other process
 beside it. The network is the work of the same cores, and the model takes it for a resource of its own: a row holds
-the prediction with overlap and the one without.
+the prediction with overlap and the one without, which is PowerSGD's over gloo.
 Prints one JSON line for each case (or those whose words, as in "vgg11/4 64 px", contain --only) and compression;
 --save adds it to benchmarks/results/scaling.jsonl. A repeat is a new pair of processes. Leave the machine idle.
 """
@@ -107,6 +107,9 @@ def compared(
         for run in together
     ]
     seconds = [run["step_seconds"][compression] for run in together]
+    overlapping = [step.step_seconds for step in steps]
+    in_sequence = [step.compute_seconds + step.communication_seconds for step in steps]
+    predicted = in_sequence if compression == "powersgd" else overlapping  # see powersgd_over_gloo
     inputs = ("macs_per_second", "bytes_per_second", "latency_seconds", "update_seconds", "apart_seconds")
     return {
         **asdict(case),
@@ -115,12 +118,11 @@ def compared(
         **{name: spread([run[name] for run in together]) for name in inputs},
         "one_process_seconds": spread(alone),
         "measured_seconds": spread(seconds),
-        "predicted_seconds": spread([step.step_seconds for step in steps]),
-        "predicted_without_overlap_seconds": spread(
-            [step.compute_seconds + step.communication_seconds for step in steps]
-        ),
-        "predicted_over_measured": spread([step.step_seconds / s for step, s in zip(steps, seconds, strict=True)]),
-        "predicted_efficiency": spread([step.efficiency for step in steps]),
+        "predicted_seconds": spread(overlapping),
+        "predicted_without_overlap_seconds": spread(in_sequence),
+        "overlaps": compression != "powersgd",
+        "predicted_over_measured": spread([p / s for p, s in zip(predicted, seconds, strict=True)]),
+        "predicted_efficiency": spread([step.compute_seconds / p for step, p in zip(steps, predicted, strict=True)]),
         "measured_efficiency": spread([run["apart_seconds"] / s for run, s in zip(together, seconds, strict=True)]),
     }
 
@@ -194,16 +196,23 @@ def parallel(net: VGG, compression: Compression) -> DistributedDataParallel:
         together.register_comm_hook(None, bf16_over_gloo)
     elif compression == "powersgd":
         state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=1, start_powerSGD_iter=2)
-        together.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
+        together.register_comm_hook(state, powersgd_over_gloo)
     return together
 
 
-def bf16_over_gloo(
-    state: dist.ProcessGroup | None,
-    bucket: dist.GradBucket,  # type: ignore[name-defined]
-) -> torch.futures.Future[Tensor]:
+def bf16_over_gloo(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
     """torch's hook, which it takes for NCCL and XCCL only, by its name; gloo adds up bfloat16 too."""
-    return default_hooks.bf16_compress_hook(state, bucket)  # type: ignore[arg-type]
+    return default_hooks.bf16_compress_hook(state, bucket)
+
+
+def powersgd_over_gloo(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
+    """torch's hook, waited for: its later all-reduces are called by gloo's threads, for several buckets in any order.
+
+    Processes whose orders differ would add up different buckets, and stop. So nothing overlaps.
+    """
+    future = powerSGD_hook.powerSGD_hook(state, bucket)
+    future.wait()
+    return future
 
 
 def link(workers: int) -> dict[str, float]:

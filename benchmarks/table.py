@@ -94,10 +94,11 @@ def scaling() -> str:
         head = "" if row["head"] == "flatten" else f", {row['head']}"
         seconds = ("predicted_seconds", "predicted_without_overlap_seconds", "measured_seconds")
         least, most, measured = (f"{1000 * row[name]['median']:,.3g}" for name in seconds)
+        least = f"{least} to " if row["overlaps"] else ""
         ratio = row["predicted_over_measured"]
         lines.append(
             f"| `{row['network']}`{head}, {row['image_size']}, {row['images_per_worker']} | {row['compression']} "
-            f"| {row['workers']} x {row['hardware']} | {least} to {most} | {measured} "
+            f"| {row['workers']} x {row['hardware']} | {least}{most} | {measured} "
             f"| {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f}) "
             f"| {row['predicted_efficiency']['median']:.0%}, {row['measured_efficiency']['median']:.0%} |"
         )

@@ -19,7 +19,8 @@ takes one bucket after the other:
   this is less than half of m n, as torch's hook does by default, in three all-reduces a bucket: vectors and small
   matrices, then P, then Q. (Vogels et al., arXiv 1905.13727.) What compressing itself computes is not counted.
 
-Not modelled: contention, stragglers, trees or faster links inside a machine, loading data.
+Not modelled: copies into buckets and out of them, contention, stragglers, trees or faster links inside a machine,
+loading data.
 """
 
 from collections.abc import Iterator
