@@ -82,6 +82,32 @@ def memory() -> str:
     return "\n".join(lines)
 
 
+def scaling() -> str:
+    """The table of docs/scaling.md: a step of data-parallel training, predicted and measured."""
+    lines = [
+        "| network, pixels, images a worker | sent as | measured on | predicted ms, to without overlap | measured ms "
+        "| predicted/measured | efficiency predicted, measured |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    case = ("network", "image_size", "images_per_worker", "head")
+    for row in newest("scaling", lambda row: (kind(row), row["compression"], *(row[name] for name in case))):
+        head = "" if row["head"] == "flatten" else f", {row['head']}"
+        seconds = ("predicted_seconds", "predicted_without_overlap_seconds", "measured_seconds")
+        least, most, measured = (f"{1000 * row[name]['median']:,.3g}" for name in seconds)
+        least = f"{least} to " if row["overlaps"] else ""
+        ratio = row["predicted_over_measured"]
+        lines.append(
+            f"| `{row['network']}`{head}, {row['image_size']}, {row['images_per_worker']} | {row['compression']} "
+            f"| {row['workers']} x {row['hardware']} | {least}{most} | {measured} "
+            f"| {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f}) "
+            f"| {row['predicted_efficiency']['median']:.0%}, {row['measured_efficiency']['median']:.0%} |"
+        )
+    if not rows("scaling"):
+        lines.append("| two processes, loopback | | not measured yet | | | | |")
+    lines.append("| machines of their own | | not measured yet | | | | |")
+    return "\n".join(lines)
+
+
 def rows(name: str) -> list[dict[str, Any]]:
     """All rows that benchmark `name` saved, the oldest first."""
     path = RESULTS / f"{name}.jsonl"
@@ -106,3 +132,5 @@ if __name__ == "__main__":
     print(doctor())
     print()
     print(memory())
+    print()
+    print(scaling())

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from vggkit.design.costs import costs
     from vggkit.design.drawing import draw
     from vggkit.design.memory import TrainingMemory, largest_batch, training_memory
+    from vggkit.design.scaling import StepPrediction, predict_step
     from vggkit.inference.evaluate import Evaluation, evaluate
     from vggkit.inference.features import features
     from vggkit.inference.predict import Classifier, load_classifier, predict
@@ -45,6 +46,8 @@ _HOMES = {
     "TrainingMemory": "design.memory",
     "largest_batch": "design.memory",
     "training_memory": "design.memory",
+    "StepPrediction": "design.scaling",
+    "predict_step": "design.scaling",
     "VGG": "networks.vgg",
     "alexnet": "networks.baselines",
     "build": "networks.baselines",
@@ -86,6 +89,8 @@ __all__ = [  # noqa: RUF022 (in the order of a reader)
     "TrainingMemory",
     "training_memory",
     "largest_batch",
+    "StepPrediction",
+    "predict_step",
     "VGG",
     "init_weights",
     "vgg",

@@ -5,14 +5,16 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Annotated, Any
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from vggkit.design.architecture import POOLED_SIZE, Architecture, Head
 from vggkit.design.baselines import Network, parse_network
 from vggkit.design.costs import MAX_BATCH_SIZE, Costs, Sum, costs
 from vggkit.design.memory import Dtype, OptimizerState, TrainingMemory, largest_batch, training_memory
+from vggkit.design.scaling import StepPrediction
+from vggkit.verbs.scaling import ScalingFlags, predictions, print_scaling, scaling_fields
 from vggkit.verbs.terminal import DONE, given, parse_flags, print_json, print_table
 
 _MOST_WITH_RATIOS = 3
@@ -46,6 +48,7 @@ class Flags:
     """What maps are made of in training; bfloat16 under autocast."""
     memory: str | None = None
     """What there is for training (6GB, 6GiB, 500MB, 6e9): whether it fits, and which batch does."""
+    scaling: Annotated[ScalingFlags, arg(name="")] = ScalingFlags()  # noqa: RUF009 (frozen)
     layers: bool = False
     """A row for each layer instead of each block."""
     json: bool = False
@@ -68,6 +71,10 @@ def run(arguments: list[str]) -> int:
         _print_side_by_side(described, flags)
     else:
         _print_one(described[0], flags, memory_bytes)
+    if not flags.json:
+        for one in described:
+            if one.steps:
+                print_scaling(one.network, one.steps, flags.scaling)
     return DONE
 
 
@@ -102,6 +109,8 @@ class _Described:
     checkpointed: TrainingMemory | None
     """With each block computed again, of a network that has blocks; so is the next."""
     largest_checkpointed: int | None
+    steps: list[StepPrediction]
+    """One for each number of --workers."""
 
 
 def _network(text: str, flags: Flags) -> Network:
@@ -134,6 +143,7 @@ def _described(network: Network, flags: Flags, memory_bytes: int | None) -> _Des
         largest_batch=most(checkpoint=False),
         checkpointed=memory(checkpoint=True) if has_blocks else None,
         largest_checkpointed=most(checkpoint=True) if has_blocks else None,
+        steps=predictions(network, flags.batch_size, flags.scaling),
     )
 
 
@@ -154,11 +164,13 @@ def _json(one: _Described, flags: Flags, memory_bytes: int | None) -> dict[str, 
             "largest_batch": one.largest_batch,
             "largest_batch_checkpoint": one.largest_checkpointed,
         }
+    scaling = {"scaling": scaling_fields(one.steps, flags.scaling)} if one.steps else {}
     return {
         "architecture": json.loads(one.network.to_json()),
         "batch_size": flags.batch_size,
         **{name: _sum_fields(part) for name, part in sums.items()},
         "training": training,
+        **scaling,
         "parts": {name: _sum_fields(part) for name, part in counted.parts.items()},
         "layers": [asdict(layer) for layer in counted.layers],
     }

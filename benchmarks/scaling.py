@@ -1,0 +1,247 @@
+"""Is a step of data-parallel training as long as `predict_step` says?
+
+    python benchmarks/scaling.py [--only TEXT | --quick] [--repeats 5] [--save]
+
+Two processes of one thread each train a VGG on random images, first apart and then with DistributedDataParallel over
+gloo on loopback, sending gradients as they are, in bfloat16, and by PowerSGD of rank 1. The model is told what was
+measured in the same two processes: a step apart (forward, backward and update in float32, as `vgg train` takes it),
+the update alone, and the all-reduce of 4 KiB and of a bucket. `one_process_seconds` is a step with no other process
+beside it. The network is the work of the same cores, and the model takes it for a resource of its own: a row holds
+the prediction with overlap and the one without, which is PowerSGD's over gloo.
+Prints one JSON line for each case (or those whose words, as in "vgg11/4 64 px", contain --only) and compression;
+--save adds it to benchmarks/results/scaling.jsonl. A repeat is a new pair of processes. Leave the machine idle.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from measuring import row_header, save_row, spread
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from vggkit import VGG, Architecture, Recipe, costs, predict_step
+from vggkit.data.preprocessing import _channels_last
+from vggkit.design.architecture import Head
+from vggkit.design.scaling import BUCKET_BYTES, Compression, backward_macs
+from vggkit.networks.fully_connected import use_fast_cpu
+from vggkit.training import loop
+
+WORKERS = 2
+COMPRESSIONS: tuple[Compression, ...] = ("none", "bf16", "powersgd")
+SMALL_BYTES, LARGE_BYTES = 4096, BUCKET_BYTES
+WARM_UP = 4  # in the second step buckets are made anew, from the third on PowerSGD compresses
+TIMEOUT_SECONDS = 1200
+
+
+@dataclass(frozen=True)
+class Case:
+    network: str
+    image_size: int
+    images_per_worker: int
+    head: Head = "flatten"
+    num_steps: int = 10
+
+
+CASES = (
+    Case("vgg11/4", 64, 8),
+    Case("vgg11/4", 64, 64),
+    Case("vgg11/4", 64, 64, "gap"),
+    Case("vgg16/2", 64, 16),
+    Case("vgg11/4", 224, 16, num_steps=5),
+)
+QUICK = Case("vgg11/8", 32, 2, "gap", num_steps=2)
+"""For a test: seconds."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="a part of a case's words")
+    parser.add_argument("--quick", action="store_true", help="one case of seconds instead")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--save", action="store_true")
+    parser.add_argument("--worker", help="measure one case (used by the program itself)")
+    flags = parser.parse_args()
+    if flags.worker is not None:
+        work(**json.loads(flags.worker))
+        return
+    torch.set_num_threads(1)  # as the workers have
+    for case in (QUICK,) if flags.quick else [case for case in CASES if flags.only in words(case)]:
+        alone = [measured(case, 1)["apart_seconds"] for _ in range(flags.repeats)]
+        together = [measured(case, WORKERS) for _ in range(flags.repeats)]
+        for compression in COMPRESSIONS:
+            row = {**row_header(torch.device("cpu"), flags.repeats), **compared(case, compression, alone, together)}
+            save_row("scaling", row, flags.save)
+
+
+def words(case: Case) -> str:
+    return f"{case.network} {case.image_size} px {case.images_per_worker} images {case.head}"
+
+
+def compared(
+    case: Case, compression: Compression, alone: list[float], together: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """What one row says of `case`, from what each repeat measured with one process and with two."""
+    steps = [
+        predict_step(
+            architecture(case),
+            case.images_per_worker * WORKERS,
+            WORKERS,
+            run["macs_per_second"],
+            run["bytes_per_second"],
+            latency_seconds=run["latency_seconds"],
+            compression=compression,
+            update_seconds=run["update_seconds"],
+        )
+        for run in together
+    ]
+    seconds = [run["step_seconds"][compression] for run in together]
+    overlapping = [step.step_seconds for step in steps]
+    in_sequence = [step.compute_seconds + step.communication_seconds for step in steps]
+    predicted = in_sequence if compression == "powersgd" else overlapping  # see powersgd_over_gloo
+    inputs = ("macs_per_second", "bytes_per_second", "latency_seconds", "update_seconds", "apart_seconds")
+    return {
+        **asdict(case),
+        "workers": WORKERS,
+        "compression": compression,
+        **{name: spread([run[name] for run in together]) for name in inputs},
+        "one_process_seconds": spread(alone),
+        "measured_seconds": spread(seconds),
+        "predicted_seconds": spread(overlapping),
+        "predicted_without_overlap_seconds": spread(in_sequence),
+        "overlaps": compression != "powersgd",
+        "predicted_over_measured": spread([p / s for p, s in zip(predicted, seconds, strict=True)]),
+        "predicted_efficiency": spread([step.compute_seconds / p for step, p in zip(steps, predicted, strict=True)]),
+        "measured_efficiency": spread([run["apart_seconds"] / s for run, s in zip(together, seconds, strict=True)]),
+    }
+
+
+def measured(case: Case, workers: int) -> dict[str, Any]:
+    """What the first of `workers` new processes measures."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    with tempfile.TemporaryDirectory() as folder:
+        shared = {"case": asdict(case), "workers": workers, "store": str(Path(folder) / "store")}
+        processes = [
+            subprocess.Popen(
+                [sys.executable, __file__, "--worker", json.dumps({**shared, "rank": rank})],
+                stdout=subprocess.PIPE,
+                text=True,
+                env=environment,
+            )
+            for rank in range(workers)
+        ]
+        try:
+            texts = [process.communicate(timeout=TIMEOUT_SECONDS)[0] for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+    if any(process.returncode for process in processes):
+        sys.exit(f"expected {workers} processes to measure {case}, got exit codes {[p.returncode for p in processes]}")
+    result: dict[str, Any] = json.loads(texts[0])
+    return result
+
+
+def work(case: dict[str, Any], workers: int, rank: int, store: str) -> None:
+    """One of the processes; prints what it measured."""
+    chosen = Case(**case)
+    loop._use_huge_pages()
+    images = chosen.images_per_worker
+    loop._keep_freed_memory(costs(architecture(chosen), images).total.activation_bytes)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=workers)
+    apart, update_seconds = step_seconds(chosen, lambda net: net)
+    macs = costs(architecture(chosen), images).total.macs + backward_macs(architecture(chosen), images)
+    result: dict[str, Any] = {"apart_seconds": apart, "update_seconds": update_seconds}
+    result["macs_per_second"] = macs / (apart - update_seconds)
+    if workers > 1:
+        result |= link(workers)
+        result["step_seconds"] = {
+            compression: step_seconds(chosen, lambda net, c=compression: parallel(net, c))[0]  # type: ignore[misc]
+            for compression in COMPRESSIONS
+        }
+    dist.barrier()
+    dist.destroy_process_group()
+    if rank == 0:
+        print(json.dumps(result))
+
+
+def step_seconds(case: Case, wrapped: Callable[[VGG], nn.Module]) -> tuple[float, float]:
+    """Seconds of a step of `case`, and of the optimizer's part in it."""
+    torch.manual_seed(0)
+    plain = VGG(architecture(case), init="kaiming").train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    use_fast_cpu(plain)
+    net = wrapped(plain)
+    recipe = Recipe.named("d2l")
+    optimizer = loop._optimizer(recipe, plain)
+    x = _channels_last(torch.rand(case.images_per_worker, 1, case.image_size, case.image_size))
+    labels = torch.randint(0, 10, (case.images_per_worker,))
+    step = mean_seconds(lambda: loop.train_step(net, optimizer, x, labels, learning_rate=0.001), case.num_steps)
+    return step, mean_seconds(optimizer.step, case.num_steps)
+
+
+def parallel(net: VGG, compression: Compression) -> DistributedDataParallel:
+    """`net` on all workers, sending its gradients with `compression`."""
+    together = DistributedDataParallel(net)
+    if compression == "bf16":
+        together.register_comm_hook(None, bf16_over_gloo)
+    elif compression == "powersgd":
+        state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=1, start_powerSGD_iter=2)
+        together.register_comm_hook(state, powersgd_over_gloo)
+    return together
+
+
+def bf16_over_gloo(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
+    """torch's hook, which it takes for NCCL and XCCL only, by its name; gloo adds up bfloat16 too."""
+    return default_hooks.bf16_compress_hook(state, bucket)
+
+
+def powersgd_over_gloo(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
+    """torch's hook, waited for: its later all-reduces are called by gloo's threads, for several buckets in any order.
+
+    Processes whose orders differ would add up different buckets, and stop. So nothing overlaps.
+    """
+    future = powerSGD_hook.powerSGD_hook(state, bucket)
+    future.wait()
+    return future
+
+
+def link(workers: int) -> dict[str, float]:
+    """Bytes per second and latency of the ring, from the all-reduce of two sizes."""
+    seconds = []
+    for num_bytes in (SMALL_BYTES, LARGE_BYTES):
+        values = torch.ones(num_bytes // 4)
+        seconds.append(mean_seconds(lambda values=values: dist.all_reduce(values), 20))  # type: ignore[misc]
+    small_seconds, large_seconds = seconds
+    messages = 2 * (workers - 1)
+    bytes_per_second = messages / workers * (LARGE_BYTES - SMALL_BYTES) / (large_seconds - small_seconds)
+    latency_seconds = max(0.0, small_seconds / messages - SMALL_BYTES / workers / bytes_per_second)
+    return {"bytes_per_second": bytes_per_second, "latency_seconds": latency_seconds}
+
+
+def mean_seconds(call: Callable[[], object], count: int) -> float:
+    """Of `count` calls after a warm-up; all processes begin together."""
+    for _ in range(WARM_UP):
+        call()
+    dist.barrier()
+    start = time.perf_counter()
+    for _ in range(count):
+        call()
+    return (time.perf_counter() - start) / count
+
+
+def architecture(case: Case) -> Architecture:
+    return Architecture.parse(case.network, in_channels=1, num_classes=10, image_size=case.image_size, head=case.head)
+
+
+if __name__ == "__main__":
+    main()

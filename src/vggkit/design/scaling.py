@@ -1,0 +1,204 @@
+"""How long a step of data-parallel training takes with more workers, in closed form: a prediction, nothing is run.
+
+What is modelled is torch's DistributedDataParallel. Each of W workers computes forward and backward on its share of
+the batch. As the backward pass goes from the last layer to the first, gradients fill buckets; a full bucket is
+averaged over all workers while the backward pass goes on. Compute is one resource and the network another, which
+takes one bucket after the other:
+
+    step = forward + max(backward, the last bucket's all-reduce is done) + update
+
+- Compute: the MACs of `costs` over those that a worker does in a second. Backward is twice forward, one product for
+  the input's gradient and one for the weights'; the first layer's input needs no gradient. Layers without MACs (ReLU,
+  pools, norms) take no time of their own: measure the rate on a whole step, and they are in it.
+- Buckets: as torch makes them, after its first step, in the order in which gradients come; one is full as soon as it
+  holds at least 25 MiB, the first 1 MiB. (Li et al., "PyTorch Distributed", VLDB 2020, section 3.2.3.)
+- All-reduce: a ring. In each of 2 (W - 1) steps every worker sends 1/W of the bucket and receives as much, so that n
+  bytes take 2 (W - 1) (latency + n / W / bandwidth). (Patarasuk & Yuan, "Bandwidth optimal all-reduce algorithms for
+  clusters of workstations", 2009; Horovod, arXiv 1802.05799, does so for networks.)
+- Compression: `bf16` sends 2 bytes for each parameter. `powersgd` sends r (m + n) values for a matrix of m x n where
+  this is less than half of m n, as torch's hook does by default, in three all-reduces a bucket: vectors and small
+  matrices, then P, then Q. (Vogels et al., arXiv 1905.13727.) What compressing itself computes is not counted.
+
+Not modelled: copies into buckets and out of them, contention, stragglers, trees or faster links inside a machine,
+loading data.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from vggkit.design.baselines import Network
+from vggkit.design.block import ArchitectureError, Layer, check_int, check_one_of
+from vggkit.design.costs import BYTES_PER_VALUE, MAX_BATCH_SIZE, costs
+
+Compression = Literal["none", "bf16", "powersgd"]
+"""What of a gradient is sent: float32, bfloat16, or two thin matrices in its place."""
+
+FIRST_BUCKET_BYTES, BUCKET_BYTES = 2**20, 25 * 2**20  # torch's defaults
+MAX_WORKERS = 2**20
+MAX_RANK = 65_536
+_LEAST_SAVING = 2  # of torch's PowerSGDState: min_compression_rate
+_MOST_SECONDS = 1e6
+
+
+@dataclass(frozen=True)
+class StepPrediction:
+    """A predicted step of training; see the module for what is modelled."""
+
+    workers: int
+    images_per_worker: int
+    compute_seconds: float
+    """Forward, backward and update on one worker's images: what a step takes where there is one worker."""
+    communication_seconds: float
+    """That the network is busy for, hidden behind the backward pass or not."""
+    exposed_seconds: float
+    """That the workers wait for the network, with nothing left to compute."""
+    step_seconds: float
+    gradient_bytes: float
+    """That each worker sends; it receives as many."""
+    efficiency: float
+    """Weak scaling, 0 to 1: the step of one worker over the step of all, with the same images for each."""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Gradients that are averaged together."""
+
+    matrices: tuple[tuple[int, int], ...]
+    """Rows and columns of each gradient, outputs first; a vector has one column."""
+    ready_macs: int
+    """MACs of the backward pass, from its beginning, after which all of them are there."""
+
+
+def predict_step(
+    network: Network,
+    batch_size: int,
+    workers: int,
+    macs_per_second: float,
+    bytes_per_second: float,
+    *,
+    latency_seconds: float = 1e-5,
+    compression: Compression = "none",
+    powersgd_rank: int = 1,
+    update_seconds: float = 0.0,
+) -> StepPrediction:
+    """What a data-parallel training step of `network` takes; see the module for what is modelled.
+
+    Args:
+        network: any.
+        batch_size: images of the whole step, a multiple of `workers`, which share them.
+        workers: 1 to 2^20.
+        macs_per_second: that one worker reaches, measured; at least 1.
+        bytes_per_second: that a worker sends while it receives as many, at least 1; `math.inf` is a link that takes
+            no time.
+        latency_seconds: of one message to the next worker, 0 to a million.
+        compression: see the module.
+        powersgd_rank: r, 1 to 65536; says nothing with another compression.
+        update_seconds: of the optimizer, on each worker alike; 0 where `macs_per_second` has it in it.
+
+    Raises:
+        ArchitectureError: a value that cannot be.
+
+    >>> from vggkit import Architecture
+    >>> step = predict_step(Architecture.parse("vgg16"), 32 * 64, 64, macs_per_second=5e12, bytes_per_second=25e9 / 8)
+    >>> round(step.gradient_bytes / 1e6), round(step.efficiency, 2)
+    (1090, 0.65)
+    """
+    check_int("workers", workers, 1, MAX_WORKERS)
+    check_int("batch_size", batch_size, 1, MAX_BATCH_SIZE * MAX_WORKERS)
+    images, rest = divmod(batch_size, workers)
+    if rest:
+        more = batch_size + workers - rest
+        raise ArchitectureError(f"expected a batch_size that {workers} workers share, got {batch_size}, try {more}")
+    _check_number("macs_per_second", macs_per_second, 1, 1e30)
+    _check_number("bytes_per_second", bytes_per_second, 1, float("inf"))
+    _check_number("latency_seconds", latency_seconds, 0, _MOST_SECONDS)
+    _check_number("update_seconds", update_seconds, 0, _MOST_SECONDS)
+    check_one_of("compression", compression, Compression)
+    check_int("powersgd_rank", powersgd_rank, 1, MAX_RANK)
+
+    forward_seconds = costs(network, images).total.macs / macs_per_second
+    backward_seconds = backward_macs(network, images) / macs_per_second
+    sent_bytes, communication_seconds, network_is_free_at = 0, 0.0, 0.0  # seconds from the backward pass's beginning
+    for bucket in gradient_buckets(network, images):
+        messages = message_bytes(bucket, compression, powersgd_rank)
+        seconds = sum(allreduce_seconds(n, workers, bytes_per_second, latency_seconds) for n in messages)
+        network_is_free_at = max(network_is_free_at, bucket.ready_macs / macs_per_second) + seconds
+        communication_seconds += seconds
+        sent_bytes += sum(messages)
+    compute_seconds = forward_seconds + backward_seconds + update_seconds
+    exposed_seconds = max(0.0, network_is_free_at - backward_seconds)
+    step_seconds = compute_seconds + exposed_seconds
+    return StepPrediction(
+        workers=workers,
+        images_per_worker=images,
+        compute_seconds=compute_seconds,
+        communication_seconds=communication_seconds,
+        exposed_seconds=exposed_seconds,
+        step_seconds=step_seconds,
+        gradient_bytes=2 * (workers - 1) * sent_bytes / workers,
+        efficiency=compute_seconds / step_seconds,
+    )
+
+
+def allreduce_seconds(num_bytes: int, workers: int, bytes_per_second: float, latency_seconds: float) -> float:
+    """What a ring takes to average `num_bytes` bytes of each worker; 0 where there is one."""
+    return 2 * (workers - 1) * (latency_seconds + num_bytes / workers / bytes_per_second)
+
+
+def backward_macs(network: Network, batch_size: int) -> int:
+    """MACs of the backward pass of `batch_size` images, up to the weights of the first layer."""
+    return gradient_buckets(network, batch_size)[-1].ready_macs
+
+
+def gradient_buckets(network: Network, batch_size: int) -> tuple[Bucket, ...]:
+    """The buckets in which torch averages the gradients of `network`, in the order of the backward pass."""
+    layers = list(zip(network.layers(), costs(network, batch_size).layers, strict=True))
+    first = next(layer for layer, _ in layers if layer.weights)
+    buckets: list[Bucket] = []
+    matrices: list[tuple[int, int]] = []
+    num_bytes, limit_bytes, macs = 0, FIRST_BUCKET_BYTES, 0
+    for layer, cost in reversed(layers):
+        macs += cost.macs if layer is first else 2 * cost.macs
+        for rows, columns in _gradients(layer):
+            matrices.append((rows, columns))
+            num_bytes += BYTES_PER_VALUE * rows * columns
+            if num_bytes >= limit_bytes:
+                buckets.append(Bucket(tuple(matrices), macs))
+                matrices, num_bytes, limit_bytes = [], 0, BUCKET_BYTES
+    if matrices:
+        buckets.append(Bucket(tuple(matrices), macs))
+    return tuple(buckets)
+
+
+def message_bytes(bucket: Bucket, compression: Compression, powersgd_rank: int) -> tuple[int, ...]:
+    """Bytes of each all-reduce that `bucket` takes, one after the other."""
+    if compression != "powersgd":
+        bytes_per_value = 2 if compression == "bf16" else BYTES_PER_VALUE
+        return (bytes_per_value * sum(rows * columns for rows, columns in bucket.matrices),)
+    whole, p, q = 0, 0, 0
+    for rows, columns in bucket.matrices:
+        rank = min(rows, columns, powersgd_rank)
+        if _LEAST_SAVING * rank * (rows + columns) < rows * columns:
+            p, q = p + rank * rows, q + rank * columns
+        else:
+            whole += rows * columns
+    return BYTES_PER_VALUE * whole, BYTES_PER_VALUE * p, BYTES_PER_VALUE * q
+
+
+def _gradients(layer: Layer) -> Iterator[tuple[int, int]]:
+    """Rows and columns of the gradients of a layer's parameters, in the order in which autograd hands them out."""
+    vector = (layer.outputs, 1)
+    match layer.kind:
+        case "conv":
+            yield from ((layer.outputs, layer.weights // layer.outputs), vector)
+        case "fc":
+            yield from (vector, (layer.outputs, layer.inputs))
+        case "bn":
+            yield from (vector, vector)
+
+
+def _check_number(what: str, value: object, least: float, most: float) -> None:
+    """Raise `ArchitectureError` unless `value` is a number from `least` to `most`; NaN is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise ArchitectureError(f"expected {what} from {least:g} to {most:g}, got {str(value)[:40]}")

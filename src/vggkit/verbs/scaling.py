@@ -1,0 +1,95 @@
+"""What `vgg describe --workers` says: a prediction of data-parallel training."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vggkit.design.baselines import Network
+from vggkit.design.scaling import Compression, StepPrediction, predict_step
+from vggkit.verbs.terminal import print_table
+
+_SENT_AS = {"none": "float32", "bf16": "bfloat16", "powersgd": "PowerSGD"}
+
+
+@dataclass(frozen=True)
+class ScalingFlags:
+    """Data-parallel training, predicted."""
+
+    workers: tuple[int, ...] | None = None
+    """Predict a training step of so many workers, each with --batch-size images; several numbers, a row each."""
+    link_gbps: float | None = None
+    """10^9 bits that a worker sends in a second while it receives as many; needed with --workers."""
+    tflops: float | None = None
+    """10^12 FLOPs that one worker does in a second of training, measured; needed with --workers."""
+    latency_us: float = 10.0
+    """Microseconds that a message to the next worker takes beside its bytes."""
+    compression: Compression = "none"
+    """What is sent: none (float32), bf16, powersgd (two matrices of --powersgd-rank)."""
+    powersgd_rank: int = 1
+    """Columns of PowerSGD's matrices."""
+
+
+def predictions(network: Network, batch_size: int, flags: ScalingFlags) -> list[StepPrediction]:
+    """One for each number of workers, each of which has `batch_size` images; none without --workers.
+
+    Raises:
+        ValueError: flags that belong together and do not come together, or a value that cannot be.
+    """
+    if not flags.workers:
+        if flags != ScalingFlags():
+            raise ValueError("expected --workers with the flags of a link, got none, try --workers 8")
+        return []
+    if flags.link_gbps is None or flags.tflops is None:
+        given = [f"{name} {value:g}" for name, value in _needed(flags).items() if value is not None]
+        raise ValueError(
+            f"expected --link-gbps and --tflops with --workers, got {' '.join(given) or 'neither'}, "
+            "try --link-gbps 25 --tflops 10"
+        )
+    for name, value in _needed(flags).items():
+        if value is not None and not 1e-6 <= value <= 1e9:
+            raise ValueError(f"expected {name} from 1e-06 to 1e+09, got {value:g}")
+    return [
+        predict_step(
+            network,
+            batch_size * workers,
+            workers,
+            macs_per_second=flags.tflops * 1e12 / 2,
+            bytes_per_second=flags.link_gbps * 1e9 / 8,
+            latency_seconds=flags.latency_us * 1e-6,
+            compression=flags.compression,
+            powersgd_rank=flags.powersgd_rank,
+        )
+        for workers in flags.workers
+    ]
+
+
+def scaling_fields(steps: list[StepPrediction], flags: ScalingFlags) -> dict[str, Any]:
+    """What --json says of them."""
+    return {"prediction": True, **asdict(flags), "steps": [asdict(step) for step in steps]}
+
+
+def print_scaling(network: Network, steps: list[StepPrediction], flags: ScalingFlags) -> None:
+    """The table; every line says that it is a prediction."""
+    first = steps[0]
+    rank = f" of rank {flags.powersgd_rank}" if flags.compression == "powersgd" else ""
+    print(
+        f"prediction: {network.name}, {first.images_per_worker} images a worker, "
+        f"{first.images_per_worker / first.compute_seconds:,.1f} images/s on one\n"
+        f"prediction: {flags.tflops:g} TFLOP/s a worker, {flags.link_gbps:g} Gbit/s, {flags.latency_us:g} us, "
+        f"sent as {_SENT_AS[flags.compression]}{rank}"
+    )
+    rows = []
+    for step in steps:
+        seconds = (step.compute_seconds, step.communication_seconds, step.exposed_seconds, step.step_seconds)
+        milliseconds = [f"{1000 * value:,.1f}" for value in seconds]
+        sent = f"{step.gradient_bytes / 1e6:,.1f}"
+        rows.append((f"prediction, {step.workers:,}", sent, *milliseconds, f"{step.efficiency:.1%}"))
+    header = ("prediction, workers", "MB sent", "compute", "network", "exposed", "step", "efficiency")
+    print_table(header, [rows], left_aligned=1)
+    print(
+        "prediction: times in ms; network: that it is busy; exposed: that workers wait\n"
+        "prediction: efficiency: weak scaling, a step of one worker over one of all"
+    )
+
+
+def _needed(flags: ScalingFlags) -> dict[str, float | None]:
+    return {"--link-gbps": flags.link_gbps, "--tflops": flags.tflops}
