@@ -18,7 +18,7 @@ from vggkit.data.download import one_line
 from vggkit.data.fashion_mnist import DataError
 from vggkit.data.rows import Columns, StreamImages, TableImages, short, unreadable
 from vggkit.data.samples import MAX_CLASSES, MAX_NAMED_FILES, HeldOut, ImageSource, printable
-from vggkit.data.shards import Shards, count_images, read_class_names
+from vggkit.data.shards import Shards, check_whole, count_images, read_class_names
 
 HUB_PREFIX = "hub:"
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?", re.ASCII)
@@ -40,6 +40,8 @@ def open_tables(
         DataError: it cannot be had, or its columns, labels, classes or splits are not clear.
     """
     library, where = _library(), printable(data)
+    if shards:
+        check_whole(shards)
     builder, splits = _open(library, data, where, shards, stream)
     held_out = next(((name, role) for name, role in HELD_OUT if name in splits), None)
     if "train" not in splits:
@@ -211,9 +213,8 @@ def _caches(library: ModuleType) -> tuple[Path, ...]:
 
 def _fingerprint(builder: Any, data: str, shards: Shards | None, contents: list[Any]) -> str:
     if shards:
-        files = [file for part in shards.files.values() for file in part]
         identity: list[Any] = [[split, len(part)] for split, part in shards.files.items()]
-        identity += [[str(file.relative_to(shards.folder)), file.stat().st_size] for file in files]
+        identity += [[str(file.relative_to(shards.folder)), file.stat().st_size] for file in shards.files_of_all_splits]
     else:
         identity = [data, builder.hash]  # of a hub's data set that is the commit
     return hashlib.sha256(json.dumps([identity, contents]).encode()).hexdigest()
