@@ -1,11 +1,13 @@
 """Parquet files and tar shards in a folder: which there are, of which split, and how many images they hold."""
 
+import os
 import re
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vggkit.data.download import one_line
 from vggkit.data.fashion_mnist import DataError
 from vggkit.data.samples import MAX_CLASSES, printable
 
@@ -22,6 +24,9 @@ SPLIT_WORDS = {
 CLASSES_FILE = "classes.txt"
 MAX_CLASSES_BYTES = 2**24
 
+TAR_END_BYTES = 1_024
+"""Of zeros, at least, behind the last member (POSIX pax format)."""
+
 
 @dataclass(frozen=True)
 class Shards:
@@ -34,6 +39,11 @@ class Shards:
     """Sorted, of `train`, `validation` and `test`; all are `train` if no name says anything else."""
     other_files: list[str]
     """Relative names of what was not taken, printable."""
+
+    @property
+    def files_of_all_splits(self) -> list[Path]:
+        """Split after split."""
+        return [file for part in self.files.values() for file in part]
 
 
 def find_shards(path: Path) -> Shards | None:
@@ -107,37 +117,67 @@ def read_class_names(shards: Shards) -> tuple[str, ...] | None:
     return names
 
 
+def check_whole(shards: Shards) -> None:
+    """Look at the end of every file, where a parquet file has its table of contents and a tar two blocks of zeros.
+
+    A tar that was cut between two images would else be read as a shorter one.
+
+    Raises:
+        DataError: a file is damaged, cut, compressed or something else; it is named.
+    """
+    for file in shards.files_of_all_splits:
+        if shards.kind == "parquet":
+            _parquet_rows(file)
+            continue
+        try:
+            with file.open("rb") as content:
+                size = content.seek(0, os.SEEK_END)
+                content.seek(max(0, size - TAR_END_BYTES))
+                whole = content.read() == bytes(TAR_END_BYTES)
+        except OSError as error:
+            raise _not_whole(file, error) from None
+        if not whole:
+            raise DataError(
+                f"{printable(str(file))}: expected a whole .tar file, not compressed, got one that does not end in "
+                f"{TAR_END_BYTES:,} zeros, try to copy or write it anew"
+            )
+
+
 def count_images(shards: Shards, split: str) -> int:
-    """How many images the files of `split` say they hold: from the parquet footers, or the headers in the tars.
+    """How many images the files of `split` say they hold: in the parquet footers, or in all headers of the tars.
 
     Raises:
         DataError: a file is damaged; it is named.
     """
+    return sum(map(_parquet_rows if shards.kind == "parquet" else _count_keys, shards.files[split]))
+
+
+def _parquet_rows(file: Path) -> int:
     import pyarrow
     import pyarrow.parquet
 
-    total = 0
-    for file in shards.files[split]:
-        try:
-            if shards.kind == "parquet":
-                total += pyarrow.parquet.read_metadata(file).num_rows
-            else:
-                total += _count_keys(file)
-        except (OSError, tarfile.TarError, pyarrow.ArrowException) as error:
-            got = printable(" ".join(str(error).split()))
-            raise DataError(f"{printable(str(file))}: expected a whole {file.suffix} file, got: {got}") from None
-    return total
+    try:
+        return int(pyarrow.parquet.read_metadata(file).num_rows)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise _not_whole(file, error) from None
+
+
+def _not_whole(file: Path, error: Exception) -> DataError:
+    return DataError(f"{printable(str(file))}: expected a whole {file.suffix} file, got: {printable(one_line(error))}")
 
 
 def _count_keys(file: Path) -> int:
     """Members with one key, up to the first dot of the name, follow each other and make one sample."""
     count, last_key = 0, None
-    with tarfile.open(file, "r:") as tar:
-        for member in tar:
-            folder, _, name = member.name.rpartition("/")
-            if member.isreg() and not name.startswith((".", "__")) and "." in name:
-                key = (folder, name.partition(".")[0])
-                count += key != last_key
-                last_key = key
-            tar.members = []  # type: ignore[attr-defined]  # it would remember every member
+    try:
+        with tarfile.open(file, "r:") as tar:
+            for member in tar:
+                folder, _, name = member.name.rpartition("/")
+                if member.isreg() and not name.startswith((".", "__")) and "." in name:
+                    key = (folder, name.partition(".")[0])
+                    count += key != last_key
+                    last_key = key
+                tar.members = []  # type: ignore[attr-defined]  # it would remember every member
+    except (OSError, tarfile.TarError) as error:
+        raise _not_whole(file, error) from None
     return count

@@ -18,7 +18,7 @@ from vggkit.data.download import one_line
 from vggkit.data.fashion_mnist import DataError
 from vggkit.data.rows import Columns, StreamImages, TableImages, short, unreadable
 from vggkit.data.samples import MAX_CLASSES, MAX_NAMED_FILES, HeldOut, ImageSource, printable
-from vggkit.data.shards import Shards, count_images, read_class_names
+from vggkit.data.shards import Shards, check_whole, count_images, read_class_names
 
 HUB_PREFIX = "hub:"
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?", re.ASCII)
@@ -40,6 +40,8 @@ def open_tables(
         DataError: it cannot be had, or its columns, labels, classes or splits are not clear.
     """
     library, where = _library(), printable(data)
+    if shards:
+        check_whole(shards)
     builder, splits = _open(library, data, where, shards, stream)
     held_out = next(((name, role) for name, role in HELD_OUT if name in splits), None)
     if "train" not in splits:
@@ -47,40 +49,35 @@ def open_tables(
     columns = _columns(library, splits["train"].features or {}, where)
     classes = _class_names(splits["train"].features, columns, shards)
     tables = {name: _undecoded(library, splits[name], columns, where) for name in ("train", *(held_out or ())[:1])}
-    lengths = {} if stream else {name: len(table) for name, table in tables.items()}
     train: TableImages | StreamImages
     kept: TableImages | StreamImages
     if stream:
-        if held_out is None or classes is None:
-            expected, advice = (
-                ("a validation or test split, which a stream needs", "without --stream")
-                if held_out is None
-                else ("the names of the classes, which a stream needs", "a classes.txt beside the shards")
-            )
-            raise DataError(f"{where}: expected {expected}, got none, try {advice}")
-        promised = _stream_lengths(builder, shards, held_out[0], epoch_images, where)
-        train, kept = (
-            StreamImages(table, name, columns, promised[name], len(classes)) for name, table in tables.items()
-        )
-    else:
-        labels = {name: _labels(table, columns, f"{where}: {name}") for name, table in tables.items()}
-        num_labels = 1 + max(int(values.max(initial=0)) for values in labels.values())
-        classes = classes or tuple(map(str, range(num_labels)))
-        if num_labels > len(classes):
+        if held_out is None:
             raise DataError(
-                f"{where}: expected labels from 0 to {len(classes) - 1}, which have the names of classes, "
-                f"got {num_labels - 1}"
+                f"{where}: expected a validation or test split, which a stream needs, got none, try without --stream"
             )
+        if classes is None:
+            raise DataError(
+                f"{where}: expected the names of the classes, which a stream needs, got none, "
+                "try a classes.txt beside the shards"
+            )
+        lengths = _stream_lengths(builder, shards, held_out[0], epoch_images, where)
+        train, kept = (StreamImages(tables[name], name, columns, lengths[name], len(classes)) for name in tables)
+    else:
         trusted = () if shards else _caches(library)
-        every = [
-            TableImages(table, name, columns, np.arange(len(table)), labels[name], trusted)
+        images = [
+            TableImages(
+                table, name, columns, np.arange(len(table)), _labels(table, columns, f"{where}: {name}"), trusted
+            )
             for name, table in tables.items()
         ]
-        train, kept = every if held_out else every[0].parted(holdout, seed)
+        classes = _fitting(classes, 1 + max(int(split.labels.max(initial=0)) for split in images), where)
+        train, kept = images if held_out else images[0].parted(holdout, seed)
+    num_rows = [] if stream else [len(table) for table in tables.values()]
     others = shards.other_files if shards else []
     return ImageSource(
         where, classes, train, kept, held_out[1] if held_out else "validation",
-        _fingerprint(builder, data, shards, [columns.image, columns.label, classes, lengths]),
+        _fingerprint(builder, data, shards, [columns.image, columns.label, classes, num_rows]),
         tuple(others[:MAX_NAMED_FILES]), len(others),
     )  # fmt: skip
 
@@ -156,6 +153,16 @@ def _class_names(features: Any, columns: Columns, shards: Shards | None) -> tupl
     return read_class_names(shards) if shards else None
 
 
+def _fitting(classes: tuple[str, ...] | None, num_labels: int, where: str) -> tuple[str, ...]:
+    """`classes` if they are enough, numbers if there are none."""
+    if classes is not None and num_labels > len(classes):
+        raise DataError(
+            f"{where}: expected labels from 0 to {len(classes) - 1}, which have the names of classes, "
+            f"got {num_labels - 1}"
+        )
+    return classes or tuple(map(str, range(num_labels)))
+
+
 def _undecoded(library: ModuleType, dataset: Any, columns: Columns, where: str) -> Any:
     try:
         wanted = [columns.image, columns.label[0], *columns.names]
@@ -210,10 +217,10 @@ def _caches(library: ModuleType) -> tuple[Path, ...]:
 
 
 def _fingerprint(builder: Any, data: str, shards: Shards | None, contents: list[Any]) -> str:
+    """It does not depend on the version of the library, nor on where files lie or when they were written."""
     if shards:
-        files = [file for part in shards.files.values() for file in part]
         identity: list[Any] = [[split, len(part)] for split, part in shards.files.items()]
-        identity += [[str(file.relative_to(shards.folder)), file.stat().st_size] for file in files]
+        identity += [[str(file.relative_to(shards.folder)), file.stat().st_size] for file in shards.files_of_all_splits]
     else:
         identity = [data, builder.hash]  # of a hub's data set that is the commit
     return hashlib.sha256(json.dumps([identity, contents]).encode()).hexdigest()
