@@ -337,6 +337,28 @@ def test_a_slow_worker_is_waited_for(impatient):
         assert time.monotonic() - started > 3
 
 
+@dataclass(frozen=True)
+class SlowToOpen(Stream):
+    def reader(self, seed, epoch):
+        sample_at = super().reader(seed, epoch)
+
+        def sample(position):
+            time.sleep(2 if position in (8, 16) else 0)
+            return sample_at(position)
+
+        return sample
+
+
+def test_a_stream_may_start_late_but_not_pause(impatient, monkeypatch):
+    with loader(Crop(), SlowToOpen(), num_workers=1) as opened:
+        next(opened.batches(PARTS[1:2], 1))
+        with pytest.raises(LoadingError, match="worker 1 of 1 .* for 1 seconds while reading image 8"):
+            list(opened.batches(PARTS, 1))
+        monkeypatch.setattr(workers, "STREAM_START_SECONDS", 1.5)
+        with pytest.raises(LoadingError, match="worker 1 of 1 .* for 1.5 seconds while reading image 8"):
+            next(opened.batches(PARTS[1:2], 1))
+
+
 def test_after_a_failure_new_workers_are_made():
     with loader(Crop()) as opened:
         for _ in range(2):
@@ -471,7 +493,8 @@ print(*(process.pid for process in processes), flush=True)
 
 def run_program(action, end):
     return subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", PROGRAM.format(action=action, end=end)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-W", "error", "-c", PROGRAM.format(action=action, end=end)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
 
 
@@ -517,3 +540,34 @@ def test_a_main_process_that_ends_without_closing_is_not_held_up(action, end, co
     assert are_gone([int(pid) for pid in output.split()], 0.1)
     assert errors == "" or code == 1
     assert time.monotonic() - started < 10
+
+
+def test_ctrl_c_reaches_the_main_process_alone():
+    with run_program("time.sleep(1000)", "list(iterator)") as process:
+        pids = [int(pid) for pid in process.stdout.readline().split()]
+        time.sleep(0.3)
+        os.killpg(process.pid, signal.SIGINT)
+        errors = process.communicate(timeout=5)[1]
+        assert errors.endswith("KeyboardInterrupt\n")
+        assert errors.count("Traceback") == 1
+        assert are_gone(pids, 0.1)
+
+
+def test_two_loaders_at_once_and_in_a_thread():
+    """A process forked for one loader holds copies of the other's ends; a thread has no signal handlers to set."""
+    failures = []
+
+    def read_both():
+        try:
+            with loader(Crop()) as one, loader(Crop(), Stream()) as other:
+                for epoch in (1, 2):
+                    both = zip(one.batches(PARTS, epoch), other.batches(PARTS, epoch), strict=True)
+                    for ours, (bare, _) in zip(both, expected(PARTS, epoch, Pictures()), strict=True):
+                        assert torch.equal(ours[0][0], bare)
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=read_both)
+    thread.start()
+    thread.join()
+    assert failures == []
