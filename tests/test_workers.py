@@ -1,5 +1,6 @@
 import gc
 import io
+import mmap
 import os
 import signal
 import subprocess
@@ -466,7 +467,8 @@ def test_workers_use_one_thread_and_import_nothing(tmp_path):
 
 
 PROGRAM = """
-import os, sys, time
+import os, sys, time, weakref
+weakref.finalize(os.environ, int)  # so that what weakref does at the end of Python comes after multiprocessing's end
 import numpy as np, torch
 from vggkit.data.samples import Sample
 from vggkit.data.workers import Loader
@@ -551,6 +553,22 @@ def test_ctrl_c_reaches_the_main_process_alone():
         assert errors.endswith("KeyboardInterrupt\n")
         assert errors.count("Traceback") == 1
         assert are_gone(pids, 0.1)
+
+
+def test_workers_that_cannot_be_made_are_told_in_one_line(monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with loader(Crop()) as opened:
+        monkeypatch.setattr(workers, "DataLoader", refuse)
+        message = (
+            r"^expected to start 2 workers, got OSError: .* No space left .*, try fewer --workers, or 0, or a larger"
+        )
+        with pytest.raises(LoadingError, match=message):
+            next(opened.batches(PARTS, 1))
+        monkeypatch.setattr(mmap, "mmap", refuse)
+        with pytest.raises(LoadingError, match=r"^expected memory for 5 batches of 13,824 bytes, got .*, try fewer"):
+            next(opened.batches(PARTS, 1))
 
 
 def test_two_loaders_at_once_and_in_a_thread():
