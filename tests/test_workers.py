@@ -537,7 +537,10 @@ def test_a_main_process_that_ends_without_closing_is_not_held_up(action, end, co
     """multiprocessing's own end sends SIGTERM, which workers ignore, and waits for ever."""
     started = time.monotonic()
     process = run_program(action, end)
-    output, errors = process.communicate(timeout=20)
+    try:
+        output, errors = process.communicate(timeout=20)
+    finally:
+        process.kill()
     assert process.returncode == code
     assert are_gone([int(pid) for pid in output.split()], 0.1)
     assert errors == "" or code == 1
