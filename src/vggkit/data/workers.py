@@ -97,7 +97,7 @@ class _Workers:
         while True:
             try:
                 outcome: Bad | str = next(self._iterator)
-            except RuntimeError as error:
+            except Exception as error:  # what a dying worker leaves in a queue makes almost anything of it
                 self._refuse_if_one_ended()
                 if "timed out" not in str(error):
                     raise LoadingError(
