@@ -1,5 +1,6 @@
 import gc
 import io
+import mmap
 import os
 import signal
 import subprocess
@@ -337,6 +338,28 @@ def test_a_slow_worker_is_waited_for(impatient):
         assert time.monotonic() - started > 3
 
 
+@dataclass(frozen=True)
+class SlowToOpen(Stream):
+    def reader(self, seed, epoch):
+        sample_at = super().reader(seed, epoch)
+
+        def sample(position):
+            time.sleep(2 if position in (8, 16) else 0)
+            return sample_at(position)
+
+        return sample
+
+
+def test_a_stream_may_start_late_but_not_pause(impatient, monkeypatch):
+    with loader(Crop(), SlowToOpen(), num_workers=1) as opened:
+        next(opened.batches(PARTS[1:2], 1))
+        with pytest.raises(LoadingError, match="worker 1 of 1 .* for 1 seconds while reading image 8"):
+            list(opened.batches(PARTS, 1))
+        monkeypatch.setattr(workers, "STREAM_START_SECONDS", 1.5)
+        with pytest.raises(LoadingError, match="worker 1 of 1 .* for 1.5 seconds while reading image 8"):
+            next(opened.batches(PARTS[1:2], 1))
+
+
 def test_after_a_failure_new_workers_are_made():
     with loader(Crop()) as opened:
         for _ in range(2):
@@ -444,7 +467,8 @@ def test_workers_use_one_thread_and_import_nothing(tmp_path):
 
 
 PROGRAM = """
-import os, sys, time
+import os, sys, time, weakref
+weakref.finalize(os.environ, int)  # so that what weakref does at the end of Python comes after multiprocessing's end
 import numpy as np, torch
 from vggkit.data.samples import Sample
 from vggkit.data.workers import Loader
@@ -471,7 +495,8 @@ print(*(process.pid for process in processes), flush=True)
 
 def run_program(action, end):
     return subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", PROGRAM.format(action=action, end=end)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-W", "error", "-c", PROGRAM.format(action=action, end=end)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
 
 
@@ -512,8 +537,58 @@ def test_a_main_process_that_ends_without_closing_is_not_held_up(action, end, co
     """multiprocessing's own end sends SIGTERM, which workers ignore, and waits for ever."""
     started = time.monotonic()
     process = run_program(action, end)
-    output, errors = process.communicate(timeout=20)
+    try:
+        output, errors = process.communicate(timeout=20)
+    finally:
+        process.kill()
     assert process.returncode == code
     assert are_gone([int(pid) for pid in output.split()], 0.1)
     assert errors == "" or code == 1
     assert time.monotonic() - started < 10
+
+
+def test_ctrl_c_reaches_the_main_process_alone():
+    with run_program("time.sleep(1000)", "list(iterator)") as process:
+        pids = [int(pid) for pid in process.stdout.readline().split()]
+        time.sleep(0.3)
+        os.killpg(process.pid, signal.SIGINT)
+        errors = process.communicate(timeout=5)[1]
+        assert errors.endswith("KeyboardInterrupt\n")
+        assert errors.count("Traceback") == 1
+        assert are_gone(pids, 0.1)
+
+
+def test_workers_that_cannot_be_made_are_told_in_one_line(monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with loader(Crop()) as opened:
+        monkeypatch.setattr(workers, "DataLoader", refuse)
+        message = (
+            r"^expected to start 2 workers, got OSError: .* No space left .*, try fewer --workers, or 0, or a larger"
+        )
+        with pytest.raises(LoadingError, match=message):
+            next(opened.batches(PARTS, 1))
+        monkeypatch.setattr(mmap, "mmap", refuse)
+        with pytest.raises(LoadingError, match=r"^expected memory for 5 batches of 13,824 bytes, got .*, try fewer"):
+            next(opened.batches(PARTS, 1))
+
+
+def test_two_loaders_at_once_and_in_a_thread():
+    """A process forked for one loader holds copies of the other's ends; a thread has no signal handlers to set."""
+    failures = []
+
+    def read_both():
+        try:
+            with loader(Crop()) as one, loader(Crop(), Stream()) as other:
+                for epoch in (1, 2):
+                    both = zip(one.batches(PARTS, epoch), other.batches(PARTS, epoch), strict=True)
+                    for ours, (bare, _) in zip(both, expected(PARTS, epoch, Pictures()), strict=True):
+                        assert torch.equal(ours[0][0], bare)
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=read_both)
+    thread.start()
+    thread.join()
+    assert failures == []

@@ -126,8 +126,9 @@ class Reading(Dataset[Bad | str]):
         status = self.statuses[worker]
         pixels, labels = self.slots.pixels[task.slot], self.slots.labels[task.slot]
         bad: Bad = []
+        read_labels: list[int] = []
         for row, position in enumerate(task.positions.tolist()):
-            name, labels[row], image = read_one(partial(self._sample, task), self.read, task.epoch, position, status)
+            name, label, image = read_one(partial(self._sample, task), self.read, task.epoch, position, status)
             if isinstance(image, str):
                 bad.append((name, image))
                 pixels[row] = 0
@@ -138,7 +139,9 @@ class Reading(Dataset[Bad | str]):
                     f"expected all images as uint8 of {tuple(pixels.shape[1:])}, "
                     f"got {image.dtype} of {tuple(image.shape)} for {name}"
                 )
+            read_labels.append(label)
             status.finished += 1
+        labels[: len(read_labels)] = torch.tensor(read_labels, dtype=torch.int64)
         status.reading = b""
         return bad
 

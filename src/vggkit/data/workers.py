@@ -35,6 +35,9 @@ __all__ = ["Loader", "LoadingError"]
 HANG_SECONDS = 10.0
 """A worker hangs when it is waited for and does not finish an image in this time."""
 
+STREAM_START_SECONDS = 120.0
+"""The same for the first image of a stream in an epoch: those before it are passed over first."""
+
 POLL_SECONDS = 0.5
 """So often a worker that is waited for is looked at."""
 
@@ -89,10 +92,12 @@ class _Workers:
         worker = number % self.num_workers  # DataLoader deals the tasks out in turn
         status = self.reading.statuses[worker]
         finished, quiet_seconds = status.finished, 0.0
+        starts_stream = self.reading.images.is_stream and number < self.num_workers
+        hang_seconds = STREAM_START_SECONDS if starts_stream else HANG_SECONDS
         while True:
             try:
                 outcome: Bad | str = next(self._iterator)
-            except RuntimeError as error:
+            except Exception as error:  # what a dying worker leaves in a queue makes almost anything of it
                 self._refuse_if_one_ended()
                 if "timed out" not in str(error):
                     raise LoadingError(
@@ -103,11 +108,12 @@ class _Workers:
                     raise LoadingError(f"{self._of(worker)}: {outcome}, try --workers 0 to see where")
                 return outcome
             # Counted, not measured: while a whole process group is stopped, by Ctrl-Z say, nobody hangs.
-            quiet_seconds = quiet_seconds + POLL_SECONDS if status.finished == finished else 0.0
-            finished = status.finished
-            if quiet_seconds >= HANG_SECONDS:
+            quiet_seconds += POLL_SECONDS
+            if status.finished != finished:
+                finished, quiet_seconds, hang_seconds = status.finished, 0.0, HANG_SECONDS
+            if quiet_seconds >= hang_seconds:
                 raise LoadingError(
-                    f"{self._of(worker)} has not finished an image for {HANG_SECONDS:g} seconds"
+                    f"{self._of(worker)} has not finished an image for {hang_seconds:g} seconds"
                     f"{self._doing(worker)}, try whether that can be read, or --workers 0"
                 )
 
@@ -284,7 +290,8 @@ class Loader:
         """The shape of the first image that can be read; the memory for batches is made from it."""
         sample_at = self._images.reader(self._seed, epoch)
         reasons = []
-        for position in islice(chain.from_iterable(part.tolist() for part in parts), PROBED_IMAGES):
+        at_hand = [range(len(self._images))] if self._images.is_stream else (part.tolist() for part in parts)
+        for position in islice(chain.from_iterable(at_hand), PROBED_IMAGES):
             name, _, image = read_one(sample_at, self._read, epoch, position, Status())
             if isinstance(image, Tensor):
                 return tuple(image.shape)
