@@ -3,11 +3,11 @@
     python benchmarks/scaling.py [--only TEXT | --quick] [--repeats 5] [--save]
 
 Two processes of one thread each train a VGG on random images, first apart and then with DistributedDataParallel over
-gloo on loopback, sending gradients as they are, in bfloat16, and by PowerSGD of rank 1. The model is told what was
-measured in the same two processes: a step apart (forward, backward and update in float32, as `vgg train` takes it),
-the update alone, and the all-reduce of 4 KiB and of a bucket. `one_process_seconds` is a step with no other process
-beside it. The network is the work of the same cores, and the model takes it for a resource of its own: a row holds
-the prediction with overlap and the one without, which is PowerSGD's over gloo.
+gloo on loopback, sending gradients as they are, in bfloat16, and by PowerSGD, as `vgg train --compression` does. The
+model is told what was measured in the same two processes: a step apart (forward, backward and update in float32, as
+`vgg train` takes it), the update alone, and the all-reduce of 4 KiB and of a bucket. `one_process_seconds` is a step
+with no other process beside it. The network is the work of the same cores, and the model takes it for a resource of
+its own: a row holds the prediction with overlap and the one without, which is PowerSGD's over gloo.
 Prints one JSON line for each case (or those whose words, as in "vgg11/4 64 px", contain --only) and compression;
 --save adds it to benchmarks/results/scaling.jsonl. A repeat is a new pair of processes. Leave the machine idle.
 """
@@ -27,21 +27,21 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from measuring import row_header, save_row, spread
-from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 
 from vggkit import VGG, Architecture, Recipe, costs, predict_step
 from vggkit.data.preprocessing import _channels_last
 from vggkit.design.architecture import Head
 from vggkit.design.scaling import BUCKET_BYTES, Compression, backward_macs
 from vggkit.networks.fully_connected import use_fast_cpu
-from vggkit.training import loop
+from vggkit.training import hardware
+from vggkit.training.distributed import POWERSGD_RANK, POWERSGD_START_STEP, Team
+from vggkit.training.step import make_optimizer, train_step
 
 WORKERS = 2
 COMPRESSIONS: tuple[Compression, ...] = ("none", "bf16", "powersgd")
 SMALL_BYTES, LARGE_BYTES = 4096, BUCKET_BYTES
-WARM_UP = 4  # in the second step buckets are made anew, from the third on PowerSGD compresses
+WARM_UP = POWERSGD_START_STEP + 2
 TIMEOUT_SECONDS = 1200
 
 
@@ -103,13 +103,14 @@ def compared(
             latency_seconds=run["latency_seconds"],
             compression=compression,
             update_seconds=run["update_seconds"],
+            powersgd_rank=POWERSGD_RANK,
         )
         for run in together
     ]
     seconds = [run["step_seconds"][compression] for run in together]
     overlapping = [step.step_seconds for step in steps]
     in_sequence = [step.compute_seconds + step.communication_seconds for step in steps]
-    predicted = in_sequence if compression == "powersgd" else overlapping  # see powersgd_over_gloo
+    predicted = in_sequence if compression == "powersgd" else overlapping  # which gloo is waited for
     inputs = ("macs_per_second", "bytes_per_second", "latency_seconds", "update_seconds", "apart_seconds")
     return {
         **asdict(case),
@@ -155,18 +156,19 @@ def measured(case: Case, workers: int) -> dict[str, Any]:
 def work(case: dict[str, Any], workers: int, rank: int, store: str) -> None:
     """One of the processes; prints what it measured."""
     chosen = Case(**case)
-    loop._use_huge_pages()
+    hardware.use_huge_pages()
     images = chosen.images_per_worker
-    loop._keep_freed_memory(costs(architecture(chosen), images).total.activation_bytes)
+    hardware.keep_freed_memory(costs(architecture(chosen), images).total.activation_bytes)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=workers)
     apart, update_seconds = step_seconds(chosen, lambda net: net)
     macs = costs(architecture(chosen), images).total.macs + backward_macs(architecture(chosen), images)
     result: dict[str, Any] = {"apart_seconds": apart, "update_seconds": update_seconds}
     result["macs_per_second"] = macs / (apart - update_seconds)
     if workers > 1:
+        team = Team(torch.device("cpu"), rank, workers, dist.group.WORLD)
         result |= link(workers)
         result["step_seconds"] = {
-            compression: step_seconds(chosen, lambda net, c=compression: parallel(net, c))[0]  # type: ignore[misc]
+            compression: step_seconds(chosen, lambda net, c=compression: team.wrapped(net, c))[0]  # type: ignore[misc]
             for compression in COMPRESSIONS
         }
     dist.barrier()
@@ -182,37 +184,11 @@ def step_seconds(case: Case, wrapped: Callable[[VGG], nn.Module]) -> tuple[float
     use_fast_cpu(plain)
     net = wrapped(plain)
     recipe = Recipe.named("d2l")
-    optimizer = loop._optimizer(recipe, plain)
+    optimizer = make_optimizer(recipe, plain)
     x = _channels_last(torch.rand(case.images_per_worker, 1, case.image_size, case.image_size))
     labels = torch.randint(0, 10, (case.images_per_worker,))
-    step = mean_seconds(lambda: loop.train_step(net, optimizer, x, labels, learning_rate=0.001), case.num_steps)
+    step = mean_seconds(lambda: train_step(net, optimizer, x, labels, learning_rate=0.001), case.num_steps)
     return step, mean_seconds(optimizer.step, case.num_steps)
-
-
-def parallel(net: VGG, compression: Compression) -> DistributedDataParallel:
-    """`net` on all workers, sending its gradients with `compression`."""
-    together = DistributedDataParallel(net)
-    if compression == "bf16":
-        together.register_comm_hook(None, bf16_over_gloo)
-    elif compression == "powersgd":
-        state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=1, start_powerSGD_iter=2)
-        together.register_comm_hook(state, powersgd_over_gloo)
-    return together
-
-
-def bf16_over_gloo(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
-    """torch's hook, which it takes for NCCL and XCCL only, by its name; gloo adds up bfloat16 too."""
-    return default_hooks.bf16_compress_hook(state, bucket)
-
-
-def powersgd_over_gloo(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
-    """torch's hook, waited for: its later all-reduces are called by gloo's threads, for several buckets in any order.
-
-    Processes whose orders differ would add up different buckets, and stop. So nothing overlaps.
-    """
-    future = powerSGD_hook.powerSGD_hook(state, bucket)
-    future.wait()
-    return future
 
 
 def link(workers: int) -> dict[str, float]:

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.strategies import architectures
 from vggkit import VGG, Architecture, ArchitectureError, build, cli, costs, parse_network, predict_step
 from vggkit.design.scaling import allreduce_seconds, gradient_buckets, message_bytes
+from vggkit.training.distributed import powersgd_over_gloo
 
 ROOT = Path(__file__).parents[1]
 VGG16 = Architecture.parse("vgg16")
@@ -193,7 +194,7 @@ def test_powersgd_sends_what_torchs_hook_sends(rank, one_process, monkeypatch):
     net, sent, all_reduce = DistributedDataParallel(VGG(arch)), [], dist.all_reduce
     monkeypatch.setattr(dist, "all_reduce", lambda t, **options: sent.append(t.nbytes) or all_reduce(t, **options))
     state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=rank, start_powerSGD_iter=2)
-    net.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
+    net.register_comm_hook(state, powersgd_over_gloo)
     for _ in range(4):
         sent.clear()
         net(torch.randn(2, 3, 8, 8)).sum().backward()

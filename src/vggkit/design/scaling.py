@@ -79,7 +79,7 @@ def predict_step(
     *,
     latency_seconds: float = 1e-5,
     compression: Compression = "none",
-    powersgd_rank: int = 1,
+    powersgd_rank: int = 4,
     update_seconds: float = 0.0,
 ) -> StepPrediction:
     """What a data-parallel training step of `network` takes; see the module for what is modelled.

@@ -76,7 +76,7 @@ class Team:
                 self.group, matrix_approximation_rank=POWERSGD_RANK, start_powerSGD_iter=POWERSGD_START_STEP
             )
             on_gpu = self.device.type == "cuda"
-            parallel.register_comm_hook(state, powerSGD_hook.powerSGD_hook if on_gpu else _powersgd_over_gloo)
+            parallel.register_comm_hook(state, powerSGD_hook.powerSGD_hook if on_gpu else powersgd_over_gloo)
         return parallel
 
 
@@ -85,7 +85,7 @@ def _bf16(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.Fu
     return default_hooks.bf16_compress_hook(group, bucket)
 
 
-def _powersgd_over_gloo(state: powerSGD_hook.PowerSGDState, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
+def powersgd_over_gloo(state: powerSGD_hook.PowerSGDState, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
     """Torch's hook, waited for: gloo's threads make its later all-reduces, for several buckets in any order."""
     future = powerSGD_hook.powerSGD_hook(state, bucket)
     future.wait()

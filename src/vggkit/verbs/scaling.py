@@ -24,7 +24,7 @@ class ScalingFlags:
     """Microseconds that a message to the next worker takes beside its bytes."""
     compression: Compression = "none"
     """What is sent: none (float32), bf16, powersgd (two matrices of --powersgd-rank)."""
-    powersgd_rank: int = 1
+    powersgd_rank: int = 4
     """Columns of PowerSGD's matrices."""
 
 
