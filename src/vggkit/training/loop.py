@@ -190,6 +190,8 @@ def train(
             f"{data.name}: {data.train.num_images:,} training and {data.held_out.num_images:,} {data.held_out_name} "
             f"images, on {f'{team.size} x ' * (team.size > 1)}{hardware}"
         )
+        if named := _named(data.bad_images):
+            notes.append(named)
         for note in [*notes, *[SAMPLE_WARNING] * (data.name == SAMPLE_NAME)]:
             shown.say(note)
 
@@ -242,7 +244,7 @@ def _train_epochs(
     augment = Augmentation(recipe.flip, recipe.translate, recipe.erase)
     draws = torch.Generator(team.device)
     outcomes = Outcomes(team.device, state, shown)
-    parallel = None
+    parallel, num_bad = None, len(data.bad_images)
     mark = time.perf_counter()
     while state.epoch <= recipe.epochs:
         learning_part(net, only_last=state.epoch <= recipe.head_epochs)
@@ -308,6 +310,9 @@ def _train_epochs(
         state.epoch, state.epoch_steps, state.sums = state.epoch + 1, 0, [0.0, 0.0, 0.0]
         state.train_seconds = state.loading_seconds = 0.0
         shown.epoch(state.history[-1])
+        if len(data.bad_images) > num_bad:
+            num_bad = len(data.bad_images)
+            shown.say(_named(data.bad_images))
         if is_best:
             state.best_step = state.step
             save()
@@ -345,6 +350,14 @@ def _seed_dropout(device: torch.device, seed: int) -> None:
         torch.mps.manual_seed(seed)
     else:
         torch.default_generator.manual_seed(seed)
+
+
+def _named(bad_images: dict[str, str]) -> str:
+    """A line on the images that were skipped; empty if none was."""
+    if not bad_images:
+        return ""
+    first = "; ".join(f"{name}: {reason}" for name, reason in list(bad_images.items())[:3])
+    return f"skipped {len(bad_images):,} bad images so far: {first}{'; ...' if len(bad_images) > 3 else ''}"
 
 
 def _resume_notes(state: RunState, measured_on: dict[str, object]) -> list[str]:
