@@ -25,9 +25,9 @@ from vggkit.training.checkpoint import (
     NETWORK,
     SAVE_SECONDS,
     STATE,
-    RunState,
     Saver,
     checkpoint_path,
+    read_checkpoint,
     read_newest,
     restore,
     snapshot,
@@ -40,7 +40,8 @@ from vggkit.training.outcomes import DivergedError, Outcomes
 from vggkit.training.progress import EpochMetrics, Progress, print_line
 from vggkit.training.recipe import Recipe
 from vggkit.training.run_data import RunData, open_run_data
-from vggkit.training.run_folder import BEST, MODEL, begin, begin_or_find, claimed, with_whole_paths
+from vggkit.training.run_folder import BEST, MODEL, begin, begin_or_find, check_unfinished, claimed, with_whole_paths
+from vggkit.training.run_state import CheckpointError, RunState
 from vggkit.training.start import learning_part, pretrained_weights, start_from, with_synchronised_norms
 from vggkit.training.step import make_optimizer, train_step
 from vggkit.training.stopping import StopFlag, stop_on_signals
@@ -132,6 +133,8 @@ def train(
         if resume is not None and team.leads:
             folder = stack.enter_context(claimed(begin_or_find(recipe, Path(resume))))
             newest = read_newest(folder, say)
+            if newest is None:
+                check_unfinished(folder)
         saved = team.shared(newest[1] if newest is not None else None)
         before = RunState.from_json(saved[STATE]) if saved else None
 
@@ -161,6 +164,9 @@ def train(
         optimizer = make_optimizer(recipe, net)
         hardware = describe_hardware(team.device)
         measured_on = {"hardware": hardware, "processes": team.size, "torch": torch.__version__}
+        steps_per_epoch = -(-data.train.num_images // recipe.batch_size)
+        if before is not None and not before.fits(steps_per_epoch):
+            raise CheckpointError(f"expected a checkpoint of epochs of {steps_per_epoch} steps, got one of others")
         state = restore(saved, net, optimizer) if saved else RunState(asdict(recipe), data.facts)
         if before is not None:
             notes += _resume_notes(state, measured_on)
@@ -171,7 +177,6 @@ def train(
         folder = Path(os.fsdecode(team.shared({"folder": os.fsencode(folder or "")})["folder"]))
         if team.leads:
             write_whole(folder / METRICS, saved.get(METRICS, b""))
-        steps_per_epoch = -(-data.train.num_images // recipe.batch_size)
         shown = Progress(
             folder if team.leads else None,
             recipe.epochs,
@@ -196,7 +201,8 @@ def train(
             shown.say(note)
 
         metadata = {"classes": json.dumps(data.classes), "preprocessing": data.preprocessing.to_json()}
-        saver = Saver(folder, save_seconds, newest[0] if newest is not None else None) if team.leads else None
+        resumed_from = newest[0] if newest is not None else None
+        saver = Saver(folder, save_seconds, resumed_from, state.best_step) if team.leads else None
 
         def save() -> None:
             if saver is not None:
@@ -212,8 +218,7 @@ def train(
         if team.leads and is_finished:
             save_weights(folder / MODEL, net, metadata)
             if state.best_step is not None:
-                best = checkpoint_path(folder, state.best_step) / NETWORK
-                write_whole(folder / BEST, best.read_bytes())
+                write_whole(folder / BEST, read_checkpoint(checkpoint_path(folder, state.best_step))[NETWORK])
         return Run(
             folder,
             recipe,
@@ -297,8 +302,8 @@ def _train_epochs(
             EpochMetrics(
                 epoch=state.epoch,
                 step=state.step,
-                train_loss=loss_sum / count,
-                train_accuracy=correct / count,
+                train_loss=loss_sum / max(count, 1),
+                train_accuracy=correct / max(count, 1),
                 test_accuracy=accuracy,
                 learning_rate=recipe.learning_rate_at(state.step - 1, steps_per_epoch, accuracies),
                 examples_per_second=count / state.train_seconds,

@@ -106,10 +106,12 @@ def open_run_data(
         data = _from_files(recipe, team, opened, num_workers, pretrained, facts, say)
     if facts is None:
         return data
-    if facts.get("fingerprint") != data.fingerprint:
+    kept, now = Preprocessing.from_json(facts["preprocessing"]), data.preprocessing
+    is_same = (kept.image_size, kept.channels) == (now.image_size, now.channels)
+    if facts.get("fingerprint") != data.fingerprint or not is_same:
         raise DataError(f"expected the images that the run began with in {recipe.data}, got others")
     axes = tuple(tuple(map(float, axis)) for axis in facts["color_axes"])
-    return replace(data, preprocessing=Preprocessing.from_json(facts["preprocessing"]), color_axes=axes)
+    return replace(data, preprocessing=kept, color_axes=axes)
 
 
 def _from_arrays(recipe: Recipe, team: Team, dataset: Dataset, pretrained: Preprocessing | None) -> RunData:

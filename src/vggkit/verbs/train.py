@@ -51,9 +51,9 @@ def run(arguments: list[str]) -> int:
     if flags.fields.data == fashion_mnist.FULL_NAME and flags.data_dir is None:
         _find_or_fetch()
     from vggkit.data.workers import LoadingError
-    from vggkit.training.checkpoint import CheckpointError
     from vggkit.training.loop import train
     from vggkit.training.outcomes import DivergedError
+    from vggkit.training.run_state import CheckpointError
 
     try:
         run = train(
