@@ -101,12 +101,13 @@ def trained(run: Path, data: Path, arguments: list[str], stop_seconds: float | N
     """Train; what the run says of its loading, and the memory of its processes."""
     command = [sys.executable, "-m", "vggkit", "train", "--data", str(data), "--out", str(run), *arguments]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        metrics, resident, begun = run / "metrics.jsonl", [], None
+        metrics, begun = run / "metrics.jsonl", None
+        resident: list[int] = []
         while process.poll() is None:
             time.sleep(0.05)
             lines = metrics.read_text().splitlines() if metrics.exists() else []
-            epochs = sum('"event": "epoch"' in line for line in lines)
-            if epochs > len(resident):
+            num_epochs = sum('"event": "epoch"' in line for line in lines)
+            if num_epochs > len(resident):
                 resident.append(resident_bytes(process.pid))
             begun = begun or (time.monotonic() if lines else None)
             if stop_seconds is not None and begun is not None and time.monotonic() - begun > stop_seconds:
