@@ -107,7 +107,13 @@ def test_the_three_lines_for_relu3_3_of_an_image(folder):
 
 @pytest.mark.parametrize(
     ("table", "page"),
-    [("parity", "weights.md"), ("doctor", "doctor.md"), ("memory", "memory.md"), ("scaling", "scaling.md")],
+    [
+        ("parity", "weights.md"),
+        ("doctor", "doctor.md"),
+        ("memory", "memory.md"),
+        ("scaling", "scaling.md"),
+        ("loading", "data.md"),
+    ],
 )
 def test_a_table_of_the_documentation_is_what_was_measured(table, page):
     assert getattr(tables(), table)() in (ROOT / "docs" / page).read_text()
