@@ -18,7 +18,17 @@ from tests.checkpoints import RECIPE, equal_bits, files_of, one_step, parts, ten
 from tests.killing import FORKS
 from vggkit.networks.weights import safetensors_pieces
 from vggkit.training.checkpoint import (
-    FILES, METRICS, NETWORK, OPTIMIZER, STATE, SUMS, Saver, checkpoints_of, read_checkpoint, read_newest, restore,
+    FILES,
+    METRICS,
+    NETWORK,
+    OPTIMIZER,
+    STATE,
+    SUMS,
+    Saver,
+    checkpoints_of,
+    read_checkpoint,
+    read_newest,
+    restore,
     snapshot,
 )  # fmt: skip
 from vggkit.training.run_state import CheckpointError, RunState
@@ -62,7 +72,7 @@ def test_every_cut_and_every_flipped_bit_is_seen(run):
                 broken.append(whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :])
         for content in broken:
             (newest / name).write_bytes(content)
-            with pytest.raises(CheckpointError):  # noqa: PT011 (what it says is tested below)
+            with pytest.raises(CheckpointError):
                 read_checkpoint(newest)
         refused(run, f"is damaged: expected what {SUMS} says, got another {name if name in FILES else ''}")
         (newest / name).write_bytes(whole)

@@ -273,9 +273,13 @@ class Saver:
 
     def finish(self) -> None:
         """Wait until all is written; raises `CheckpointError` if it could not be."""
+        self.wait()
+        self._raise()
+
+    def wait(self) -> None:
+        """Wait until nothing is being written, also after an error: whoever takes the folder then has it alone."""
         if self._thread is not None:
             self._thread.join()
-        self._raise()
 
     def _raise(self) -> None:
         if self._failure is not None:

@@ -203,6 +203,8 @@ def train(
         metadata = {"classes": json.dumps(data.classes), "preprocessing": data.preprocessing.to_json()}
         resumed_from = newest[0] if newest is not None else None
         saver = Saver(folder, save_seconds, resumed_from, state.best_step) if team.leads else None
+        if saver is not None:
+            stack.callback(saver.wait)
 
         def save() -> None:
             if saver is not None:
@@ -280,7 +282,7 @@ def _train_epochs(
             mark = now
             if outcomes.says_stop:
                 return False
-            if saver is not None and saver.is_due:
+            if saver is not None and saver.is_due and state.epoch_steps < steps_per_epoch:
                 outcomes.read_all()
                 save()
         outcomes.read_all()  # waits for the device: the only time in an epoch
@@ -320,6 +322,7 @@ def _train_epochs(
             shown.say(_named(data.bad_images))
         if is_best:
             state.best_step = state.step
+        if is_best or (saver is not None and saver.is_due):  # with the evaluation in it, which comes with this step
             save()
     return True
 
