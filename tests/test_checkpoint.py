@@ -60,6 +60,7 @@ def refused(run, match):
     assert told == [str(raised.value)]
 
 
+@pytest.mark.torture
 def test_every_cut_and_every_flipped_bit_is_seen(run):
     newest = run / "checkpoints/step-00000002"
     draws = random.Random(0)

@@ -73,6 +73,7 @@ class Failing:
 
 
 @pytest.mark.slow
+@pytest.mark.torture
 @pytest.mark.parametrize("for_good", [False, True])
 def test_any_call_that_fails_is_told_and_a_resume_ends_in_the_same_bits(for_good, expected, tmp_path, capsys):
     torture = KILLS >= 200
@@ -109,7 +110,7 @@ def test_any_call_that_fails_is_told_and_a_resume_ends_in_the_same_bits(for_good
                 assert again == 0, (failing.failed, err)
                 assert bits(folder) == expected, failing.failed
             shutil.rmtree(folder)
-        call += 1 if torture else 4
+        call += 1 if torture else 7
 
 
 def test_writes_of_a_part_only_lose_nothing(expected, tmp_path, monkeypatch):
