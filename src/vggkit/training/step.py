@@ -8,6 +8,8 @@ from torch.nn import functional as F
 from torch.nn.utils import get_total_norm
 
 from vggkit.data.reading import IGNORED_LABEL
+from vggkit.networks.warm_start import last_layer
+from vggkit.networks.weights import AnyNetwork
 from vggkit.training.distributed import Team
 from vggkit.training.recipe import Recipe
 
@@ -70,12 +72,17 @@ def train_step(
     return outcome
 
 
-def make_optimizer(recipe: Recipe, net: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(recipe: Recipe, net: AnyNetwork) -> torch.optim.Optimizer:
     """The optimizer of `recipe` for `net`; only the weights of convolutions and fully connected layers decay."""
-    groups = [
-        {"params": [p for p in net.parameters() if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in net.parameters() if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    head = f"{last_layer(net)}."
+    groups = []
+    # What learns from later on has a group of its own: torch's fused SGD takes momenta of all of a group or of none.
+    for is_head in (False, True) if recipe.head_epochs else (None,):
+        some = [p for name, p in net.named_parameters() if is_head in (None, name.startswith(head))]
+        groups += [
+            {"params": [p for p in some if p.ndim > 1], "weight_decay": recipe.weight_decay},
+            {"params": [p for p in some if p.ndim <= 1], "weight_decay": 0.0},
+        ]
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
     return torch.optim.SGD(
