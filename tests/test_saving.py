@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -197,6 +198,40 @@ def test_a_finished_run_without_checkpoints_is_not_trained_over(expected, tmp_pa
     assert main(["train", "--resume", str(tmp_path / "run")]) == 2
     assert capsys.readouterr().err.count("expected a run with checkpoints to go on from, got ") == 2
     assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_a_run_that_has_no_checkpoint_yet_says_that_it_begins_anew(expected, tmp_path, capsys):
+    assert vgg_train(tmp_path / "run") == 0
+    assert "begins anew" not in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    (tmp_path / "run/model.safetensors").unlink()
+    assert vgg_train(tmp_path / "run") == 0
+    assert "run has no whole checkpoint yet, and begins anew" in capsys.readouterr().out
+    assert bits(tmp_path / "run") == expected
+
+
+@pytest.mark.parametrize("optimizer", [["--momentum", "0.9"], ["--optimizer", "adamw", "--momentum", "0"]])
+def test_a_run_that_first_trains_its_head_goes_on_from_any_step(optimizer, tmp_path, capsys, monkeypatch):
+    first = tmp_path / "first"
+    assert vgg_train(first) == 0
+    more = ["--pretrained", str(first), "--head-epochs", "1", "--epochs", "2", *optimizer]
+    assert vgg_train(tmp_path / "unbroken", *more) == 0
+    real = loop.train_step
+    for last in range(5):
+        steps = []
+
+        def stopping(*args, steps=steps, last=last, **options):
+            steps.append(1)
+            if len(steps) > last:
+                signal.raise_signal(signal.SIGTERM)
+            return real(*args, **options)
+
+        monkeypatch.setattr(loop, "train_step", stopping)
+        code = vgg_train(tmp_path / f"{last}", *more)
+        monkeypatch.setattr(loop, "train_step", real)
+        assert code == (75 if last < 4 else 0)
+        assert vgg_train(tmp_path / f"{last}", *more) == 0, capsys.readouterr().err
+        assert bits(tmp_path / f"{last}") == bits(tmp_path / "unbroken")
 
 
 def test_a_checkpoint_of_a_run_with_another_seed_is_refused(tmp_path, capsys):

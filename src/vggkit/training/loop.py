@@ -135,6 +135,8 @@ def train(
             newest = read_newest(folder, say)
             if newest is None:
                 check_unfinished(folder)
+                if (folder / METRICS).exists():
+                    say(f"{folder} has no whole checkpoint yet, and begins anew")
         saved = team.shared(newest[1] if newest is not None else None)
         before = RunState.from_json(saved[STATE]) if saved else None
 
