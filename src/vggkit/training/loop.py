@@ -30,7 +30,6 @@ from vggkit.training.checkpoint import (
     read_checkpoint,
     read_newest,
     restore,
-    snapshot,
 )
 from vggkit.training.distributed import Team, joined
 from vggkit.training.evaluate import evaluate
@@ -210,8 +209,7 @@ def train(
 
         def save() -> None:
             if saver is not None:
-                metrics = (folder / METRICS).read_bytes()
-                saver.save(state, snapshot(net, optimizer, state, metrics, metadata))
+                saver.save(net, optimizer, state, (folder / METRICS).read_bytes(), metadata)
 
         with stop_on_signals("stopping after this step; Ctrl-C again to leave at once") as stop:
             is_finished = _train_epochs(recipe, team, data, net, optimizer, state, shown, stop, saver, save)
