@@ -60,6 +60,7 @@ def refused(run, match):
     assert told == [str(raised.value)]
 
 
+@pytest.mark.torture
 def test_every_cut_and_every_flipped_bit_is_seen(run):
     newest = run / "checkpoints/step-00000002"
     draws = random.Random(0)
@@ -307,7 +308,7 @@ def test_what_is_not_finite_is_not_saved(run, bad, where):
     with torch.no_grad():
         spoiled.view(-1)[0] = bad
     saver = Saver(run, 1.0, run / "checkpoints/step-00000002")
-    saver.save(state, snapshot(net, optimizer, state, b"", {}))
+    saver.save(net, optimizer, state, b"", {})
     with pytest.raises(
         CheckpointError,
         match=r"could not write the checkpoint of step 3: expected finite values as .*, got others, try a lower "
@@ -315,6 +316,24 @@ def test_what_is_not_finite_is_not_saved(run, bad, where):
     ):
         saver.finish()
     assert [path.name for path in checkpoints_of(run)] == ["step-00000002", "step-00000001"]
+
+
+def test_a_save_that_follows_at_once_mixes_nothing(tmp_path):
+    net, optimizer, state = parts(replace(RECIPE, hidden=(60_000,)), 0)
+    saver = Saver(tmp_path, 1.0)
+    expected = {}
+    for step in (0, 1, 2):
+        if step:
+            one_step(net, optimizer, step)
+        state.step = state.epoch_steps = step
+        expected[step] = files_of(net, optimizer, state)
+        saver.save(net, optimizer, state, expected[step][METRICS], {})
+    with torch.no_grad():
+        net.fc3.weight.zero_()  # while it is written
+    saver.finish()
+    assert [path.name for path in checkpoints_of(tmp_path)] == ["step-00000002", "step-00000001"]
+    for path in checkpoints_of(tmp_path):
+        assert read_checkpoint(path) == expected[int(path.name[5:])]
 
 
 def test_a_sum_that_overflows_is_no_reason_to_refuse():
@@ -354,7 +373,7 @@ class Unprivileged:
             os.setuid(65534)
         saver = Saver(self.run, 1.0, self.run / "checkpoints/step-00000002")
         try:
-            saver.save(made[2], snapshot(*made, b"", {}))
+            saver.save(*made, b"", {})
             saver.finish()
         except CheckpointError as error:
             self.answer.send(str(error))
@@ -387,7 +406,7 @@ def test_a_link_in_place_of_an_old_checkpoint_is_removed_and_not_what_it_leads_t
     old.symlink_to(tmp_path / "elsewhere")
     made = parts(steps=3)
     saver = Saver(run, 1.0, run / "checkpoints/step-00000002")
-    saver.save(made[2], snapshot(*made, b"", {}))
+    saver.save(*made, b"", {})
     saver.finish()
     assert [path.name for path in checkpoints_of(run)] == ["step-00000003", "step-00000002"]
     assert not old.is_symlink()

@@ -81,6 +81,7 @@ def bits(run):
 
 
 @pytest.mark.slow
+@pytest.mark.torture
 @pytest.mark.parametrize("kind", ["images in memory", "0 workers", "2 workers"])
 def test_a_run_killed_at_random_ends_in_the_same_bits(recipe, photos, kind, tmp_path):
     options = {"save_seconds": 0.05}  # so that many kills fall into the writing of a checkpoint
@@ -120,12 +121,13 @@ class KillAt:
 
 
 @pytest.mark.slow
+@pytest.mark.torture
 def test_a_run_killed_at_any_call_of_a_save_ends_in_the_same_bits(recipe, tmp_path):
     short = replace(recipe, epochs=1, batch_size=1000)
     trained(short, tmp_path / "unbroken", save_seconds=1e-9)
     expected = bits(tmp_path / "unbroken")
     call, survived = 1, False
-    step = 1 if KILLS >= 200 else 3
+    step = 1 if KILLS >= 200 else 9
     while not survived:
         folder = tmp_path / f"killed-{call}"
         process = start(short, folder, KillAt(call), save_seconds=1e-9)
@@ -138,7 +140,7 @@ def test_a_run_killed_at_any_call_of_a_save_ends_in_the_same_bits(recipe, tmp_pa
             assert again.exitcode == 0
         assert bits(folder) == expected
         call += step
-    assert call > 30  # more than one checkpoint's worth of calls
+    assert call > 50  # more than one checkpoint's worth of calls
     print(f"killed at each of {call // step - 1} calls, all bit-identical")
 
 
@@ -210,11 +212,12 @@ def test_a_signal_ends_a_run_after_the_step_with_a_checkpoint(name, tmp_path):
     assert not err.replace("WARNING", "")[:1].strip() or "Traceback" not in err
     net, _ = load_weights(newest(tmp_path / "run") / "network.safetensors")
     assert net.architecture.name == "1x4 1x8"
-    with vgg("--resume", "run", cwd=tmp_path) as process:
-        lines = [process.stdout.readline() for _ in range(4)]
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
-    assert any("goes on from step" in line and "bit for bit" in line for line in lines), lines
+    if name == "SIGTERM":  # the checkpoint is the same whichever it was
+        with vgg("--resume", "run", cwd=tmp_path) as process:
+            lines = [process.stdout.readline() for _ in range(4)]
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=60)
+        assert any("goes on from step" in line and "bit for bit" in line for line in lines), lines
 
 
 def test_a_second_ctrl_c_leaves_at_once(tmp_path):

@@ -30,7 +30,6 @@ from vggkit.training.checkpoint import (
     read_checkpoint,
     read_newest,
     restore,
-    snapshot,
 )
 from vggkit.training.distributed import Team, joined
 from vggkit.training.evaluate import evaluate
@@ -135,6 +134,8 @@ def train(
             newest = read_newest(folder, say)
             if newest is None:
                 check_unfinished(folder)
+                if (folder / METRICS).exists():
+                    say(f"{folder} has no whole checkpoint yet, and begins anew")
         saved = team.shared(newest[1] if newest is not None else None)
         before = RunState.from_json(saved[STATE]) if saved else None
 
@@ -203,11 +204,12 @@ def train(
         metadata = {"classes": json.dumps(data.classes), "preprocessing": data.preprocessing.to_json()}
         resumed_from = newest[0] if newest is not None else None
         saver = Saver(folder, save_seconds, resumed_from, state.best_step) if team.leads else None
+        if saver is not None:
+            stack.callback(saver.wait)
 
         def save() -> None:
             if saver is not None:
-                metrics = (folder / METRICS).read_bytes()
-                saver.save(state, snapshot(net, optimizer, state, metrics, metadata))
+                saver.save(net, optimizer, state, (folder / METRICS).read_bytes(), metadata)
 
         with stop_on_signals("stopping after this step; Ctrl-C again to leave at once") as stop:
             is_finished = _train_epochs(recipe, team, data, net, optimizer, state, shown, stop, saver, save)
@@ -280,7 +282,7 @@ def _train_epochs(
             mark = now
             if outcomes.says_stop:
                 return False
-            if saver is not None and saver.is_due:
+            if saver is not None and saver.is_due and state.epoch_steps < steps_per_epoch:
                 outcomes.read_all()
                 save()
         outcomes.read_all()  # waits for the device: the only time in an epoch
@@ -320,6 +322,7 @@ def _train_epochs(
             shown.say(_named(data.bad_images))
         if is_best:
             state.best_step = state.step
+        if is_best or (saver is not None and saver.is_due):  # with the evaluation in it, which comes with this step
             save()
     return True
 
