@@ -15,8 +15,8 @@ from vggkit.data.sources import open_data
 from vggkit.inference.evaluate import evaluate
 from vggkit.training import run_data
 from vggkit.training.distributed import Team
+from vggkit.training.epochs import _network_input
 from vggkit.training.hardware import RunError
-from vggkit.training.loop import _network_input
 from vggkit.training.run_data import open_run_data
 
 TEAM = Team(torch.device("cpu"))
