@@ -20,6 +20,7 @@ from vggkit.training.evaluate import evaluate
 from vggkit.training.feed import DeviceFeed
 from vggkit.training.hardware import RunError, choose_device
 from vggkit.training.outcomes import DivergedError
+from vggkit.training.progress import Progress
 from vggkit.training.step import train_step
 
 
@@ -71,6 +72,14 @@ def test_it_learns(run):
     losses = [metrics.train_loss for metrics in run.history]
     assert losses[0] > losses[1] > losses[2]
     assert run.history[-1].test_accuracy > 0.6  # ten classes
+
+
+def test_images_in_memory_are_not_said_to_be_waited_for(recipe, tmp_path, monkeypatch):
+    shares = []
+    monkeypatch.setattr(Progress, "step", lambda self, step, sums, share: shares.append(share))
+    train(replace(recipe, epochs=2), out=tmp_path / "run", device="cpu", progress=False)
+    assert len(shares) == 2 * 63
+    assert max(shares) < 0.9  # the first steps of both epochs included
 
 
 def test_the_summary_is_the_books_two_lines(run):

@@ -64,11 +64,12 @@ def train_epochs(
             )
             state.step += 1
             state.epoch_steps += 1
-            outcomes.put(outcome)
+            # Before the outcome, which is shown with the share of loading; waiting for it counts to the next step.
             now = time.perf_counter()
             state.train_seconds += now - mark
             state.elapsed_seconds += now - mark
             mark = now
+            outcomes.put(outcome)
             if outcomes.says_stop:
                 return False
             if saver is not None and saver.is_due and state.epoch_steps < steps_per_epoch:
