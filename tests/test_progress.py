@@ -6,7 +6,7 @@ import types
 import pytest
 from PIL import Image
 
-from vggkit.training.progress import EpochMetrics, Progress, clock
+from vggkit.training.progress import EpochMetrics, Progress, clock, draw_curves
 
 
 def metrics(epoch, loss=0.5):
@@ -36,6 +36,14 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys):
         "epoch 2/2  loss 0.500, train acc 0.800, test acc 0.750  1,234 examples/s  2:30  compute-bound (loading 25%)\n"
     )
     assert Image.open(io.BytesIO((tmp_path / "curves.png").read_bytes())).size == (720, 480)
+
+
+def test_the_curves_of_one_epoch_have_no_ticks_between_epochs(monkeypatch):
+    drawn = []
+    monkeypatch.setattr("vggkit.training.progress.as_png", lambda figure: drawn.append(figure) or b"")
+    draw_curves([metrics(1)], num_epochs=1)
+    ticks = drawn[0].axes[0].get_xticks()
+    assert [tick for tick in ticks if 0.5 <= tick <= 1.5] == [1.0]
 
 
 def test_a_reader_that_goes_away_does_not_stop_the_training(tmp_path, monkeypatch):
