@@ -144,11 +144,12 @@ def test_a_run_killed_at_any_call_of_a_save_ends_in_the_same_bits(recipe, tmp_pa
     print(f"killed at each of {call // step - 1} calls, all bit-identical")
 
 
-def test_a_finished_run_is_left_as_it_is(recipe, tmp_path):
+def test_a_finished_run_is_left_as_it_is_and_said_to_be_finished(recipe, tmp_path, capsys):
     short = replace(recipe, epochs=1)
     first = train(short, out=tmp_path / "run", device="cpu", progress=False)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
-    again = train(short, resume=tmp_path / "run", device="cpu", progress=False)
+    again = train(short, resume=tmp_path / "run", device="cpu")
+    assert "has all its 1 epochs, nothing is left to train" in capsys.readouterr().out
     assert again.history == first.history
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")} == before
 

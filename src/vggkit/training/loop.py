@@ -134,7 +134,7 @@ def train(
 
         if before is not None and Recipe.from_json(json.dumps(before.recipe)) != recipe:
             raise RunError(f"expected the recipe that {resume} began with, got another one in its recipe.json")
-        source = pretrained_weights(recipe)
+        source = pretrained_weights(recipe, say)
         data = open_run_data(
             recipe,
             team,
@@ -163,7 +163,7 @@ def train(
             raise CheckpointError(f"expected a checkpoint of epochs of {steps_per_epoch} steps, got one of others")
         state = restore(saved, net, optimizer) if saved else RunState(asdict(recipe), data.facts)
         if before is not None:
-            notes += _resume_notes(state, measured_on)
+            notes += _resume_notes(state, recipe.epochs, measured_on)
         state.facts = {**data.facts, **measured_on}
 
         if folder is None and team.leads:
@@ -228,7 +228,9 @@ def train(
         )
 
 
-def _resume_notes(state: RunState, measured_on: dict[str, object]) -> list[str]:
+def _resume_notes(state: RunState, epochs: int, measured_on: dict[str, object]) -> list[str]:
+    if state.epoch > epochs:
+        return [f"has all its {epochs:,} epochs, nothing is left to train"]
     others = [
         f"{what} {state.facts.get(what)}, now {now}"
         for what, now in measured_on.items()

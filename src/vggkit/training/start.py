@@ -1,5 +1,7 @@
 """Where the weights of a run start: from other weights, whole or in part, and which of them learn."""
 
+from collections.abc import Callable
+
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -14,15 +16,17 @@ from vggkit.training.hardware import RunError
 from vggkit.training.recipe import Recipe
 
 
-def pretrained_weights(recipe: Recipe) -> tuple[AnyNetwork, Preprocessing] | None:
+def pretrained_weights(recipe: Recipe, say: Callable[[str], None]) -> tuple[AnyNetwork, Preprocessing] | None:
     """The network of `recipe.pretrained` and its preprocessing; None if the recipe names none.
+
+    `say` is told of a download, which may take minutes.
 
     Raises:
         WeightsError: they are missing, damaged, or do not say how to prepare an image.
     """
     if not recipe.pretrained:
         return None
-    path = find_weights(recipe.pretrained)
+    path = find_weights(recipe.pretrained, say)
     net, metadata = load_weights(path)
     if "preprocessing" not in metadata:
         raise WeightsError(f"{path}: expected weights that say how to prepare an image, got none")
