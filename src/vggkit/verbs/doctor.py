@@ -9,7 +9,7 @@ from tyro.conf import Positional
 
 from vggkit.design.architecture import Head, Init
 from vggkit.design.baselines import Network, parse_network
-from vggkit.training.recipe import Optimizer
+from vggkit.training.recipe import BadImages, Optimizer
 from vggkit.verbs.terminal import DONE, given, parse_flags, print_json, print_table, print_to_stderr
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ class Flags:
     """Widths of the hidden fully connected layers; 4096 4096 if not given, none with the head gap."""
     head: Head = "flatten"
     """flatten, adaptive, conv or gap."""
+    bad_images: BadImages = "fail"
+    """What to do with files that are no images or broken: fail, or skip."""
     seed: int = 0
     """Of the weights and the choice of images: those that vgg train starts with, all its training images given."""
     json: bool = False
@@ -57,7 +59,7 @@ class Flags:
 
 
 def _first_batch(
-    data: "Dataset | ImageSource", network: Network, batch_size: int, seed: int
+    data: "Dataset | ImageSource", network: Network, batch_size: int, seed: int, bad_images: BadImages
 ) -> tuple["Tensor", "Tensor"]:
     """The images and labels that `vgg train` begins with."""
     import torch
@@ -66,6 +68,7 @@ def _first_batch(
     from vggkit.data.images import FittedImage
     from vggkit.data.loading import epoch_order
     from vggkit.data.preprocessing import Preprocessing
+    from vggkit.data.reading import IGNORED_LABEL
     from vggkit.data.workers import Loader
 
     channels = network.in_channels
@@ -76,9 +79,12 @@ def _first_batch(
         return preprocessing(images), torch.from_numpy(data.train_labels[chosen]).long()
     order = torch.arange(batch_size) if data.train.is_stream else epoch_order(len(data.train), seed, epoch=1)
     read = FittedImage(channels, preprocessing)
-    with Loader(data.train, read, seed=seed, num_workers=0, pin_memory=False, bad_images="fail") as loader:
+    with Loader(data.train, read, seed=seed, num_workers=0, pin_memory=False, bad_images=bad_images) as loader:
         images, labels = next(loader.batches([order[:batch_size].numpy()], epoch=1))
-    return preprocessing.scaled(images), labels
+    good = labels != IGNORED_LABEL
+    if good.sum() < 2:
+        raise ValueError(f"expected two images or more that can be read, got {good.sum()}, try a larger --batch-size")
+    return preprocessing.scaled(images[good]), labels[good]
 
 
 def run(arguments: list[str]) -> int:
@@ -108,9 +114,11 @@ def run(arguments: list[str]) -> int:
     net = build(network, flags.init).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if flags.warm_start:
         warm_start(net, load_weights(find_weights(flags.warm_start, print_to_stderr))[0])
+    images, labels = _first_batch(data, network, flags.batch_size, flags.seed, flags.bad_images)
     diagnosis = examine(
         net,
-        *_first_batch(data, network, flags.batch_size, flags.seed),
+        images,
+        labels,
         optimizer=flags.optimizer,
         learning_rate=flags.learning_rate,
         momentum=flags.momentum,
@@ -119,7 +127,7 @@ def run(arguments: list[str]) -> int:
         print_json(_without_infinities({"architecture": network.name, **asdict(diagnosis)}))
         return DONE
     start = f"init {flags.init}" + (f", warm-started from {flags.warm_start}" if flags.warm_start else "")
-    print(f"{network.name}, {start}: {flags.batch_size} images of {data.name} at {network.image_size} px")
+    print(f"{network.name}, {start}: {len(images)} images of {data.name} at {network.image_size} px")
     print_table(
         ("layer", "output", "differs", "gradient", "/ weight", "dead", "", "gradient, 1e-12 to 1"),
         [
