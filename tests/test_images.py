@@ -172,7 +172,7 @@ def test_what_is_no_image_is_refused_in_one_line(tmp_path, monkeypatch):
         ("image.ppm", "expected a PNG, JPEG, WebP, GIF, BMP or TIFF image, got something else"),
         ("script.jpg", "expected a PNG, JPEG, WebP, GIF, BMP or TIFF image, got something else"),
         ("cut.png", "expected a whole PNG, JPEG, WebP, GIF, BMP or TIFF image"),
-        (".", "expected an image file, got no regular file"),
+        (".", "expected an image file, got a folder"),
     ]:
         for read in (
             lambda path: read_image(path, 1),

@@ -18,7 +18,7 @@ def why_not_a_file(path: Path) -> str | None:
     """What `path` is if it is no regular file, in words; None if it is one. A FIFO would be waited for."""
     if path.is_file():
         return None
-    return "no regular file" if path.exists() else "nothing there"
+    return "a folder" if path.is_dir() else "no regular file" if path.exists() else "nothing there"
 
 
 def read_regular(path: Path) -> bytes:

@@ -67,7 +67,9 @@ def open_container(path: Path) -> Iterator[Container]:
             Also for what `read` meets, and in front of any `WeightsError` raised inside the `with`.
     """
     if found := why_not_a_file(path):
-        raise WeightsError(f"{path}: expected a weight file, got {found}")
+        raise WeightsError(
+            f"{path}: expected a weight file, got {found}, try a trained run, a weight file or a name of 'vgg weights'"
+        )
     try:
         with ExitStack() as stack:
             container = _whole(_opened, path, stack)
