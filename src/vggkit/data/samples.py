@@ -66,6 +66,14 @@ class ImageSource:
     num_other_files: int = 0
     """All of them."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines for the user: what was not taken, if anything."""
+        if not self.num_other_files:
+            return ()
+        named = ", ".join(self.other_files[:3]) + (", ..." if self.num_other_files > 3 else "")
+        return (f"not taken for images, by their names or places: {self.num_other_files:,} ({named})",)
+
 
 def printable(name: str | bytes) -> str:
     """`name`, of a file or in one, as one line of valid text; what cannot be printed is escaped."""

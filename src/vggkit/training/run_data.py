@@ -204,7 +204,7 @@ def _from_files(
         axes,
         source.fingerprint,
         tuple(loaders),
-        _notes(source),
+        source.notes,
     )
 
 
@@ -289,10 +289,3 @@ def _room_bytes(device: torch.device) -> float:
 def _local_size() -> int:
     """Processes of this run on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-def _notes(source: ImageSource) -> tuple[str, ...]:
-    if not source.num_other_files:
-        return ()
-    named = ", ".join(source.other_files[:3]) + (", ..." if source.num_other_files > 3 else "")
-    return (f"not taken for images, by their names or places: {source.num_other_files:,} ({named})",)

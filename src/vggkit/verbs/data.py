@@ -43,7 +43,9 @@ def run(arguments: list[str]) -> int:
 
     if flags.action == "fetch":
         if flags.name != fashion_mnist.FULL_NAME:
-            raise fashion_mnist.DataError(f"expected {fashion_mnist.FULL_NAME} to fetch, got {flags.name!r}")
+            raise fashion_mnist.DataError(
+                f"expected {fashion_mnist.FULL_NAME} to fetch, got {flags.name!r}, try 'vgg data check' for your own"
+            )
         print(fashion_mnist.fetch(print_to_stderr))
         return DONE
     known = []
@@ -70,11 +72,12 @@ def _check(flags: Flags) -> int:
 
     data = open_data(flags.name, data_dir=flags.data_dir, holdout=flags.holdout, seed=flags.seed)
     bad: dict[str, str] = {}
+    notes: tuple[str, ...]
     if isinstance(data, Dataset):
-        held_out_name, others = "test", 0
+        held_out_name, others, notes = "test", 0, ()
         counts = [_counted(labels.tolist(), data.classes) for labels in (data.train_labels, data.test_labels)]
     else:
-        held_out_name, others = data.held_out_name, data.num_other_files
+        held_out_name, others, notes = data.held_out_name, data.num_other_files, data.notes
         read = [_read(images, flags.workers) for images in (data.train, data.held_out)]
         counts = [_counted(labels, data.classes) for labels, _ in read]
         bad = read[0][1] | read[1][1]
@@ -85,8 +88,8 @@ def _check(flags: Flags) -> int:
     rows = [(c, f"{a:,}", f"{b:,}") for c, a, b in zip(data.classes, *counts, strict=True)]
     total = [("all", *(f"{sum(some):,}" for some in counts))]
     print_table(("class", "training", held_out_name), [rows, total], left_aligned=1)
-    if others:
-        print(f"not taken for images, by their names or places: {others:,}")
+    for note in notes:
+        print(note)
     print(f"{len(bad):,} bad images" + (", which --bad-images skip leaves out:" if bad else ""))
     for name, reason in list(bad.items())[:NAMED_IMAGES]:
         print(f"  {name}: {reason}")
