@@ -72,7 +72,9 @@ def run(arguments: list[str]) -> int:
         return DONE if run.stopped_by is None else RESUMABLE
     if run.stopped_by is not None:
         finished = f"{len(run.history)} of {run.recipe.epochs} epochs"
-        print(f"stopped by {run.stopped_by} after {finished}; go on with: vgg train --resume {run.folder}")
+        is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
+        program = "vgg train" if is_alone else "torchrun ... -m vggkit train"
+        print(f"stopped by {run.stopped_by} after {finished}; go on with: {program} --resume {run.folder}")
         return RESUMABLE
     if flags.fields.data == fashion_mnist.SAMPLE_NAME:
         print_to_stderr(fashion_mnist.SAMPLE_WARNING)
