@@ -302,6 +302,9 @@ def test_the_help_of_train_shows_the_chosen_recipes_values(capsys):
         (["--recipe", "d2l"], Recipe.named("d2l")),
         (["--recipe=gluon", "--seed", "3"], replace(Recipe.named("gluon"), seed=3)),
         (["--hidden", "64", "32", "--no-flip"], replace(Recipe.named("quick"), hidden=(64, 32), flip=False)),
+        (["--flip", "--checkpoint"], replace(Recipe.named("quick"), checkpoint=True)),
+        (["--recipe", "d2l", "--normalize"], replace(Recipe.named("d2l"), normalize=True)),
+        (["--no-flip", "--resume", "not-there-yet"], replace(Recipe.named("quick"), flip=False)),
     ],
 )
 def test_the_flags_of_train_are_the_recipes(arguments, expected, monkeypatch, full_place):

@@ -22,13 +22,13 @@ def parse_flags(
     verb: str, flags: type[FlagsOfVerb], arguments: list[str], default: FlagsOfVerb | None = None
 ) -> FlagsOfVerb:
     """The flags of a verb; raises `ValueError` when they are wrong, in one line where tyro draws a box."""
-    keywords: dict[str, Any] = {} if default is None else {"default": default}
+    keywords: dict[str, Any] = {"config": (DisallowNone, FlagCreatePairsOff)}
+    if default is not None:  # in which a switch may be on: --flip and --no-flip are both needed, and both in the help
+        keywords = {"config": (DisallowNone,), "default": default}
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            parsed: FlagsOfVerb = tyro.cli(
-                flags, prog=f"vgg {verb}", args=arguments, config=(DisallowNone, FlagCreatePairsOff), **keywords
-            )
+            parsed: FlagsOfVerb = tyro.cli(flags, prog=f"vgg {verb}", args=arguments, **keywords)
         return parsed
     except SystemExit as leaving:
         if not leaving.code:  # --help

@@ -16,18 +16,19 @@ class Flags:
     """Train a network into a run folder. Without flags: the quick recipe on Fashion-MNIST."""
 
     fields: OmitArgPrefixes[Recipe]
+    """The recipe: all that decides the run. The defaults are those of the named recipe."""
     recipe: str = "quick"
-    """The named recipe that the other flags change."""
+    """quick, d2l, d2l-1.0, gluon, paper or finetune; the other flags change it."""
     out: Path | None = None
     """The run folder, which must not exist yet; runs/<name>-<number> if not given."""
     resume: Path | None = None
-    """A run folder to go on from; with a recipe's flags it is begun where there is none."""
+    """A run folder to go on from; where there is none, the run is begun, if --recipe or a flag of a recipe is given."""
     device: str | None = None
     """cpu, cuda, cuda:1 or mps; a GPU, if there is one, if not given."""
     data_dir: Path | None = None
     """Where to look for Fashion-MNIST first."""
     save_seconds: float = 50.0
-    """From one checkpoint to the next."""
+    """Seconds from one checkpoint to the next; a run is also saved when it is stopped, and at its end."""
     workers: int | None = None
     """Processes that decode image files ahead; half of the cores, at most 16, if not given."""
 
@@ -100,7 +101,9 @@ def _has_recipe(run: Path) -> bool:
 def _names_a_recipe(arguments: list[str]) -> bool:
     """Whether `arguments` say what to train: a recipe, or one of its fields."""
     flags = {"--recipe", *(f"--{field.name.replace('_', '-')}" for field in fields(Recipe))}
-    return any(argument.partition("=")[0].replace("_", "-") in flags for argument in arguments)
+    return any(
+        argument.partition("=")[0].replace("_", "-").replace("--no-", "--", 1) in flags for argument in arguments
+    )
 
 
 def _check(flags: Flags) -> None:
