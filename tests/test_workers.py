@@ -592,3 +592,12 @@ def test_two_loaders_at_once_and_in_a_thread():
     thread.start()
     thread.join()
     assert failures == []
+
+
+def test_there_are_no_more_workers_than_half_of_the_cores_that_a_job_may_have(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 128)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    assert workers.default_workers() == 4
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert workers.default_workers() == 2

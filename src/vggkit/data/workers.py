@@ -58,7 +58,9 @@ _torch_signals: Any = signal_handling
 
 def default_workers() -> int:
     """Half of the cores that this process may have, at most 16; what is left computes."""
-    return min(16, (os.cpu_count() or 1) // (2 * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    # A job on a cluster may have 8 of a machine's 128.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(16, cores // (2 * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 class _Workers:
