@@ -63,6 +63,7 @@ def test_a_command_of_the_readme(line, folder):
         done = run(command, ROOT)
         assert done.stdout.splitlines()[-1] == str(folder / "runs/quick-1")
     else:
+        assert "--resume" not in command or "--recipe" in command  # SHORT would begin the run without it
         command = [STAND_IN if word == PUBLISHED else word for word in command]
         done = run(command + SHORT * ("train" in command and "photos" not in command), folder)
     assert done.returncode == 0, done.stderr

@@ -219,7 +219,7 @@ def _print_one(one: _Described, flags: Flags, memory_bytes: int | None) -> None:
         "sees, step: receptive field, and pixels from one output to the next"
     )
     print(_training_line(one.training))
-    print(f"training: the peak of a step with {flags.optimizer} in {flags.dtype}, maps in passing included")
+    print(f"training: the peak of a step with {flags.optimizer} in {flags.dtype}, temporary maps included")
     if memory_bytes is not None:
         _print_whether_it_fits(one, flags, memory_bytes)
 
