@@ -93,5 +93,5 @@ def _checked(source: ImageSource) -> ImageSource:
         raise DataError(f"{source.name}: expected 2 to {MAX_CLASSES:,} classes, got {got}")
     for split, images in (("training", source.train), (source.held_out_name, source.held_out)):
         if not len(images):
-            raise DataError(f"{source.name}: expected images for {split}, got none")
+            raise DataError(f"{source.name}: expected images for {split}, got none, try two or more in a class")
     return source
