@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from vggkit.networks.weights import AnyNetwork
 from vggkit.training.hardware import RunError, choose_device
 from vggkit.training.recipe import Compression
 
@@ -64,11 +65,12 @@ class Team:
         dist.broadcast(buffer, src=0)
         return buffer.cpu().numpy().tobytes()
 
-    def wrapped(self, net: nn.Module, compression: Compression) -> nn.Module:
+    def wrapped(self, net: AnyNetwork, compression: Compression) -> nn.Module:
         """`net` so that a backward pass leaves the mean of all processes' gradients; `net` itself if there is one."""
         if self.size == 1:
             return net
         parallel = DistributedDataParallel(net, process_group=self.group, gradient_as_bucket_view=True)
+        _settle_buckets(parallel, net)
         if compression == "bf16":
             parallel.register_comm_hook(self.group, _bf16)
         elif compression == "powersgd":
@@ -78,6 +80,20 @@ class Team:
             on_gpu = self.device.type == "cuda"
             parallel.register_comm_hook(state, powerSGD_hook.powerSGD_hook if on_gpu else powersgd_over_gloo)
         return parallel
+
+
+def _settle_buckets(parallel: DistributedDataParallel, net: AnyNetwork) -> None:
+    """Let torch form its last buckets now and not after the first step.
+
+    In which order three and more gradients are added depends on where they lie in a bucket: the first step of a
+    resumed run must find the buckets that the same step of an unbroken run finds.
+    """
+    training = [module.training for module in net.modules()]
+    shape = (net.architecture.in_channels, net.architecture.image_size, net.architecture.image_size)
+    net.eval()  # which draws nothing and counts nothing
+    parallel(torch.zeros(1, *shape, device=next(net.parameters()).device)).sum().backward()
+    for module, was_training in zip(net.modules(), training, strict=True):
+        module.training = was_training
 
 
 def _bf16(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
