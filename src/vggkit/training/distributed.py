@@ -106,7 +106,7 @@ def _settle_buckets(parallel: DistributedDataParallel, net: AnyNetwork) -> None:
     training = [module.training for module in net.modules()]
     shape = (net.architecture.in_channels, net.architecture.image_size, net.architecture.image_size)
     net.eval()  # which draws nothing and counts nothing
-    parallel(torch.zeros(1, *shape, device=next(net.parameters()).device)).sum().backward()
+    parallel(next(net.parameters()).new_zeros(1, *shape)).sum().backward()
     for module, was_training in zip(net.modules(), training, strict=True):
         module.training = was_training
 
@@ -158,7 +158,9 @@ def joined(device: str | None) -> Iterator[Team]:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
         first_line = str(error).strip().splitlines()[0]
-        cause = re.sub(r".*\[\S+\.\w+:\d+\] *", "", first_line).partition(". ")[0].rstrip(".")  # without file and advice
+        cause = (
+            re.sub(r".*\[\S+\.\w+:\d+\] *", "", first_line).partition(". ")[0].rstrip(".")
+        )  # without file and advice
         raise LostError(f"lost the other processes: {cause}") from error
 
 
