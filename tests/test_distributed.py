@@ -164,7 +164,7 @@ def test_only_the_first_process_writes(tmp_path):
 def photos(tmp_path_factory):
     """Images in four classes, as files."""
     folder, sample = tmp_path_factory.mktemp("photos"), load("fashion-mnist-sample")
-    for split, some in (("train", slice(0, 25)), ("val", slice(25, 36))):
+    for split, some in (("train", slice(0, 25)), ("test", slice(25, 36))):
         for label in range(4):
             place = folder / split / sample.classes[label]
             place.mkdir(parents=True)

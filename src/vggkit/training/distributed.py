@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from vggkit.networks.weights import AnyNetwork
@@ -149,7 +150,10 @@ def joined(device: str | None) -> Iterator[Team]:
     join, setup, step = (datetime.timedelta(seconds=s) for s in (JOIN_SECONDS, SETUP_SECONDS, STEP_SECONDS))
     try:
         _end_with_torchrun()
-        dist.init_process_group(backend, timeout=join)
+        store, rank, size = next(rendezvous("env://", timeout=join))
+        # In torchrun's store, after a restart, there still are the addresses of the processes before.
+        own = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=join)
         groups = [dist.new_group(timeout=timeout, backend=backend) for timeout in (step, setup)]
         yield Team(chosen, rank, size, *groups)
         # Not after an error: the others may wait in a collective, which ends with an error when this process ends.

@@ -1,5 +1,6 @@
 """One step of training, and the optimizer that takes it."""
 
+import itertools
 from contextlib import nullcontext
 
 import torch
@@ -8,6 +9,8 @@ from torch.nn import functional as F
 from torch.nn.utils import get_total_norm
 
 from vggkit.data.reading import IGNORED_LABEL
+from vggkit.networks.warm_start import last_layer
+from vggkit.networks.weights import AnyNetwork
 from vggkit.training.distributed import Team
 from vggkit.training.recipe import Recipe
 
@@ -70,11 +73,19 @@ def train_step(
     return outcome
 
 
-def make_optimizer(recipe: Recipe, net: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of `recipe` for `net`; only the weights of convolutions and fully connected layers decay."""
+def make_optimizer(recipe: Recipe, net: AnyNetwork) -> torch.optim.Optimizer:
+    """The optimizer of `recipe` for `net`; only the weights of convolutions and fully connected layers decay.
+
+    The last layer is apart: with `head_epochs` it has momenta before the others, and torch's fused SGD takes only
+    groups in which all have them or none has.
+    """
+    head = last_layer(net)
     groups = [
-        {"params": [p for p in net.parameters() if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in net.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+        {
+            "params": [p for name, p in net.named_parameters() if (p.ndim > 1, name.startswith(f"{head}.")) == kind],
+            "weight_decay": recipe.weight_decay if kind[0] else 0.0,
+        }
+        for kind in itertools.product((True, False), repeat=2)
     ]
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
