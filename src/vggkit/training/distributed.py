@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
@@ -152,7 +153,7 @@ def joined(device: str | None) -> Iterator[Team]:
         _end_with_torchrun()
         store, rank, size = next(rendezvous("env://", timeout=join))
         # In torchrun's store, after a restart, there still are the addresses of the processes before.
-        own = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        own = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=join)
         groups = [dist.new_group(timeout=timeout, backend=backend) for timeout in (step, setup)]
         yield Team(chosen, rank, size, *groups)
