@@ -1,5 +1,6 @@
 # make train   from a fresh clone to a VGG trained on Fashion-MNIST
 # make test    every check that a change must pass
+# make torture all checks of what a kill, a fault or a damage may do to a run, some 40 minutes at most
 # make bench   measure what the README shows, on this machine
 # ARGS="..." adds flags to `vgg train`, PYTHON=... chooses the interpreter (3.11 to 3.13).
 
@@ -7,7 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: bench train test setup data lint types tests clean
+.PHONY: bench train test torture setup data lint types tests clean
 
 train: setup data
 	@if [ -f .venv/.no-data ]; then data="--data fashion-mnist-sample"; fi; $(BIN)/vgg train $$data $(ARGS)
@@ -44,6 +45,10 @@ types: setup
 
 tests: setup
 	$(BIN)/pytest
+
+# Every call killed or made to fail, every bit flipped, 200 kills at random; prints how many.
+torture: setup
+	VGGKIT_KILLS=200 $(BIN)/pytest -m torture -s
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

@@ -108,6 +108,32 @@ def scaling() -> str:
     return "\n".join(lines)
 
 
+def loading() -> str:
+    """The table of docs/data.md: what share of a step loading takes, and the memory of all processes."""
+    lines = [
+        "| images | network, batch | workers, measured on | examples/s by epoch | loading by epoch | MB by epoch |",
+        "|---|---|---|---|---|---|",
+    ]
+    named = {
+        "small": ("28x28", "VGG-11/4 at 32 px, 128", "decoded once, "),
+        "photos": ("500x375", "VGG-16 at 224 px, 16", ""),
+        "many epochs": ("500x375", "two convolutions at 32 px, 128", ""),
+    }
+    for row in newest("loading", lambda row: (kind(row), row["case"])):
+        size, network, how = named[row["case"]]
+        speeds = ", ".join(f"{speed:,.3g}" if speed < 100 else f"{speed:,.0f}" for speed in row["examples_per_second"])
+        lines.append(
+            f"| {row['images']:,} JPEGs of {size}, {row['image_bytes'] / 1000:.1f} kB | {network} "
+            f"| {how}{row['workers']} on {row['hardware']} | {speeds} "
+            f"| {', '.join(f'{share:.1%}' for share in row['loading_share'])} "
+            f"| {', '.join(map(str, row['resident_megabytes']))} |"
+        )
+    if not rows("loading"):
+        lines.append("| | | not measured yet | | | |")
+    lines.append("| the same for a CUDA GPU | | not measured yet | | | |")
+    return "\n".join(lines)
+
+
 def rows(name: str) -> list[dict[str, Any]]:
     """All rows that benchmark `name` saved, the oldest first."""
     path = RESULTS / f"{name}.jsonl"
@@ -125,12 +151,5 @@ def kind(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    print(markdown())
-    print()
-    print(parity())
-    print()
-    print(doctor())
-    print()
-    print(memory())
-    print()
-    print(scaling())
+    for table in (markdown, parity, doctor, memory, scaling, loading):
+        print(table(), end="\n\n")

@@ -9,7 +9,13 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parents[1]))  # which the children get, to find this module in
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["vggkit.training.loop", "vggkit.data.workers"])
+# With what an optimizer and the curves import late, which takes longer than these runs.
+FORKS.set_forkserver_preload(
+    [
+        *("vggkit.training.loop", "vggkit.data.workers", "torch._dynamo"),
+        *("matplotlib.figure", "matplotlib.ticker", "matplotlib.backends.backend_agg"),
+    ]
+)
 
 
 def child(recipe, folder, options, before):

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.test_containers import state_of
+from vggkit.data.fashion_mnist import load
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -35,6 +37,11 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
     (folder / "docs").symlink_to(ROOT / "docs")
     torch.save(state_of("torchvision", "vgg16"), folder / STAND_IN)
+    sample = load("fashion-mnist-sample")
+    for label, name in enumerate(sample.classes[:3]):
+        (folder / "photos" / name).mkdir(parents=True)
+        for index, image in enumerate(sample.train_images[sample.train_labels == label][:20]):
+            Image.fromarray(image).save(folder / "photos" / name / f"{index}.png")
     return folder
 
 
@@ -57,7 +64,7 @@ def test_a_command_of_the_readme(line, folder):
         assert done.stdout.splitlines()[-1] == str(folder / "runs/quick-1")
     else:
         command = [STAND_IN if word == PUBLISHED else word for word in command]
-        done = run(command + SHORT * (command[:2] == ["vgg", "train"]), folder)
+        done = run(command + SHORT * ("train" in command and "photos" not in command), folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout
     for made in re.findall(r"(?:--plot|-o) (\S+)", line):
@@ -100,7 +107,13 @@ def test_the_three_lines_for_relu3_3_of_an_image(folder):
 
 @pytest.mark.parametrize(
     ("table", "page"),
-    [("parity", "weights.md"), ("doctor", "doctor.md"), ("memory", "memory.md"), ("scaling", "scaling.md")],
+    [
+        ("parity", "weights.md"),
+        ("doctor", "doctor.md"),
+        ("memory", "memory.md"),
+        ("scaling", "scaling.md"),
+        ("loading", "data.md"),
+    ],
 )
 def test_a_table_of_the_documentation_is_what_was_measured(table, page):
     assert getattr(tables(), table)() in (ROOT / "docs" / page).read_text()

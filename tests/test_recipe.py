@@ -41,6 +41,12 @@ def test_d2l_is_the_chapters():
         ({"name": ""}, "a name that can be a folder's"),
         ({"optimizer": "adamw", "momentum": 0.9}, "no momentum with adamw, which has its own, got 0.9"),
         ({"nesterov": True}, "a momentum above 0 with nesterov"),
+        ({"holdout": 1.0}, "holdout above 0 and below 1, got 1.0"),
+        ({"shorter_side": (200,)}, "shorter_side as at most two numbers from the image_size 224 to 10000"),
+        ({"shorter_side": (512, 256)}, "the lower one first, got \\(512, 256\\)"),
+        ({"head_epochs": 2}, "pretrained weights with head_epochs, got none and 2"),
+        ({"pretrained": "a", "warm_start": "b"}, "one of pretrained and warm_start, got both"),
+        ({"compression": "zip"}, "compression to be one of none, bf16, powersgd, got 'zip'"),
         ({"flip": "yes"}, "flip to be true or false, got 'yes'"),
         ({"data": 3}, "data to be a text, got 3"),
         ({"hidden": 5}, "hidden as a tuple, got 5"),
@@ -84,3 +90,26 @@ def test_the_learning_rate_goes_up_and_down_as_told():
     assert 0 < cosine[-1] < linear[-1]
     assert sorted(cosine[10:], reverse=True) == cosine[10:]
     assert replace(base, warmup=0.0, schedule="linear").learning_rate_at(0, 10) == 0.8
+
+
+def test_a_plateau_divides_the_learning_rate_by_ten():
+    plateau = replace(Recipe.named("d2l"), schedule="plateau", learning_rate=0.8, epochs=100)
+    rising = [0.1, 0.2, 0.3]
+    for accuracies, expected in (
+        ([], 0.8),
+        (rising, 0.8),
+        (rising + [0.3] * 4, 0.8),
+        (rising + [0.3] * 5, 0.08),
+        (rising + [0.3] * 4 + [0.31] + [0.31] * 4, 0.8),
+        (rising + [0.2] * 9, 0.08),
+        (rising + [0.2] * 10, 0.008),
+        (rising + [0.2] * 5 + [0.4] + [0.4] * 5, 0.008),
+    ):
+        assert plateau.learning_rate_at(500, 10, accuracies) == pytest.approx(expected)
+
+
+def test_a_recipe_of_an_older_run_is_read():
+    fields = asdict(Recipe.named("d2l"))
+    for later in ("stream", "compression", "shorter_side", "pretrained", "head", "warm_start"):
+        del fields[later]
+    assert Recipe.from_json(json.dumps(fields)) == Recipe.named("d2l")

@@ -390,3 +390,42 @@ def test_without_the_library(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DataError, match=r"expected the library datasets, got: .*, try pip install 'vggkit\[data\]'"):
         open_images(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_a_stream_trains_to_the_same_bits_with_any_number_of_workers_and_after_a_stop(kind, library, tmp_path):
+    from vggkit import Recipe, train
+    from vggkit.training import epochs
+
+    folder = tmp_path / "shards"
+    for split, shards in (("train", 2), ("validation", 1)):
+        for shard in range(shards):
+            indices = range(100 * shard, 100 * shard + 100)
+            if kind == "parquet":
+                write_parquet(folder / f"{split}-{shard:05}.parquet", indices, class_label_features(library))
+            else:
+                write_tar(folder / f"{split}-{shard:05}.tar", indices)
+    (folder / "classes.txt").write_text("\n".join(SAMPLE.classes) + "\n")
+    recipe = Recipe(
+        name="stream", architecture="1x4 1x8_bn", image_size=16, data=str(folder), stream=True, channels="grey",
+        hidden=(), epochs=2, batch_size=30, shorter_side=(16, 20), flip=True, momentum=0.9, epoch_images=200,
+    )  # fmt: skip
+
+    def weights(name, **options):
+        run = train(recipe, device="cpu", progress=False, **{"out": tmp_path / name, "num_workers": 0} | options)
+        return run.net.state_dict()
+
+    expected = weights("whole")
+    steps = []
+    original = epochs.train_step
+
+    def stopping(*arguments, **options):
+        steps.append(options["wants_stop"])
+        return original(*arguments, **{**options, "wants_stop": len(steps) == 10})  # in the second epoch of 7 steps
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(epochs, "train_step", stopping)
+        weights("stopped")
+    assert len(steps) == 10
+    for found in (weights("workers", num_workers=2), weights("stopped", out=None, resume=tmp_path / "stopped")):
+        assert all((found[name] == tensor).all() for name, tensor in expected.items())

@@ -1,8 +1,12 @@
 """Files that are never half written, and what is asked of a path before it is opened."""
 
+import errno
 import io
 import os
 import secrets
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +19,16 @@ def why_not_a_file(path: Path) -> str | None:
     if path.is_file():
         return None
     return "no regular file" if path.exists() else "nothing there"
+
+
+def read_regular(path: Path) -> bytes:
+    """The content of a regular file; raises `OSError`.
+
+    Not of a link, which leads elsewhere, nor of a FIFO or a device, which may not end.
+    """
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise OSError(errno.EINVAL, "no regular file", str(path))
+    return path.read_bytes()
 
 
 def user_cache() -> Path:
@@ -31,7 +45,7 @@ def write_whole(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
         try:
-            write_synced(temporary, content)
+            write_synced(temporary, [content])
             os.rename(temporary, path)  # noqa: PTH104 (one call of os for each thing that can fail)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -41,25 +55,38 @@ def write_whole(path: Path, content: bytes) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 
-def write_synced(path: Path, content: bytes) -> None:
-    """Write `content` to a new file at `path`, and return once it is on the disk; raises `OSError`."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    try:
-        rest = memoryview(content)
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
+def write_synced(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
+    """Write `pieces` to a new file at `path`, and return once they are on the disk; raises `OSError`."""
+    with _opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as descriptor:
+        for piece in pieces:
+            write_all(descriptor, piece)
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+
+
+def write_all(descriptor: int, content: bytes | memoryview) -> None:
+    """Write all of `content`, of which one call may take a part; raises `OSError`."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
 
 
 def sync_folder(folder: Path) -> None:
     """Return once the names in `folder` are on the disk; raises `OSError`."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
+    with _opened(folder, os.O_RDONLY) as descriptor:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+
+
+@contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    """A descriptor of `path`, which the errors of its calls then name."""
+    try:
+        descriptor = os.open(path, flags, 0o644)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, error.filename or str(path)) from None
 
 
 def as_png(figure: "Figure") -> bytes:

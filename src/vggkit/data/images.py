@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from torch import Tensor
 from vggkit.data.download import one_line
 from vggkit.data.fashion_mnist import DataError
 from vggkit.data.files import why_not_a_file
+from vggkit.data.loading import derived_seed
 from vggkit.data.preprocessing import Preprocessing
+from vggkit.data.samples import Sample
 
 MAX_IMAGE_PIXELS, MAX_IMAGE_SIDE = 64_000_000, 30_000
 """An image that says it is larger is refused before it is decoded."""
@@ -102,6 +105,35 @@ def random_crop(
         (top + image_size) * image.height / height,
     )
     return _pixels(image.resize((image_size, image_size), Image.Resampling.BILINEAR, box), channels)
+
+
+@dataclass(frozen=True)
+class FittedImage:
+    """Reads an image as it is evaluated: whole or cut in the middle, as the preprocessing says."""
+
+    channels: int
+    preprocessing: Preprocessing
+
+    def __call__(self, sample: Sample, epoch: int, index: int) -> Tensor:
+        """uint8 (channels, image_size, image_size); raises `DataError`."""
+        return fitted(read_image(sample.content, self.channels, sample.name), self.preprocessing)
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """Reads an image as the paper trains on it, at a random size and place that seed, epoch and index decide."""
+
+    seed: int
+    channels: int
+    image_size: int
+    shorter_side: tuple[int, ...]
+
+    def __call__(self, sample: Sample, epoch: int, index: int) -> Tensor:
+        """uint8 (channels, image_size, image_size); raises `DataError`."""
+        generator = np.random.default_rng(derived_seed(self.seed, "crop", epoch, index))
+        return random_crop(
+            sample.content, self.channels, self.image_size, self.shorter_side, generator, name=sample.name
+        )
 
 
 def _decoded(content: Path | bytes, channels: int, name: str | None, least_side: int | None = None) -> Image.Image:

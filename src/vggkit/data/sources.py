@@ -1,15 +1,52 @@
 """Your own images: from folders, parquet files, tar shards (WebDataset) and the Hugging Face hub."""
 
+import os
 from pathlib import Path
 
 from vggkit.data.download import one_line
-from vggkit.data.fashion_mnist import DataError
+from vggkit.data.fashion_mnist import FILES, FULL_NAME, SAMPLE_NAME, DataError, Dataset, load
 from vggkit.data.folders import open_folder
 from vggkit.data.samples import MAX_CLASSES, Images, ImageSource, Sample, printable
 from vggkit.data.shards import find_shards
 from vggkit.data.tables import HUB_NAME, HUB_PREFIX, open_tables
 
-__all__ = ["ImageSource", "Images", "Sample", "open_images"]
+__all__ = ["ImageSource", "Images", "Sample", "open_data", "open_images"]
+
+
+def open_data(
+    data: str,
+    *,
+    data_dir: Path | None = None,
+    holdout: float = 0.1,
+    seed: int = 0,
+    stream: bool = False,
+    epoch_images: int = 0,
+) -> Dataset | ImageSource:
+    """The data that `data` names: arrays for Fashion-MNIST and a folder in its format, else images to be opened.
+
+    Args:
+        data: `fashion-mnist`, `fashion-mnist-sample`, a folder with four IDX files, or as for `open_images`.
+        data_dir: where to look for Fashion-MNIST first.
+        holdout: as for `open_images`, like all that follow.
+        seed: of what is kept out.
+        stream: do not copy.
+        epoch_images: of a stream.
+
+    Raises:
+        DataError: there is nothing, or not what was expected.
+    """
+    folder = Path(data)
+    is_idx = any((folder / f"{file}{suffix}").is_file() for file in FILES for suffix in ("", ".gz"))
+    if data in (FULL_NAME, SAMPLE_NAME) or is_idx:
+        if stream:
+            raise DataError(f"expected parquet files, tar shards or the hub to stream, got {printable(data)}")
+        return load(data, data_dir)
+    if not data.startswith(HUB_PREFIX) and not os.path.lexists(data):
+        raise DataError(
+            f"expected {FULL_NAME}, {SAMPLE_NAME}, a folder of images or hub:owner/name, got "
+            f"{printable(data)[:200]!r}, where there is nothing, try 'vgg data'"
+        )
+    return open_images(data, holdout=holdout, seed=seed, stream=stream, epoch_images=epoch_images)
 
 
 def open_images(data: str, *, holdout: float, seed: int, stream: bool, epoch_images: int) -> ImageSource:

@@ -56,6 +56,11 @@ _PR_SET_PDEATHSIG = 1
 _torch_signals: Any = signal_handling
 
 
+def default_workers() -> int:
+    """Half of the cores that this process may have, at most 16; what is left computes."""
+    return min(16, (os.cpu_count() or 1) // (2 * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
 class _Workers:
     """Processes that read; gone after `end`, which any failure comes to, or when this object or Python ends."""
 

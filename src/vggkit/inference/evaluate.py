@@ -1,15 +1,22 @@
 """A weight file and a labelled data set to accuracy, by class and confused with what."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from vggkit.data.fashion_mnist import DataError, Dataset
 from vggkit.data.files import as_png, write_whole
+from vggkit.data.images import FittedImage
 from vggkit.data.loading import Split, batches
+from vggkit.data.reading import IGNORED_LABEL
+from vggkit.data.samples import ImageSource
+from vggkit.data.workers import Loader
 from vggkit.inference.predict import Classifier
 
 
@@ -34,25 +41,68 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(classifier: Classifier, dataset: Dataset, batch_size: int = 128) -> Evaluation:
-    """The confusion of `classifier` on the test images of `dataset`, on the network's device.
+def evaluate(
+    classifier: Classifier,
+    data: Dataset | ImageSource,
+    batch_size: int = 128,
+    num_workers: int = 0,
+    bad_images: Literal["fail", "skip"] = "fail",
+) -> Evaluation:
+    """The confusion of `classifier` on the test or validation images of `data`, on the network's device.
+
+    Args:
+        classifier: from `load_classifier`.
+        data: from `open_data`.
+        batch_size: images together.
+        num_workers: processes that decode image files ahead.
+        bad_images: what to do with files that are no images or broken: fail, or skip, which counts them nowhere.
 
     Raises:
-        DataError: the data set has classes that the network does not know.
+        DataError: the data set has other classes than the network knows, or holds a bad image.
+        LoadingError: a worker ended or hangs.
     """
-    if dataset.classes != classifier.classes:
-        raise DataError(f"expected data of {_listed(classifier.classes)}, got {_listed(dataset.classes)}")
+    if data.classes != classifier.classes:
+        raise DataError(f"expected data of {_listed(classifier.classes)}, got {_listed(data.classes)}")
     if batch_size < 1:
         raise ValueError(f"expected a batch_size from 1, got {batch_size}")
-    device = next(classifier.net.parameters()).device
-    split = Split.on(device, dataset.test_images, dataset.test_labels)
     num_classes = len(classifier.classes)
-    counts = torch.zeros(num_classes**2, dtype=torch.int64, device=device)
+    counts = torch.zeros(num_classes**2, dtype=torch.int64, device=_device(classifier))
+    if isinstance(data, Dataset):
+        inputs = _array_inputs(classifier, data, batch_size)
+    else:
+        inputs = _file_inputs(classifier, data, batch_size, num_workers, bad_images)
+    for x, labels in inputs:
+        predicted = classifier.net(x).argmax(dim=1)
+        is_counted = labels != IGNORED_LABEL
+        counts += torch.bincount((labels * num_classes + predicted)[is_counted], minlength=num_classes**2)
+    return Evaluation(classifier.classes, counts.view(num_classes, num_classes).cpu().numpy())
+
+
+def _array_inputs(classifier: Classifier, dataset: Dataset, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    split = Split.on(_device(classifier), dataset.test_images, dataset.test_labels)
     for images, labels in batches(split, batch_size):
         images = images.expand(-1, classifier.preprocessing.channels, -1, -1)  # grey, as `read_image` makes it RGB
-        predicted = classifier.net(classifier.preprocessing(images)).argmax(dim=1)
-        counts += torch.bincount(labels * num_classes + predicted, minlength=num_classes**2)
-    return Evaluation(classifier.classes, counts.view(num_classes, num_classes).cpu().numpy())
+        yield classifier.preprocessing(images), labels
+
+
+def _file_inputs(
+    classifier: Classifier,
+    source: ImageSource,
+    batch_size: int,
+    num_workers: int,
+    bad_images: Literal["fail", "skip"],
+) -> Iterator[tuple[Tensor, Tensor]]:
+    preprocessing, device = classifier.preprocessing, _device(classifier)
+    read = FittedImage(preprocessing.channels, preprocessing)
+    parts = np.array_split(np.arange(len(source.held_out)), -(-len(source.held_out) // batch_size))
+    options: dict[str, Any] = {"num_workers": num_workers, "bad_images": bad_images}
+    with Loader(source.held_out, read, seed=0, pin_memory=device.type == "cuda", **options) as loader:
+        for images, labels in loader.batches(parts, epoch=0):
+            yield preprocessing.scaled(images.to(device)), labels.to(device)
+
+
+def _device(classifier: Classifier) -> torch.device:
+    return next(classifier.net.parameters()).device
 
 
 def _listed(classes: tuple[str, ...]) -> str:

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -32,6 +32,9 @@ __all__ = ["WeightsError", "load_weights", "metadata_list", "save_torchvision", 
 
 AnyNetwork = VGG | BaselineNetwork
 
+PIECE_BYTES = 2**20
+"""What is hashed and written together stays in a core's cache between the two."""
+
 
 def save_weights(path: Path, net: AnyNetwork, metadata: Mapping[str, str]) -> None:
     """Write `net` and `metadata` (texts by name) to `path`, whole or not at all.
@@ -50,15 +53,28 @@ def save_weights(path: Path, net: AnyNetwork, metadata: Mapping[str, str]) -> No
 
 def weights_bytes(tensors: Mapping[str, Tensor], architecture: Network, metadata: Mapping[str, str]) -> bytes:
     """What `save_weights` writes, for the state dict of a network, on the CPU."""
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    content = save(contiguous, {**metadata, "architecture": architecture.to_json()})
-    # safetensors writes the metadata in a random order; equal networks are to be equal files.
-    start = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:start])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    return b"".join(safetensors_pieces(tensors, {**metadata, "architecture": architecture.to_json()}))
+
+
+def safetensors_pieces(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
+    """The safetensors file of float32 and int64 tensors on the CPU, without a copy of those that are contiguous.
+
+    Equal tensors and metadata are equal files; safetensors itself writes metadata in a random order.
+    """
+    names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))  # so all are aligned
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    end = 0
+    for name in names:
+        start, end = end, end + tensors[name].nbytes
+        dtype = {torch.float32: "F32", torch.int64: "I64"}[tensors[name].dtype]
+        header[name] = {"dtype": dtype, "shape": list(tensors[name].shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    return b"".join([len(text).to_bytes(8, "little"), text, memoryview(content)[start:]])
+    yield len(text).to_bytes(8, "little") + text
+    for name in names:
+        content = tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data
+        for start in range(0, len(content), PIECE_BYTES):
+            yield content[start : start + PIECE_BYTES]
 
 
 def load_weights(path: Path, device: str | torch.device = "cpu") -> tuple[AnyNetwork, dict[str, str]]:

@@ -1,21 +1,16 @@
 """A recipe to a trained network: `train` reads from top to bottom."""
 
 import json
-import math
 import os
-import time
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 import vggkit
 from vggkit.data.fashion_mnist import SAMPLE_NAME, SAMPLE_WARNING
 from vggkit.data.files import write_whole
-from vggkit.data.loading import Augmentation, derived_seed
 from vggkit.design.costs import costs
 from vggkit.networks.baselines import build
 from vggkit.networks.fully_connected import use_fast_cpu
@@ -25,25 +20,23 @@ from vggkit.training.checkpoint import (
     NETWORK,
     SAVE_SECONDS,
     STATE,
-    RunState,
     Saver,
     checkpoint_path,
+    read_checkpoint,
     read_newest,
     restore,
-    snapshot,
 )
-from vggkit.training.distributed import Team, joined
-from vggkit.training.evaluate import evaluate
-from vggkit.training.feed import Batch
+from vggkit.training.distributed import joined
+from vggkit.training.epochs import named, train_epochs
 from vggkit.training.hardware import RunError, describe_hardware, keep_freed_memory, use_huge_pages
-from vggkit.training.outcomes import DivergedError, Outcomes
 from vggkit.training.progress import EpochMetrics, Progress, print_line
 from vggkit.training.recipe import Recipe
-from vggkit.training.run_data import RunData, open_run_data
-from vggkit.training.run_folder import BEST, MODEL, begin, begin_or_find, claimed, with_whole_paths
-from vggkit.training.start import learning_part, pretrained_weights, start_from, with_synchronised_norms
-from vggkit.training.step import make_optimizer, train_step
-from vggkit.training.stopping import StopFlag, stop_on_signals
+from vggkit.training.run_data import open_run_data
+from vggkit.training.run_folder import BEST, MODEL, begin, begin_or_find, check_unfinished, claimed, with_whole_paths
+from vggkit.training.run_state import CheckpointError, RunState
+from vggkit.training.start import pretrained_weights, start_from, with_synchronised_norms
+from vggkit.training.step import make_optimizer
+from vggkit.training.stopping import stop_on_signals
 
 
 @dataclass(frozen=True)
@@ -132,6 +125,10 @@ def train(
         if resume is not None and team.leads:
             folder = stack.enter_context(claimed(begin_or_find(recipe, Path(resume))))
             newest = read_newest(folder, say)
+            if newest is None:
+                check_unfinished(folder)
+                if (folder / METRICS).exists():
+                    say(f"{folder} has no whole checkpoint yet, and begins anew")
         saved = team.shared(newest[1] if newest is not None else None)
         before = RunState.from_json(saved[STATE]) if saved else None
 
@@ -161,6 +158,9 @@ def train(
         optimizer = make_optimizer(recipe, net)
         hardware = describe_hardware(team.device)
         measured_on = {"hardware": hardware, "processes": team.size, "torch": torch.__version__}
+        steps_per_epoch = -(-data.train.num_images // recipe.batch_size)
+        if before is not None and not before.fits(steps_per_epoch):
+            raise CheckpointError(f"expected a checkpoint of epochs of {steps_per_epoch} steps, got one of others")
         state = restore(saved, net, optimizer) if saved else RunState(asdict(recipe), data.facts)
         if before is not None:
             notes += _resume_notes(state, measured_on)
@@ -171,7 +171,6 @@ def train(
         folder = Path(os.fsdecode(team.shared({"folder": os.fsencode(folder or "")})["folder"]))
         if team.leads:
             write_whole(folder / METRICS, saved.get(METRICS, b""))
-        steps_per_epoch = -(-data.train.num_images // recipe.batch_size)
         shown = Progress(
             folder if team.leads else None,
             recipe.epochs,
@@ -190,19 +189,24 @@ def train(
             f"{data.name}: {data.train.num_images:,} training and {data.held_out.num_images:,} {data.held_out_name} "
             f"images, on {f'{team.size} x ' * (team.size > 1)}{hardware}"
         )
+        if data.bad_images:
+            notes.append(named(data.bad_images))
         for note in [*notes, *[SAMPLE_WARNING] * (data.name == SAMPLE_NAME)]:
             shown.say(note)
 
         metadata = {"classes": json.dumps(data.classes), "preprocessing": data.preprocessing.to_json()}
-        saver = Saver(folder, save_seconds, newest[0] if newest is not None else None) if team.leads else None
+        resumed_from = newest[0] if newest is not None else None
+        saver = Saver(folder, save_seconds, resumed_from, state.best_step) if team.leads else None
+        if saver is not None:
+            stack.callback(saver.wait)
 
         def save() -> None:
             if saver is not None:
-                metrics = (folder / METRICS).read_bytes()
-                saver.save(state, snapshot(net, optimizer, state, metrics, metadata))
+                saver.save(net, optimizer, state, (folder / METRICS).read_bytes(), metadata)
 
+        stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True))
         with stop_on_signals("stopping after this step; Ctrl-C again to leave at once") as stop:
-            is_finished = _train_epochs(recipe, team, data, net, optimizer, state, shown, stop, saver, save)
+            is_finished = train_epochs(recipe, team, data, net, optimizer, state, shown, stop, saver, save)
             save()
             if saver is not None:
                 saver.finish()
@@ -210,8 +214,7 @@ def train(
         if team.leads and is_finished:
             save_weights(folder / MODEL, net, metadata)
             if state.best_step is not None:
-                best = checkpoint_path(folder, state.best_step) / NETWORK
-                write_whole(folder / BEST, best.read_bytes())
+                write_whole(folder / BEST, read_checkpoint(checkpoint_path(folder, state.best_step))[NETWORK])
         return Run(
             folder,
             recipe,
@@ -223,128 +226,6 @@ def train(
             None if is_finished else stop.signal_name or "a signal to another process",
             team.leads,
         )
-
-
-def _train_epochs(
-    recipe: Recipe,
-    team: Team,
-    data: RunData,
-    net: AnyNetwork,
-    optimizer: torch.optim.Optimizer,
-    state: RunState,
-    shown: Progress,
-    stop: StopFlag,
-    saver: Saver | None,
-    save: Callable[[], None],
-) -> bool:
-    """Train from where `state` is; whether to the end. What it changes is `net`, `optimizer` and `state`."""
-    steps_per_epoch = shown.steps_per_epoch
-    augment = Augmentation(recipe.flip, recipe.translate, recipe.erase)
-    draws = torch.Generator(team.device)
-    outcomes = Outcomes(team.device, state, shown)
-    parallel = None
-    mark = time.perf_counter()
-    while state.epoch <= recipe.epochs:
-        learning_part(net, only_last=state.epoch <= recipe.head_epochs)
-        if parallel is None or state.epoch == recipe.head_epochs + 1:
-            parallel = team.wrapped(net, recipe.compression)
-        accuracies = [metrics.test_accuracy for metrics in state.history]
-        for batch in _waited_for(data.train.batches(state.epoch, state.epoch_steps), state):
-            draws.manual_seed(derived_seed(recipe.seed, "augmentation", state.step))
-            _seed_dropout(team.device, derived_seed(recipe.seed, "dropout", state.step, team.rank))
-            x = _network_input(augment(batch.images, draws, batch.part, batch.size), batch, recipe, data, draws)
-            outcome = train_step(
-                parallel,
-                optimizer,
-                x,
-                batch.labels,
-                recipe.learning_rate_at(state.step, steps_per_epoch, accuracies),
-                recipe.label_smoothing,
-                team=team,
-                batch_size=batch.size,
-                wants_stop=stop.signal_name is not None,
-            )
-            state.step += 1
-            state.epoch_steps += 1
-            outcomes.put(outcome)
-            now = time.perf_counter()
-            state.train_seconds += now - mark
-            state.elapsed_seconds += now - mark
-            mark = now
-            if outcomes.says_stop:
-                return False
-            if saver is not None and saver.is_due:
-                outcomes.read_all()
-                save()
-        outcomes.read_all()  # waits for the device: the only time in an epoch
-        now = time.perf_counter()
-        state.train_seconds += now - mark
-        accuracy = evaluate(parallel, data.held_out, data.preprocessing, team, stop)
-        if accuracy is None:
-            return False
-        state.elapsed_seconds += time.perf_counter() - mark
-        mark = time.perf_counter()
-        loss_sum, correct, count = state.sums
-        if not math.isfinite(accuracy):
-            raise DivergedError(
-                f"expected finite outputs, got others after step {state.step}, "
-                f"try a --learning-rate below {recipe.learning_rate:g} or --architecture with _bn"
-            )
-        is_best = data.held_out_name == "validation" and accuracy > max(accuracies, default=-1.0)
-        state.history.append(
-            EpochMetrics(
-                epoch=state.epoch,
-                step=state.step,
-                train_loss=loss_sum / count,
-                train_accuracy=correct / count,
-                test_accuracy=accuracy,
-                learning_rate=recipe.learning_rate_at(state.step - 1, steps_per_epoch, accuracies),
-                examples_per_second=count / state.train_seconds,
-                train_seconds=state.train_seconds,
-                loading_seconds=state.loading_seconds,
-                elapsed_seconds=state.elapsed_seconds,
-            )
-        )
-        state.epoch, state.epoch_steps, state.sums = state.epoch + 1, 0, [0.0, 0.0, 0.0]
-        state.train_seconds = state.loading_seconds = 0.0
-        shown.epoch(state.history[-1])
-        if is_best:
-            state.best_step = state.step
-            save()
-    return True
-
-
-def _network_input(images: Tensor, batch: Batch, recipe: Recipe, data: RunData, draws: torch.Generator) -> Tensor:
-    """Augmented images as the network takes them, with their colours shifted if the recipe says so."""
-    preprocessing = data.preprocessing
-    x = preprocessing.scaled(images) if data.train.is_fitted else preprocessing(images)
-    if recipe.color_shift:
-        axes = torch.tensor(data.color_axes, device=x.device)
-        amounts = torch.randn(batch.size, len(axes), generator=draws, device=x.device)[batch.part]
-        shift = recipe.color_shift * amounts @ axes
-        shift = (shift.flip(1) if preprocessing.order == "bgr" else shift) * preprocessing.scale
-        x += (shift / torch.tensor(preprocessing.std, device=x.device)).view(*shift.shape, 1, 1)
-    return x
-
-
-def _waited_for(batches: Iterator[Batch], state: RunState) -> Iterator[Batch]:
-    """`batches`, with the time that each one takes to come added to `state`."""
-    while True:
-        start = time.perf_counter()
-        batch = next(batches, None)
-        state.loading_seconds += time.perf_counter() - start
-        if batch is None:
-            return
-        yield batch
-
-
-def _seed_dropout(device: torch.device, seed: int) -> None:
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
-    elif device.type == "mps":
-        torch.mps.manual_seed(seed)
-    else:
-        torch.default_generator.manual_seed(seed)
 
 
 def _resume_notes(state: RunState, measured_on: dict[str, object]) -> list[str]:

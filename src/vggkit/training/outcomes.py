@@ -5,8 +5,8 @@ from collections import deque
 import torch
 from torch import Tensor
 
-from vggkit.training.checkpoint import RunState
 from vggkit.training.progress import Progress
+from vggkit.training.run_state import RunState
 
 CUDA_LAG_STEPS = 2
 """Steps that a GPU is given ahead of the one whose outcome is read."""

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vggkit.data.files import as_png, write_whole
+from vggkit.data.files import as_png, write_all, write_whole
 
 REFRESH_SECONDS = 0.5
 PLAIN_LINE_SECONDS = 30.0
@@ -79,7 +79,7 @@ class Progress:
             return
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         try:
-            self._metrics.write(json.dumps({"event": event, **finite}, allow_nan=False).encode() + b"\n")
+            write_all(self._metrics.fileno(), json.dumps({"event": event, **finite}, allow_nan=False).encode() + b"\n")
         except OSError as error:
             raise OSError(error.errno, error.strerror, self._metrics.name) from None
 
@@ -125,10 +125,12 @@ class Progress:
         """At the end, whatever the end was."""
         if self._live is not None:
             self._live.stop()
-        if len(self.history) > self._drawn_epochs:
-            self._draw()
-        if self._metrics is not None:
-            self._metrics.close()
+        try:
+            if len(self.history) > self._drawn_epochs:
+                self._draw()
+        finally:
+            if self._metrics is not None:
+                self._metrics.close()
 
     def _show_step(self, step: int, loss: float, accuracy: float, loading_share: float) -> None:
         now = time.perf_counter()

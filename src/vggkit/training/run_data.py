@@ -12,14 +12,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vggkit.data.fashion_mnist import FILES, FULL_NAME, SAMPLE_NAME, DataError, load
-from vggkit.data.images import fitted, random_crop, read_image
-from vggkit.data.loading import Split, derived_seed, epoch_order
+from vggkit.data.fashion_mnist import DataError, Dataset
+from vggkit.data.images import FittedImage, RandomCrop
+from vggkit.data.loading import Split, epoch_order
 from vggkit.data.preprocessing import Preprocessing
 from vggkit.data.reading import IGNORED_LABEL
-from vggkit.data.samples import Images, ImageSource, Sample
-from vggkit.data.sources import open_images
-from vggkit.data.workers import Loader
+from vggkit.data.samples import Images, ImageSource
+from vggkit.data.sources import open_data
+from vggkit.data.workers import Loader, default_workers
 from vggkit.training.distributed import Team
 from vggkit.training.feed import DeviceFeed, Feed, WorkerFeed
 from vggkit.training.hardware import RunError
@@ -83,7 +83,7 @@ def open_run_data(
         recipe: names the data and says how it is prepared.
         team: the processes that share the batches.
         data_dir: where to look for Fashion-MNIST first.
-        num_workers: processes that decode image files; half of this process's cores if not given, at most 16.
+        num_workers: processes that decode image files; see `default_workers`.
         pretrained: the preprocessing of the weights to start from, whose mean and std are then taken.
         facts: of the run that is resumed.
         say: is told what takes a while.
@@ -92,36 +92,35 @@ def open_run_data(
         DataError: the data is missing or damaged, or is not what it was when the run began.
         RunError: the recipe does not fit it.
     """
-    if not Path(recipe.data).exists() and recipe.data not in (FULL_NAME, SAMPLE_NAME) and ":" not in recipe.data:
-        raise DataError(
-            f"expected {FULL_NAME}, {SAMPLE_NAME}, a folder of images or hub:owner/name, got {recipe.data!r}, where "
-            "there is nothing, try 'vgg data'"
-        )
-    if recipe.data in (FULL_NAME, SAMPLE_NAME) or is_idx_folder(Path(recipe.data)):
-        data = _from_arrays(recipe, team, data_dir, pretrained)
+    opened = open_data(
+        recipe.data,
+        data_dir=data_dir,
+        holdout=recipe.holdout,
+        seed=recipe.seed,
+        stream=recipe.stream,
+        epoch_images=recipe.epoch_images,
+    )
+    if isinstance(opened, Dataset):
+        data = _from_arrays(recipe, team, opened, pretrained)
     else:
-        data = _from_files(recipe, team, num_workers, pretrained, facts, say)
+        data = _from_files(recipe, team, opened, num_workers, pretrained, facts, say)
     if facts is None:
         return data
-    if facts.get("fingerprint") != data.fingerprint:
+    kept, now = Preprocessing.from_json(facts["preprocessing"]), data.preprocessing
+    is_same = (kept.image_size, kept.channels) == (now.image_size, now.channels)
+    if facts.get("fingerprint") != data.fingerprint or not is_same:
         raise DataError(f"expected the images that the run began with in {recipe.data}, got others")
     axes = tuple(tuple(map(float, axis)) for axis in facts["color_axes"])
-    return replace(data, preprocessing=Preprocessing.from_json(facts["preprocessing"]), color_axes=axes)
+    return replace(data, preprocessing=kept, color_axes=axes)
 
 
-def is_idx_folder(folder: Path) -> bool:
-    """Whether `folder` has one of the four files in LeCun's format."""
-    return any((folder / f"{file}{suffix}").is_file() for file in FILES for suffix in ("", ".gz"))
-
-
-def _from_arrays(recipe: Recipe, team: Team, data_dir: Path | None, pretrained: Preprocessing | None) -> RunData:
-    dataset = load(recipe.data, data_dir)
+def _from_arrays(recipe: Recipe, team: Team, dataset: Dataset, pretrained: Preprocessing | None) -> RunData:
     images, labels = dataset.train_images, dataset.train_labels
     for field in ("translate", "erase"):
         if getattr(recipe, field) >= min(images.shape[1:]):
             raise RunError(f"expected {field} below the {images.shape[1:]} of the images, got {getattr(recipe, field)}")
-    if recipe.shorter_side or recipe.stream:
-        raise RunError(f"expected image files with shorter_side or stream, got {dataset.name}")
+    if recipe.shorter_side:
+        raise RunError(f"expected image files with shorter_side, got {dataset.name}")
     if recipe.validation >= len(images):
         raise DataError(f"expected validation below the {len(images)} training images, got {recipe.validation}")
     cut = len(images) - recipe.validation
@@ -151,6 +150,7 @@ def _from_arrays(recipe: Recipe, team: Team, data_dir: Path | None, pretrained: 
 def _from_files(
     recipe: Recipe,
     team: Team,
+    source: ImageSource,
     num_workers: int | None,
     pretrained: Preprocessing | None,
     facts: Mapping[str, Any] | None,
@@ -158,15 +158,12 @@ def _from_files(
 ) -> RunData:
     if recipe.validation:
         raise RunError(f"expected a holdout with image files, got validation {recipe.validation}, try --holdout 0.1")
-    source = open_images(
-        recipe.data, holdout=recipe.holdout, seed=recipe.seed, stream=recipe.stream, epoch_images=recipe.epoch_images
-    )
     channels = 1 if recipe.channels == "grey" else 3
     # Of these only the geometry is used here, which comes from the recipe alone.
     geometry = _preprocessing(recipe, channels, (0.0,) * channels, (1.0,) * channels, None)
     fit = FittedImage(channels, geometry)
     if num_workers is None:
-        num_workers = min(16, (os.cpu_count() or 1) // (2 * _local_size()))
+        num_workers = default_workers()
 
     def loader(images: Images, read: "FittedImage | RandomCrop") -> Loader:
         return Loader(
@@ -209,35 +206,6 @@ def _from_files(
         tuple(loaders),
         _notes(source),
     )
-
-
-@dataclass(frozen=True)
-class FittedImage:
-    """Reads an image as it is evaluated: whole or cut in the middle, as the preprocessing says."""
-
-    channels: int
-    preprocessing: Preprocessing
-
-    def __call__(self, sample: Sample, epoch: int, index: int) -> Tensor:
-        """uint8 (channels, image_size, image_size); raises `DataError`."""
-        return fitted(read_image(sample.content, self.channels, sample.name), self.preprocessing)
-
-
-@dataclass(frozen=True)
-class RandomCrop:
-    """Reads an image as the paper trains on it, at a random size and place that seed, epoch and index decide."""
-
-    seed: int
-    channels: int
-    image_size: int
-    shorter_side: tuple[int, ...]
-
-    def __call__(self, sample: Sample, epoch: int, index: int) -> Tensor:
-        """uint8 (channels, image_size, image_size); raises `DataError`."""
-        generator = np.random.default_rng(derived_seed(self.seed, "crop", epoch, index))
-        return random_crop(
-            sample.content, self.channels, self.image_size, self.shorter_side, generator, name=sample.name
-        )
 
 
 def _decoded(images: Images, loader: Loader, device: torch.device) -> Split:

@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from vggkit.data.files import write_whole
+from vggkit.data.files import sync_folder, write_whole
 from vggkit.training.hardware import RunError
 from vggkit.training.recipe import Recipe
 
@@ -46,6 +46,15 @@ def check_same(recipe: Recipe, run: Path) -> None:
             )
 
 
+def check_unfinished(run: Path) -> None:
+    """Raise `RunError` if `run`, which has no checkpoint, is finished: it would be trained anew over its weights."""
+    if (run / MODEL).exists():
+        raise RunError(
+            f"expected a run with checkpoints to go on from, got {run}, which has a {MODEL} and none, as version 0.2 "
+            "leaves it, try a new run with --out"
+        )
+
+
 @contextmanager
 def claimed(folder: Path) -> Iterator[Path]:
     """Hold `folder` for this process alone; raises `RunError` if another one has it for long."""
@@ -73,6 +82,7 @@ def begin(recipe: Recipe, out: str | Path | None) -> Path:
     """A new run folder with its recipe: `out`, or `runs/<name>-<number>`; raises `RunError`."""
     numbered = (Path("runs") / f"{recipe.name}-{number}" for number in range(1, 100_000))
     for folder in [Path(out)] if out is not None else numbered:
+        new = [path for path in (folder, *folder.parents) if not path.exists()]
         try:
             folder.mkdir(parents=True)  # fails if it exists, also when two runs start at once
         except FileExistsError:
@@ -80,6 +90,8 @@ def begin(recipe: Recipe, out: str | Path | None) -> Path:
         except OSError as error:
             raise RunError(f"expected a folder that can be made, got {folder}: {error.strerror}") from None
         write_whole(folder / RECIPE, recipe.to_json().encode() + b"\n")
+        for made in new:
+            sync_folder(made.parent)
         return folder
     raise RunError(
         f"expected a run folder that does not exist yet, got {out}, try another --out, or --resume {out} to go on"

@@ -1,6 +1,5 @@
 """One step of training, and the optimizer that takes it."""
 
-import itertools
 from contextlib import nullcontext
 
 import torch
@@ -74,19 +73,16 @@ def train_step(
 
 
 def make_optimizer(recipe: Recipe, net: AnyNetwork) -> torch.optim.Optimizer:
-    """The optimizer of `recipe` for `net`; only the weights of convolutions and fully connected layers decay.
-
-    The last layer is apart: with `head_epochs` it has momenta before the others, and torch's fused SGD takes only
-    groups in which all have them or none has.
-    """
-    head = last_layer(net)
-    groups = [
-        {
-            "params": [p for name, p in net.named_parameters() if (p.ndim > 1, name.startswith(f"{head}.")) == kind],
-            "weight_decay": recipe.weight_decay if kind[0] else 0.0,
-        }
-        for kind in itertools.product((True, False), repeat=2)
-    ]
+    """The optimizer of `recipe` for `net`; only the weights of convolutions and fully connected layers decay."""
+    head = f"{last_layer(net)}."
+    groups = []
+    # What learns from later on has a group of its own: torch's fused SGD takes momenta of all of a group or of none.
+    for is_head in (False, True) if recipe.head_epochs else (None,):
+        some = [p for name, p in net.named_parameters() if is_head in (None, name.startswith(head))]
+        groups += [
+            {"params": [p for p in some if p.ndim > 1], "weight_decay": recipe.weight_decay},
+            {"params": [p for p in some if p.ndim <= 1], "weight_decay": 0.0},
+        ]
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
     return torch.optim.SGD(

@@ -57,6 +57,7 @@ def stop_on_signals(notice: str) -> Iterator[StopFlag]:
         for number, handler in before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(before_fd)
+        writer.shutdown(socket.SHUT_WR)  # closing is not enough: a forked worker has a copy of it
         writer.close()
         watcher.join()
         reader.close()

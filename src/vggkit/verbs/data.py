@@ -1,31 +1,44 @@
-"""`vgg data`: the data sets, and how to get them."""
+"""`vgg data`: the data sets that are known, how to get them, and what is in your own."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
-from vggkit.verbs.terminal import DONE, parse_flags, print_json, print_table, print_to_stderr
+from vggkit.verbs.terminal import DONE, FAILED, parse_flags, print_json, print_table, print_to_stderr
+
+if TYPE_CHECKING:
+    from vggkit.data.samples import Images
+
+NAMED_IMAGES = 20
 
 
 @dataclass(frozen=True)
 class Flags:
-    """List the data sets and where they lie; 'vgg data fetch fashion-mnist' gets it."""
+    """List the data sets and where they lie; 'fetch fashion-mnist' gets it, 'check photos/' reads every image."""
 
-    action: Positional[Literal["list", "fetch"]] = "list"
-    """list, or fetch."""
+    action: Positional[Literal["list", "fetch", "check"]] = "list"
+    """list; fetch; or check, which reads every image of your own data and names the bad ones."""
     name: Positional[str] = "fashion-mnist"
-    """What to fetch."""
+    """What to fetch or check, as for vgg train --data."""
     data_dir: Path | None = None
     """Where to look for Fashion-MNIST first."""
+    holdout: float = 0.1
+    """Share of each class that is kept out, where there is no validation or test set."""
+    seed: int = 0
+    """Of what is kept out."""
+    workers: int | None = None
+    """Processes that decode image files; half of the cores, at most 16, if not given."""
     json: bool = False
     """Print JSON instead of a table."""
 
 
 def run(arguments: list[str]) -> int:
-    """Run the verb; returns the exit code."""
+    """Run the verb; returns the exit code: 1 if there are bad images."""
     flags = parse_flags("data", Flags, arguments)
+    if flags.action == "check":
+        return _check(flags)
     from vggkit.data import fashion_mnist
 
     if flags.action == "fetch":
@@ -49,3 +62,55 @@ def run(arguments: list[str]) -> int:
     else:
         print_table(("name", "where", "state"), [[tuple(row.values()) for row in known]], left_aligned=3)
     return DONE
+
+
+def _check(flags: Flags) -> int:
+    from vggkit.data.fashion_mnist import Dataset
+    from vggkit.data.sources import open_data
+
+    data = open_data(flags.name, data_dir=flags.data_dir, holdout=flags.holdout, seed=flags.seed)
+    bad: dict[str, str] = {}
+    if isinstance(data, Dataset):
+        held_out_name, others = "test", 0
+        counts = [_counted(labels.tolist(), data.classes) for labels in (data.train_labels, data.test_labels)]
+    else:
+        held_out_name, others = data.held_out_name, data.num_other_files
+        read = [_read(images, flags.workers) for images in (data.train, data.held_out)]
+        counts = [_counted(labels, data.classes) for labels, _ in read]
+        bad = read[0][1] | read[1][1]
+    if flags.json:
+        sizes = {c: {"training": a, held_out_name: b} for c, a, b in zip(data.classes, *counts, strict=True)}
+        print_json({"name": data.name, "classes": sizes, "bad_images": bad, "other_files": others})
+        return FAILED if bad else DONE
+    rows = [(c, f"{a:,}", f"{b:,}") for c, a, b in zip(data.classes, *counts, strict=True)]
+    total = [("all", *(f"{sum(some):,}" for some in counts))]
+    print_table(("class", "training", held_out_name), [rows, total], left_aligned=1)
+    if others:
+        print(f"not taken for images, by their names or places: {others:,}")
+    print(f"{len(bad):,} bad images" + (", which --bad-images skip leaves out:" if bad else ""))
+    for name, reason in list(bad.items())[:NAMED_IMAGES]:
+        print(f"  {name}: {reason}")
+    if len(bad) > NAMED_IMAGES:
+        print(f"  and {len(bad) - NAMED_IMAGES:,} more, see --json")
+    return FAILED if bad else DONE
+
+
+def _counted(labels: list[int], classes: tuple[str, ...]) -> list[int]:
+    return [labels.count(label) for label in range(len(classes))]
+
+
+def _read(images: "Images", num_workers: int | None) -> tuple[list[int], dict[str, str]]:
+    """The labels of the good images, and what is wrong with each of the others."""
+    import numpy as np
+
+    from vggkit.data.images import FittedImage
+    from vggkit.data.preprocessing import Preprocessing
+    from vggkit.data.workers import Loader, default_workers
+
+    # Whole images, decoded in colour, are what any training reads; their size does not matter.
+    read: Any = FittedImage(3, Preprocessing(8, 3, (0.0,) * 3, (1.0,) * 3))
+    parts = np.array_split(np.arange(len(images)), -(-len(images) // 256))
+    workers = default_workers() if num_workers is None else num_workers
+    with Loader(images, read, seed=0, num_workers=workers, pin_memory=False, bad_images="skip") as loader:
+        labels = [label for _, some in loader.batches(parts, epoch=0) for label in some.tolist() if label >= 0]
+        return labels, dict(loader.bad)

@@ -3,13 +3,20 @@
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
 from vggkit.design.architecture import Head, Init
-from vggkit.design.baselines import parse_network
+from vggkit.design.baselines import Network, parse_network
 from vggkit.training.recipe import Optimizer
 from vggkit.verbs.terminal import DONE, given, parse_flags, print_json, print_table, print_to_stderr
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vggkit.data.fashion_mnist import Dataset
+    from vggkit.data.samples import ImageSource
 
 LEAST_EXPONENT = -12
 """Of the bars, which have two characters for each power of ten."""
@@ -22,7 +29,7 @@ class Flags:
     architecture: Positional[str]
     """A name (vgg19, vgg11_bn/4, lenet, alexnet) or blocks (1x64 2x128)."""
     data: str = "fashion-mnist"
-    """fashion-mnist, fashion-mnist-sample, or a folder with four IDX files."""
+    """What to take images from, as for vgg train."""
     data_dir: Path | None = None
     """Where to look for Fashion-MNIST first."""
     init: Init = "kaiming"
@@ -49,6 +56,31 @@ class Flags:
     """Print JSON instead of a table."""
 
 
+def _first_batch(
+    data: "Dataset | ImageSource", network: Network, batch_size: int, seed: int
+) -> tuple["Tensor", "Tensor"]:
+    """The images and labels that `vgg train` begins with."""
+    import torch
+
+    from vggkit.data.fashion_mnist import Dataset
+    from vggkit.data.images import FittedImage
+    from vggkit.data.loading import epoch_order
+    from vggkit.data.preprocessing import Preprocessing
+    from vggkit.data.workers import Loader
+
+    channels = network.in_channels
+    preprocessing = Preprocessing(network.image_size, channels, (0.0,) * channels, (1.0,) * channels)
+    if isinstance(data, Dataset):
+        chosen = epoch_order(len(data.train_images), seed, epoch=1)[:batch_size].numpy()
+        images = torch.from_numpy(data.train_images[chosen]).unsqueeze(1)
+        return preprocessing(images), torch.from_numpy(data.train_labels[chosen]).long()
+    order = torch.arange(batch_size) if data.train.is_stream else epoch_order(len(data.train), seed, epoch=1)
+    read = FittedImage(channels, preprocessing)
+    with Loader(data.train, read, seed=seed, num_workers=0, pin_memory=False, bad_images="fail") as loader:
+        images, labels = next(loader.batches([order[:batch_size].numpy()], epoch=1))
+    return preprocessing.scaled(images), labels
+
+
 def run(arguments: list[str]) -> int:
     """Run the verb; returns the exit code."""
     flags = parse_flags("doctor", Flags, arguments)
@@ -57,30 +89,28 @@ def run(arguments: list[str]) -> int:
 
     import torch
 
-    from vggkit.data.fashion_mnist import load
-    from vggkit.data.loading import epoch_order
-    from vggkit.data.preprocessing import Preprocessing
+    from vggkit.data.fashion_mnist import Dataset
+    from vggkit.data.sources import open_data
     from vggkit.lab.doctor import PATIENCE, examine
     from vggkit.networks.baselines import build
     from vggkit.networks.published import find_weights
     from vggkit.networks.warm_start import warm_start
     from vggkit.networks.weights import load_weights
 
-    dataset = load(flags.data, flags.data_dir)
-    if not 2 <= flags.batch_size <= len(dataset.train_images):
-        raise ValueError(f"expected a batch_size from 2 to {len(dataset.train_images)}, got {flags.batch_size}")
+    data = open_data(flags.data, data_dir=flags.data_dir)
+    num_images, in_channels = (len(data.train_images), 1) if isinstance(data, Dataset) else (len(data.train), 3)
+    if not 2 <= flags.batch_size <= num_images:
+        raise ValueError(f"expected a batch_size from 2 to {num_images}, got {flags.batch_size}")
     if not 0 <= flags.seed < 2**31:
         raise ValueError(f"expected a seed from 0 to {2**31 - 1}, got {flags.seed}")
-    network = parse_network(flags.architecture, in_channels=1, num_classes=len(dataset.classes), **options)
+    network = parse_network(flags.architecture, in_channels=in_channels, num_classes=len(data.classes), **options)
     torch.manual_seed(flags.seed)
     net = build(network, flags.init).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if flags.warm_start:
         warm_start(net, load_weights(find_weights(flags.warm_start, print_to_stderr))[0])
-    chosen = epoch_order(len(dataset.train_images), flags.seed, epoch=1)[: flags.batch_size].numpy()
     diagnosis = examine(
         net,
-        Preprocessing(network.image_size, 1, (0.0,), (1.0,))(torch.from_numpy(dataset.train_images[chosen])[:, None]),
-        torch.from_numpy(dataset.train_labels[chosen]).long(),
+        *_first_batch(data, network, flags.batch_size, flags.seed),
         optimizer=flags.optimizer,
         learning_rate=flags.learning_rate,
         momentum=flags.momentum,
@@ -89,7 +119,7 @@ def run(arguments: list[str]) -> int:
         print_json(_without_infinities({"architecture": network.name, **asdict(diagnosis)}))
         return DONE
     start = f"init {flags.init}" + (f", warm-started from {flags.warm_start}" if flags.warm_start else "")
-    print(f"{network.name}, {start}: {flags.batch_size} images of {dataset.name} at {network.image_size} px")
+    print(f"{network.name}, {start}: {flags.batch_size} images of {data.name} at {network.image_size} px")
     print_table(
         ("layer", "output", "differs", "gradient", "/ weight", "dead", "", "gradient, 1e-12 to 1"),
         [

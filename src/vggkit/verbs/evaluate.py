@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tyro.conf import Positional
 
@@ -11,12 +12,16 @@ from vggkit.verbs.terminal import DONE, check_out, parse_flags, print_json, prin
 
 @dataclass(frozen=True)
 class Flags:
-    """Measure a trained network on the test set of its data: accuracy, by class, and confused with what."""
+    """Measure a trained network on the images kept out of training: accuracy, by class, and confused with what."""
 
     run: Positional[Path]
     """A run folder, or a model.safetensors."""
     data: str | None = None
-    """Data to test on; if not given, what the recipe.json beside the weights says, else fashion-mnist."""
+    """Data to test on, as for vgg train; if not given, what the recipe.json of the run says, else fashion-mnist."""
+    bad_images: Literal["fail", "skip"] | None = None
+    """What to do with files that are no images or broken; as the recipe says, if not given."""
+    workers: int | None = None
+    """Processes that decode image files ahead; half of the cores, at most 16, if not given."""
     device: str | None = None
     """cpu, cuda, cuda:1 or mps; a GPU, if there is one, if not given."""
     data_dir: Path | None = None
@@ -30,7 +35,9 @@ class Flags:
 def run(arguments: list[str]) -> int:
     """Run the verb; returns the exit code."""
     flags = parse_flags("eval", Flags, arguments)
-    from vggkit.data.fashion_mnist import load
+    from vggkit.data.fashion_mnist import Dataset
+    from vggkit.data.sources import open_data
+    from vggkit.data.workers import default_workers
     from vggkit.inference.evaluate import draw_confusion, evaluate
     from vggkit.inference.predict import load_classifier
     from vggkit.training.hardware import choose_device
@@ -38,9 +45,18 @@ def run(arguments: list[str]) -> int:
     if flags.plot is not None:
         check_out(flags.plot, ".png", flag="--plot")
     classifier = load_classifier(flags.run, choose_device(flags.device))
-    data = flags.data if flags.data is not None else _data_of_run(flags.run)
-    dataset = load(data, flags.data_dir)
-    evaluation = evaluate(classifier, dataset)
+    recipe = _recipe_of_run(flags.run)
+    data = open_data(
+        flags.data or recipe.data,
+        data_dir=flags.data_dir,
+        holdout=recipe.holdout,
+        seed=recipe.seed,
+        stream=recipe.stream,
+        epoch_images=recipe.epoch_images,
+    )
+    bad_images = flags.bad_images or recipe.bad_images
+    workers = flags.workers if flags.workers is not None else default_workers()
+    evaluation = evaluate(classifier, data, num_workers=workers, bad_images=bad_images)
     if flags.plot is not None:
         draw_confusion(evaluation, flags.plot)
     by_class = dict(zip(evaluation.classes, evaluation.class_accuracy, strict=True))
@@ -48,7 +64,9 @@ def run(arguments: list[str]) -> int:
         confusion = evaluation.confusion.tolist()
         print_json({"accuracy": evaluation.accuracy, "class_accuracy": by_class, "confusion": confusion})
         return DONE
-    print(f"accuracy {evaluation.accuracy:.4f} on the {len(dataset.test_labels):,} test images of {data}")
+    held_out = "test" if isinstance(data, Dataset) else data.held_out_name
+    count = int(evaluation.confusion.sum())
+    print(f"accuracy {evaluation.accuracy:.4f} on the {count:,} {held_out} images of {data.name}")
     print("a row is a true class; below a number, its images that were taken for the class of that number")
     header = ("class", "accuracy", *map(str, range(len(evaluation.classes))))
     rows = [
@@ -65,11 +83,12 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.1%}"
 
 
-def _data_of_run(run: Path) -> str:
+def _recipe_of_run(run: Path) -> Recipe:
+    """The recipe beside the weights; where there is none, one that names Fashion-MNIST."""
     path = (run if run.is_dir() else run.parent) / "recipe.json"
     if not path.is_file():
-        return "fashion-mnist"
+        return Recipe.named("quick")
     try:
-        return Recipe.from_json(path.read_text()).data
+        return Recipe.from_json(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path}: {error}, try --data") from None
+        raise ValueError(f"{path}: {error}, try the weight file alone, with --data") from None

@@ -62,10 +62,10 @@ def _run(arguments: list[str]) -> int:
     if flags.fields.data == fashion_mnist.FULL_NAME and flags.data_dir is None and not _in_team():
         _find_or_fetch()
     from vggkit.data.workers import LoadingError
-    from vggkit.training.checkpoint import CheckpointError
     from vggkit.training.distributed import LostError
     from vggkit.training.loop import train
     from vggkit.training.outcomes import DivergedError
+    from vggkit.training.run_state import CheckpointError
 
     try:
         run = train(
