@@ -6,6 +6,7 @@ import types
 import pytest
 from PIL import Image
 
+from vggkit.training import progress as progress_module
 from vggkit.training.progress import EpochMetrics, Progress, clock
 
 
@@ -36,6 +37,19 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys):
         "epoch 2/2  loss 0.500, train acc 0.800, test acc 0.750  1,234 examples/s  2:30  compute-bound (loading 25%)\n"
     )
     assert Image.open(io.BytesIO((tmp_path / "curves.png").read_bytes())).size == (720, 480)
+
+
+@pytest.mark.parametrize("num_epochs", [1, 2, 1000])
+def test_the_first_epoch_is_a_point_over_a_whole_number(num_epochs, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(progress_module, "as_png", lambda figure: drawn.append(figure) or b"")
+    progress_module.draw_curves([metrics(1)], num_epochs)
+    (axes,) = drawn[0].axes
+    low, high = axes.get_xlim()
+    ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
+    assert ticks
+    assert all(tick == int(tick) for tick in ticks)
+    assert [line.get_marker() for line in axes.lines] == ["."] * 3
 
 
 def test_a_reader_that_goes_away_does_not_stop_the_training(tmp_path, monkeypatch):

@@ -187,7 +187,7 @@ def train(
         shown.say(
             f"{architecture.name}: {sum(p.numel() for p in net.parameters()):,} parameters, {recipe.image_size} px, "
             f"{data.name}: {data.train.num_images:,} training and {data.held_out.num_images:,} {data.held_out_name} "
-            f"images, on {f'{team.size} x ' * (team.size > 1)}{hardware}"
+            f"images{', bad ones included' * bool(data.bad_images)}, on {f'{team.size} x ' * (team.size > 1)}{hardware}"
         )
         if data.bad_images:
             notes.append(named(data.bad_images))
@@ -234,5 +234,7 @@ def _resume_notes(state: RunState, measured_on: dict[str, object]) -> list[str]:
         for what, now in measured_on.items()
         if state.facts.get(what) != now
     ]
+    if state.epoch > state.recipe["epochs"]:
+        return ["was trained to its end before; nothing is left to do"]
     exactly = f"not bit for bit, since it had {'; '.join(others)}" if others else "bit for bit"
     return [f"goes on from step {state.step}, in epoch {state.epoch}, {exactly}"]

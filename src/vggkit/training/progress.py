@@ -182,9 +182,9 @@ def draw_curves(history: Sequence[EpochMetrics], num_epochs: int, evaluated_on: 
         ("train acc", "C1--", [metrics.train_accuracy for metrics in history]),
         (f"{evaluated_on} acc", "C2-.", [metrics.test_accuracy for metrics in history]),
     ):
-        axes.plot(epochs, values, style, label=label, marker="." if num_epochs <= 20 else None)
+        axes.plot(epochs, values, style, label=label, marker="." if len(epochs) <= 20 else None)
     axes.set(xlabel="epoch", xlim=(0.5, num_epochs + 0.5), ylim=(0, None))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.4)
     axes.legend()
     return as_png(figure)
