@@ -1,5 +1,6 @@
 import io
 import json
+import re
 import sys
 import types
 
@@ -50,6 +51,27 @@ def test_the_first_epoch_is_a_point_over_a_whole_number(num_epochs, monkeypatch)
     assert ticks
     assert all(tick == int(tick) for tick in ticks)
     assert [line.get_marker() for line in axes.lines] == ["."] * 3
+
+
+def test_on_a_terminal_the_time_left_is_whole_and_counts_from_the_resume(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress_module, "_is_terminal", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    clock_seconds = [100.0]
+    monkeypatch.setattr(progress_module.time, "perf_counter", lambda: clock_seconds[0])
+    shown = Progress(tmp_path, 40, 100, "validation", show=True, history=[metrics(1)] * 10, start_step=1000)
+    live = shown._live
+    live.get_time = lambda: clock_seconds[0]
+    for step in range(1001, 1011):
+        clock_seconds[0] += 2
+        shown.step(step, [1.0, 1.0, 2.0], 0.4)
+    expected = (4000 - 1010) * 2  # seconds: 1:39:40
+    assert abs(live.tasks[0].time_remaining - expected) < 0.3 * expected
+    live.refresh()
+    shown.close()
+    out = capsys.readouterr().out
+    assert re.search(r"[12]:\d\d:\d\d", out), out
+    assert "0:0…" not in out
 
 
 def test_a_reader_that_goes_away_does_not_stop_the_training(tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from vggkit.training.distributed import Team
 from vggkit.training.epochs import _network_input
 from vggkit.training.evaluate import evaluate as measure
 from vggkit.training.hardware import RunError
+from vggkit.training.progress import Progress
 from vggkit.training.run_data import open_run_data
 from vggkit.verbs.evaluate import _print_most_confused
 
@@ -218,6 +219,15 @@ def test_grey_weights_start_a_colour_network_with_the_same_outputs(recipe, tmp_p
         a = grey.net.features(grey.preprocessing(images), ["pool2"])["pool2"]
         b = colour.net.features(colour.preprocessing(images.expand(-1, 3, -1, -1)), ["pool2"])["pool2"]
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_no_step_waits_longer_for_images_than_it_takes(recipe, tmp_path, monkeypatch):
+    """Images in memory, and so hardly a wait: the first step of an epoch is no exception."""
+    shares = []
+    monkeypatch.setattr(Progress, "step", lambda self, step, sums, share: shares.append(share))
+    train(recipe, out=tmp_path / "run", device="cpu", progress=False)
+    assert len(shares) == 12
+    assert max(shares) < 0.9
 
 
 def test_held_out_images_that_are_all_bad_end_a_run_in_one_line(recipe, photos):

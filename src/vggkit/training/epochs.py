@@ -64,11 +64,11 @@ def train_epochs(
             )
             state.step += 1
             state.epoch_steps += 1
-            outcomes.put(outcome)
             now = time.perf_counter()
             state.train_seconds += now - mark
             state.elapsed_seconds += now - mark
             mark = now
+            outcomes.put(outcome)  # shows the share of loading, of times that are whole steps'
             if outcomes.says_stop:
                 return False
             if saver is not None and saver.is_due and state.epoch_steps < steps_per_epoch:
