@@ -163,7 +163,7 @@ def train(
             raise CheckpointError(f"expected a checkpoint of epochs of {steps_per_epoch} steps, got one of others")
         state = restore(saved, net, optimizer) if saved else RunState(asdict(recipe), data.facts)
         if before is not None:
-            notes += _resume_notes(state, measured_on)
+            notes += _resume_notes(state, measured_on, forgets=team.size > 1 and recipe.compression == "powersgd")
         state.facts = {**data.facts, **measured_on}
 
         if folder is None and team.leads:
@@ -228,11 +228,13 @@ def train(
         )
 
 
-def _resume_notes(state: RunState, measured_on: dict[str, object]) -> list[str]:
+def _resume_notes(state: RunState, measured_on: dict[str, object], *, forgets: bool) -> list[str]:
     others = [
         f"{what} {state.facts.get(what)}, now {now}"
         for what, now in measured_on.items()
         if state.facts.get(what) != now
     ]
-    exactly = f"not bit for bit, since it had {'; '.join(others)}" if others else "bit for bit"
+    reasons = [f"it had {'; '.join(others)}"] * bool(others)
+    reasons += ["PowerSGD forgets the gradients that it has not sent yet"] * forgets
+    exactly = f"not bit for bit, since {' and '.join(reasons)}" if reasons else "bit for bit"
     return [f"goes on from step {state.step}, in epoch {state.epoch}, {exactly}"]
