@@ -124,6 +124,17 @@ def test_another_number_of_processes_goes_on_and_says_so(tmp_path):
     assert (run / "model.safetensors").exists()
 
 
+def test_powersgd_goes_on_and_says_what_it_forgot(tmp_path):
+    run = tmp_path / "run"
+    arguments = [*TINY, "--compression", "powersgd", "--resume", str(run)]
+    with Members(2, vgg, arguments, place=tmp_path / "0") as team:
+        wait_for(lambda: steps_of(run) > 20)
+        os.kill(team[1].pid, signal.SIGTERM)
+        assert team.ended() == [75, 75]
+    together(2, vgg, arguments, place=tmp_path / "1")
+    assert "not bit for bit, since PowerSGD forgets" in (tmp_path / "1" / "out-0").read_text()
+
+
 def counts_images(sizes):
     """Evaluate sets of odd sizes in which an image is right if its number is even; nobody may count twice."""
     from vggkit.data.loading import Split

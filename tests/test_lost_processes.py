@@ -13,6 +13,7 @@ import pytest
 
 from tests.teams import Members, steps_of, vgg, wait_for
 from tests.test_distributed import TINY, final
+from tests.test_resume import KILLS
 
 ENDLESS = [*TINY, "--epochs", "1000"]
 
@@ -160,6 +161,8 @@ def killed_after_a_save(process, run, which, before):
 
 
 @pytest.mark.slow
+@pytest.mark.torture
+@pytest.mark.skipif(KILLS < 200, reason="takes a minute: make torture runs it")
 def test_torchrun_restarts_what_is_killed_and_ends_in_the_same_bits(tmp_path):
     arguments = [*TINY, "--epochs", "12", "--save-seconds", "0.2"]
     with torchrun([], [*arguments, "--out", "unbroken"], tmp_path) as process:

@@ -163,7 +163,7 @@ def train(
             raise CheckpointError(f"expected a checkpoint of epochs of {steps_per_epoch} steps, got one of others")
         state = restore(saved, net, optimizer) if saved else RunState(asdict(recipe), data.facts)
         if before is not None:
-            notes += _resume_notes(state, recipe.epochs, measured_on)
+            notes.append(_resume_note(state, recipe, measured_on))
         state.facts = {**data.facts, **measured_on}
 
         if folder is None and team.leads:
@@ -228,13 +228,17 @@ def train(
         )
 
 
-def _resume_notes(state: RunState, epochs: int, measured_on: dict[str, object]) -> list[str]:
-    if state.epoch > epochs:
-        return [f"has all its {epochs:,} epochs, nothing is left to train"]
+def _resume_note(state: RunState, recipe: Recipe, measured_on: dict[str, object]) -> str:
+    if state.epoch > recipe.epochs:
+        return f"has all its {recipe.epochs:,} epochs, nothing is left to train"
     others = [
         f"{what} {state.facts.get(what)}, now {now}"
         for what, now in measured_on.items()
         if state.facts.get(what) != now
     ]
-    exactly = f"not bit for bit, since it had {'; '.join(others)}" if others else "bit for bit"
-    return [f"goes on from step {state.step}, in epoch {state.epoch}, {exactly}"]
+    reasons = [f"it had {'; '.join(others)}"] * bool(others)
+    reasons += ["PowerSGD forgets the gradients that it has not sent yet"] * (
+        measured_on["processes"] != 1 and recipe.compression == "powersgd"
+    )
+    exactly = f"not bit for bit, since {' and '.join(reasons)}" if reasons else "bit for bit"
+    return f"goes on from step {state.step}, in epoch {state.epoch}, {exactly}"

@@ -1,0 +1,46 @@
+"""docs/training.md: every command of it is one that `vgg train` takes, and those for this machine run."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vggkit import Recipe
+from vggkit.verbs.terminal import parse_flags
+from vggkit.verbs.train import Flags
+
+PAGE = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
+BLOCKS = re.findall(r"^```(?:sh|bash)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+COMMANDS = [line for block in BLOCKS for line in block.splitlines() if re.match(r"vgg |torchrun ", line)]
+SHORT = ["--data", "fashion-mnist-sample", "--epochs", "1", "--architecture", "1x4", "--image-size", "16"]
+
+
+def test_the_page_has_commands():
+    assert len(COMMANDS) == 7
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_command_is_one_that_can_be_parsed(line):
+    from torch.distributed.run import get_args_parser
+
+    words = shlex.split(line.partition("&")[0])
+    if words[0] == "torchrun":
+        given = get_args_parser().parse_args(words[1:])
+        assert (given.module, given.training_script) == (True, "vggkit")
+        words = ["vgg", *given.training_script_args]
+    assert words[:2] == ["vgg", "train"]
+    flags = parse_flags("train", Flags, words[2:], Flags(Recipe.named("quick"), "quick"))
+    assert flags.recipe in ("quick", "paper")
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if "paper" not in line])
+def test_a_command_for_this_machine_runs(line, tmp_path):
+    words = shlex.split(line)
+    module = ["torch.distributed.run"] if words[0] == "torchrun" else ["vggkit"]
+    command = [sys.executable, "-m", *module, *words[1:], *SHORT]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("runs/")
