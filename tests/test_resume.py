@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -162,6 +163,15 @@ def test_what_contradicts_the_recipe_of_a_run_is_refused(recipe, photos, tmp_pat
     (run / "recipe.json").write_text(changed.to_json())
     with pytest.raises(RunError, match="expected the recipe that .*run began with, got another one in its recipe.json"):
         train(changed, resume=run, device="cpu", progress=False)
+
+
+def test_a_run_whose_images_have_moved_goes_on_with_a_link_to_them(recipe, photos, tmp_path):
+    place = shutil.copytree(photos, tmp_path / "photos")
+    short = replace(recipe, data=str(place), epochs=1)
+    first = train(short, out=tmp_path / "run", device="cpu", progress=False)
+    (tmp_path / "photos").symlink_to(place.rename(tmp_path / "moved"))
+    again = train(short, resume=tmp_path / "run", device="cpu", progress=False)
+    assert again.history == first.history
 
 
 def test_other_images_than_the_run_began_with_are_refused(recipe, photos, tmp_path):

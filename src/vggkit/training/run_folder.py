@@ -30,7 +30,8 @@ def read_recipe(run: Path) -> Recipe:
 def with_whole_paths(recipe: Recipe) -> Recipe:
     """`recipe` with the paths in it from the root, so that they are found from elsewhere too."""
     named: dict[str, str] = {field: getattr(recipe, field) for field in ("data", "warm_start", "pretrained")}
-    whole: dict[str, Any] = {f: str(Path(path).resolve()) for f, path in named.items() if path and Path(path).exists()}
+    # Links stay in them: where data has moved, a link at the old place lets the run go on.
+    whole: dict[str, Any] = {f: os.path.abspath(p) for f, p in named.items() if p and Path(p).exists()}  # noqa: PTH100
     return replace(recipe, **whole)
 
 
