@@ -293,6 +293,7 @@ def test_the_help_of_train_shows_the_chosen_recipes_values(capsys):
     assert "Pixels along a side of the network's input. (default: 32)" in helps[0]
     assert "Pixels along a side of the network's input. (default: 224)" in helps[1]
     assert "(default: 0.01)" in helps[2]
+    assert "--flip, --no-flip Mirror training images left and right at random. (default: True)" in helps[0]
 
 
 @pytest.mark.parametrize(
@@ -301,6 +302,7 @@ def test_the_help_of_train_shows_the_chosen_recipes_values(capsys):
         ([], Recipe.named("quick")),
         (["--recipe", "d2l"], Recipe.named("d2l")),
         (["--recipe=gluon", "--seed", "3"], replace(Recipe.named("gluon"), seed=3)),
+        (["--flip", "--no-stream"], Recipe.named("quick")),
         (["--hidden", "64", "32", "--no-flip"], replace(Recipe.named("quick"), hidden=(64, 32), flip=False)),
         (["--flip", "--checkpoint"], replace(Recipe.named("quick"), checkpoint=True)),
         (["--recipe", "d2l", "--normalize"], replace(Recipe.named("d2l"), normalize=True)),

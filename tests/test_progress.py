@@ -1,12 +1,14 @@
 import io
 import json
+import re
 import sys
 import types
 
 import pytest
 from PIL import Image
 
-from vggkit.training.progress import EpochMetrics, Progress, clock, draw_curves
+from vggkit.training import progress as progress_module
+from vggkit.training.progress import EpochMetrics, Progress, clock
 
 
 def metrics(epoch, loss=0.5):
@@ -38,12 +40,38 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys):
     assert Image.open(io.BytesIO((tmp_path / "curves.png").read_bytes())).size == (720, 480)
 
 
-def test_the_curves_of_one_epoch_have_no_ticks_between_epochs(monkeypatch):
+@pytest.mark.parametrize("num_epochs", [1, 2, 1000])
+def test_the_first_epoch_is_a_point_over_a_whole_number(num_epochs, monkeypatch):
     drawn = []
-    monkeypatch.setattr("vggkit.training.progress.as_png", lambda figure: drawn.append(figure) or b"")
-    draw_curves([metrics(1)], num_epochs=1)
-    ticks = drawn[0].axes[0].get_xticks()
-    assert [tick for tick in ticks if 0.5 <= tick <= 1.5] == [1.0]
+    monkeypatch.setattr(progress_module, "as_png", lambda figure: drawn.append(figure) or b"")
+    progress_module.draw_curves([metrics(1)], num_epochs)
+    (axes,) = drawn[0].axes
+    low, high = axes.get_xlim()
+    ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
+    assert ticks
+    assert all(tick == int(tick) for tick in ticks)
+    assert [line.get_marker() for line in axes.lines] == ["."] * 3
+
+
+def test_on_a_terminal_the_time_left_is_whole_and_counts_from_the_resume(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress_module, "_is_terminal", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    clock_seconds = [100.0]
+    monkeypatch.setattr(progress_module.time, "perf_counter", lambda: clock_seconds[0])
+    shown = Progress(tmp_path, 40, 100, "validation", show=True, history=[metrics(1)] * 10, start_step=1000)
+    live = shown._live
+    live.get_time = lambda: clock_seconds[0]
+    for step in range(1001, 1011):
+        clock_seconds[0] += 2
+        shown.step(step, [1.0, 1.0, 2.0], 0.4)
+    expected = (4000 - 1010) * 2  # seconds: 1:39:40
+    assert abs(live.tasks[0].time_remaining - expected) < 0.3 * expected
+    live.refresh()
+    shown.close()
+    out = capsys.readouterr().out
+    assert re.search(r"[12]:\d\d:\d\d", out), out
+    assert "0:0…" not in out
 
 
 def test_a_reader_that_goes_away_does_not_stop_the_training(tmp_path, monkeypatch):

@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 
 from tests.killing import killed_until_done, newest, start, trained
-from vggkit import Recipe, load_weights, train
+from tests.own_images import write
+from vggkit import Recipe, cli, load_weights, train
 from vggkit.data.fashion_mnist import DataError, load
 from vggkit.training.hardware import RunError
 from vggkit.training.run_state import CheckpointError
@@ -150,7 +151,7 @@ def test_a_finished_run_is_left_as_it_is_and_said_to_be_finished(recipe, tmp_pat
     first = train(short, out=tmp_path / "run", device="cpu", progress=False)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
     again = train(short, resume=tmp_path / "run", device="cpu")
-    assert "has all its 1 epochs, nothing is left to train" in capsys.readouterr().out
+    assert "was trained to its end before; nothing is left to do\n" in capsys.readouterr().out
     assert again.history == first.history
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")} == before
 
@@ -165,23 +166,32 @@ def test_what_contradicts_the_recipe_of_a_run_is_refused(recipe, photos, tmp_pat
         train(changed, resume=run, device="cpu", progress=False)
 
 
-def test_a_run_whose_images_have_moved_goes_on_with_a_link_to_them(recipe, photos, tmp_path):
-    place = shutil.copytree(photos, tmp_path / "photos")
-    short = replace(recipe, data=str(place), epochs=1)
-    first = train(short, out=tmp_path / "run", device="cpu", progress=False)
-    (tmp_path / "photos").symlink_to(place.rename(tmp_path / "moved"))
-    again = train(short, resume=tmp_path / "run", device="cpu", progress=False)
-    assert again.history == first.history
-
-
-def test_other_images_than_the_run_began_with_are_refused(recipe, photos, tmp_path):
+def test_other_images_than_the_run_began_with_are_refused_before_they_are_read(recipe, photos, tmp_path, monkeypatch):
     copy = tmp_path / "photos"
     subprocess.run(["cp", "-r", photos, copy], check=True)
     mine = replace(of_photos(recipe, copy), epochs=1)
     train(mine, out=tmp_path / "run", device="cpu", progress=False, num_workers=0)
     next((copy / "train").rglob("*.png")).unlink()
-    with pytest.raises(DataError, match="expected the images that the run began with in .*photos, got others"):
+    monkeypatch.setattr("vggkit.training.run_data._decoded", None)
+    message = "expected the images that the run began with in .*photos, got others, try to put back what was added"
+    with pytest.raises(DataError, match=message):
         train(mine, resume=tmp_path / "run", device="cpu", progress=False, num_workers=0)
+
+
+def test_the_same_flags_begin_a_run_and_go_on_with_it(tmp_path, monkeypatch, capsys):
+    """Switches too, which are true in the recipe that the run then has; and where a link leads elsewhere meanwhile."""
+    for folder in ("first", "second"):
+        write(tmp_path / folder, [f"{name}/{index}.png" for name in "ab" for index in range(6)])
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "first")
+    arguments = ["train", "--data", str(link), "--architecture", "1x2", "--hidden", "--image-size", "8", "--epochs", "1",
+                 "--optimizer", "sgd", "--momentum", "0.9", "--nesterov", "--no-flip", "--device", "cpu",
+                 "--resume", str(tmp_path / "run")]  # fmt: skip
+    assert cli.main(arguments) == 0
+    shutil.rmtree(tmp_path / "first")
+    link.unlink()
+    link.symlink_to(tmp_path / "second")
+    assert cli.main(arguments) == 0, capsys.readouterr().err
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(recipe, tmp_path, capsys):

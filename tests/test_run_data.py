@@ -10,14 +10,19 @@ from PIL import Image
 
 from vggkit import Recipe, load_classifier, predict, train
 from vggkit.data.fashion_mnist import DataError, load
+from vggkit.data.loading import Split
 from vggkit.data.preprocessing import Preprocessing
 from vggkit.data.sources import open_data
-from vggkit.inference.evaluate import evaluate
+from vggkit.inference.evaluate import Evaluation, draw_confusion, evaluate
+from vggkit.networks.baselines import build
 from vggkit.training import run_data
 from vggkit.training.distributed import Team
 from vggkit.training.epochs import _network_input
+from vggkit.training.evaluate import evaluate as measure
 from vggkit.training.hardware import RunError
+from vggkit.training.progress import Progress
 from vggkit.training.run_data import open_run_data
+from vggkit.verbs.evaluate import _print_most_confused
 
 TEAM = Team(torch.device("cpu"))
 
@@ -111,7 +116,9 @@ def test_bad_images_end_a_run_or_are_left_out_and_named(recipe, photos, tmp_path
         train(broken, out=tmp_path / "run", device="cpu", progress=False)
     assert not (tmp_path / "run").exists()
     run = train(replace(broken, bad_images="skip"), out=tmp_path / "run", device="cpu")
-    assert "skipped 5 bad images so far: " in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "120 training and 36 validation images, bad ones included, on " in out
+    assert "skipped 5 bad images so far: " in out
     count = round(run.history[0].examples_per_second * run.history[0].train_seconds)
     assert count == 115
 
@@ -163,6 +170,9 @@ def test_grey_arrays_become_colour_and_files_become_grey(recipe):
     ("change", "error", "message"),
     [
         ({"validation": 10}, RunError, "expected a holdout with image files, got validation 10, try --holdout"),
+        ({"translate": 16}, RunError, "expected translate below the 16 pixels of an image, got 16"),
+        ({"erase": 100}, RunError, "expected erase below the 16 pixels of an image, got 100"),
+        ({"data": "fashion-mnist-sample", "erase": 28}, RunError, "expected erase below the 28 pixels of an image"),
         ({"data": "fashion-mnist-sample", "shorter_side": (20,)}, RunError, "expected image files with shorter_side"),
         ({"data": "fashion-mnist-sample", "stream": True}, DataError, "expected parquet files, tar shards or the hub"),
         ({"stream": True}, DataError, "expected parquet files, tar shards or the hub to stream, got a folder"),
@@ -209,6 +219,41 @@ def test_grey_weights_start_a_colour_network_with_the_same_outputs(recipe, tmp_p
         a = grey.net.features(grey.preprocessing(images), ["pool2"])["pool2"]
         b = colour.net.features(colour.preprocessing(images.expand(-1, 3, -1, -1)), ["pool2"])["pool2"]
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_no_step_waits_longer_for_images_than_it_takes(recipe, tmp_path, monkeypatch):
+    """Images in memory, and so hardly a wait: the first step of an epoch is no exception."""
+    shares = []
+    monkeypatch.setattr(Progress, "step", lambda self, step, sums, share: shares.append(share))
+    train(recipe, out=tmp_path / "run", device="cpu", progress=False)
+    assert len(shares) == 12
+    assert max(shares) < 0.9
+
+
+def test_held_out_images_that_are_all_bad_end_a_run_in_one_line(recipe, photos):
+    data = open_run_data(recipe, TEAM, num_workers=0)
+    split = data.held_out.split
+    bad = replace(data.held_out, split=Split(split.images, torch.full_like(split.labels, -100)))
+    with pytest.raises(DataError, match="expected an image to measure by that can be read, got none"):
+        measure(build(recipe.network(3, 3), recipe.init), bad, data.preprocessing, TEAM)
+
+
+def test_many_classes_with_odd_names_are_shown(tmp_path, capsys):
+    """21 are more than the table's columns, 41 more than the picture's names, 1,200 more than any picture's."""
+    for count in (21, 41, 1_200):
+        counts = np.eye(count, dtype=np.int64)
+        counts[2] = 0
+        counts[1, 1], counts[1, 3], counts[1, 0] = 0, 5, 4
+        classes = ("$\\bad$", "猫", "a$b$c", *(f"class {index}" for index in range(3, count)))
+        evaluation = Evaluation(classes, counts)
+        draw_confusion(evaluation, tmp_path / "confusion.png")
+        with Image.open(tmp_path / "confusion.png") as picture:
+            assert max(picture.size) < 4_000
+        _print_most_confused(evaluation)
+        _, _, first, second, third, *_ = (line.split() for line in capsys.readouterr().out.splitlines())
+        assert first == ["$\\bad$", "1", "100.0%"]
+        assert second == ["猫", "class", "3", "5", "9", "0.0%"]
+        assert third == ["a$b$c", "0", "-"]
 
 
 def test_the_classes_travel_in_the_model_file(recipe, photos, tmp_path):

@@ -246,6 +246,19 @@ def test_bad_images_are_refused(num_workers):
         assert list(opened.bad) == ["09.jpg", "10.jpg", "12.jpg", "14.jpg"]
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_data_that_goes_away_is_said_and_not_skipped_for_ever(num_workers, monkeypatch):
+    monkeypatch.setattr(workers, "MOST_BAD_IN_A_ROW", 20)
+    images = Pictures(cut=frozenset(range(16, 40)))
+    with loader(Crop(), images, num_workers, "skip") as opened:
+        read = [labels for _, labels in opened.batches(PARTS, 0)]  # in its order, where bad ones may lie together
+        assert len(torch.cat(read)) == 40
+        message = r"got 24 in a row that cannot, the last is 39.jpg: expected a whole .*, try whether the data is still"
+        with pytest.raises(DataError, match=message):
+            list(opened.batches(PARTS, 1))
+        assert children() == []
+
+
 def test_none_that_can_be_read_is_said(monkeypatch):
     with loader(Crop(), Pictures(cut=frozenset(range(40))), 2, "skip") as opened:
         with pytest.raises(DataError, match=r"got none in 40, the first is 00.jpg: expected a whole"):

@@ -47,6 +47,9 @@ KILL_SECONDS = 2.0
 PROBED_IMAGES = 100
 """So many images are tried for one that tells the shape of all."""
 
+MOST_BAD_IN_A_ROW = 100
+"""More than these are not skipped in an epoch, which shuffles: a disk or a folder is gone. Epoch 0 does not."""
+
 NAMED_BAD_IMAGES = 3
 
 # Ctrl-C and preemption reach the whole process group; what becomes of the workers is for the main process to decide.
@@ -216,7 +219,7 @@ class Loader:
             bad_images: `fail` at the first batch with a bad image, or `skip` them: zeros, with the label -100.
             ahead: batches that each worker reads ahead.
         """
-        self.bad = {}
+        self.bad, self._bad_in_a_row = {}, 0
         self._images, self._read, self._seed = images, read, seed
         self._num_workers, self._ahead, self._bad_images = num_workers, ahead, bad_images
         self._pin_memory = pin_memory and torch.cuda.is_available()
@@ -249,7 +252,7 @@ class Loader:
             uint8 (images, channels, height, width) and int64 labels (images,), new tensors each time.
 
         Raises:
-            DataError: images are bad and `bad_images` is `fail`; or none of the first 100 can be read.
+            DataError: images are bad and `bad_images` is `fail`; or none of 100 in a row can be read.
             LoadingError: a worker was killed, raised an error or hangs; all are gone then, as after any error.
         """
         if self._is_running:
@@ -261,7 +264,7 @@ class Loader:
         try:
             for number, (task, slots, bad) in enumerate(self._outcomes(parts, epoch)):
                 size = len(task.positions)
-                self._note(bad, size)
+                self._note(bad, size, epoch)
                 batch = self._own(slots.pixels[task.slot, :size]), self._own(slots.labels[task.slot, :size])
                 self._is_running = number + 1 < len(parts)
                 yield batch
@@ -305,9 +308,15 @@ class Loader:
             reasons.append(f"{name}: {image}")
         raise DataError(f"expected an image that can be read, got none in {len(reasons)}, the first is {reasons[0]}")
 
-    def _note(self, bad: Bad, num_images: int) -> None:
+    def _note(self, bad: Bad, num_images: int, epoch: int) -> None:
         for name, reason in bad:
             self.bad.setdefault(name, reason)
+        self._bad_in_a_row = self._bad_in_a_row + num_images if epoch and len(bad) == num_images else 0
+        if self._bad_in_a_row > MOST_BAD_IN_A_ROW:
+            raise DataError(
+                f"expected images that can be read, got {self._bad_in_a_row} in a row that cannot, the last is "
+                f"{': '.join(bad[-1])}, try whether the data is still there"
+            )
         if bad and self._bad_images == "fail":
             named = "; ".join(f"{name}: {reason}" for name, reason in bad[:NAMED_BAD_IMAGES])
             more = f"; and {len(bad) - NAMED_BAD_IMAGES} more" if len(bad) > NAMED_BAD_IMAGES else ""

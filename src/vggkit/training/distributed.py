@@ -1,8 +1,12 @@
 """What torchrun gives us, and nothing of our own: the processes of a run, their sums, their wrapped network."""
 
+import ctypes
 import datetime
 import json
 import os
+import re
+import signal
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,11 +15,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from vggkit.networks.weights import AnyNetwork
 from vggkit.training.hardware import RunError, choose_device
 from vggkit.training.recipe import Compression
 
+JOIN_SECONDS = 120
+"""How long a process waits for the others to start: Python with torch, from a slow disk."""
 SETUP_SECONDS = 600
 """How long processes wait for each other before the first step, while data and weights are read."""
 STEP_SECONDS = 45
@@ -24,6 +33,13 @@ STEP_SECONDS = 45
 POWERSGD_RANK = 4
 POWERSGD_START_STEP = 10
 """Steps with whole gradients first: torch asks for at least 2, until its buckets have their last form."""
+
+_PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl.h."""
+
+
+class LostError(RuntimeError):
+    """The other processes have ended or hang; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +51,8 @@ class Team:
     size: int = 1
     group: dist.ProcessGroup | None = None
     """For the collectives of a step, with their short patience."""
+    setup_group: dist.ProcessGroup | None = None
+    """For those before the first step."""
 
     @property
     def leads(self) -> bool:
@@ -57,18 +75,19 @@ class Team:
 
     def _shared_bytes(self, content: bytes) -> bytes:
         length = torch.tensor([len(content)], device=self.device)
-        dist.broadcast(length, src=0)
+        dist.broadcast(length, src=0, group=self.setup_group)
         buffer = torch.empty(int(length.item()), dtype=torch.uint8, device=self.device)
         if self.leads:
             buffer.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
-        dist.broadcast(buffer, src=0)
+        dist.broadcast(buffer, src=0, group=self.setup_group)
         return buffer.cpu().numpy().tobytes()
 
-    def wrapped(self, net: nn.Module, compression: Compression) -> nn.Module:
+    def wrapped(self, net: AnyNetwork, compression: Compression) -> nn.Module:
         """`net` so that a backward pass leaves the mean of all processes' gradients; `net` itself if there is one."""
         if self.size == 1:
             return net
         parallel = DistributedDataParallel(net, process_group=self.group, gradient_as_bucket_view=True)
+        _settle_buckets(parallel, net)
         if compression == "bf16":
             parallel.register_comm_hook(self.group, _bf16)
         elif compression == "powersgd":
@@ -78,6 +97,20 @@ class Team:
             on_gpu = self.device.type == "cuda"
             parallel.register_comm_hook(state, powerSGD_hook.powerSGD_hook if on_gpu else powersgd_over_gloo)
         return parallel
+
+
+def _settle_buckets(parallel: DistributedDataParallel, net: AnyNetwork) -> None:
+    """Let torch form its last buckets now and not after the first step.
+
+    In which order three and more gradients are added depends on where they lie in a bucket: the first step of a
+    resumed run must find the buckets that the same step of an unbroken run finds.
+    """
+    training = [module.training for module in net.modules()]
+    shape = (net.architecture.in_channels, net.architecture.image_size, net.architecture.image_size)
+    net.eval()  # which draws nothing and counts nothing
+    parallel(next(net.parameters()).new_zeros(1, *shape)).sum().backward()
+    for module, was_training in zip(net.modules(), training, strict=True):
+        module.training = was_training
 
 
 def _bf16(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
@@ -101,8 +134,9 @@ def joined(device: str | None) -> Iterator[Team]:
 
     Raises:
         RunError: the device does not exist, or is one GPU for several processes.
+        LostError: another process has ended, or does not answer in time.
     """
-    size, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
+    rank, size = rank_and_size()
     if size == 1:
         yield Team(choose_device(device))
         return
@@ -114,8 +148,33 @@ def joined(device: str | None) -> Iterator[Team]:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     backend = "nccl" if chosen.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=SETUP_SECONDS))
-    group = dist.new_group(timeout=datetime.timedelta(seconds=STEP_SECONDS), backend=backend)
-    yield Team(chosen, rank, size, group)
-    # Not after an error: the others may wait in a collective, and torchrun ends them when this process ends.
-    dist.destroy_process_group()
+    join, setup, step = (datetime.timedelta(seconds=s) for s in (JOIN_SECONDS, SETUP_SECONDS, STEP_SECONDS))
+    try:
+        _end_with_torchrun()
+        store, rank, size = next(rendezvous("env://", timeout=join))
+        # In torchrun's store, after a restart, there still are the addresses of the processes before.
+        own = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=join)
+        groups = [dist.new_group(timeout=timeout, backend=backend) for timeout in (step, setup)]
+        yield Team(chosen, rank, size, *groups)
+        # Not after an error: the others may wait in a collective, which ends with an error when this process ends.
+        dist.destroy_process_group()
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        first_line = str(error).strip().splitlines()[0]
+        cause = (
+            re.sub(r".*\[\S+\.\w+:\d+\] *", "", first_line).partition(". ")[0].rstrip(".")
+        )  # without file and advice
+        raise LostError(f"lost the other processes: {cause}") from error
+
+
+def rank_and_size() -> tuple[int, int]:
+    """The number of this process and how many there are, from torchrun's environment; 0 and 1 without it."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _end_with_torchrun() -> None:
+    """Be asked to stop when torchrun itself is killed, which leaves its processes behind."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from vggkit.data.fashion_mnist import DataError
 from vggkit.data.preprocessing import Preprocessing
 from vggkit.data.reading import IGNORED_LABEL
 from vggkit.training.distributed import Team
@@ -20,6 +21,9 @@ def evaluate(
     Returns:
         0 to 1; NaN if an output is not finite; None if a process was asked to stop. The network is left in
         evaluation mode.
+
+    Raises:
+        DataError: no image can be read.
     """
     net.eval()
     sums = torch.zeros(2, device=team.device)  # correct, images
@@ -32,6 +36,8 @@ def evaluate(
         sums[0] += 0 * logits.float().sum()  # NaN from the first output that is not finite
         sums[1] += (batch.labels != IGNORED_LABEL).sum()
     correct, count = team.sum_(sums).tolist()
+    if not count:
+        raise DataError("expected an image to measure by that can be read, got none")
     return float(correct / count)
 
 

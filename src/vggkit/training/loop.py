@@ -187,7 +187,7 @@ def train(
         shown.say(
             f"{architecture.name}: {sum(p.numel() for p in net.parameters()):,} parameters, {recipe.image_size} px, "
             f"{data.name}: {data.train.num_images:,} training and {data.held_out.num_images:,} {data.held_out_name} "
-            f"images, on {f'{team.size} x ' * (team.size > 1)}{hardware}"
+            f"images{', bad ones included' * bool(data.bad_images)}, on {f'{team.size} x ' * (team.size > 1)}{hardware}"
         )
         if data.bad_images:
             notes.append(named(data.bad_images))

@@ -70,7 +70,7 @@ class Progress:
         self._start = self._last_refresh = self._last_line = time.perf_counter()
         self._last_curves, self._drawn_epochs = -CURVES_SECONDS, 0
         self._metrics = (folder / "metrics.jsonl").open("ab", buffering=0) if folder is not None else None
-        self._live = _live_display(num_epochs * steps_per_epoch) if show and _is_terminal() else None
+        self._live = _live_display(num_epochs * steps_per_epoch, start_step) if show and _is_terminal() else None
         self._notebook_display: Any = None
 
     def log(self, event: str, **values: object) -> None:
@@ -182,7 +182,7 @@ def draw_curves(history: Sequence[EpochMetrics], num_epochs: int, evaluated_on: 
         ("train acc", "C1--", [metrics.train_accuracy for metrics in history]),
         (f"{evaluated_on} acc", "C2-.", [metrics.test_accuracy for metrics in history]),
     ):
-        axes.plot(epochs, values, style, label=label, marker="." if num_epochs <= 20 else None)
+        axes.plot(epochs, values, style, label=label, marker="." if len(epochs) <= 20 else None)
     axes.set(xlabel="epoch", xlim=(0.5, num_epochs + 0.5), ylim=(0, None))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.4)
@@ -212,15 +212,17 @@ def _is_notebook() -> bool:
     return shell is not None and hasattr(shell, "kernel")
 
 
-def _live_display(total_steps: int) -> Any:
+def _live_display(total_steps: int, start_step: int) -> Any:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
 
     live = Progress(
-        TextColumn("{task.fields[status]}", markup=False),
-        BarColumn(),
+        TextColumn("{task.fields[status]}", markup=False, table_column=Column()),  # folded, where all is too wide
+        BarColumn(bar_width=20),
         TimeRemainingColumn(),
         transient=True,
     )
-    live.add_task("train", total=total_steps, status="starting")
+    # From where it goes on: the steps before a resume were not taken in this time.
+    live.add_task("train", total=total_steps, completed=start_step, status="starting")
     live.start()
     return live

@@ -163,6 +163,8 @@ class Recipe:
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= highest:
                 raise RecipeError(f"expected {field} from 0 to {highest:g}, got {value!r}")
+        if not self.learning_rate:
+            raise RecipeError("expected a learning_rate above 0, got 0, with which nothing is learnt")
         if self.momentum and self.optimizer != "sgd":
             raise RecipeError(f"expected no momentum with {self.optimizer}, which has its own, got {self.momentum}")
         if self.nesterov and self.momentum == 0:
@@ -175,6 +177,8 @@ class Recipe:
         self._check_shorter_side()
         if self.head_epochs and not self.pretrained:
             raise RecipeError(f"expected pretrained weights with head_epochs, got none and {self.head_epochs}")
+        if self.head_epochs > self.epochs:
+            raise RecipeError(f"expected head_epochs of at most the {self.epochs} epochs, got {self.head_epochs}")
         if self.pretrained and self.warm_start:
             raise RecipeError("expected one of pretrained and warm_start, got both")
         # Checks the rest; a list, as JSON has it, comes back as a tuple.

@@ -100,6 +100,8 @@ def open_run_data(
         stream=recipe.stream,
         epoch_images=recipe.epoch_images,
     )
+    if facts is not None and isinstance(opened, ImageSource):
+        _check_fingerprint(recipe, facts, opened.fingerprint)  # before it is decoded, which may take long
     if isinstance(opened, Dataset):
         data = _from_arrays(recipe, team, opened, pretrained)
     else:
@@ -108,17 +110,14 @@ def open_run_data(
         return data
     kept, now = Preprocessing.from_json(facts["preprocessing"]), data.preprocessing
     is_same = (kept.image_size, kept.channels) == (now.image_size, now.channels)
-    if facts.get("fingerprint") != data.fingerprint or not is_same:
-        raise DataError(f"expected the images that the run began with in {recipe.data}, got others")
+    _check_fingerprint(recipe, facts, data.fingerprint if is_same else "")
     axes = tuple(tuple(map(float, axis)) for axis in facts["color_axes"])
     return replace(data, preprocessing=kept, color_axes=axes)
 
 
 def _from_arrays(recipe: Recipe, team: Team, dataset: Dataset, pretrained: Preprocessing | None) -> RunData:
     images, labels = dataset.train_images, dataset.train_labels
-    for field in ("translate", "erase"):
-        if getattr(recipe, field) >= min(images.shape[1:]):
-            raise RunError(f"expected {field} below the {images.shape[1:]} of the images, got {getattr(recipe, field)}")
+    _check_augmentation(recipe, min(images.shape[1:]))
     if recipe.shorter_side:
         raise RunError(f"expected image files with shorter_side, got {dataset.name}")
     if recipe.validation >= len(images):
@@ -158,6 +157,7 @@ def _from_files(
 ) -> RunData:
     if recipe.validation:
         raise RunError(f"expected a holdout with image files, got validation {recipe.validation}, try --holdout 0.1")
+    _check_augmentation(recipe, recipe.image_size)
     channels = 1 if recipe.channels == "grey" else 3
     # Of these only the geometry is used here, which comes from the recipe alone.
     geometry = _preprocessing(recipe, channels, (0.0,) * channels, (1.0,) * channels, None)
@@ -206,6 +206,20 @@ def _from_files(
         tuple(loaders),
         source.notes,
     )
+
+
+def _check_fingerprint(recipe: Recipe, facts: Mapping[str, Any], fingerprint: str) -> None:
+    if facts.get("fingerprint") != fingerprint:
+        raise DataError(
+            f"expected the images that the run began with in {recipe.data}, got others, "
+            "try to put back what was added, removed, renamed or changed, or a new run with --out"
+        )
+
+
+def _check_augmentation(recipe: Recipe, side_pixels: int) -> None:
+    for field in ("translate", "erase"):
+        if getattr(recipe, field) >= side_pixels:
+            raise RunError(f"expected {field} below the {side_pixels} pixels of an image, got {getattr(recipe, field)}")
 
 
 def _decoded(images: Images, loader: Loader, device: torch.device) -> Split:

@@ -28,10 +28,16 @@ def read_recipe(run: Path) -> Recipe:
 
 
 def with_whole_paths(recipe: Recipe) -> Recipe:
-    """`recipe` with the paths in it from the root, so that they are found from elsewhere too."""
+    """`recipe` with the paths in it from the root, so that they are found from elsewhere too.
+
+    Links in them stay: one may lead elsewhere when the run goes on, to the same images.
+    """
     named: dict[str, str] = {field: getattr(recipe, field) for field in ("data", "warm_start", "pretrained")}
-    # Links stay in them: where data has moved, a link at the old place lets the run go on.
-    whole: dict[str, Any] = {f: os.path.abspath(p) for f, p in named.items() if p and Path(p).exists()}  # noqa: PTH100
+    whole: dict[str, Any] = {
+        field: os.path.abspath(path)  # noqa: PTH100 (Path.resolve would follow the links)
+        for field, path in named.items()
+        if path and Path(path).exists()
+    }
     return replace(recipe, **whole)
 
 

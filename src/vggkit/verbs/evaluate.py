@@ -2,12 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
 from vggkit.training.recipe import Recipe
 from vggkit.verbs.terminal import DONE, check_out, parse_flags, print_json, print_table
+
+if TYPE_CHECKING:
+    from vggkit.inference.evaluate import Evaluation
+
+MAX_COLUMNS = 20
+"""Classes that the table of confusions shows in full."""
 
 
 @dataclass(frozen=True)
@@ -67,16 +73,36 @@ def run(arguments: list[str]) -> int:
     held_out = "test" if isinstance(data, Dataset) else data.held_out_name
     count = int(evaluation.confusion.sum())
     print(f"accuracy {evaluation.accuracy:.4f} on the {count:,} {held_out} images of {data.name}")
-    print("a row is a true class; below a number, its images that were taken for the class of that number")
-    header = ("class", "accuracy", *map(str, range(len(evaluation.classes))))
-    rows = [
-        (f"{index} {name}", _percent(by_class[name]), *(str(n) if n else "." for n in row))
-        for index, (name, row) in enumerate(zip(evaluation.classes, evaluation.confusion.tolist(), strict=True))
-    ]
-    print_table(header, [rows], left_aligned=1)
+    if len(by_class) <= MAX_COLUMNS:
+        _print_confusion(evaluation)
+    else:
+        _print_most_confused(evaluation)
     if flags.plot is not None:
         print(flags.plot)
     return DONE
+
+
+def _print_confusion(evaluation: "Evaluation") -> None:
+    print("a row is a true class; below a number, its images that were taken for the class of that number")
+    shares, counts = evaluation.class_accuracy, evaluation.confusion.tolist()
+    rows = [
+        (f"{index} {name}", _percent(share), *(str(n) if n else "." for n in row))
+        for index, (name, share, row) in enumerate(zip(evaluation.classes, shares, counts, strict=True))
+    ]
+    print_table(("class", "accuracy", *map(str, range(len(rows)))), [rows], left_aligned=1)
+
+
+def _print_most_confused(evaluation: "Evaluation") -> None:
+    """For each class only what it is most often taken for: a column for each would be wider than a screen."""
+    rows = []
+    for index, (name, share) in enumerate(zip(evaluation.classes, evaluation.class_accuracy, strict=True)):
+        counts = evaluation.confusion[index].copy()
+        num_images, counts[index] = counts.sum(), 0
+        other = int(counts.argmax())
+        wrong = (evaluation.classes[other], f"{counts[other]:,}") if counts[other] else ("", "")
+        rows.append((name, *wrong, f"{num_images:,}", _percent(share)))
+    print_table(("class", "most taken for", "times", "images", "accuracy"), [rows], left_aligned=2)
+    print("all numbers: --json, or --plot")
 
 
 def _percent(share: float | None) -> str:

@@ -21,10 +21,15 @@ DONE, FAILED, USER_ERROR, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130
 def parse_flags(
     verb: str, flags: type[FlagsOfVerb], arguments: list[str], default: FlagsOfVerb | None = None
 ) -> FlagsOfVerb:
-    """The flags of a verb; raises `ValueError` when they are wrong, in one line where tyro draws a box."""
-    keywords: dict[str, Any] = {"config": (DisallowNone, FlagCreatePairsOff)}
-    if default is not None:  # in which a switch may be on: --flip and --no-flip are both needed, and both in the help
-        keywords = {"config": (DisallowNone,), "default": default}
+    """The flags of a verb; raises `ValueError` when they are wrong, in one line where tyro draws a box.
+
+    With a `default` of its own, which may be true, a switch can be set both ways, by --flip and --no-flip.
+    """
+    keywords: dict[str, Any] = (
+        {"config": (DisallowNone, FlagCreatePairsOff)}
+        if default is None
+        else {"config": (DisallowNone,), "default": default}
+    )
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):

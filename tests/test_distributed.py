@@ -1,0 +1,236 @@
+"""Several processes train as one does, and end together, whatever happens to one of them."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.teams import Members, steps_of, together, vgg, wait_for
+from vggkit import Recipe
+from vggkit.data.fashion_mnist import load
+from vggkit.design.scaling import gradient_buckets, message_bytes
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    """Neither dropout nor batch norm, which differ by process; 2,000 images in batches of 48 leave 32."""
+    return replace(
+        Recipe.named("quick"),
+        data="fashion-mnist-sample",
+        architecture="1x4 1x8",
+        hidden=(16,),
+        dropout=0.0,
+        image_size=16,
+        batch_size=48,
+        optimizer="sgd",
+        learning_rate=0.02,
+        momentum=0.9,
+        weight_decay=5e-4,
+        epochs=1,
+        flip=True,
+        translate=2,
+        erase=4,
+    )
+
+
+def in_float64(recipe, folder, num_workers=None):
+    """Train in float64, which no file of ours holds; the first process writes what came of it."""
+    from vggkit import train
+    from vggkit.data.preprocessing import Preprocessing
+    from vggkit.training import loop
+
+    build, standardised = loop.build, Preprocessing._standardised
+    loop.build = lambda *given, **options: build(*given, **options).double()
+    Preprocessing._standardised = lambda self, x: standardised(self, x).double()
+    loop.Saver.save = loop.save_weights = lambda *given: None
+    run = train(recipe, out=folder, device="cpu", progress=False, num_workers=num_workers)
+    torch.save(run.net.state_dict(), f"weights-{os.environ['RANK']}.pt")
+    return 0
+
+
+def results(place, size):
+    weights = [torch.load(place / f"folder-{r}" / f"weights-{r}.pt", weights_only=True) for r in range(size)]
+    lines = [json.loads(line) for line in (place / "folder-0" / "run" / "metrics.jsonl").read_text().splitlines()]
+    return weights, lines
+
+
+COLOURED = {"channels": "rgb", "color_shift": 0.1, "label_smoothing": 0.1, "optimizer": "adamw", "momentum": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "changes"),
+    [
+        ((2, 3), {}),
+        ((2,), {"batch_size": 1999, "epochs": 3}),  # a last batch of one image, for two processes
+        ((2,), COLOURED),
+    ],
+)
+def test_several_processes_train_as_one_does(sizes, changes, recipe, tmp_path):
+    recipe = replace(recipe, **changes)
+    (expected,), lines = results(together(1, in_float64, recipe, "run", place=tmp_path / "1"), 1)
+    for size in sizes:
+        weights, others = results(together(size, in_float64, recipe, "run", place=tmp_path / str(size)), size)
+        for own in weights:
+            for name, tensor in own.items():
+                torch.testing.assert_close(tensor, expected[name], rtol=1e-12, atol=1e-13, msg=name)
+        assert [line["event"] for line in others] == [line["event"] for line in lines]
+        for line, other in zip(lines[1:], others[1:], strict=True):
+            for name in {"train_loss", "train_accuracy", "test_accuracy", "step"} & set(line):
+                assert line[name] == pytest.approx(other[name], rel=1e-5), name
+
+
+TINY = [
+    "train", "--data", "fashion-mnist-sample", "--architecture", "1x4 1x8_bn", "--image-size", "16", "--batch-size",
+    "60", "--dropout", "0.2", "--hidden", "64", "--erase", "4", "--epochs", "2", "--device", "cpu",
+]  # fmt: skip
+
+
+def final(run):
+    """The last checkpoint's tensors, byte for byte."""
+    last = max((run / "checkpoints").glob("step-*"))
+    return last.name, [(last / f"{part}.safetensors").read_bytes() for part in ("network", "optimizer")]
+
+
+@pytest.mark.parametrize(("size", "signalled", "compression"), [(2, [0, 1], "bf16"), (3, [2], "none")])
+def test_a_signal_to_some_ends_all_after_the_same_step(size, signalled, compression, tmp_path):
+    """Of three processes, gradients are added in an order that torch's buckets decide."""
+    run = tmp_path / "run"
+    arguments = [*TINY, "--compression", compression]
+    together(size, vgg, [*arguments, "--out", str(tmp_path / "unbroken")], place=tmp_path / "0")
+    with Members(size, vgg, [*arguments, "--resume", str(run)], place=tmp_path / "1") as team:
+        wait_for(lambda: steps_of(run) > 20)
+        for rank in signalled:
+            os.kill(team[rank].pid, signal.SIGUSR1)
+        assert team.ended() == [75] * size, [team.printed(rank) for rank in range(size)]
+        assert "".join(team.printed(rank) for rank in range(size)) == ""
+    together(size, vgg, [*arguments, "--resume", str(run)], place=tmp_path / "2")
+    assert "bit for bit" in (tmp_path / "2" / "out-0").read_text()
+    assert final(run) == final(tmp_path / "unbroken")
+
+
+def test_another_number_of_processes_goes_on_and_says_so(tmp_path):
+    run = tmp_path / "run"
+    with Members(2, vgg, [*TINY, "--resume", str(run)], place=tmp_path / "2") as team:
+        wait_for(lambda: steps_of(run) > 20)
+        os.kill(team[0].pid, signal.SIGTERM)
+        assert team.ended() == [75, 75]
+    together(1, vgg, [*TINY, "--resume", str(run)], place=tmp_path / "1")
+    assert "not bit for bit, since it had processes 2, now 1" in (tmp_path / "1" / "out-0").read_text()
+    assert (run / "model.safetensors").exists()
+
+
+def counts_images(sizes):
+    """Evaluate sets of odd sizes in which an image is right if its number is even; nobody may count twice."""
+    from vggkit.data.loading import Split
+    from vggkit.data.preprocessing import Preprocessing
+    from vggkit.training.distributed import joined
+    from vggkit.training.evaluate import evaluate
+    from vggkit.training.feed import DeviceFeed
+
+    class Reads(torch.nn.Module):
+        def forward(self, x):
+            return torch.nn.functional.one_hot((x.mean(dim=(1, 2, 3)) * 255).round().long(), 256).float()
+
+    with joined("cpu") as team:
+        for size in sizes:
+            numbers = torch.arange(size)
+            images = numbers.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
+            labels = torch.where(numbers % 2 == 0, numbers, 255)
+            feed = DeviceFeed(Split(images, labels), 10, 0, team, is_fitted=True)
+            accuracy = evaluate(Reads(), feed, Preprocessing(2, 1, (0.0,), (1.0,)), team)
+            assert accuracy == pytest.approx(-(-size // 2) / size, rel=1e-6), size
+    return 0
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_evaluation_counts_every_image_once(size, tmp_path):
+    together(size, counts_images, [1, 2, 11, 100, 101], place=tmp_path)
+
+
+def test_only_the_first_process_writes(tmp_path):
+    together(2, vgg, [*TINY, "--epochs", "1"], place=tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("*.safetensors")) == [
+        "model.safetensors", "network.safetensors", "optimizer.safetensors",
+    ]  # fmt: skip
+    assert list((tmp_path / "folder-1").iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Images in four classes, as files."""
+    folder, sample = tmp_path_factory.mktemp("photos"), load("fashion-mnist-sample")
+    for split, some in (("train", slice(0, 25)), ("test", slice(25, 36))):
+        for label in range(4):
+            place = folder / split / sample.classes[label]
+            place.mkdir(parents=True)
+            for index, image in enumerate(sample.train_images[sample.train_labels == label][some]):
+                Image.fromarray(image).save(place / f"{index}.png")
+    return folder
+
+
+def test_image_files_are_shared_by_processes_with_workers(recipe, photos, tmp_path):
+    recipe = replace(recipe, data=str(photos), channels="grey", shorter_side=(17, 24), translate=0, erase=0, epochs=2)
+    (expected,), lines = results(together(1, in_float64, recipe, "run", 0, place=tmp_path / "1"), 1)
+    weights, others = results(together(2, in_float64, recipe, "run", 1, place=tmp_path / "2"), 2)
+    for name, tensor in weights[1].items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-12, atol=1e-13, msg=name)
+    assert others[-1]["test_accuracy"] == lines[-1]["test_accuracy"]
+
+
+def test_a_last_layer_that_learns_first_is_averaged_once(recipe, tmp_path):
+    together(1, in_float32, replace(recipe, epochs=1), "source", place=tmp_path / "0")
+    source = str(tmp_path / "0" / "folder-0" / "source")
+    recipe = replace(recipe, pretrained=source, head_epochs=1, epochs=2)
+    (expected,), _ = results(together(1, in_float64, recipe, "run", place=tmp_path / "1"), 1)
+    (one, two), _ = results(together(2, in_float64, recipe, "run", place=tmp_path / "2"), 2)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(one[name], tensor, rtol=1e-12, atol=1e-13, msg=name)
+        assert torch.equal(one[name], two[name])
+
+
+def in_float32(recipe, folder):
+    from vggkit import train
+
+    train(recipe, out=folder, device="cpu", progress=False)
+    return 0
+
+
+def counts_bytes(recipe):
+    """Train; write the bytes of gradients that the last step gave to all_reduce, and the accuracy."""
+    import torch.distributed as dist
+
+    from vggkit import train
+
+    real, sent, steps = dist.all_reduce, [], []
+
+    def counted(tensor, *given, **options):
+        if tensor.numel() == 5:  # the outcome, which ends a step
+            steps.append(sum(sent))
+            sent.clear()
+        elif tensor.numel() > 1:
+            sent.append(tensor.nbytes)
+        return real(tensor, *given, **options)
+
+    dist.all_reduce = counted
+    run = train(recipe, out="run", device="cpu", progress=False)
+    Path("sent.json").write_text(json.dumps([steps[-1], run.history[-1].test_accuracy]))
+    return 0
+
+
+def test_compressed_gradients_are_small_and_teach(recipe, tmp_path):
+    recipe = replace(recipe, architecture="1x16 1x32_bn", hidden=(256,), epochs=3, learning_rate=0.05, erase=0)
+    sent, accuracies = {}, {}
+    for compression in ("none", "bf16", "powersgd"):
+        place = together(2, counts_bytes, replace(recipe, compression=compression), place=tmp_path / compression)
+        sent[compression], accuracies[compression] = json.loads((place / "folder-0" / "sent.json").read_text())
+    network = recipe.network(in_channels=1, num_classes=10)
+    buckets = gradient_buckets(network, 2)
+    assert sent["none"] == 0  # torch's own way, in C++, does not come by
+    for compression in ("bf16", "powersgd"):
+        assert sent[compression] == sum(sum(message_bytes(bucket, compression, 4)) for bucket in buckets)
+        assert accuracies[compression] > accuracies["none"] - 0.05 > 0.6
