@@ -230,7 +230,7 @@ def train(
 
 def _resume_notes(state: RunState, epochs: int, measured_on: dict[str, object]) -> list[str]:
     if state.epoch > epochs:
-        return [f"has all its {epochs:,} epochs, nothing is left to train"]
+        return ["was trained to its end before; nothing is left to do"]
     others = [
         f"{what} {state.facts.get(what)}, now {now}"
         for what, now in measured_on.items()
