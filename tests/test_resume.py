@@ -151,7 +151,7 @@ def test_a_finished_run_is_left_as_it_is_and_said_to_be_finished(recipe, tmp_pat
     first = train(short, out=tmp_path / "run", device="cpu", progress=False)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
     again = train(short, resume=tmp_path / "run", device="cpu")
-    assert "has all its 1 epochs, nothing is left to train\n" in capsys.readouterr().out
+    assert "was trained to its end before; nothing is left to do\n" in capsys.readouterr().out
     assert again.history == first.history
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")} == before
 

@@ -230,7 +230,7 @@ def train(
 
 def _resume_note(state: RunState, recipe: Recipe, measured_on: dict[str, object]) -> str:
     if state.epoch > recipe.epochs:
-        return f"has all its {recipe.epochs:,} epochs, nothing is left to train"
+        return "was trained to its end before; nothing is left to do"
     others = [
         f"{what} {state.facts.get(what)}, now {now}"
         for what, now in measured_on.items()
