@@ -1,3 +1,4 @@
+import inspect
 import json
 import os
 import pty
@@ -294,6 +295,13 @@ def test_the_help_of_train_shows_the_chosen_recipes_values(capsys):
     assert "Pixels along a side of the network's input. (default: 224)" in helps[1]
     assert "(default: 0.01)" in helps[2]
     assert "--flip, --no-flip Mirror training images left and right at random. (default: True)" in helps[0]
+
+
+def test_no_help_text_breaks_in_the_middle_of_a_line():
+    """tyro keeps the line breaks of an indented docstring."""
+    texts = re.findall(r'^    """(.*?)"""', inspect.getsource(Recipe), flags=re.DOTALL | re.MULTILINE)
+    assert len(texts) > 35
+    assert not [text for text in texts if "\n" in text]
 
 
 @pytest.mark.parametrize(

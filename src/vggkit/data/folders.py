@@ -108,6 +108,7 @@ def open_folder(folder: Path, holdout: float, seed: int) -> ImageSource:
     return ImageSource(
         printable(os.fsencode(folder.name) or place), tuple(map(printable, classes)), train, held_out, held_out_name,
         digest.hexdigest(), tuple(map(printable, others[:MAX_NAMED_FILES])), len(others),
+        is_drawn=held_out_folder is None,
     )  # fmt: skip
 
 

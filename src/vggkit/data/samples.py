@@ -65,6 +65,8 @@ class ImageSource:
     where no image is looked for; 1,000 of them at most."""
     num_other_files: int = 0
     """All of them."""
+    is_drawn: bool = False
+    """Whether a holdout and a seed decided which images are held out."""
 
     @property
     def notes(self) -> tuple[str, ...]:

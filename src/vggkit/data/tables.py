@@ -78,7 +78,7 @@ def open_tables(
     return ImageSource(
         where, classes, train, kept, held_out[1] if held_out else "validation",
         _fingerprint(builder, data, shards, [columns.image, columns.label, classes, num_rows]),
-        tuple(others[:MAX_NAMED_FILES]), len(others),
+        tuple(others[:MAX_NAMED_FILES]), len(others), is_drawn=held_out is None,
     )  # fmt: skip
 
 

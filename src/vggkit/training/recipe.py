@@ -44,13 +44,11 @@ class Recipe:
     image_size: int
     """Pixels along a side of the network's input."""
     data: str = "fashion-mnist"
-    """fashion-mnist, fashion-mnist-sample; a folder with class folders of images, with parquet files, with tar shards
-    or with four IDX files; or hub:owner/name."""
+    """fashion-mnist, fashion-mnist-sample, a folder (class folders, parquet, tar or IDX files) or hub:owner/name."""
     channels: Channels = "data"
     """Channels that the network takes: the data's own (colour, for image files), or grey, or rgb."""
     holdout: float = 0.1
-    """Share of each class that is kept out, drawn from the seed, where image files come without a validation or test
-    set."""
+    """Share of each class that is kept out, drawn from the seed, of image files without a validation or test set."""
     stream: bool = False
     """Read parquet files, tar shards or the hub in their order, through a buffer that shuffles."""
     epoch_images: int = 0
@@ -68,11 +66,9 @@ class Recipe:
     init: Init = "kaiming"
     """How the weights start."""
     warm_start: str = ""
-    """A run folder or a weight file of a network for the same data, whose first four convolutions and fully connected
-    layers this one starts from (the paper's section 3.1); none if empty."""
+    """A run or a weight file whose first four convolutions and fully connected layers this one starts from, or none."""
     pretrained: str = ""
-    """A run folder, a weight file or torchvision/vgg16, of the same network, of which all but the last layer comes;
-    none if empty."""
+    """A run, a weight file or torchvision/vgg16, of the same network, for all but the last layer; or none."""
     head_epochs: int = 0
     """Epochs in which only the last layer learns, at the start."""
     epochs: int = 10
@@ -84,8 +80,7 @@ class Recipe:
     learning_rate: float = 0.05
     """The highest one."""
     schedule: Schedule = "constant"
-    """How the learning rate goes down after the warm-up; cosine and linear end at 0, plateau divides by 10 after 5
-    epochs without a better accuracy."""
+    """How the learning rate falls: cosine and linear to 0, plateau by 10 after 5 epochs without a better accuracy."""
     warmup: float = 0.0
     """Share of the run over which the learning rate rises from 0, 0 to 1."""
     momentum: float = 0.0
@@ -99,8 +94,7 @@ class Recipe:
     normalize: bool = False
     """Bring the pixels to mean 0 and standard deviation 1 of the training images; otherwise they are in [0, 1]."""
     shorter_side: tuple[int, ...] = ()
-    """Image files are resized to so many pixels along the shorter side, or to a random number between two, and cut to
-    the image size at random; if empty, the whole image is stretched to a square."""
+    """Pixels along the shorter side before the random cut, or two to draw them from; if empty, images are stretched."""
     color_shift: float = 0.0
     """Standard deviation of a random shift along the principal components of the training images' colours."""
     flip: bool = False

@@ -191,7 +191,8 @@ def _from_files(
     if facts is None:
         sample = _sample(source.train, fit, recipe.seed, loader)
         mean, std = _moments(sample)
-        geometry, axes = _preprocessing(recipe, channels, mean, std, pretrained), _color_axes(sample)
+        geometry = _preprocessing(recipe, channels, mean, std, pretrained)
+        axes = _color_axes(sample[: len(sample) if recipe.color_shift else 0])
     else:
         axes = ()
     return RunData(
@@ -275,7 +276,8 @@ def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     means, stds = [], []
     levels = torch.arange(256, dtype=torch.float64) / 255
     for channel in range(images.shape[1]):
-        counts = torch.bincount(images[:, channel].flatten(), minlength=256).cpu().double()
+        parts = [some[:, channel].flatten() for some in images.split(DECODED_TOGETHER)]
+        counts = torch.stack([torch.bincount(part, minlength=256) for part in parts]).sum(0).cpu().double()
         mean = (counts @ levels) / counts.sum()
         std = ((counts @ (levels - mean).square()) / counts.sum()).sqrt().item()
         means.append(mean.item())
@@ -287,8 +289,12 @@ def _color_axes(images: Tensor) -> tuple[tuple[float, ...], ...]:
     """See `RunData.color_axes`; of uint8 (images, channels, height, width), none of none."""
     if not len(images):
         return ()
-    pixels = images.movedim(1, -1).flatten(0, -2).cpu().double() / 255
-    covariance = torch.cov(pixels.t()).view(images.shape[1], images.shape[1])
+    channels = images.shape[1]
+    sums, products, count = torch.zeros(channels).double(), torch.zeros(channels, channels).double(), 0
+    for some in images.split(32):  # as float64, all together would be eight times as large
+        pixels = some.movedim(1, 0).flatten(1).cpu().double() / 255
+        sums, products, count = sums + pixels.sum(1), products + pixels @ pixels.t(), count + pixels.shape[1]
+    covariance = (products - torch.outer(sums, sums) / count) / (count - 1)
     variances, axes = torch.linalg.eigh(covariance)
     scaled = axes * variances.clamp(min=0).sqrt()
     return tuple(tuple(axis) for axis in scaled.t().tolist())

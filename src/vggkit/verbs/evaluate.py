@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from tyro.conf import Positional
 
 from vggkit.training.recipe import Recipe
-from vggkit.verbs.terminal import DONE, check_out, parse_flags, print_json, print_table
+from vggkit.verbs.terminal import DONE, check_out, parse_flags, print_json, print_table, print_to_stderr
 
 if TYPE_CHECKING:
     from vggkit.inference.evaluate import Evaluation
@@ -42,7 +42,7 @@ def run(arguments: list[str]) -> int:
     """Run the verb; returns the exit code."""
     flags = parse_flags("eval", Flags, arguments)
     from vggkit.data.fashion_mnist import Dataset
-    from vggkit.data.sources import open_data
+    from vggkit.data.sources import ImageSource, open_data
     from vggkit.data.workers import default_workers
     from vggkit.inference.evaluate import draw_confusion, evaluate
     from vggkit.inference.predict import load_classifier
@@ -60,6 +60,11 @@ def run(arguments: list[str]) -> int:
         stream=recipe.stream,
         epoch_images=recipe.epoch_images,
     )
+    if isinstance(data, ImageSource) and data.is_drawn and not _recipe_path(flags.run).is_file():
+        print_to_stderr(
+            f"there is no recipe.json beside {flags.run}, whose seed would say which images were kept out of training: "
+            "it may have learnt from those that it is measured on"
+        )
     bad_images = flags.bad_images or recipe.bad_images
     workers = flags.workers if flags.workers is not None else default_workers()
     evaluation = evaluate(classifier, data, num_workers=workers, bad_images=bad_images)
@@ -109,9 +114,13 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.1%}"
 
 
+def _recipe_path(run: Path) -> Path:
+    return (run if run.is_dir() else run.parent) / "recipe.json"
+
+
 def _recipe_of_run(run: Path) -> Recipe:
     """The recipe beside the weights; where there is none, one that names Fashion-MNIST."""
-    path = (run if run.is_dir() else run.parent) / "recipe.json"
+    path = _recipe_path(run)
     if not path.is_file():
         return Recipe.named("quick")
     try:
