@@ -297,3 +297,21 @@ def test_the_best_by_validation_is_kept_and_the_last_two(recipe, photos, tmp_pat
     from_checkpoint, _ = load_weights(run.folder / "checkpoints" / f"step-{best.step:08}" / "network.safetensors")
     for name, tensor in saved.state_dict().items():
         assert torch.equal(tensor, from_checkpoint.state_dict()[name])
+
+
+def test_images_that_have_moved_are_found_at_the_place_that_is_given(recipe, photos, tmp_path):
+    mine = replace(of_photos(recipe, photos), epochs=2)
+    whole = train(mine, out=tmp_path / "whole", device="cpu", progress=False, num_workers=0)
+    train(replace(mine, epochs=1), out=tmp_path / "other", device="cpu", progress=False, num_workers=0)
+    moved = tmp_path / "elsewhere" / "photos"
+    moved.parent.mkdir()
+    subprocess.run(["cp", "-r", photos, moved], check=True)
+    run = tmp_path / "run"
+    assert killed_until_done(mine, run, 1, 1.0, random.Random(3), save_seconds=0.05, num_workers=0) <= 1
+    for path in [run / "model.safetensors", *sorted((run / "checkpoints").iterdir())[1:]]:
+        subprocess.run(["rm", "-r", path], check=True)  # as if it had not been finished
+    again = train(replace(mine, data=str(moved)), resume=run, device="cpu", progress=False, num_workers=0)
+    if torch.get_num_threads() == 1:
+        for name, tensor in whole.net.state_dict().items():
+            assert torch.equal(again.net.state_dict()[name], tensor)
+    assert again.history[-1].step == whole.history[-1].step

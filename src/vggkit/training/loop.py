@@ -132,7 +132,7 @@ def train(
         saved = team.shared(newest[1] if newest is not None else None)
         before = RunState.from_json(saved[STATE]) if saved else None
 
-        if before is not None and Recipe.from_json(json.dumps(before.recipe)) != recipe:
+        if before is not None and Recipe.from_json(json.dumps({**before.recipe, "data": recipe.data})) != recipe:
             raise RunError(f"expected the recipe that {resume} began with, got another one in its recipe.json")
         source = pretrained_weights(recipe, say)
         data = open_run_data(

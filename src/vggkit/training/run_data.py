@@ -189,6 +189,7 @@ def _from_files(
         else:
             feeds.append(WorkerFeed(images, loaders[-1], recipe.batch_size, recipe.seed, team))
     if facts is None:
+        say(f"reading {min(len(source.train), STATISTICS_IMAGES):,} images for their mean and standard deviation")
         sample = _sample(source.train, fit, recipe.seed, loader)
         mean, std = _moments(sample)
         geometry = _preprocessing(recipe, channels, mean, std, pretrained)
