@@ -27,7 +27,7 @@ JOIN_SECONDS = 120
 """How long a process waits for the others to start: Python with torch, from a slow disk."""
 SETUP_SECONDS = 600
 """How long processes wait for each other before the first step, while data and weights are read."""
-STEP_SECONDS = 45
+STEP_SECONDS = 25
 """How long a process waits in a step for one that hangs, before the run ends with an error."""
 
 POWERSGD_RANK = 4
@@ -81,6 +81,11 @@ class Team:
             buffer.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
         dist.broadcast(buffer, src=0, group=self.setup_group)
         return buffer.cpu().numpy().tobytes()
+
+    def wait(self) -> None:
+        """Wait until all processes are here, with the patience of the set-up: the leader may write a file before."""
+        if self.size > 1:
+            dist.barrier(group=self.setup_group)
 
     def wrapped(self, net: AnyNetwork, compression: Compression) -> nn.Module:
         """`net` so that a backward pass leaves the mean of all processes' gradients; `net` itself if there is one."""

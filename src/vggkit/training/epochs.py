@@ -114,6 +114,8 @@ def train_epochs(
             state.best_step = state.step
         if is_best or (saver is not None and saver.is_due):  # with the evaluation in it, which comes with this step
             save()
+        if is_best:
+            team.wait()  # for the leader, who has waited for the checkpoint before: on a slow disk that takes long
     return True
 
 
