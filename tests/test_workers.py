@@ -113,25 +113,30 @@ def loader(read, images=None, num_workers=2, bad_images="fail", **options):
     return Loader(pictures, read, seed=5, num_workers=num_workers, pin_memory=False, bad_images=bad_images, **options)
 
 
+OTHERS = set()
+"""Processes that were there before the test, a fork server's of other tests among them."""
+
+
 def children():
-    """Processes that this one has made and that live: state and command of each."""
+    """Processes that this one has made in this test and that live: number and state of each."""
     mine = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, parent = stat.read_text().rpartition(")")[2].split()[:2]
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if int(parent) == os.getpid():
+        if int(parent) == os.getpid() and int(stat.parent.name) not in OTHERS:
             mine.append((int(stat.parent.name), state))
     return mine
 
 
 @pytest.fixture(autouse=True)
 def no_orphans():
-    before, threads = set(children()), threading.active_count()
+    OTHERS.update(pid for pid, _ in children())
+    threads = threading.active_count()
     yield
     gc.collect()
-    assert set(children()) <= before
+    assert children() == []
     deadline = time.monotonic() + 5
     while threading.active_count() > threads and time.monotonic() < deadline:
         time.sleep(0.05)

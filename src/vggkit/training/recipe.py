@@ -110,8 +110,7 @@ class Recipe:
     sync_batch_norm: bool = False
     """Batch norm over the images of all processes, on GPUs."""
     checkpoint: bool = False
-    """Keep only each block's input for the backward pass: less memory, the same gradients, more time. How often a run
-    is saved is --save-seconds."""
+    """Keep only each block's input for the backward pass: less memory, more time; not about saving (--save-seconds)."""
     seed: int = 0
     """Of the weights, the order of the images, dropout and augmentation."""
 
