@@ -43,8 +43,9 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
+# A process for each core, of one thread each: two that train with two threads each wait for each other.
 tests: setup
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
 # Every call killed or made to fail, every bit flipped, 200 kills at random; prints how many.
 torture: setup

@@ -65,7 +65,7 @@ def test_a_fault_before_the_first_step_reaches_all_at_once(tmp_path):
     with Members(2, vgg, [*ENDLESS, "--out", "run"], no_data_for_the_second, place=tmp_path) as team:
         assert team.ended() == [1, 2]
         assert team.printed(1) == "vgg train: rank 1: expected data\n"
-        assert "rank 0: lost the other processes: Connection closed by peer" in team.printed(0)
+        assert "rank 0: lost the other processes: " in team.printed(0)  # closed or reset by peer
     assert time.monotonic() - begin < 30
 
 
