@@ -63,7 +63,17 @@ def default_workers() -> int:
     """Half of the cores that this process may have, at most 16; what is left computes."""
     # A job on a cluster may have 8 of a machine's 128.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(16, cores // (2 * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    return min(16, cores // (2 * local_processes()))
+
+
+def local_processes() -> int:
+    """Processes of this run on this machine, as torchrun says; 1 without it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def in_parts(positions: npt.NDArray[np.int64], part_size: int) -> list[npt.NDArray[np.int64]]:
+    """`positions` in their order, in parts of `part_size` for `Loader.batches`; the last one may be smaller."""
+    return [positions[start : start + part_size] for start in range(0, len(positions), part_size)]
 
 
 class _Workers:

@@ -17,7 +17,7 @@ from vggkit.data.images import FittedImage
 from vggkit.data.loading import Split, batches
 from vggkit.data.reading import IGNORED_LABEL
 from vggkit.data.samples import ImageSource
-from vggkit.data.workers import Loader
+from vggkit.data.workers import Loader, in_parts
 from vggkit.inference.predict import Classifier
 
 MAX_DRAWN_CLASSES = 40
@@ -97,7 +97,7 @@ def _file_inputs(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     preprocessing, device = classifier.preprocessing, _device(classifier)
     read = FittedImage(preprocessing.channels, preprocessing)
-    parts = np.array_split(np.arange(len(source.held_out)), -(-len(source.held_out) // batch_size))
+    parts = in_parts(np.arange(len(source.held_out)), batch_size)
     options: dict[str, Any] = {"num_workers": num_workers, "bad_images": bad_images}
     with Loader(source.held_out, read, seed=0, pin_memory=device.type == "cuda", **options) as loader:
         for images, labels in loader.batches(parts, epoch=0):

@@ -12,7 +12,7 @@ from vggkit.networks.weights import AnyNetwork
 from vggkit.training.checkpoint import Saver
 from vggkit.training.distributed import Team
 from vggkit.training.evaluate import evaluate
-from vggkit.training.feed import Batch
+from vggkit.training.feed import Batch, network_input
 from vggkit.training.outcomes import DivergedError, Outcomes
 from vggkit.training.progress import EpochMetrics, Progress
 from vggkit.training.recipe import Recipe
@@ -122,7 +122,7 @@ def train_epochs(
 def _network_input(images: Tensor, batch: Batch, recipe: Recipe, data: RunData, draws: torch.Generator) -> Tensor:
     """Augmented images as the network takes them, with their colours shifted if the recipe says so."""
     preprocessing = data.preprocessing
-    x = preprocessing.scaled(images) if data.train.is_fitted else preprocessing(images)
+    x = network_input(data.train, images, preprocessing)
     if recipe.color_shift:
         axes = torch.tensor(data.color_axes, device=x.device)
         amounts = torch.randn(batch.size, len(axes), generator=draws, device=x.device)[batch.part]

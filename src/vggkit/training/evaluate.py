@@ -7,7 +7,7 @@ from vggkit.data.fashion_mnist import DataError
 from vggkit.data.preprocessing import Preprocessing
 from vggkit.data.reading import IGNORED_LABEL
 from vggkit.training.distributed import Team
-from vggkit.training.feed import Feed
+from vggkit.training.feed import Feed, network_input
 from vggkit.training.step import autocast
 from vggkit.training.stopping import StopFlag
 
@@ -31,7 +31,7 @@ def evaluate(
         if stop is not None and _any_wants_stop(stop, team):
             return None
         with autocast(batch.images.device):
-            logits = net(preprocessing.scaled(batch.images) if feed.is_fitted else preprocessing(batch.images))
+            logits = net(network_input(feed, batch.images, preprocessing))
         sums[0] += (logits.argmax(dim=1) == batch.labels).sum()
         sums[0] += 0 * logits.float().sum()  # NaN from the first output that is not finite
         sums[1] += (batch.labels != IGNORED_LABEL).sum()

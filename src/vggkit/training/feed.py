@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vggkit.data.loading import Split, epoch_order
+from vggkit.data.preprocessing import Preprocessing
 from vggkit.data.reading import IGNORED_LABEL
 from vggkit.data.samples import Images
 from vggkit.data.workers import Loader
@@ -44,6 +45,11 @@ class Feed(Protocol):
     def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, from the one numbered `first`; epoch 0 is all images as they lie."""
         ...
+
+
+def network_input(feed: Feed, images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """`images` of `feed`, perhaps augmented, as the network takes them: normalised, and resized unless they are."""
+    return preprocessing.scaled(images) if feed.is_fitted else preprocessing(images)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from vggkit.data.preprocessing import Preprocessing
 from vggkit.data.reading import IGNORED_LABEL
 from vggkit.data.samples import Images, ImageSource
 from vggkit.data.sources import open_data
-from vggkit.data.workers import Loader, default_workers
+from vggkit.data.workers import Loader, default_workers, in_parts, local_processes
 from vggkit.training.distributed import Team
 from vggkit.training.feed import DeviceFeed, Feed, WorkerFeed
 from vggkit.training.hardware import RunError
@@ -226,7 +225,7 @@ def _check_augmentation(recipe: Recipe, side_pixels: int) -> None:
 
 def _decoded(images: Images, loader: Loader, device: torch.device) -> Split:
     """All of `images` on the device, in their order; bad ones are black and do not count."""
-    parts = _parts(np.arange(len(images)))
+    parts = in_parts(np.arange(len(images)), DECODED_TOGETHER)
     pixels, labels, start = None, torch.empty(len(images), dtype=torch.int64, device=device), 0
     for some, their_labels in loader.batches(parts, epoch=0):
         if pixels is None:
@@ -244,12 +243,9 @@ def _sample(images: Images, fit: FittedImage, seed: int, loader: Callable[[Image
     order = torch.arange(len(images)) if images.is_stream else epoch_order(len(images), seed, epoch=0)
     chosen = np.sort(order[:STATISTICS_IMAGES].numpy())
     with loader(images, fit) as opened:
-        batches = [pixels[labels != IGNORED_LABEL] for pixels, labels in opened.batches(_parts(chosen), epoch=0)]
+        parts = in_parts(chosen, DECODED_TOGETHER)
+        batches = [pixels[labels != IGNORED_LABEL] for pixels, labels in opened.batches(parts, epoch=0)]
     return torch.cat(batches)
-
-
-def _parts(positions: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
-    return [positions[start : start + DECODED_TOGETHER] for start in range(0, len(positions), DECODED_TOGETHER)]
 
 
 def _preprocessing(
@@ -304,9 +300,4 @@ def _color_axes(images: Tensor) -> tuple[tuple[float, ...], ...]:
 def _room_bytes(device: torch.device) -> float:
     if device.type == "cuda":
         return MEMORY_SHARE * torch.cuda.get_device_properties(device).total_memory
-    return MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _local_size()
-
-
-def _local_size() -> int:
-    """Processes of this run on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / local_processes()

@@ -13,7 +13,7 @@ from vggkit.data.files import sync_folder, write_whole
 from vggkit.training.hardware import RunError
 from vggkit.training.recipe import Recipe
 
-RECIPE, MODEL, BEST, METRICS = "recipe.json", "model.safetensors", "best.safetensors", "metrics.jsonl"
+RECIPE, MODEL, BEST = "recipe.json", "model.safetensors", "best.safetensors"
 LOCK_SECONDS = 10.0
 """How long the processes of a run that was killed may take to end."""
 

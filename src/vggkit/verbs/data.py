@@ -108,11 +108,11 @@ def _read(images: "Images", num_workers: int | None) -> tuple[list[int], dict[st
 
     from vggkit.data.images import FittedImage
     from vggkit.data.preprocessing import Preprocessing
-    from vggkit.data.workers import Loader, default_workers
+    from vggkit.data.workers import Loader, default_workers, in_parts
 
     # Whole images, decoded in colour, are what any training reads; their size does not matter.
     read: Any = FittedImage(3, Preprocessing(8, 3, (0.0,) * 3, (1.0,) * 3))
-    parts = np.array_split(np.arange(len(images)), -(-len(images) // 256))
+    parts = in_parts(np.arange(len(images)), 256)
     workers = default_workers() if num_workers is None else num_workers
     with Loader(images, read, seed=0, num_workers=workers, pin_memory=False, bad_images="skip") as loader:
         labels = [label for _, some in loader.batches(parts, epoch=0) for label in some.tolist() if label >= 0]
