@@ -114,6 +114,8 @@ def test_the_three_lines_for_relu3_3_of_an_image(folder):
         ("memory", "memory.md"),
         ("scaling", "scaling.md"),
         ("loading", "data.md"),
+        ("saving", "training.md"),
+        ("compression", "training.md"),
     ],
 )
 def test_a_table_of_the_documentation_is_what_was_measured(table, page):
