@@ -6,14 +6,15 @@ Each case runs two steps of training on random images, each time in a process of
 memory: the most of the process, less what was resident before the network was built, with torch's libraries loaded
 and warm from a step of a tiny network; huge pages as in training. Once with freed memory given back at once, where
 what is left over is the libraries' workspace, and once as glibc does by itself, which keeps some of what is freed.
-On CUDA it compares `torch.cuda.max_memory_allocated`, in float32 and in
-bfloat16.
+Convolutions are torch's own, of which the prediction is; compiled ones keep less. On CUDA it compares
+`torch.cuda.max_memory_allocated`, in float32 and in bfloat16.
 Prints one JSON line for each case; --save adds it to benchmarks/results/memory.jsonl.
 """
 
 import argparse
 import ctypes
 import json
+import os
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -135,6 +136,7 @@ def train(case: Case, device: torch.device, dtype: Dtype, **options: tuple[int, 
     arch = network(case, **options)
     net = build(arch, init="torch", checkpoint=case.checkpoint).to(device)
     net.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    os.environ["VGGKIT_ENGINE"] = "torch"
     use_fast_cpu(net)
     recipe = replace(Recipe.named("d2l"), momentum=0.9 if case.optimizer == "momentum" else 0.0)
     if case.optimizer == "adamw":

@@ -1,9 +1,10 @@
 """What does the `quick` recipe reach, and how long does `vgg train` take, start-up and evaluation included?
 
-    python benchmarks/quick_accuracy.py [--seeds 5] [--save]
+    [VGGKIT_ENGINE=torch] python benchmarks/quick_accuracy.py [--seeds 5] [--save]
 
 Runs the command itself, in a process of its own for each seed, on the device that it chooses. The accuracy is the
-test set's after the last epoch. Prints one JSON line; --save adds it to benchmarks/results/quick_accuracy.jsonl.
+test set's after the last epoch. With VGGKIT_ENGINE=torch the convolutions are torch's own.
+Prints one JSON line; --save adds it to benchmarks/results/quick_accuracy.jsonl.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from pathlib import Path
 from measuring import row_header, save_row, spread
 
 from vggkit import Recipe
+from vggkit.networks.winograd import engine
 from vggkit.training.hardware import choose_device
 
 
@@ -36,8 +38,10 @@ def main() -> None:
             seconds.append(time.perf_counter() - start)
             last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
             accuracies.append(last["test_accuracy"])
+    device = choose_device(None)
     row = {
-        **row_header(choose_device(None), flags.seeds),
+        **row_header(device, flags.seeds),
+        "convolutions": engine()[0] if device.type == "cpu" else "torch",
         "recipe": flags.recipe,
         "epochs": Recipe.named(flags.recipe).epochs,
         "test_accuracy": {**spread(accuracies), "all": accuracies},

@@ -13,21 +13,23 @@ def markdown() -> str:
         "| what | measured on | result | command |",
         "|---|---|---|---|",
     ]
-    for row in newest("quick_accuracy", lambda row: (kind(row), row["recipe"])):
+    for row in newest("quick_accuracy", lambda row: (kind(row), row["recipe"], convolutions(row))):
         accuracy, seconds = row["test_accuracy"], row["train_command_seconds"]
         lines.append(
-            f"| the `{row['recipe']}` recipe, {row['epochs']} epochs | {row['hardware']}, torch {row['torch']} "
+            f"| the `{row['recipe']}` recipe, {row['epochs']} epochs, {convolutions(row)} convolutions "
+            f"| {row['hardware']}, torch {row['torch']} "
             f"| test acc {accuracy['median']} ({accuracy['min']} to {accuracy['max']}, {row['repeats']} seeds) in "
             f"{seconds['median']:.0f} s ({seconds['min']:.0f} to {seconds['max']:.0f}), all included "
             f"| `python benchmarks/quick_accuracy.py` |"
         )
-    for row in newest("train_speed", lambda row: (kind(row), row["image_size"])):
-        ours, chapter = row["examples_per_second"]["median"], row["chapter_examples_per_second"]["median"]
+    for row in newest("train_speed", lambda row: (kind(row), row["network"], row["image_size"])):
+        speeds = [row[f"{way}examples_per_second"]["median"] for way in ("", "pytorch_", "chapter_")]
+        ours, pytorch, chapter = (f"{speed:,.3g}" if speed < 100 else f"{speed:,.0f}" for speed in speeds)
         lines.append(
-            f"| training VGG-11/4 at {row['image_size']} px, batch {row['batch_size']}, {row['dtype']} "
-            f"| {row['hardware']}, torch {row['torch']} | {ours:,.0f} examples/s, the chapter's way {chapter:,.0f}: "
-            f"{row['ratio']['median']}x; {row['data_share_of_step']['median']:.1%} of a step on data; "
-            f"{row['fraction_of_floor_reached']:.0%} of the floor | `python benchmarks/train_speed.py` |"
+            f"| training `{row['network']}` at {row['image_size']} px, batch {row['batch_size']}, {row['dtype']} "
+            f"| {row['hardware']}, torch {row['torch']} | {ours} examples/s; PyTorch channels_last {pytorch}: "
+            f"{row['ratio_to_pytorch']['median']}x; the chapter's way {chapter}: {row['ratio']['median']}x "
+            f"| `python benchmarks/train_speed.py` |"
         )
     if not any(kind(row) == "cuda" for row in rows("train_speed")):
         lines.append("| the same on a CUDA GPU | | not measured yet | `python benchmarks/train_speed.py` |")
@@ -167,6 +169,52 @@ def compression() -> str:
     return "\n".join(lines)
 
 
+def inference() -> str:
+    """The table of docs/speed.md: ms of a forward pass, ours and the peers'."""
+    lines: list[str] = []
+    for row in newest("inference_speed", lambda row: (row["network"], row["image_size"], row["batch_size"])):
+        ways = list(row["milliseconds"])
+        if not lines:
+            lines = [f"| network, pixels, batch | {' | '.join(ways)} | best peer/ours | ncnn/ours |"]
+            lines += ["|---" * (len(ways) + 3) + "|"]
+        ratios = [row["best_over_ours"], row["ncnn_over_ours"]]
+        times = [f"{row['milliseconds'][way]['median']:,.3g}" for way in ways]
+        spreads = map(with_spread, ratios)
+        case = f"`{row['network']}`, {row['image_size']}, {row['batch_size']}"
+        lines.append(f"| {case} | {' | '.join(times)} | {' | '.join(spreads)} |")
+    return "\n".join(lines)
+
+
+def training() -> str:
+    """The table of docs/speed.md: a training step, and the memory of the process."""
+    lines = [
+        "| network, pixels, batch | examples/s | PyTorch channels_last | the chapter's way | to PyTorch "
+        "| to the chapter | peak MB, PyTorch, chapter | of the direct floor |",
+        "|---" * 8 + "|",
+    ]
+    for row in newest("train_speed", lambda row: (kind(row), row["network"], row["image_size"])):
+        speeds = [row[f"{way}examples_per_second"]["median"] for way in ("", "pytorch_", "chapter_")]
+        ratios = [row["ratio_to_pytorch"], row["ratio"]]
+        lines.append(
+            f"| `{row['network']}`, {row['image_size']}, {row['batch_size']} "
+            f"| {' | '.join(f'{speed:,.3g}' if speed < 100 else f'{speed:,.0f}' for speed in speeds)} "
+            f"| {' | '.join(map(with_spread, ratios))} "
+            f"| {', '.join(f'{value:,}' for value in row['peak_megabytes'].values())} "
+            f"| {row['fraction_of_floor_reached']:.0%} |"
+        )
+    return "\n".join(lines)
+
+
+def with_spread(value: dict[str, float]) -> str:
+    """A median with the least and the greatest."""
+    return f"{value['median']:.2f} ({value['min']:.2f} to {value['max']:.2f})"
+
+
+def convolutions(row: dict[str, Any]) -> str:
+    """What convolved; before it was recorded, torch's own."""
+    return str(row.get("convolutions", "torch"))
+
+
 def rows(name: str) -> list[dict[str, Any]]:
     """All rows that benchmark `name` saved, the oldest first."""
     path = RESULTS / f"{name}.jsonl"
@@ -184,5 +232,5 @@ def kind(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    for table in (markdown, parity, doctor, memory, scaling, loading, saving, compression):
+    for table in (markdown, parity, doctor, memory, scaling, loading, saving, compression, inference, training):
         print(table(), end="\n\n")

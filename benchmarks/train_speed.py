@@ -1,34 +1,39 @@
-"""How fast is a training step, against what a learner of the chapter would run instead?
+"""How fast is a training step, against what a learner of the chapter would run, and against PyTorch at its best?
 
-    python benchmarks/train_speed.py [--sizes 224 96 32] [--repeats 5] [--device cpu] [--save]
+    python benchmarks/train_speed.py [--cases TEXT ...] [--repeats 5] [--device cpu] [--save]
 
-Both train VGG-11/4 on Fashion-MNIST at batch 128, in turn, on one device with the same threads, each time in a
-process of its own, since how a process gets its memory decides much of a CPU step and is set once:
+All train on Fashion-MNIST, in turn, on one device with the same threads, each time in a process of its own, since how
+a process gets its memory decides much of a CPU step and is set once:
 
 * ours: `vggkit.train`'s own step, as the `d2l` recipe runs it, batches made on the device;
+* PyTorch: the same step and batches with torch's own modules, channels_last, and its own operators;
 * the chapter's way: torch's DataLoader with 4 workers, a PIL resize per image, ToTensor, an eager NCHW network of
   torch's own modules, plain SGD, and the loss and accuracy read after every step. It uses torchvision's transforms
   where torchvision is installed, else the same calls to Pillow and torch by hand; the row says which.
 
-examples/s is wall time, data included. Beside it stands the floor: the larger of the step's operations over the
+examples/s is wall time, data included; the peak is of resident memory, on a GPU of what torch allocated. Beside it
+stands the direct floor: the larger of the step's operations, with convolutions computed as they are defined, over the
 measured rate of a large matrix product, and of its bytes over the measured bandwidth of a large copy. Operations:
 2 per MAC; forward once, backward twice, but for the first convolution's input. Bytes: every block's input and every
 convolution's and fully connected layer's output is written and read once on the way forward; on the way back it is
 read again and its gradient is written and read; parameters are read twice, their gradients written and read, the
-parameters updated. Nothing can skip these, so the floor is a bound and not an aim.
+parameters updated. Winograd's minimal filtering saves up to 3 of 4 multiplications, so that it may fall below.
 
-Prints one JSON line for each size; --save adds it to benchmarks/results/train_speed.jsonl.
+Predicted before the first row with Winograd's way: 1.8 times PyTorch at 224 and 96 pixels for VGG-11/4, whose first
+layers are bound by memory, 2 times for VGG-16.
+Prints one JSON line for each case; --save adds it to benchmarks/results/train_speed.jsonl.
 """
 
 import argparse
 import json
+import random
 import statistics
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,67 +43,85 @@ from measuring import import_torchvision, row_header, save_row, spread
 from PIL import Image
 from torch import Tensor, nn
 
-from vggkit import Recipe, costs, vgg
+from vggkit import VGG, Architecture, Recipe, costs, vgg
 from vggkit.data import fashion_mnist
 from vggkit.data.loading import Augmentation, Split, batches, epoch_order
 from vggkit.data.preprocessing import Preprocessing
 from vggkit.networks.baselines import build
 from vggkit.networks.fully_connected import use_fast_cpu
+from vggkit.networks.winograd import engine
 from vggkit.training import hardware
 from vggkit.training.step import make_optimizer, train_step
 
-BATCH_SIZE = 128
-CONV_ARCH = ((1, 16), (1, 32), (2, 64), (2, 128), (2, 128))
 # (warm-up steps, timed steps) of one repeat, on a CPU: a step takes seconds at 224.
 CPU_STEPS = {224: (1, 2), 96: (2, 5), 32: (5, 25)}
 GPU_STEPS = (20, 100)
 
 
+@dataclass(frozen=True)
+class Case:
+    network: str
+    image_size: int
+    batch_size: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.network} {self.image_size} px batch {self.batch_size}"
+
+
+CASES = (Case("vgg11/4", 224, 128), Case("vgg11/4", 96, 128), Case("vgg11/4", 32, 128), Case("vgg16", 224, 16))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[224, 96, 32])
+    parser.add_argument("--cases", nargs="+", default=[""], help="parts of the names of the cases wanted")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--save", action="store_true")
-    parser.add_argument("--way", choices=("ours", "chapter"), help="measure one way once (used by the program itself)")
+    parser.add_argument(
+        "--way", choices=WAYS, help="measure one way of the only case once (used by the program itself)"
+    )
     flags = parser.parse_args()
-    if flags.way is not None:
-        measure = run_ours if flags.way == "ours" else run_chapter
-        print(json.dumps(measure(flags.sizes[0], hardware.choose_device(flags.device), flags.data_dir)))
-        return
     device = hardware.choose_device(flags.device)
+    cases = [case for case in CASES if any(text in case.name for text in flags.cases)]
+    if flags.way is not None:
+        print(json.dumps(WAYS[flags.way](cases[0], device, flags.data_dir)))
+        return
     rates = measured_rates(device)
-    for size in flags.sizes:
-        ours, theirs, data_share = [], [], []
+    for case in cases:
+        turns: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
         for _ in range(flags.repeats):
-            mine, chapter = (in_own_process(way, size, flags) for way in ("ours", "chapter"))
-            ours.append(mine["examples_per_second"])
-            data_share.append(mine["data_share"])
-            theirs.append(chapter["examples_per_second"])
-        floor_seconds, bound_by = floor(size, device, rates)
+            for way in random.sample(list(WAYS), len(WAYS)):
+                turns[way].append(in_own_process(way, case, flags))
+        speeds = {way: [turn["examples_per_second"] for turn in some] for way, some in turns.items()}
+        floor_seconds, bound_by = floor(case, device, rates)
         row = {
             **row_header(device, flags.repeats),
-            "network": "vgg11/4",
-            "image_size": size,
-            "batch_size": BATCH_SIZE,
+            "network": case.network,
+            "image_size": case.image_size,
+            "batch_size": case.batch_size,
             "dtype": "bfloat16 autocast" if device.type == "cuda" else "float32",
-            "examples_per_second": spread(ours),
-            "chapter_examples_per_second": spread(theirs),
-            "chapter_uses": chapter["uses"],
-            "ratio": spread([a / b for a, b in zip(ours, theirs, strict=True)]),
-            "data_share_of_step": spread(data_share),
+            "convolutions": turns["ours"][0]["convolutions"],
+            "examples_per_second": spread(speeds["ours"]),
+            "pytorch_examples_per_second": spread(speeds["pytorch"]),
+            "chapter_examples_per_second": spread(speeds["chapter"]),
+            "chapter_uses": turns["chapter"][0]["uses"],
+            "ratio_to_pytorch": spread([a / b for a, b in zip(speeds["ours"], speeds["pytorch"], strict=True)]),
+            "ratio": spread([a / b for a, b in zip(speeds["ours"], speeds["chapter"], strict=True)]),
+            "peak_megabytes": {way: max(turn["peak_megabytes"] for turn in some) for way, some in turns.items()},
+            "data_share_of_step": spread([turn["data_share"] for turn in turns["ours"]]),
             "floor_step_seconds": float(f"{floor_seconds:.3g}"),
             "floor_bound_by": bound_by,
-            "fraction_of_floor_reached": round(floor_seconds * statistics.median(ours) / BATCH_SIZE, 3),
+            "fraction_of_floor_reached": round(floor_seconds * statistics.median(speeds["ours"]) / case.batch_size, 3),
             **{name: float(f"{rate:.3g}") for name, rate in rates.items()},
         }
         save_row("train_speed", row, flags.save)
 
 
-def in_own_process(way: str, size: int, flags: argparse.Namespace) -> dict[str, Any]:
+def in_own_process(way: str, case: Case, flags: argparse.Namespace) -> dict[str, Any]:
     """What `--way` prints."""
-    command = [sys.executable, __file__, "--way", way, "--sizes", str(size)]
+    command = [sys.executable, __file__, "--way", way, "--cases", case.name]
     command += ["--device", flags.device] if flags.device else []
     command += ["--data-dir", str(flags.data_dir)] if flags.data_dir else []
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
@@ -106,49 +129,67 @@ def in_own_process(way: str, size: int, flags: argparse.Namespace) -> dict[str, 
     return result
 
 
-def run_ours(size: int, device: torch.device, data_dir: Path | None) -> dict[str, Any]:
-    """Examples/s of the `d2l` recipe at `size`, and the share of a step that making its batch takes."""
+def run_ours(case: Case, device: torch.device, data_dir: Path | None, *, is_ours: bool = True) -> dict[str, Any]:
+    """Examples/s of the `d2l` recipe's step, and the share of it that making the batch takes."""
     hardware.use_huge_pages()
     dataset = fashion_mnist.load(data_dir=data_dir)
-    recipe = replace(Recipe.named("d2l"), image_size=size, batch_size=BATCH_SIZE)
+    sizes = {"image_size": case.image_size, "batch_size": case.batch_size}
+    recipe = replace(Recipe.named("d2l"), architecture=case.network, **sizes)  # type: ignore[arg-type]
     split = Split.on(device, dataset.train_images, dataset.train_labels)
-    preprocessing = Preprocessing(size, 1, (0.0,), (1.0,))  # as the recipe has it
+    preprocessing = Preprocessing(case.image_size, 1, (0.0,), (1.0,))  # as the recipe has it
     augment = Augmentation(recipe.flip, recipe.translate, recipe.erase)
     generator = torch.Generator(device).manual_seed(0)
     arch = recipe.network(1, 10)
-    hardware.keep_freed_memory(costs(arch, BATCH_SIZE).total.activation_bytes)
     torch.manual_seed(0)
-    net = build(arch, recipe.init).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    use_fast_cpu(net)
-    optimizer = make_optimizer(recipe, net)
+    if is_ours:
+        hardware.keep_freed_memory(costs(arch, case.batch_size).total.activation_bytes)
+        net: nn.Module = build(arch, recipe.init)
+        use_fast_cpu(net)
+    else:
+        net = plain_vgg(case)
+    net.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if isinstance(net, VGG):
+        optimizer = make_optimizer(recipe, net)
+    else:
+        optimizer = torch.optim.SGD(net.parameters(), lr=recipe.learning_rate, fused=True)
 
     def made() -> Iterator[tuple[Tensor, Tensor]]:
         order = epoch_order(len(split), 0, 1).to(device)
-        for images, labels in batches(split, BATCH_SIZE, order):
+        for images, labels in batches(split, case.batch_size, order):
             yield preprocessing(augment(images, generator)), labels
 
     sums = torch.zeros(5, device=device)
 
     def step(batch: tuple[Tensor, Tensor]) -> None:
         nonlocal sums
-        sums += train_step(net, optimizer, *batch, learning_rate=recipe.learning_rate)
+        sums += train_step(net, optimizer, *batch, learning_rate=recipe.learning_rate / 50)
 
-    step_seconds = timed(made(), step, size, device)
-    batch_seconds = timed(made(), lambda batch: None, size, device)
-    return {"examples_per_second": BATCH_SIZE / step_seconds, "data_share": batch_seconds / step_seconds}
+    step_seconds = timed(made(), step, case, device)
+    batch_seconds = timed(made(), lambda batch: None, case, device)
+    return {
+        "examples_per_second": case.batch_size / step_seconds,
+        "data_share": batch_seconds / step_seconds,
+        "convolutions": engine()[0] if is_ours and device.type == "cpu" else "torch",
+        "peak_megabytes": peak_megabytes(device),
+    }
 
 
-def run_chapter(size: int, device: torch.device, data_dir: Path | None) -> dict[str, Any]:
-    """Examples/s of the chapter's way at `size`, and whose transforms it used."""
+def run_pytorch(case: Case, device: torch.device, data_dir: Path | None) -> dict[str, Any]:
+    """The same with torch's own modules and operators."""
+    return run_ours(case, device, data_dir, is_ours=False)
+
+
+def run_chapter(case: Case, device: torch.device, data_dir: Path | None) -> dict[str, Any]:
+    """Examples/s of the chapter's way, and whose transforms it used."""
     warnings.filterwarnings("ignore", "This DataLoader will create")  # the chapter asks for 4 workers
     dataset = fashion_mnist.load(data_dir=data_dir)
     to_tensor, uses = peer_transforms()
     torch.manual_seed(0)
-    net = chapters_vgg(size).to(device)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    net = plain_vgg(case).to(device)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05 / 50)
     loss = nn.CrossEntropyLoss()
     loader = torch.utils.data.DataLoader(
-        ChapterDataset(dataset, size, to_tensor), BATCH_SIZE, shuffle=True, num_workers=4
+        ChapterDataset(dataset, case.image_size, to_tensor), case.batch_size, shuffle=True, num_workers=4
     )
     metric = [0.0, 0.0, 0.0]
 
@@ -165,7 +206,27 @@ def run_chapter(size: int, device: torch.device, data_dir: Path | None) -> dict[
             metric[1] += float((y_hat.argmax(dim=1) == y).sum())
             metric[2] += X.shape[0]
 
-    return {"examples_per_second": BATCH_SIZE / timed(iter(loader), step, size, device), "uses": uses}
+    seconds = timed(iter(loader), step, case, device)
+    return {
+        "examples_per_second": case.batch_size / seconds,
+        "uses": uses,
+        "peak_megabytes": peak_megabytes(device),
+    }
+
+
+WAYS: dict[str, Callable[[Case, torch.device, Path | None], dict[str, Any]]] = {
+    "ours": run_ours,
+    "pytorch": run_pytorch,
+    "chapter": run_chapter,
+}
+
+
+def peak_megabytes(device: torch.device) -> int:
+    """Of resident memory, or of what torch allocated on a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) // 10**6
+    status = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in status if line.startswith("VmHWM")).split()[1]) // 1000
 
 
 class ChapterDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
@@ -204,16 +265,16 @@ def resize_by_hand(image: Image.Image, size: int) -> Tensor:
     return pixels.view(1, size, size).contiguous().float().div(255)
 
 
-def chapters_vgg(size: int) -> nn.Sequential:
-    """The chapter's VGG-11/4 for images of `size`, of torch's own modules, with its Xavier weights."""
+def plain_vgg(case: Case) -> nn.Sequential:
+    """The network of torch's own modules, for Fashion-MNIST, with the chapter's Xavier weights."""
     layers: list[nn.Module] = []
     in_channels = 1
-    for num_convs, channels in CONV_ARCH:
-        for _ in range(num_convs):
-            layers += [nn.Conv2d(in_channels, channels, kernel_size=3, padding=1), nn.ReLU()]
-            in_channels = channels
+    for block in Architecture.parse(case.network).blocks:
+        for _ in range(block.num_convs):
+            layers += [nn.Conv2d(in_channels, block.channels, kernel_size=3, padding=1), nn.ReLU()]
+            in_channels = block.channels
         layers.append(nn.MaxPool2d(kernel_size=2, stride=2))
-    features = in_channels * (size // 32) ** 2
+    features = in_channels * (case.image_size // 32) ** 2
     layers += [nn.Flatten(), nn.Linear(features, 4096), nn.ReLU(), nn.Dropout(0.5)]
     layers += [nn.Linear(4096, 4096), nn.ReLU(), nn.Dropout(0.5), nn.Linear(4096, 10)]
     for layer in layers:
@@ -225,11 +286,11 @@ def chapters_vgg(size: int) -> nn.Sequential:
 def timed(
     source: Iterator[tuple[Tensor, Tensor]],
     step: Callable[[tuple[Tensor, Tensor]], None],
-    size: int,
+    case: Case,
     device: torch.device,
 ) -> float:
     """Seconds for a step, its batch included, after the warm-up."""
-    warm_up, count = GPU_STEPS if device.type == "cuda" else CPU_STEPS.get(size, (2, 5))
+    warm_up, count = GPU_STEPS if device.type == "cuda" else CPU_STEPS.get(case.image_size, (2, 5))
     for _ in range(warm_up):
         step(next(source))
     synchronize(device)
@@ -271,10 +332,10 @@ def median_seconds(function: Callable[[], object], device: torch.device, repeats
     return statistics.median(seconds)
 
 
-def floor(size: int, device: torch.device, rates: dict[str, float]) -> tuple[float, str]:
-    """The least seconds for a step at `size` (see the top of this file), and what bounds it."""
-    arch = vgg("vgg11/4", image_size=size).architecture
-    counted = costs(arch, BATCH_SIZE)
+def floor(case: Case, device: torch.device, rates: dict[str, float]) -> tuple[float, str]:
+    """The least seconds for a step (see the top of this file), and what bounds it."""
+    arch = vgg(case.network, image_size=case.image_size).architecture
+    counted = costs(arch, case.batch_size)
     first = counted.layers[0]
     operations = 2 * (3 * counted.total.macs - first.macs)
     activations = sum(layer.activation_bytes for layer in counted.layers if layer.kind in ("conv", "pool", "fc"))

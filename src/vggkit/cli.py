@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 import vggkit
-from vggkit.verbs import data, describe, doctor, draw, evaluate, features, predict, train, weights
+from vggkit.verbs import bench, data, describe, doctor, draw, evaluate, features, predict, train, weights
 from vggkit.verbs.terminal import DONE, FAILED, INTERRUPTED, USER_ERROR
 
 VERBS: dict[str, ModuleType] = {
@@ -19,6 +19,7 @@ VERBS: dict[str, ModuleType] = {
     "features": features,
     "weights": weights,
     "doctor": doctor,
+    "bench": bench,
 }
 """Each has `Flags`, whose docstring is the help, and `run`."""
 

@@ -7,8 +7,10 @@ the forward pass for the backward pass, each storage once: the images, the input
 layers, of batch norm (and its statistics) and of pools (and the int64 positions of maxima), the results of ReLUs and
 sigmoids, dropout's masks, what a local response normalisation is composed of, and the loss's log-probabilities and
 labels. With bfloat16 that is autocast's rule: float32 weights and their bfloat16 copies, bfloat16 maps, float32 from
-a local response normalisation on and in the loss. The numbers are a CPU's: on CUDA a dropout mask takes 1 byte a
-value, and with bfloat16 the padded squares of a local response normalisation 2 bytes instead of 4.
+a local response normalisation on and in the loss. The operators are torch's own: the compiled convolutions of a CPU
+keep a byte for each window of a pool instead of its input and int64 positions. The numbers are a CPU's: on CUDA a
+dropout mask takes 1 byte a value, and with bfloat16 the padded squares of a local response normalisation 2 bytes
+instead of 4.
 
 The peak is the most that is there at one moment of the step: those, the map that a layer makes, the gradients of the
 maps before and after the layer that the backward pass is at, the gradients of parameters so far. What libraries take

@@ -19,6 +19,7 @@ from vggkit.data.reading import IGNORED_LABEL
 from vggkit.data.samples import ImageSource
 from vggkit.data.workers import Loader, in_parts
 from vggkit.inference.predict import Classifier
+from vggkit.networks.fully_connected import fast_cpu
 
 MAX_DRAWN_CLASSES = 40
 
@@ -74,10 +75,11 @@ def evaluate(
         inputs = _array_inputs(classifier, data, batch_size)
     else:
         inputs = _file_inputs(classifier, data, batch_size, num_workers, bad_images)
-    for x, labels in inputs:
-        predicted = classifier.net(x).argmax(dim=1)
-        is_counted = labels != IGNORED_LABEL
-        counts += torch.bincount((labels * num_classes + predicted)[is_counted], minlength=num_classes**2)
+    with fast_cpu(classifier.net):
+        for x, labels in inputs:
+            predicted = classifier.net(x).argmax(dim=1)
+            is_counted = labels != IGNORED_LABEL
+            counts += torch.bincount((labels * num_classes + predicted)[is_counted], minlength=num_classes**2)
     return Evaluation(classifier.classes, counts.view(num_classes, num_classes).cpu().numpy())
 
 

@@ -13,6 +13,7 @@ from vggkit.data.images import read_image
 from vggkit.data.preprocessing import Preprocessing
 from vggkit.design.costs import costs
 from vggkit.networks.baselines import BaselineNetwork
+from vggkit.networks.fully_connected import fast_cpu
 from vggkit.networks.published import find_weights
 from vggkit.networks.vgg import VGG
 from vggkit.networks.weights import WeightsError, load_weights, metadata_list
@@ -75,6 +76,7 @@ def load_classifier(run: str | Path, device: str | torch.device = "cpu") -> Clas
             f"{path}: expected a network whose activations take at most {MAX_ACTIVATION_BYTES:,} bytes for an image, "
             f"got {activation_bytes:,}"
         )
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Classifier(net, classes, preprocessing)
 
 
@@ -108,7 +110,9 @@ def predict(classifier: Classifier, images: Sequence[str | Path], top: int = 3) 
         raise ValueError(f"expected a top from 1, got {top}")
     predictions = []
     for path in images:
-        probabilities = classifier.net(prepared(classifier, path))[0].softmax(dim=0)
+        x = prepared(classifier, path)
+        with fast_cpu(classifier.net):
+            probabilities = classifier.net(x)[0].softmax(dim=0)
         if not probabilities.isfinite().all():
             raise WeightsError(f"expected weights that give probabilities, got {probabilities[0].item()} for {path}")
         values, indices = probabilities.topk(min(top, len(classifier.classes)))

@@ -6,20 +6,34 @@ The fast way is off unless `use_fast_cpu` turns it on: the training loop does; w
 network (torch.export, torch.func, FlopCounterMode) then meets torch's own operators.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from vggkit.networks.winograd import Conv2d
+
 _LEVELS = 2**16
 
 
 def use_fast_cpu(net: nn.Module, on: bool = True) -> None:
-    """Turn the fast way on or off in every `Linear` and `Dropout` of `net`; it is taken where it applies."""
+    """Turn the fast way on or off in every layer of `net` that has one; it is taken where it applies."""
     for module in net.modules():
-        if isinstance(module, Linear | Dropout):
+        if isinstance(module, Linear | Dropout | Conv2d):
             module.is_fast = on
+
+
+@contextmanager
+def fast_cpu(net: nn.Module) -> Iterator[None]:
+    """Within, `net` takes the fast ways."""
+    use_fast_cpu(net)
+    try:
+        yield
+    finally:
+        use_fast_cpu(net, on=False)
 
 
 class Linear(nn.Linear):

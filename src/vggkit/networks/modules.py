@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from vggkit.design.architecture import Init
 from vggkit.design.block import Layer
 from vggkit.networks.fully_connected import Dropout, Linear
+from vggkit.networks.winograd import Conv2d
 
 
 class Fit(nn.Module):
@@ -39,7 +40,7 @@ def modules_of(layers: Iterable[Layer], dropout: float = 0.0) -> "OrderedDict[st
 def _module(layer: Layer, dropout: float) -> nn.Module:
     match layer.kind:
         case "conv":  # with a bias also before batch norm, as all published _bn weights have it
-            return nn.Conv2d(layer.inputs, layer.outputs, layer.kernel_size, layer.stride, layer.padding)
+            return Conv2d(layer.inputs, layer.outputs, layer.kernel_size, layer.stride, layer.padding)
         case "bn":
             return nn.BatchNorm2d(layer.outputs)
         case "relu":

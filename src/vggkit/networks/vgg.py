@@ -4,7 +4,7 @@ import difflib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,10 @@ from vggkit.design.architecture import POOLED_SIZE, Architecture, Head, Init
 from vggkit.design.block import Block, Layer, Norm
 from vggkit.networks.fully_connected import Dropout, Linear
 from vggkit.networks.modules import Fit, init_weights, modules_of
+from vggkit.networks.winograd import Conv2d
 
 _OWN_LAYERS = {
-    nn.Sequential, nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.LocalResponseNorm, nn.MaxPool2d, nn.AdaptiveAvgPool2d,
+    nn.Sequential, Conv2d, nn.BatchNorm2d, nn.ReLU, nn.LocalResponseNorm, nn.MaxPool2d, nn.AdaptiveAvgPool2d,
     nn.Flatten, Fit, Linear, Dropout,
 }  # fmt: skip
 """What `modules_of` makes for an `Architecture`."""
@@ -262,22 +263,51 @@ def _tapped(block: nn.Module, x: Tensor, names: Iterable[str], taps: dict[str, T
 
 
 def _forward_block(block: nn.Sequential, x: Tensor, is_watched: bool) -> Tensor:
-    """`block(x)` to the last bit, gradients too, with less memory and time.
+    """`block(x)` with less memory and time: to the last bit, gradients too, but where Winograd's way is on.
 
-    The maximum of a window commutes with ReLU, so that pooling first leaves a quarter of the values to rectify;
-    and a ReLU may overwrite what the layer before it has just made, unless somebody is watching.
+    A convolution takes what follows it along where it can. Else the maximum of a window commutes with ReLU, so that
+    pooling first leaves a quarter of the values to rectify; and a ReLU may overwrite what the layer before it has
+    just made, unless somebody is watching.
     """
     if is_watched:
         return block(x)  # type: ignore[no-any-return]
     layers = list(block)
-    if [type(layer) for layer in layers[-2:]] == [nn.ReLU, nn.MaxPool2d]:
-        layers[-2:] = reversed(layers[-2:])
     is_fresh = False
-    for layer in layers:
+    while layers:
+        layer = layers.pop(0)
+        if type(layer) is Conv2d and layer.is_fast and layer.pays(x):
+            norm = _next(layers, nn.BatchNorm2d, _only_scales)
+            relu = _next(layers, nn.ReLU)
+            pool = _next(layers, nn.MaxPool2d, lambda pool: _shape(pool) == _shape(nn.MaxPool2d(2)))
+            x = layer.fused(x, norm, relu=relu is not None, pool=pool is not None)
+            is_fresh = relu is None
+            continue
+        if [type(layer) for layer in (layer, *layers)] == [nn.ReLU, nn.MaxPool2d]:
+            layer, layers = layers[0], [layer]
         x = F.relu_(x) if is_fresh and type(layer) is nn.ReLU else layer(x)
         # None of these keeps its own output for the backward pass.
-        is_fresh = type(layer) in (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d)
+        is_fresh = type(layer) in (Conv2d, nn.BatchNorm2d, nn.MaxPool2d)
     return x
+
+
+_Kind = TypeVar("_Kind", bound=nn.Module)
+
+
+def _next(layers: list[nn.Module], kind: type[_Kind], fits: Callable[[_Kind], bool] = lambda _: True) -> _Kind | None:
+    """The first of `layers`, taken out of them, if it is of this kind and fits."""
+    if layers and type(layers[0]) is kind and fits(layers[0]):
+        return layers.pop(0)  # type: ignore[return-value]
+    return None
+
+
+def _only_scales(norm: nn.BatchNorm2d) -> bool:
+    """Whether `norm` multiplies by and adds what it knows already, and no gradient is wanted."""
+    is_whole = norm.affine and norm.track_running_stats
+    return is_whole and not norm.training and not torch.is_grad_enabled()
+
+
+def _shape(pool: nn.MaxPool2d) -> tuple[Any, ...]:
+    return (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode, pool.return_indices)
 
 
 def _is_watched(block: nn.Module) -> bool:

@@ -13,8 +13,9 @@ from vggkit.data.fashion_mnist import SAMPLE_NAME, SAMPLE_WARNING
 from vggkit.data.files import write_whole
 from vggkit.design.costs import costs
 from vggkit.networks.baselines import build
-from vggkit.networks.fully_connected import use_fast_cpu
+from vggkit.networks.fully_connected import fast_cpu
 from vggkit.networks.weights import AnyNetwork, save_weights
+from vggkit.networks.winograd import engine
 from vggkit.training.checkpoint import (
     METRICS,
     NETWORK,
@@ -154,10 +155,15 @@ def train(
         net.to(team.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if recipe.sync_batch_norm:
             net = with_synchronised_norms(net, team)
-        use_fast_cpu(net)
+        stack.enter_context(fast_cpu(net))
         optimizer = make_optimizer(recipe, net)
         hardware = describe_hardware(team.device)
         measured_on = {"hardware": hardware, "processes": team.size, "torch": torch.__version__}
+        if team.device.type == "cpu":
+            chosen, reason = engine()
+            measured_on["convolutions"] = chosen
+            hardware += f", {chosen} convolutions"
+            notes += [f"3x3 convolutions are not compiled, and slower: {reason}"] * (chosen != "compiled")
         steps_per_epoch = -(-data.train.num_images // recipe.batch_size)
         if before is not None and not before.fits(steps_per_epoch):
             raise CheckpointError(f"expected a checkpoint of epochs of {steps_per_epoch} steps, got one of others")
@@ -210,7 +216,6 @@ def train(
             save()
             if saver is not None:
                 saver.finish()
-        use_fast_cpu(net, on=False)
         if team.leads and is_finished:
             save_weights(folder / MODEL, net, metadata)
             if state.best_step is not None:

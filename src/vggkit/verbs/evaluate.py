@@ -46,10 +46,11 @@ def run(arguments: list[str]) -> int:
     from vggkit.data.workers import default_workers
     from vggkit.inference.evaluate import draw_confusion, evaluate
     from vggkit.inference.predict import load_classifier
-    from vggkit.training.hardware import choose_device
+    from vggkit.training.hardware import choose_device, use_huge_pages
 
     if flags.plot is not None:
         check_out(flags.plot, ".png", flag="--plot")
+    use_huge_pages()
     classifier = load_classifier(flags.run, choose_device(flags.device))
     recipe = _recipe_of_run(flags.run)
     data = open_data(

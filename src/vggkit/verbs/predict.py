@@ -29,11 +29,14 @@ def run(arguments: list[str]) -> int:
     flags = parse_flags("predict", Flags, arguments)
     if not flags.images:
         raise ValueError("expected at least one image, got none")
+    from vggkit.design.costs import costs
     from vggkit.inference.predict import load_classifier, predict
     from vggkit.networks.published import find_weights
-    from vggkit.training.hardware import choose_device
+    from vggkit.training.hardware import choose_device, keep_freed_memory, use_huge_pages
 
+    use_huge_pages()
     classifier = load_classifier(find_weights(flags.model, print_to_stderr), choose_device(flags.device))
+    keep_freed_memory(costs(classifier.net.architecture, 1).total.activation_bytes)
     predictions = predict(classifier, flags.images, flags.top)
     if flags.json:
         print_json(

@@ -1,0 +1,214 @@
+"""How fast a network trains or classifies on this machine, against PyTorch as it comes.
+
+Each way has a process of its own, since how a process gets its memory decides much on a CPU; they take turns, so that
+what disturbs the machine disturbs all of them alike.
+"""
+
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vggkit.design.baselines import Network
+from vggkit.design.costs import costs
+from vggkit.networks.baselines import build
+from vggkit.networks.fully_connected import use_fast_cpu
+from vggkit.networks.winograd import engine
+from vggkit.training.hardware import choose_device, describe_hardware, keep_freed_memory, use_huge_pages
+from vggkit.training.recipe import Recipe
+from vggkit.training.step import autocast, make_optimizer, train_step
+
+Way = Literal["vggkit", "PyTorch channels_last", "PyTorch"]
+TURN_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One way through one network."""
+
+    way: Way
+    """`vggkit`, as `vgg train` and `vgg predict` run; torch's own modules in either layout of memory."""
+    examples_per_second: tuple[float, ...]
+    """Of each turn; data excluded."""
+    share_of_product_rate: float
+    """Operations of convolutions as they are defined, by the median, over the rate of a large matrix product. More
+    than 1 is possible where the arithmetic is cheaper than its definition."""
+    peak_bytes: int
+    """Of resident memory, beyond what the process held before the network was made; on CUDA of what torch allocated."""
+    convolutions: str
+    """What computes 3x3 convolutions: `compiled`, `plain` or `torch`."""
+
+    @property
+    def median(self) -> float:
+        """Examples/s."""
+        return statistics.median(self.examples_per_second)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """All ways through one network, and what they were measured on."""
+
+    speeds: tuple[Speed, ...]
+    product_flops_per_second: float
+    """Of a large matrix product in float32; on CUDA in bfloat16, in which training computes there."""
+    hardware: str
+
+
+def bench(network: Network, batch_size: int, *, training: bool, repeats: int = 5, device: str | None = None) -> Bench:
+    """Train or classify random images in turns of half a second or three steps.
+
+    Args:
+        network: what to measure, with the size of its images.
+        batch_size: images in a step.
+        training: forward, backward and update, or forward alone.
+        repeats: turns of each way.
+        device: as `torch.device` takes it; a CUDA GPU if there is one, else the CPU.
+
+    Raises:
+        ValueError: a batch_size or a number of repeats below 1.
+        RunError: there is no such device.
+    """
+    for name, value in (("batch_size", batch_size), ("repeats", repeats)):
+        if value < 1:
+            raise ValueError(f"expected {name} from 1, got {value}")
+    chosen = choose_device(device)
+    ways: tuple[Way, ...] = get_args(Way)
+    context = multiprocessing.get_context("spawn")
+    with ExitStack() as stack:
+        given = (network, batch_size, training, str(chosen), torch.get_num_threads())
+        pools = {way: stack.enter_context(context.Pool(1, _begin, (way, *given))) for way in ways}
+        for pool in pools.values():
+            pool.apply(_turn)  # warms up, one at a time
+        turns = [{way: pool.apply(_turn) for way, pool in pools.items()} for _ in range(repeats)]
+        ends = {way: pool.apply(_end) for way, pool in pools.items()}
+    counted = costs(network, batch_size)
+    flops = 2 * counted.total.macs if not training else 2 * (3 * counted.total.macs - counted.layers[0].macs)
+    rate = product_flops_per_second(chosen)
+    speeds = []
+    for way in ways:
+        examples = tuple(batch_size / turn[way] for turn in turns)
+        share = statistics.median(examples) / batch_size * flops / rate
+        peak, convolutions = ends[way]
+        speeds.append(Speed(way, examples, share, peak, convolutions))
+    return Bench(tuple(speeds), rate, describe_hardware(chosen))
+
+
+_step: Callable[[], object]
+_device: torch.device
+_convolutions: str
+_before_bytes: int
+
+
+def _begin(way: Way, network: Network, batch_size: int, training: bool, device: str, threads: int) -> None:
+    """Make ready, in a process of its own."""
+    global _step, _device, _convolutions, _before_bytes
+    torch.set_num_threads(threads)
+    _device = choose_device(device)
+    _before_bytes = _resident_bytes("VmRSS")
+    is_ours = way == "vggkit"
+    if is_ours:
+        use_huge_pages()
+        keep_freed_memory(costs(network, batch_size).total.activation_bytes)
+    torch.manual_seed(0)
+    net: Any = build(network, "torch").to(_device).train(training)
+    x = torch.randn(batch_size, network.in_channels, network.image_size, network.image_size, device=_device)
+    labels = torch.randint(network.num_classes, (batch_size,), device=_device)
+    if way != "PyTorch":
+        net.to(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=torch.channels_last)
+    use_fast_cpu(net, on=is_ours)
+    _convolutions = engine()[0] if is_ours and _device.type == "cpu" else "torch"
+    recipe = Recipe.named("d2l")
+    if not training:
+        forward = net if is_ours else _as_it_comes(net)
+        _step = lambda: _classified(forward, x)  # noqa: E731
+    elif is_ours:
+        ours = make_optimizer(recipe, net)
+        _step = lambda: train_step(net, ours, x, labels, learning_rate=1e-4)  # noqa: E731
+    else:
+        plain = _as_it_comes(net)
+        theirs = torch.optim.SGD(plain.parameters(), lr=1e-4)
+        _step = lambda: _trained(plain, theirs, x, labels)  # noqa: E731
+
+
+def _as_it_comes(net: nn.Module) -> nn.Sequential:
+    """The same layers one after the other, each as torch runs it."""
+    return nn.Sequential(*(module for module in net.modules() if not list(module.children())))
+
+
+@torch.no_grad()
+def _classified(net: nn.Module, x: Tensor) -> Tensor:
+    with autocast(x.device):
+        logits: Tensor = net(x)
+    return logits
+
+
+def _trained(net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, labels: Tensor) -> None:
+    optimizer.zero_grad()
+    F.cross_entropy(net(x), labels).backward()
+    optimizer.step()
+
+
+def _turn() -> float:
+    """Median seconds of as many steps as fit into a turn, 3 at least."""
+    seconds: list[float] = []
+    while len(seconds) < 3 or sum(seconds) < TURN_SECONDS:
+        begin = time.perf_counter()
+        _step()
+        _synchronize(_device)
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds)
+
+
+def _end() -> tuple[int, str]:
+    """The peak of memory, and what convolved."""
+    if _device.type == "cuda":
+        return torch.cuda.max_memory_allocated(_device), _convolutions
+    return max(0, _resident_bytes("VmHWM") - _before_bytes), _convolutions
+
+
+def _resident_bytes(what: str) -> int:
+    """Of this process: now (VmRSS) or at most so far (VmHWM); 0 where the system does not say."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(what)), 0)
+
+
+def product_flops_per_second(device: torch.device) -> float:
+    """Operations/s of a large matrix product, by the faster of the libraries that torch brings."""
+    n = 8192 if device.type == "cuda" else 2048
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    products: list[Callable[[], object]] = [lambda: a @ b]
+    if device.type == "cpu" and torch.backends.mkldnn.is_available():
+        products.append(lambda: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], ""))
+    return 2 * n**3 / min(median_seconds(product, device) for product in products)
+
+
+def median_seconds(function: Callable[[], object], device: torch.device, repeats: int = 10) -> float:
+    """Median wall time of `function` after three calls to warm up."""
+    for _ in range(3):
+        function()
+    seconds = []
+    for _ in range(repeats):
+        _synchronize(device)
+        begin = time.perf_counter()
+        function()
+        _synchronize(device)
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

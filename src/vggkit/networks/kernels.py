@@ -1,0 +1,201 @@
+"""The compiled convolutions of `winograd.cpp`: built at first use where there is a C++ compiler.
+
+The library is kept in the user's cache, under a name that the source, the compiler and the processor decide: a home
+folder may be seen by many machines. It computes in the threads of torch's own OpenMP.
+"""
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import secrets
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vggkit.data.files import user_cache
+
+SOURCE = Path(__file__).with_name("winograd.cpp")
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp")
+COMPILERS = ("c++", "g++", "clang++")
+COMPILE_SECONDS = 120
+LANES = 16
+"""What the numbers of channels must be a multiple of: a vector register holds at most so many float32."""
+
+Gate = Literal["open", "relu", "pool"]
+_GATES: dict[Gate, int] = {"open": 0, "relu": 1, "pool": 2}
+_Pointer, _Int, _Long = ctypes.c_void_p, ctypes.c_int, ctypes.c_long
+
+
+class KernelError(RuntimeError):
+    """The compiled convolutions cannot be had here; the message is one line."""
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The compiled convolutions, built unless they are in the user's cache.
+
+    Raises:
+        KernelError: there is no compiler, it fails, or the library does not load.
+    """
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
+    if compiler is None:
+        raise KernelError(f"expected a C++ compiler, got none of {', '.join(COMPILERS)}")
+    path = _cached(compiler)
+    try:
+        kernels = _loaded(compiler, path)
+    except OSError as error:
+        raise KernelError(f"expected a library at {path}, got: {str(error)[:200]}") from None
+    maps, ints = [_Pointer] * 2 + [_Int], [_Int] * 5
+    sums = [_Pointer] * 2
+    kernels.vggkit_convolve.argtypes = [
+        *maps, *ints, _Pointer, *[_Long] * 3, _Int, *[_Pointer] * 2, _Int, _Int, *[_Pointer] * 2, *[_Int] * 3
+    ]  # fmt: skip
+    kernels.vggkit_convolve_image.argtypes = [
+        _Pointer, *ints, *[_Pointer] * 3, _Int, _Int, *[_Pointer] * 2, _Int
+    ]  # fmt: skip
+    kernels.vggkit_weight_gradient.argtypes = [_Pointer, *maps, *ints, *sums, *[_Int] * 3]
+    kernels.vggkit_weight_gradient_image.argtypes = [_Pointer, *maps, *ints, *sums, *[_Int] * 2]
+    for function in ("convolve", "convolve_image", "weight_gradient", "weight_gradient_image"):
+        getattr(kernels, f"vggkit_{function}").restype = None
+    return kernels
+
+
+def _loaded(compiler: str, path: Path) -> ctypes.CDLL:
+    """The library at `path`, built unless it is there and whole; raises `KernelError` and `OSError`."""
+    if path.exists():
+        with contextlib.suppress(OSError):  # damaged: built again
+            return ctypes.CDLL(str(path))
+    _build(compiler, path)
+    return ctypes.CDLL(str(path))
+
+
+def _cached(compiler: str) -> Path:
+    """Where the library for this source, compiler and processor is; raises `KernelError`."""
+    try:
+        version = subprocess.run([compiler, "--version"], capture_output=True, timeout=COMPILE_SECONDS).stdout
+        flags = [line for line in _cpuinfo().splitlines() if line.startswith(("model name", "flags"))][:2]
+    except (OSError, subprocess.SubprocessError) as error:
+        raise KernelError(f"expected a C++ compiler, got: {str(error)[:200]}") from None
+    texts = (*FLAGS, compiler, platform.platform(), *flags)
+    digest = hashlib.sha256(b"\0".join([SOURCE.read_bytes(), version, *(text.encode() for text in texts)]))
+    return user_cache() / "kernels" / f"winograd-{digest.hexdigest()[:32]}.so"
+
+
+def _cpuinfo() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.read_text() if cpuinfo.is_file() else platform.processor()
+
+
+def _build(compiler: str, path: Path) -> None:
+    """Compile the library to `path`, whole or not at all; raises `KernelError` and `OSError`."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    owner = path.parent.stat()
+    if owner.st_uid != os.getuid() or owner.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise KernelError(f"expected a folder that only you can write at {path.parent}, got another")
+    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    try:
+        done = subprocess.run(
+            [compiler, *FLAGS, str(SOURCE), "-o", str(temporary)],
+            capture_output=True,
+            text=True,
+            timeout=COMPILE_SECONDS,
+        )
+        if done.returncode:
+            wrong = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
+            raise KernelError(f"expected {compiler} to build {SOURCE.name}, got: {wrong[:300]}")
+        temporary.replace(path)
+    except subprocess.SubprocessError as error:
+        raise KernelError(f"expected {compiler} to build {SOURCE.name}, got: {str(error)[:200]}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def convolve(
+    x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, relu: bool, pool: bool, is_kept: bool
+) -> tuple[Tensor, Tensor | None]:
+    """`pool(relu(scale * conv(x, weight) + bias))`, a 3x3 convolution with stride and padding 1.
+
+    Args:
+        x: float32 (images, inputs, height, width), channels last; inputs are a multiple of 16, or at most 4.
+        weight: float32 (outputs, inputs, 3, 3), channels last; outputs are a multiple of 16.
+        scale: float32 (outputs,).
+        bias: float32 (outputs,).
+        relu: whether to cut off what is negative.
+        pool: whether to take the maximum of each whole 2x2 window.
+        is_kept: whether a backward pass will want to know where the maxima were.
+
+    Returns:
+        The output, channels last, and for a pool whose backward pass may come the place of each maximum in its
+        window, 0 to 3 by rows, or 4 where ReLU cut it off: uint8, as the output.
+    """
+    images, inputs, height, width = x.shape
+    outputs = weight.shape[0]
+    shape = (images, outputs, height // 2, width // 2) if pool else (images, outputs, height, width)
+    y = torch.empty(shape, memory_format=torch.channels_last)
+    codes = torch.empty_like(y, dtype=torch.uint8) if pool and is_kept else None
+    sizes = (images, height, width, inputs, outputs)
+    tail = (_at(scale), _at(bias), relu, pool, _at(y), _at(codes))
+    if inputs % LANES:
+        library().vggkit_convolve_image(_at(x), *sizes, _at(weight), *tail, torch.get_num_threads())
+    else:
+        strides = (1, 9 * inputs, inputs)
+        library().vggkit_convolve(_at(x), None, 0, *sizes, _at(weight), *strides, False, *tail, *_schedule(*sizes))
+    return y, codes
+
+
+def input_gradient(dy: Tensor, gate: Tensor | None, kind: Gate, weight: Tensor, height: int, width: int) -> Tensor:
+    """The gradient of the input of `convolve`, of height x width, from that of its output."""
+    images, (outputs, inputs) = len(dy), weight.shape[:2]
+    dx = torch.empty((images, inputs, height, width), memory_format=torch.channels_last)
+    sizes = (images, height, width, outputs, inputs)
+    arguments = (_at(weight), 9 * inputs, 1, inputs, True, None, None, False, False, _at(dx), None, *_schedule(*sizes))
+    library().vggkit_convolve(_at(dy), _at(gate), _GATES[kind], *sizes, *arguments)
+    return dx
+
+
+def weight_gradient(x: Tensor, dy: Tensor, gate: Tensor | None, kind: Gate) -> tuple[Tensor, Tensor]:
+    """The gradients of `weight` and `bias` of `convolve`, from that of its output."""
+    images, inputs, height, width = x.shape
+    outputs = dy.shape[1]
+    sizes = (images, height, width, inputs, outputs)
+    groups = -(-inputs // GROUP) * -(-outputs // GROUP)
+    # By the shape alone, so that the sums are the same for any number of threads.
+    splits = max(1, min(WEIGHT_TASKS // groups, images * height * width // PIXELS_PER_SPLIT))
+    dw, db = torch.empty(splits, outputs, 3, 3, inputs), torch.zeros(splits, outputs)
+    arguments = (_at(x), _at(dy), _at(gate), _GATES[kind], *sizes, _at(dw), _at(db), splits)
+    if inputs % LANES:
+        library().vggkit_weight_gradient_image(*arguments, torch.get_num_threads())
+    else:
+        library().vggkit_weight_gradient(*arguments, GROUP, torch.get_num_threads())
+    dw, db = (dw.sum(dim=0), db.sum(dim=0)) if splits > 1 else (dw[0], db[0])
+    return dw.permute(0, 3, 1, 2), db
+
+
+PANEL = 32
+"""Outputs that the kernel computes at a time."""
+GROUP = 64
+WEIGHT_TASKS = 32
+PIXELS_PER_SPLIT = 4096
+
+
+def _schedule(images: int, height: int, width: int, inputs: int, outputs: int) -> tuple[int, int, int]:
+    """Chunks of tiles, outputs of a task, and threads: two tasks for each thread or more, all of them alike."""
+    threads = torch.get_num_threads()
+    tiles = images * -(-height // 4) * -(-width // 4)
+    chunks = -(-tiles // max(32, min(126, 2**15 // inputs)))
+    chunks = min(tiles, -(-chunks // threads) * threads) if tiles >= 32 * threads else chunks
+    panels = -(-outputs // PANEL)
+    groups = min(panels, -(-2 * threads // chunks))
+    return chunks, -(-panels // groups) * PANEL, threads
+
+
+def _at(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()

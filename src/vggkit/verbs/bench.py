@@ -1,0 +1,84 @@
+"""`vgg bench`: how fast is a network on this machine, against PyTorch as it comes?"""
+
+import statistics
+from dataclasses import asdict, dataclass
+
+from tyro.conf import Positional
+
+from vggkit.design.architecture import Head
+from vggkit.design.baselines import parse_network
+from vggkit.verbs.terminal import DONE, given, parse_flags, print_json, print_table, print_to_stderr
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Measure how fast a network trains or classifies here, against PyTorch as it comes."""
+
+    architecture: Positional[str]
+    """A name (vgg16, vgg11_bn/4, lenet, alexnet) or blocks (1x64 2x128)."""
+    train: bool = False
+    """Forward, backward and update; forward alone if not given."""
+    batch_size: int = 8
+    """Images in a step."""
+    image_size: int | None = None
+    """Pixels along a side; the published size (224, for lenet 28) if not given."""
+    in_channels: int | None = None
+    """1 for grey images, 3 for RGB; the published number if not given."""
+    num_classes: int | None = None
+    """Outputs of the last layer; the published number if not given."""
+    hidden: tuple[int, ...] | None = None
+    """Widths of the hidden fully connected layers; 4096 4096 if not given, none with the head gap."""
+    head: Head = "flatten"
+    """flatten, adaptive, conv or gap."""
+    repeats: int = 5
+    """Turns of each way."""
+    device: str | None = None
+    """cuda, mps or cpu; the first of them that is there if not given."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+
+def run(arguments: list[str]) -> int:
+    """Run the verb; the exit code."""
+    flags = parse_flags("bench", Flags, arguments)
+    options = given(
+        image_size=flags.image_size,
+        in_channels=flags.in_channels,
+        num_classes=flags.num_classes,
+        hidden=flags.hidden,
+        head=flags.head if flags.head != "flatten" else None,
+    )
+    network = parse_network(flags.architecture, **options)
+    from vggkit.lab.bench import bench
+
+    what = "training" if flags.train else "inference"
+    if not flags.json:
+        print_to_stderr(f"{network.name}, {network.image_size} px, batch {flags.batch_size}, {what}: measuring ...")
+    result = bench(network, flags.batch_size, training=flags.train, repeats=flags.repeats, device=flags.device)
+    ours = result.speeds[0]
+    ratios = {
+        speed.way: [a / b for a, b in zip(ours.examples_per_second, speed.examples_per_second, strict=True)]
+        for speed in result.speeds[1:]
+    }
+    if flags.json:
+        print_json({"network": network.name, "batch_size": flags.batch_size, "training": flags.train, **asdict(result)})
+        return DONE
+    rows = [
+        (
+            speed.way,
+            speed.convolutions,
+            f"{speed.median:,.3g}" if speed.median < 100 else f"{speed.median:,.0f}",
+            f"{1000 * flags.batch_size / speed.median:,.1f}",
+            f"{speed.share_of_product_rate:.0%}",
+            f"{speed.peak_bytes / 1e6:,.0f}",
+            f"{statistics.median(ratios[speed.way]):.2f}x" if speed.way in ratios else "",
+        )
+        for speed in result.speeds
+    ]
+    header = ("way", "3x3 convolutions", "examples/s", "ms a step", "of product rate", "peak MB", "vggkit is")
+    print_table(header, [rows], left_aligned=2)
+    print(
+        f"{result.hardware}; matrix product {result.product_flops_per_second / 1e9:,.0f} GFLOP/s; medians of "
+        f"{flags.repeats} turns; data excluded"
+    )
+    return DONE

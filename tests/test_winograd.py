@@ -1,0 +1,173 @@
+"""Winograd's way against torch's own convolution in float64, and through whole networks."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from vggkit import VGG, Architecture
+from vggkit.data import fashion_mnist
+from vggkit.networks import kernels
+from vggkit.networks.fully_connected import use_fast_cpu
+from vggkit.networks.winograd import _Convolution, engine
+
+try:
+    kernels.library()
+    NO_KERNELS = ""
+except kernels.KernelError as error:
+    NO_KERNELS = str(error)
+
+ENGINES = [pytest.param("compiled", marks=pytest.mark.skipif(bool(NO_KERNELS), reason=NO_KERNELS)), "plain"]
+CASES = st.tuples(
+    st.integers(1, 3),  # images
+    st.sampled_from([1, 2, 3, 16, 48, 144]),  # inputs
+    st.sampled_from([16, 48, 80]),  # outputs
+    st.integers(1, 19),  # height
+    st.integers(1, 19),  # width
+    st.booleans(),  # ReLU
+    st.booleans(),  # pool
+)
+
+
+@pytest.fixture
+def choose(monkeypatch: pytest.MonkeyPatch):
+    def choose(name: str) -> None:
+        monkeypatch.setenv("VGGKIT_ENGINE", name)
+        engine.cache_clear()
+
+    yield choose
+    engine.cache_clear()
+
+
+def drawn(case, dtype=torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    images, inputs, outputs, height, width = case[:5]
+    torch.manual_seed(hash(case) % 2**31)
+    x = torch.randn(images, inputs, height, width, dtype=dtype)
+    weight = torch.randn(outputs, inputs, 3, 3, dtype=dtype) / (9 * inputs) ** 0.5
+    return x, weight, torch.randn(outputs, dtype=dtype)
+
+
+def by_torch(case, x: Tensor, weight: Tensor, bias: Tensor, dy: Tensor | None = None) -> list[Tensor]:
+    """The output and the gradients of x, weight and bias, in float64."""
+    relu, pool = case[5:]
+    inputs = [value.double().requires_grad_() for value in (x, weight, bias)]
+    y = F.conv2d(*inputs, padding=1)
+    y = F.max_pool2d(y, 2) if pool else y
+    y = F.relu(y) if relu else y
+    y.backward((dy if dy is not None else torch.ones_like(y)).double())
+    return [y.detach(), *(value.grad for value in inputs)]
+
+
+def is_near_a_tie(case, x: Tensor, weight: Tensor, bias: Tensor) -> bool:
+    """Whether rounding may decide which way a gradient goes, at ReLU or pool."""
+    relu, pool = case[5:]
+    y = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
+    if pool:
+        windows = F.unfold(y.flatten(0, 1).unsqueeze(1), 2, stride=2).sort(dim=1, descending=True).values
+        y = windows[:, 0]
+        if ((y - windows[:, 1]) < 1e-5).any():
+            return True
+    return bool(relu and (y.abs() < 1e-5).any())
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a.detach().double() - b).norm() / b.norm().clamp(min=1e-30))
+
+
+@pytest.mark.parametrize("name", ENGINES)
+@settings(max_examples=60, deadline=None)
+@given(case=CASES)
+def test_a_layer_and_its_gradients_are_torchs_in_float64(name, case) -> None:
+    _, inputs, _, height, width, relu, pool = case
+    if pool and min(height, width) < 2:
+        return
+    if name == "plain" or inputs % 16 == 0:
+        dtype = torch.float64 if name == "plain" else torch.float32
+        limit = 1e-12 if name == "plain" else 1e-5
+    else:
+        dtype, limit = torch.float32, 1e-6
+    x, weight, bias = drawn(case, dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VGGKIT_ENGINE", name)
+        engine.cache_clear()
+        leaves = [value.clone().requires_grad_() for value in (x, weight, bias)]
+        leaves[0].requires_grad_(name == "plain" or inputs % 16 == 0)
+        y = _Convolution.apply(leaves[0], leaves[1], None, leaves[2], relu, pool)
+        dy = torch.randn_like(y)
+        y.backward(dy)
+    engine.cache_clear()
+    if dtype == torch.float32:
+        assume(not is_near_a_tie(case, x, weight, bias))
+    expected = by_torch(case, x, weight, bias, dy)
+    assert relative(y, expected[0]) < limit
+    for leaf, gradient in zip(leaves, expected[1:], strict=True):
+        if leaf.requires_grad:
+            assert relative(leaf.grad, gradient) < limit
+
+
+@pytest.mark.parametrize(("relu", "pool"), [(False, False), (True, False), (True, True), (False, True)])
+def test_gradcheck(choose, relu, pool) -> None:
+    choose("plain")
+    x, weight, bias = (v.requires_grad_() for v in drawn((2, 3, 2, 5, 6), torch.float64))
+    assert torch.autograd.gradcheck(
+        lambda *v: _Convolution.apply(v[0], v[1], None, v[2], relu, pool), (x, weight, bias)
+    )
+
+
+@pytest.mark.skipif(bool(NO_KERNELS), reason=NO_KERNELS)
+@pytest.mark.parametrize("case", [(5, 64, 48, 30, 17, True, True), (5, 3, 32, 30, 17, True, False)])
+def test_threads_change_no_bit(choose, case) -> None:
+    choose("compiled")
+    x, weight, bias = drawn(case)
+    results = []
+    before = torch.get_num_threads()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        leaves = [value.clone().requires_grad_(bool(i) or case[1] > 4) for i, value in enumerate((x, weight, bias))]
+        y = _Convolution.apply(leaves[0], leaves[1], None, leaves[2], *case[5:])
+        y.square().sum().backward()
+        results.append([y, *(leaf.grad for leaf in leaves if leaf.requires_grad)])
+    torch.set_num_threads(before)
+    for others in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], others, strict=True))
+
+
+@pytest.mark.skipif(bool(NO_KERNELS), reason=NO_KERNELS)
+@pytest.mark.parametrize("channels", [3, 16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("relu", "pool"), [(False, False), (True, False), (True, True)])
+def test_what_is_not_finite_stays_so(choose, channels, value, relu, pool) -> None:
+    choose("compiled")
+    x, weight, bias = drawn((1, channels, 16, 8, 8))
+    x[0, 2, 5, 4] = value
+    weight.abs_().requires_grad_()
+    y = _Convolution.apply(x, weight, None, bias, relu, pool)
+    assert not y[:, :, 5 // (1 + pool), 4 // (1 + pool)].isfinite().any()
+    y.sum().backward()
+    assert not weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("network", ["vgg16", "vgg19", "vgg16_bn"])
+def test_logits_and_top_1_of_real_images(choose, name, network) -> None:
+    choose(name)
+    torch.manual_seed(0)
+    net = VGG(Architecture.parse(network, in_channels=1, num_classes=10, image_size=64, hidden=(256,))).eval()
+    images = torch.from_numpy(fashion_mnist.load(fashion_mnist.SAMPLE_NAME).test_images[:16]).unsqueeze(1) / 255
+    images = F.interpolate(images, (64, 64), mode="bilinear")
+    exact = copy.deepcopy(net).double()
+    use_fast_cpu(net)
+    with torch.no_grad():
+        logits, expected = net(images), exact(images.double())
+    assert (logits - expected).abs().max() < 1e-4 * max(1, expected.abs().max())
+    assert torch.equal(logits.argmax(1), expected.argmax(1))
+    assert not torch.equal(logits, VGG.forward(unfast(net), images)), "it did not take another way"
+
+
+def unfast(net: VGG) -> VGG:
+    use_fast_cpu(net, on=False)
+    return net
