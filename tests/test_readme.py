@@ -116,6 +116,8 @@ def test_the_three_lines_for_relu3_3_of_an_image(folder):
         ("loading", "data.md"),
         ("saving", "training.md"),
         ("compression", "training.md"),
+        ("inference", "speed.md"),
+        ("training", "speed.md"),
     ],
 )
 def test_a_table_of_the_documentation_is_what_was_measured(table, page):

@@ -28,11 +28,14 @@ KILLS = int(os.environ.get("VGGKIT_KILLS", "20"))
 
 @pytest.fixture(scope="module")
 def recipe():
-    """Everything that draws at random or remembers: dropout, augmentation, batch norm, momentum, a schedule."""
+    """Everything that draws at random or remembers: dropout, augmentation, batch norm, momentum, a schedule.
+
+    With layers that compiled convolutions take; without the norm they take ReLU and pool along.
+    """
     return replace(
         Recipe.named("quick"),
         data="fashion-mnist-sample",
-        architecture="1x8 1x16_bn",
+        architecture="1x16 2x16_bn",
         hidden=(64,),
         dropout=0.2,
         image_size=16,
@@ -64,7 +67,7 @@ def photos(tmp_path_factory):
 
 def of_photos(recipe, photos):
     return replace(
-        recipe, data=str(photos), channels="grey", shorter_side=(17, 24), translate=0, erase=0, color_shift=0.1,
+        recipe, data=str(photos), channels="grey", architecture="1x16 2x16", shorter_side=(17, 24), translate=0, erase=0, color_shift=0.1,
         optimizer="adamw", momentum=0.0, learning_rate=0.003, batch_size=16, epochs=8,
     )  # fmt: skip
 

@@ -1,6 +1,9 @@
 """Winograd's way against torch's own convolution in float64, and through whole networks."""
 
 import copy
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -22,6 +25,9 @@ except kernels.KernelError as error:
     NO_KERNELS = str(error)
 
 ENGINES = [pytest.param("compiled", marks=pytest.mark.skipif(bool(NO_KERNELS), reason=NO_KERNELS)), "plain"]
+NARROW = pytest.mark.skipif(
+    bool(NO_KERNELS) or platform.machine() != "x86_64", reason=NO_KERNELS or "AVX-512 is of x86 processors"
+)
 CASES = st.tuples(
     st.integers(1, 3),  # images
     st.sampled_from([1, 2, 3, 16, 48, 144]),  # inputs
@@ -31,6 +37,25 @@ CASES = st.tuples(
     st.booleans(),  # ReLU
     st.booleans(),  # pool
 )
+
+
+@contextmanager
+def chosen(name: str) -> Iterator[None]:
+    """Within, `name` convolves; `narrow` is compiled as for a processor without AVX-512."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VGGKIT_ENGINE", "compiled" if name == "narrow" else name)
+        if name == "narrow":
+            patch.setattr(kernels, "FLAGS", (*kernels.FLAGS, "-mno-avx512f"))
+        forget()
+        try:
+            yield
+        finally:
+            forget()
+
+
+def forget() -> None:
+    kernels.library.cache_clear()
+    engine.cache_clear()
 
 
 @pytest.fixture
@@ -78,7 +103,7 @@ def relative(a: Tensor, b: Tensor) -> float:
     return float((a.detach().double() - b).norm() / b.norm().clamp(min=1e-30))
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", [*ENGINES, pytest.param("narrow", marks=NARROW)])
 @settings(max_examples=60, deadline=None)
 @given(case=CASES)
 def test_a_layer_and_its_gradients_are_torchs_in_float64(name, case) -> None:
@@ -91,15 +116,12 @@ def test_a_layer_and_its_gradients_are_torchs_in_float64(name, case) -> None:
     else:
         dtype, limit = torch.float32, 1e-6
     x, weight, bias = drawn(case, dtype)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VGGKIT_ENGINE", name)
-        engine.cache_clear()
+    with chosen(name):
         leaves = [value.clone().requires_grad_() for value in (x, weight, bias)]
         leaves[0].requires_grad_(name == "plain" or inputs % 16 == 0)
         y = _Convolution.apply(leaves[0], leaves[1], None, leaves[2], relu, pool)
         dy = torch.randn_like(y)
         y.backward(dy)
-    engine.cache_clear()
     if dtype == torch.float32:
         assume(not is_near_a_tie(case, x, weight, bias))
     expected = by_torch(case, x, weight, bias, dy)

@@ -24,7 +24,7 @@ from vggkit.data.files import user_cache
 
 SOURCE = Path(__file__).with_name("winograd.cpp")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp")
-COMPILERS = ("c++", "g++", "clang++")
+COMPILERS = ("g++", "c++", "clang++")
 COMPILE_SECONDS = 120
 LANES = 16
 """What the numbers of channels must be a multiple of: a vector register holds at most so many float32."""
@@ -45,6 +45,8 @@ def library() -> ctypes.CDLL:
     Raises:
         KernelError: there is no compiler, it fails, or the library does not load.
     """
+    if os.name != "posix":
+        raise KernelError(f"expected a system with dlopen, got {platform.system()}")
     compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
     if compiler is None:
         raise KernelError(f"expected a C++ compiler, got none of {', '.join(COMPILERS)}")
@@ -98,7 +100,7 @@ def _build(compiler: str, path: Path) -> None:
     """Compile the library to `path`, whole or not at all; raises `KernelError` and `OSError`."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     owner = path.parent.stat()
-    if owner.st_uid != os.getuid() or owner.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if owner.st_uid != os.geteuid() or owner.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise KernelError(f"expected a folder that only you can write at {path.parent}, got another")
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
@@ -180,7 +182,7 @@ def weight_gradient(x: Tensor, dy: Tensor, gate: Tensor | None, kind: Gate) -> t
 
 
 PANEL = 32
-"""Outputs that the kernel computes at a time."""
+"""Outputs that a task has a multiple of; the kernel computes so many, or half of them, at a time."""
 GROUP = 64
 WEIGHT_TASKS = 32
 PIXELS_PER_SPLIT = 4096

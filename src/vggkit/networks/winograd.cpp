@@ -11,7 +11,7 @@ namespace {
 #if defined(__AVX512F__)
 constexpr int LANES = 16, VECTORS = 2, ROWS = 14;
 #else
-constexpr int LANES = 8, VECTORS = 4, ROWS = 3;
+constexpr int LANES = 8, VECTORS = 2, ROWS = 6;
 #endif
 constexpr int PANEL = LANES * VECTORS;
 constexpr int TILE = 4, POINTS = TILE + 2, POSITIONS = POINTS * POINTS, TAPS = 9;

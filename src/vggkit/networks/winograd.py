@@ -21,7 +21,8 @@ from vggkit.networks import kernels
 Engine = Literal["compiled", "plain", "torch"]
 TILE, POINTS = 4, 6
 MIN_GAIN = 1.5
-"""Multiplications that tiles save, from which they pay: 4, but less in a map that does not fill them."""
+"""Multiplications that tiles save, from which they pay: 4, but less in a map that does not fill them; measured by
+`benchmarks/winograd_layers.py`, maps of 2x2 pixels and less are as fast or faster by torch."""
 PLAIN_MIN_CHANNELS = 128
 """Of inputs and outputs, from which `plain` was faster than torch's own convolution."""
 PLAIN_TILES = 256
