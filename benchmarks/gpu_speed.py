@@ -124,7 +124,8 @@ def measure(case: Case, variant: str, device: torch.device) -> dict[str, float]:
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(0)
     format_ = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-    net: Any = VGG(architecture(case)).to(device).to(memory_format=format_).train(case.is_training)
+    net: Any = VGG(architecture(case))
+    net.to(device).to(memory_format=format_).train(case.is_training)
     x = torch.rand(case.batch_size, case.in_channels, case.image_size, case.image_size, device=device)
     x = x.contiguous(memory_format=format_)
     labels = torch.randint(case.num_classes, (case.batch_size,), device=device)

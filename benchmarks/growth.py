@@ -26,7 +26,7 @@ from vggkit.training.hardware import choose_device
 SIZE, BATCH, WIDTH = 112, 8, 2
 AXES: dict[str, tuple[int, ...]] = {
     "batch size": (1, 2, 4, 8, 16, 32, 64),
-    "image size": (32, 64, 96, 112, 160, 224, 320, 448),
+    "image size": (32, 64, 112, 160, 224, 320, 448),
     "width": (8, 4, 2, 1),
 }
 
@@ -83,7 +83,9 @@ def plot(path: Path) -> None:
     figure = Figure(figsize=(11, 6.5), dpi=120, layout="constrained")
     grid = figure.subplots(2, 3, squeeze=False)
     for column, axis in enumerate(AXES):
-        some = sorted((row for row in rows if row["axis"] == axis), key=lambda row: row["value"])
+        some = sorted(
+            (row for row in rows if row["axis"] == axis and row["value"] in AXES[axis]), key=lambda row: row["value"]
+        )
         x = [1 / row["value"] if axis == "width" else row["value"] for row in some]
         names = [f"/{row['value']}" if axis == "width" and row["value"] > 1 else str(row["value"]) for row in some]
         for line, (quantity, unit) in enumerate((("step_seconds", "s a step"), ("peak_bytes", "peak GB"))):
@@ -98,7 +100,10 @@ def plot(path: Path) -> None:
             predicted = [row["predicted_seconds"] if not line else row["predicted_bytes"] / 1e9 for row in some]
             axes.plot(x, predicted, color="black", linestyle="--", label="closed form")
             axes.set(xscale="log", yscale="log", xlabel=axis, ylabel=unit)
-            axes.set_xticks(x, names)
+            axes.set_xticks(x, names, fontsize=8)
+            if line:
+                axes.set_yscale("linear")
+                axes.set_ylim(bottom=0)
             axes.set_xticks([], minor=True)
             axes.grid(alpha=0.3)
     grid[0, 0].legend(fontsize=8)

@@ -1,4 +1,6 @@
-"""Draw the newest rows of inference_speed.py and train_speed.py: `python benchmarks/speed_plot.py docs/pictures/speed.png`.
+"""Draw the newest rows of inference_speed.py and train_speed.py.
+
+    python benchmarks/speed_plot.py docs/pictures/speed.png
 
 A bar is a peer's time over vggkit's in the same turn or run, by medians: 2 means that vggkit is twice as fast.
 """
@@ -23,7 +25,7 @@ COLORS = {
 
 
 def main() -> None:
-    figure = Figure(figsize=(11, 5.5), dpi=120, layout="constrained")
+    figure = Figure(figsize=(11, 6), dpi=120, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     rows = newest("inference_speed", lambda row: (row["network"], row["image_size"], row["batch_size"]))
     inference = {
@@ -64,7 +66,8 @@ def bars(axes: Axes, ratios: dict[str, dict[str, float]], title: str, row: dict[
     axes.invert_yaxis()
     axes.set_xlabel("time over vggkit's")
     axes.set_title(f"{title}\n{row['hardware']}, {row['date']}", fontsize=9)
-    axes.legend(fontsize=7, loc="lower right")
+    axes.margins(x=0.12)
+    axes.legend(fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.1), frameon=False)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from vggkit.training.loop import Run, train
     from vggkit.training.recipe import Recipe
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 # Looked up on first use, so that what needs no torch starts without it.
 _HOMES = {
