@@ -2,7 +2,7 @@
 
     python benchmarks/inference_speed.py [--cases TEXT ...] [--ways ours ncnn ...] [--repeats 7] [--threads N] [--save]
 
-Every way holds the same weights (torch's own initialisation, seed 0) and the same random images, in float32, with the
+Every way holds the same weights (Kaiming's initialisation, which keeps the scale of activations, seed 0) and the same random images, in float32, with the
 same threads, in a process of its own; all processes of a case are there at once and take turns, a turn being a warm-up
 and then forward passes for half a second or so, so that what disturbs the machine disturbs them alike. A row holds
 the spread over the turns, the ratio of the best way of torch, ONNX Runtime and OpenVINO to ours in the same turn, that
@@ -206,7 +206,7 @@ def seconds_of(function: Callable[[], object]) -> float:
 def network(case: Case) -> VGG:
     torch.manual_seed(0)
     arch = Architecture.parse(case.network, in_channels=3, num_classes=1000, image_size=case.image_size)
-    return VGG(arch, init="torch").eval()
+    return VGG(arch, init="kaiming").eval()
 
 
 def inputs(case: Case) -> Tensor:

@@ -178,7 +178,8 @@ def inference() -> str:
             lines = [f"| network, pixels, batch | {' | '.join(ways)} | best peer/ours | ncnn/ours |"]
             lines += ["|---" * (len(ways) + 3) + "|"]
         ratios = [row["best_over_ours"], row["ncnn_over_ours"]]
-        times = [f"{row['milliseconds'][way]['median']:,.3g}" for way in ways]
+        medians = [row["milliseconds"][way]["median"] for way in ways]
+        times = [f"{ms:,.0f}" if ms >= 100 else f"{ms:.3g}" for ms in medians]
         spreads = map(with_spread, ratios)
         case = f"`{row['network']}`, {row['image_size']}, {row['batch_size']}"
         lines.append(f"| {case} | {' | '.join(times)} | {' | '.join(spreads)} |")
