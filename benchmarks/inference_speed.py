@@ -2,18 +2,19 @@
 
     python benchmarks/inference_speed.py [--cases TEXT ...] [--ways ours ncnn ...] [--repeats 7] [--threads N] [--save]
 
-Every way holds the same weights (Kaiming's initialisation, which keeps the scale of activations, seed 0) and the same random images, in float32, with the
-same threads, in a process of its own; all processes of a case are there at once and take turns, a turn being a warm-up
-and then forward passes for half a second or so, so that what disturbs the machine disturbs them alike. A row holds
-the spread over the turns, the ratio of the best way of torch, ONNX Runtime and OpenVINO to ours in the same turn, that
-of ncnn, the greatest difference of the logits from torch's in float64 (relative to their largest), and the peak of
-resident memory, the weights and what a way made of them included. `head_ms` is the fully connected layers alone.
+Every way holds the same weights (Kaiming's initialisation, which keeps the scale of activations) and the same random
+images, in float32, with the same threads, in a process of its own; all processes of a case are there at once and take
+turns, a turn being a warm-up and then forward passes for half a second, so that what disturbs the machine disturbs them
+alike. A row holds the spread over the turns, the ratio of the best way of torch, ONNX Runtime and OpenVINO to ours in
+the same turn, that of ncnn, the greatest difference of the logits from torch's in float64 (relative to their largest),
+and the peak of resident memory, the weights and what a way made of them included. `head_ms` is the fully connected
+layers alone.
 
 The ways: `ours`, as `vgg predict` runs; `torch`, `torch channels_last` and `torch compiled` (channels_last, inductor);
 `onnxruntime`; `openvino` (latency hint, float32); `ncnn`. One that is not installed is left out, and the row says so.
-Predicted before the first row, from operations alone: F(4x4, 3x3) saves 4 of 4.0 multiplications at 224 pixels, the
-transforms take a third of the rest, so 2.5 times torch channels_last in the convolutions, and 2 times with the fully
-connected layers at batch 1, which are bound by reading 494 MB.
+Predicted before the first row, from operations alone: F(4x4, 3x3) needs a quarter of the multiplications, the transforms
+take a third of the time, so 2.5 times torch channels_last in the convolutions, and 2 times with the fully connected
+layers at batch 1, which are bound by reading 494 MB.
 Prints a JSON line for each case; --save adds it to benchmarks/results/inference_speed.jsonl.
 """
 
