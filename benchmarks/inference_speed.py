@@ -12,7 +12,7 @@ layers alone.
 
 The ways: `ours`, as `vgg predict` runs; `torch`, `torch channels_last` and `torch compiled` (channels_last, inductor);
 `onnxruntime`; `openvino` (latency hint, float32); `ncnn`. One that is not installed is left out, and the row says so.
-Predicted before the first row, from operations alone: F(4x4, 3x3) needs a quarter of the multiplications, the transforms
+Predicted before the first row, from operations alone: F(4x4, 3x3) needs a quarter of the products, the transforms
 take a third of the time, so 2.5 times torch channels_last in the convolutions, and 2 times with the fully connected
 layers at batch 1, which are bound by reading 494 MB.
 Prints a JSON line for each case; --save adds it to benchmarks/results/inference_speed.jsonl.
