@@ -115,6 +115,8 @@ def test_what_does_not_pay_is_torchs(monkeypatch):
     conv = Conv2d(16, 16, 3, padding=1)
     assert not conv.pays(torch.zeros(0, 16, 8, 8))
     assert not conv.pays(torch.zeros(2, 16, 2, 2))  # fills a quarter of its tile
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not conv.pays(x)
     image = Conv2d(3, 16, 3, padding=1)
     assert image.pays(torch.zeros(2, 3, 8, 8))
     assert not image.pays(torch.zeros(2, 3, 8, 8, requires_grad=True))

@@ -44,10 +44,7 @@ struct Buffer {
 };
 
 // A matrix of which `rows` rows and any number of columns are read: element (r, i) is at data[r * row + i * step].
-struct Matrix {
-    const float* data;
-    long row, step;
-};
+struct Matrix { const float* data; long row, step; };
 
 // c[r][PANEL] = (c[r][PANEL] +) sum over i < n of a(r, i) b[i * b_row][PANEL], in registers.
 template <int R>
@@ -85,10 +82,8 @@ void products(int rows, Matrix a, const float* b, long b_row, float* c, long c_r
 inline void input_points(const Vector* d, long s, Vector* v, long t) {
     Vector even = d[4 * s] - 4 * d[2 * s], odd = d[3 * s] - 4 * d[s], even2 = d[4 * s] - d[2 * s], odd2 = 2 * (d[3 * s] - d[s]);
     v[0] = 4 * d[0] - 5 * d[2 * s] + d[4 * s];
-    v[t] = even + odd;
-    v[2 * t] = even - odd;
-    v[3 * t] = even2 + odd2;
-    v[4 * t] = even2 - odd2;
+    v[t] = even + odd, v[2 * t] = even - odd;
+    v[3 * t] = even2 + odd2, v[4 * t] = even2 - odd2;
     v[5 * t] = 4 * d[s] - 5 * d[3 * s] + d[5 * s];
 }
 inline void output_points(const Vector* m, long s, Vector* y, long t) {
@@ -100,22 +95,16 @@ inline void output_points(const Vector* m, long s, Vector* y, long t) {
 }
 inline void gradient_points(const Vector* y, long s, Vector* m, long t) {  // transpose of output_points
     Vector even = y[0] + y[2 * s], odd = y[s] + y[3 * s], even2 = y[0] + 4 * y[2 * s], odd2 = 2 * y[s] + 8 * y[3 * s];
-    m[5 * t] = y[3 * s];
-    m[0] = y[0];
-    m[t] = even + odd;
-    m[2 * t] = even - odd;
-    m[3 * t] = even2 + odd2;
-    m[4 * t] = even2 - odd2;
+    m[0] = y[0], m[5 * t] = y[3 * s];
+    m[t] = even + odd, m[2 * t] = even - odd;
+    m[3 * t] = even2 + odd2, m[4 * t] = even2 - odd2;
 }
 inline void weight_points(const Vector* g, long s, Vector* u, long t) {
     Vector outer = (g[0] + g[2 * s]) * (-1.0f / 6), inner = g[s] * (1.0f / 6);
     Vector outer2 = g[0] * (1.0f / 24) + g[2 * s] * (1.0f / 6), inner2 = g[s] * (1.0f / 12);
-    u[0] = g[0] * 0.25f;
-    u[t] = outer - inner;
-    u[2 * t] = outer + inner;
-    u[3 * t] = outer2 + inner2;
-    u[4 * t] = outer2 - inner2;
-    u[5 * t] = g[2 * s];
+    u[0] = g[0] * 0.25f, u[5 * t] = g[2 * s];
+    u[t] = outer - inner, u[2 * t] = outer + inner;
+    u[3 * t] = outer2 + inner2, u[4 * t] = outer2 - inner2;
 }
 inline void weight_gradient_points(const Vector* u, long s, Vector* g, long t) {  // transpose of weight_points
     Vector sum = u[s] + u[2 * s], sum2 = u[3 * s] + u[4 * s];
@@ -133,28 +122,20 @@ struct Map {
     Gate kind;
     int height, width, channels;
 };
-struct Pixel {
-    const float* value;
-    const void* gate;
-    int which;
-};
+struct Pixel { const float* value; const void* gate; int which; };
 const float* zeros() {
     alignas(64) static float all[65536];
     return all;
 }
 
 inline Pixel pixel_at(const Map& map, long image, int i, int j) {
-    int h = map.height, w = map.width;
-    if (map.kind == POOL) {
-        int which = (i & 1) * 2 + (j & 1);
-        i >>= 1, j >>= 1, h >>= 1, w >>= 1;
-        if (i < 0 || j < 0 || i >= h || j >= w) return {zeros(), zeros(), 0};
-        long at = ((image * h + i) * w + j) * map.channels;
-        return {map.values + at, static_cast<const uint8_t*>(map.gate) + at, which};
-    }
+    int h = map.height, w = map.width, which = (i & 1) * 2 + (j & 1);
+    if (map.kind == POOL) i >>= 1, j >>= 1, h >>= 1, w >>= 1;
     if (i < 0 || j < 0 || i >= h || j >= w) return {zeros(), zeros(), 0};
     long at = ((image * h + i) * w + j) * map.channels;
-    return {map.values + at, map.kind == RELU ? static_cast<const float*>(map.gate) + at : nullptr, 0};
+    const void* gate = map.kind == POOL ? static_cast<const void*>(static_cast<const uint8_t*>(map.gate) + at)
+                                        : static_cast<const float*>(map.gate) + (map.kind == RELU ? at : 0);
+    return {map.values + at, gate, which};
 }
 
 template <Gate KIND>

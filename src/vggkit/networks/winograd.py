@@ -64,7 +64,7 @@ class Conv2d(nn.Conv2d):
     def pays(self, x: Tensor) -> bool:
         """Whether `fused` takes `x`, and is faster than torch's own convolution."""
         is_plain = x.ndim == 4 and x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32
-        if not is_plain or not len(x) or torch.compiler.is_compiling():
+        if not is_plain or not len(x) or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
             return False
         shape = (self.kernel_size, self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
         if shape != ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros") or self.out_channels % kernels.LANES:
