@@ -1,7 +1,7 @@
 """How do time and memory of a training step grow with batch, image size and width?
 
     python benchmarks/growth.py [--device cpu] [--save]
-    python benchmarks/growth.py --plot docs/growth.png
+    python benchmarks/growth.py --plot docs/pictures/growth.png
 
 Takes VGG-11 with its `adaptive` head, 112 pixels, batch 8, width /2, and varies one of the three at a time. Beside the
 measurement stands what the closed forms say: operations of `costs` (forward once, backward twice, convolutions as they

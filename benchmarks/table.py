@@ -13,14 +13,17 @@ def markdown() -> str:
         "| what | measured on | result | command |",
         "|---|---|---|---|",
     ]
-    for row in newest("quick_accuracy", lambda row: (kind(row), row["recipe"], convolutions(row))):
+    accuracies = newest("quick_accuracy", lambda row: (kind(row), row["recipe"], convolutions(row)))
+    for row in sorted(accuracies, key=convolutions):
         accuracy, seconds = row["test_accuracy"], row["train_command_seconds"]
         lines.append(
             f"| the `{row['recipe']}` recipe, {row['epochs']} epochs, {convolutions(row)} convolutions "
             f"| {row['hardware']}, torch {row['torch']} "
-            f"| test acc {accuracy['median']} ({accuracy['min']} to {accuracy['max']}, {row['repeats']} seeds) in "
+            f"| test acc {accuracy['median']:.3f} ({accuracy['min']:.3f} to {accuracy['max']:.3f}, "
+            f"{row['repeats']} seeds) in "
             f"{seconds['median']:.0f} s ({seconds['min']:.0f} to {seconds['max']:.0f}), all included "
-            f"| `python benchmarks/quick_accuracy.py` |"
+            f"| `{'VGGKIT_ENGINE=torch ' * (convolutions(row) == 'torch' and kind(row) == 'cpu')}"
+            f"python benchmarks/quick_accuracy.py --seeds {row['repeats']}` |"
         )
     for row in newest("train_speed", lambda row: (kind(row), row["network"], row["image_size"])):
         speeds = [row[f"{way}examples_per_second"]["median"] for way in ("", "pytorch_", "chapter_")]
@@ -123,12 +126,12 @@ def loading() -> str:
     }
     for row in newest("loading", lambda row: (kind(row), row["case"])):
         size, network, how = named[row["case"]]
-        speeds = ", ".join(f"{speed:,.3g}" if speed < 100 else f"{speed:,.0f}" for speed in row["examples_per_second"])
+        speeds = " / ".join(f"{speed:,.3g}" if speed < 100 else f"{speed:,.0f}" for speed in row["examples_per_second"])
         lines.append(
             f"| {row['images']:,} JPEGs of {size}, {row['image_bytes'] / 1000:.1f} kB | {network} "
             f"| {how}{row['workers']} on {row['hardware']} | {speeds} "
-            f"| {', '.join(f'{share:.1%}' for share in row['loading_share'])} "
-            f"| {', '.join(map(str, row['resident_megabytes']))} |"
+            f"| {' / '.join(f'{share:.1%}' for share in row['loading_share'])} "
+            f"| {' / '.join(f'{megabytes:,}' for megabytes in row['resident_megabytes'])} |"
         )
     if not rows("loading"):
         lines.append("| | | not measured yet | | | |")
@@ -157,13 +160,13 @@ def saving() -> str:
 def compression() -> str:
     """The table of docs/training.md: what compressed gradients save, and what they cost."""
     lines = [
-        "| sent as | measured on | bytes a step and process | test acc, epochs, seeds | training, s |",
+        "| sent as | measured on | bytes a step and process | test acc | training, s |",
         "|---|---|---|---|---|",
     ]
     for row in newest("compression", lambda row: (kind(row), row["compression"])):
         lines.append(
             f"| {row['compression']} | {row['processes']} x {row['hardware']}, the `{row['recipe']}` recipe "
-            f"| {row['bytes_per_step']:,} | {row['test_accuracy']['median']:.3f}, {row['epochs']}, {row['repeats']} "
+            f"| {row['bytes_per_step']:,} | {row['test_accuracy']['median']:.3f} "
             f"| {row['train_seconds']['median']:.0f} |"
         )
     return "\n".join(lines)
@@ -175,7 +178,7 @@ def inference() -> str:
     for row in newest("inference_speed", lambda row: (row["network"], row["image_size"], row["batch_size"])):
         ways = list(row["milliseconds"])
         if not lines:
-            lines = [f"| network, pixels, batch | {' | '.join(ways)} | best peer/ours | ncnn/ours |"]
+            lines = [f"| ms: network, pixels, batch | {' | '.join(ways)} | best of others/ours | ncnn/ours |"]
             lines += ["|---" * (len(ways) + 3) + "|"]
         ratios = [row["best_over_ours"], row["ncnn_over_ours"]]
         medians = [row["milliseconds"][way]["median"] for way in ways]
@@ -189,8 +192,8 @@ def inference() -> str:
 def training() -> str:
     """The table of docs/speed.md: a training step, and the memory of the process."""
     lines = [
-        "| network, pixels, batch | examples/s | PyTorch channels_last | the chapter's way | to PyTorch "
-        "| to the chapter | peak MB, PyTorch, chapter | of the direct floor |",
+        "| network, pixels, batch | examples/s | PyTorch channels_last | the chapter's way | times PyTorch "
+        "| times the chapter's | peak MB: ours, PyTorch, chapter's | direct floor / our time |",
         "|---" * 8 + "|",
     ]
     for row in newest("train_speed", lambda row: (kind(row), row["network"], row["image_size"])):

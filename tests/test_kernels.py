@@ -64,7 +64,7 @@ def test_a_compiler_that_fails_leaves_nothing(monkeypatch, fresh, tmp_path):
 def test_a_folder_that_others_can_write_is_not_trusted(fresh):
     fresh.mkdir(parents=True)
     fresh.chmod(0o777)
-    with pytest.raises(kernels.KernelError, match="expected a folder that only you can write"):
+    with pytest.raises(kernels.KernelError, match="expected what only you can write at"):
         kernels.library()
 
 
@@ -89,6 +89,20 @@ def test_another_name_is_refused(monkeypatch):
     monkeypatch.setenv("VGGKIT_ENGINE", "fastest")
     with pytest.raises(ValueError, match="expected VGGKIT_ENGINE to be one of compiled, plain, torch, got 'fastest'"):
         engine()
+
+
+def test_a_compiler_with_arguments_and_a_home_that_cannot_be_found(monkeypatch):
+    monkeypatch.setenv("CXX", f"{COMPILER or 'c++'} -DNOTHING")
+    assert engine()[0] == ("compiled" if COMPILER else "plain")
+    kernels.library.cache_clear()
+    engine.cache_clear()
+
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(kernels, "user_cache", nowhere)
+    assert engine()[0] == "plain"
+    assert "Could not determine home directory" in engine()[1]
 
 
 def test_compiled_that_cannot_be_had_is_an_error(monkeypatch):

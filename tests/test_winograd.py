@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from vggkit import VGG, Architecture
+from vggkit import VGG, Architecture, vgg_block
 from vggkit.data import fashion_mnist
 from vggkit.networks import kernels
-from vggkit.networks.fully_connected import use_fast_cpu
-from vggkit.networks.winograd import _Convolution, engine
+from vggkit.networks.fully_connected import fast_cpu, use_fast_cpu
+from vggkit.networks.vgg import _forward_block
+from vggkit.networks.winograd import Conv2d, _Convolution, engine
 
 try:
     kernels.library()
@@ -193,3 +194,63 @@ def test_logits_and_top_1_of_real_images(choose, name, network) -> None:
 def unfast(net: VGG) -> VGG:
     use_fast_cpu(net, on=False)
     return net
+
+
+@pytest.mark.skipif(bool(NO_KERNELS), reason=NO_KERNELS)
+def test_the_kernels_are_given_only_what_they_can_read(choose) -> None:
+    """Whatever else a program does to torch or to the layer; torch decides what it takes."""
+    choose("compiled")
+    conv = Conv2d(16, 32, 3, padding=1)
+    conv.is_fast = True
+    x = torch.randn(2, 16, 8, 8)
+    expected = F.conv2d(x, conv.weight, conv.bias, padding=1)
+    for dtype in (torch.float64, torch.bfloat16):
+        torch.set_default_dtype(dtype)
+        try:
+            assert torch.allclose(conv(x), expected, atol=1e-4)
+        finally:
+            torch.set_default_dtype(torch.float32)
+    with torch.device("meta"):
+        assert torch.allclose(conv(x), expected, atol=1e-4)
+    with pytest.raises(RuntimeError, match="to have 16 channels"):
+        conv(torch.randn(2, 32, 8, 8))
+    conv.bias = torch.nn.Parameter(torch.arange(64.0)[::2])
+    assert torch.allclose(conv(x), F.conv2d(x, conv.weight, conv.bias, padding=1), atol=1e-4)
+    conv.weight, conv.bias = torch.nn.Parameter(conv.weight[:24]), torch.nn.Parameter(conv.bias[:24])  # pruned by hand
+    assert torch.equal(conv(x), F.conv2d(x, conv.weight, conv.bias, padding=1))
+    for shape in ((1, 16, 0, 8), (1, 16, 8, 0)):
+        assert not Conv2d(16, 16, 3, padding=1).pays(torch.zeros(shape))
+    wide = torch.randn(1, 3, 2, 180_000)
+    image = Conv2d(3, 16, 3, padding=1)
+    assert torch.allclose(image.fused(wide), F.conv2d(wide, image.weight, image.bias, padding=1), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_saved_tensors_may_come_back_in_other_strides(choose, name) -> None:
+    choose(name)
+    x, weight, bias = (value.requires_grad_() for value in drawn((2, 16, 16, 8, 8)))
+    gradients = []
+    for pack in (lambda t: t, lambda t: t.contiguous()):
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            y = _Convolution.apply(x, weight, None, bias, True, True)
+        gradients.append(torch.autograd.grad(y.sum(), (x, weight, bias)))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_what_comes_behind_may_write_into_it(choose, name) -> None:
+    choose(name)
+    layers = torch.nn.Sequential(Conv2d(128, 128, 3, padding=1), torch.nn.MaxPool2d(2), torch.nn.ReLU(inplace=True))
+    use_fast_cpu(layers)
+    x = torch.randn(1, 128, 8, 8, requires_grad=True)
+    layers(x).sum().backward()
+    _forward_block(layers, x, is_watched=False).sum().backward()
+
+
+def test_the_fast_way_ends_as_it_was() -> None:
+    net = vgg_block(1, 16, 16)
+    with fast_cpu(net):
+        with fast_cpu(net):
+            pass
+        assert net[0].is_fast
+    assert not net[0].is_fast

@@ -29,11 +29,13 @@ def use_fast_cpu(net: nn.Module, on: bool = True) -> None:
 @contextmanager
 def fast_cpu(net: nn.Module) -> Iterator[None]:
     """Within, `net` takes the fast ways."""
+    before = {module: module.is_fast for module in net.modules() if isinstance(module, Linear | Dropout | Conv2d)}
     use_fast_cpu(net)
     try:
         yield
     finally:
-        use_fast_cpu(net, on=False)
+        for module, was_fast in before.items():
+            module.is_fast = was_fast
 
 
 class Linear(nn.Linear):
@@ -62,7 +64,7 @@ class Dropout(nn.Dropout):
         dropped = round(self.p * _LEVELS)
         if not (self.is_fast and self.training and _is_plain_float(x) and 0 < dropped < _LEVELS):
             return super().forward(x)
-        draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
         mask = (draws.view(torch.int16)[: x.numel()] >= dropped - _LEVELS // 2).view(x.shape)
         return x * mask.to(x.dtype).mul_(_LEVELS / (_LEVELS - dropped))
 

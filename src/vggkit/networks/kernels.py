@@ -11,8 +11,8 @@ import hashlib
 import os
 import platform
 import secrets
+import shlex
 import shutil
-import stat
 import subprocess
 from pathlib import Path
 from typing import Literal
@@ -47,14 +47,22 @@ def library() -> ctypes.CDLL:
     """
     if os.name != "posix":
         raise KernelError(f"expected a system with dlopen, got {platform.system()}")
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
-    if compiler is None:
-        raise KernelError(f"expected a C++ compiler, got none of {', '.join(COMPILERS)}")
-    path = _cached(compiler)
-    try:
-        kernels = _loaded(compiler, path)
-    except OSError as error:
-        raise KernelError(f"expected a library at {path}, got: {str(error)[:200]}") from None
+    found = [[name] for name in COMPILERS if shutil.which(name)]
+    if "CXX" in os.environ:
+        found = [shlex.split(os.environ["CXX"])]
+    error = KernelError(f"expected a C++ compiler, got none of {', '.join(COMPILERS)}")
+    for compiler in found:
+        try:
+            return _typed(_loaded(compiler, _cached(compiler)))
+        except KernelError as wrong:
+            error = wrong
+        except (OSError, RuntimeError, IndexError) as wrong:  # RuntimeError: there is no home folder
+            error = KernelError(f"expected to build {SOURCE.name} with {' '.join(compiler)}, got: {str(wrong)[:200]}")
+    raise error
+
+
+def _typed(kernels: ctypes.CDLL) -> ctypes.CDLL:
+    """The library, whose functions know their arguments."""
     maps, ints = [_Pointer] * 2 + [_Int], [_Int] * 5
     sums = [_Pointer] * 2
     kernels.vggkit_convolve.argtypes = [
@@ -70,8 +78,12 @@ def library() -> ctypes.CDLL:
     return kernels
 
 
-def _loaded(compiler: str, path: Path) -> ctypes.CDLL:
+def _loaded(compiler: list[str], path: Path) -> ctypes.CDLL:
     """The library at `path`, built unless it is there and whole; raises `KernelError` and `OSError`."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for owned in (path.parent, path):
+        if owned.exists() and (owned.stat().st_uid != os.geteuid() or owned.stat().st_mode & 0o022):
+            raise KernelError(f"expected what only you can write at {owned}, got another's")
     if path.exists():
         with contextlib.suppress(OSError):  # damaged: built again
             return ctypes.CDLL(str(path))
@@ -79,43 +91,40 @@ def _loaded(compiler: str, path: Path) -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
-def _cached(compiler: str) -> Path:
-    """Where the library for this source, compiler and processor is; raises `KernelError`."""
+def _cached(compiler: list[str]) -> Path:
+    """Where the library for this source, compiler and processor is; raises `KernelError` and `OSError`."""
     try:
-        version = subprocess.run([compiler, "--version"], capture_output=True, timeout=COMPILE_SECONDS).stdout
-        flags = [line for line in _cpuinfo().splitlines() if line.startswith(("model name", "flags"))][:2]
-    except (OSError, subprocess.SubprocessError) as error:
+        version = subprocess.run([*compiler, "--version"], capture_output=True, timeout=COMPILE_SECONDS).stdout
+    except subprocess.SubprocessError as error:
         raise KernelError(f"expected a C++ compiler, got: {str(error)[:200]}") from None
-    texts = (*FLAGS, compiler, platform.platform(), *flags)
+    texts = (*FLAGS, *compiler, platform.platform(), *sorted(_processor()))
     digest = hashlib.sha256(b"\0".join([SOURCE.read_bytes(), version, *(text.encode() for text in texts)]))
     return user_cache() / "kernels" / f"winograd-{digest.hexdigest()[:32]}.so"
 
 
-def _cpuinfo() -> str:
+def _processor() -> set[str]:
+    """What says which instructions there are, on x86 and on ARM."""
     cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.read_text() if cpuinfo.is_file() else platform.processor()
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else [platform.processor()]
+    names = ("model name", "flags", "Features", "CPU implementer", "CPU part")
+    return {line for line in lines if line.startswith(names)} or set(lines[:1])
 
 
-def _build(compiler: str, path: Path) -> None:
+def _build(compiler: list[str], path: Path) -> None:
     """Compile the library to `path`, whole or not at all; raises `KernelError` and `OSError`."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    owner = path.parent.stat()
-    if owner.st_uid != os.geteuid() or owner.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise KernelError(f"expected a folder that only you can write at {path.parent}, got another")
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
-        done = subprocess.run(
-            [compiler, *FLAGS, str(SOURCE), "-o", str(temporary)],
-            capture_output=True,
-            text=True,
-            timeout=COMPILE_SECONDS,
-        )
+        command = [*compiler, *FLAGS, str(SOURCE), "-o", str(temporary)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS)
         if done.returncode:
             wrong = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
-            raise KernelError(f"expected {compiler} to build {SOURCE.name}, got: {wrong[:300]}")
+            raise KernelError(f"expected {' '.join(compiler)} to build {SOURCE.name}, got: {wrong[:300]}")
+        temporary.chmod(0o700)
+        with temporary.open("rb") as library:
+            os.fsync(library.fileno())  # a name without its content would be loaded, and end the process
         temporary.replace(path)
     except subprocess.SubprocessError as error:
-        raise KernelError(f"expected {compiler} to build {SOURCE.name}, got: {str(error)[:200]}") from None
+        raise KernelError(f"expected {' '.join(compiler)} to build {SOURCE.name}, got: {str(error)[:200]}") from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -141,7 +150,7 @@ def convolve(
     images, inputs, height, width = x.shape
     outputs = weight.shape[0]
     shape = (images, outputs, height // 2, width // 2) if pool else (images, outputs, height, width)
-    y = torch.empty(shape, memory_format=torch.channels_last)
+    y = _empty(x, shape)
     codes = torch.empty_like(y, dtype=torch.uint8) if pool and is_kept else None
     sizes = (images, height, width, inputs, outputs)
     tail = (_at(scale), _at(bias), relu, pool, _at(y), _at(codes))
@@ -156,7 +165,7 @@ def convolve(
 def input_gradient(dy: Tensor, gate: Tensor | None, kind: Gate, weight: Tensor, height: int, width: int) -> Tensor:
     """The gradient of the input of `convolve`, of height x width, from that of its output."""
     images, (outputs, inputs) = len(dy), weight.shape[:2]
-    dx = torch.empty((images, inputs, height, width), memory_format=torch.channels_last)
+    dx = _empty(dy, (images, inputs, height, width))
     sizes = (images, height, width, outputs, inputs)
     arguments = (_at(weight), 9 * inputs, 1, inputs, True, None, None, False, False, _at(dx), None, *_schedule(*sizes))
     library().vggkit_convolve(_at(dy), _at(gate), _GATES[kind], *sizes, *arguments)
@@ -171,7 +180,7 @@ def weight_gradient(x: Tensor, dy: Tensor, gate: Tensor | None, kind: Gate) -> t
     groups = -(-inputs // GROUP) * -(-outputs // GROUP)
     # By the shape alone, so that the sums are the same for any number of threads.
     splits = max(1, min(WEIGHT_TASKS // groups, images * height * width // PIXELS_PER_SPLIT))
-    dw, db = torch.empty(splits, outputs, 3, 3, inputs), torch.zeros(splits, outputs)
+    dw, db = x.new_empty(splits, outputs, 3, 3, inputs), x.new_zeros(splits, outputs)
     arguments = (_at(x), _at(dy), _at(gate), _GATES[kind], *sizes, _at(dw), _at(db), splits)
     if inputs % LANES:
         library().vggkit_weight_gradient_image(*arguments, torch.get_num_threads())
@@ -197,6 +206,11 @@ def _schedule(images: int, height: int, width: int, inputs: int, outputs: int) -
     panels = -(-outputs // PANEL)
     groups = min(panels, -(-2 * threads // chunks))
     return chunks, -(-panels // groups) * PANEL, threads
+
+
+def _empty(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Channels last, of the type and device of `like`, whatever the process's defaults are."""
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
 def _at(tensor: Tensor | None) -> int | None:

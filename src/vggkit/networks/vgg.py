@@ -278,7 +278,7 @@ def _forward_block(block: nn.Sequential, x: Tensor, is_watched: bool) -> Tensor:
         if type(layer) is Conv2d and layer.is_fast and layer.pays(x):
             norm = _next(layers, nn.BatchNorm2d, _only_scales)
             relu = _next(layers, nn.ReLU)
-            pool = _next(layers, nn.MaxPool2d, lambda pool: _shape(pool) == _shape(nn.MaxPool2d(2)))
+            pool = _next(layers, nn.MaxPool2d, _halves) if min(x.shape[-2:]) >= 2 else None
             x = layer.fused(x, norm, relu=relu is not None, pool=pool is not None)
             is_fresh = relu is None
             continue
@@ -302,12 +302,14 @@ def _next(layers: list[nn.Module], kind: type[_Kind], fits: Callable[[_Kind], bo
 
 def _only_scales(norm: nn.BatchNorm2d) -> bool:
     """Whether `norm` multiplies by and adds what it knows already, and no gradient is wanted."""
-    is_whole = norm.affine and norm.track_running_stats
+    is_whole = norm.affine and norm.track_running_stats and norm.weight.dtype == torch.float32
     return is_whole and not norm.training and not torch.is_grad_enabled()
 
 
-def _shape(pool: nn.MaxPool2d) -> tuple[Any, ...]:
-    return (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode, pool.return_indices)
+def _halves(pool: nn.MaxPool2d) -> bool:
+    """Whether `pool` takes the maximum of 2x2 windows, as those of `modules_of` do, and nothing else."""
+    names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+    return all(getattr(pool, name) == getattr(nn.MaxPool2d(2), name) for name in names)
 
 
 def _is_watched(block: nn.Module) -> bool:

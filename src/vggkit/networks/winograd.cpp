@@ -73,7 +73,7 @@ void product_of(int rows, Matrix a, const float* b, long b_row, float* c, long c
 void products(int rows, Matrix a, const float* b, long b_row, float* c, long c_row, int n, bool add) {
     int blocks = (rows + ROWS - 1) / ROWS;  // of rows as equal as can be: a short one waits for its own sums
     for (int block = 0; block < blocks; block++) {
-        int r = rows * block / blocks, end = rows * (block + 1) / blocks;
+        int r = long(rows) * block / blocks, end = long(rows) * (block + 1) / blocks;
         product_of(end - r, {a.data + r * a.row, a.row, a.step}, b, b_row, c + r * c_row, c_row, n, add);
     }
 }

@@ -63,11 +63,19 @@ class Conv2d(nn.Conv2d):
 
     def pays(self, x: Tensor) -> bool:
         """Whether `fused` takes `x`, and is faster than torch's own convolution."""
-        is_plain = x.ndim == 4 and x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32
-        if not is_plain or not len(x) or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or type(x) not in (Tensor, nn.Parameter):
+            return False
+        if x.ndim != 4 or x.numel() == 0 or x.shape[1] != self.in_channels or self.out_channels % kernels.LANES:
             return False
         shape = (self.kernel_size, self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
-        if shape != ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros") or self.out_channels % kernels.LANES:
+        if shape != ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros"):
+            return False
+        # What the kernels read, they are not told: a pruned or moved parameter is torch's to complain of.
+        shapes = {(self.out_channels, self.in_channels, 3, 3): self.weight, (self.out_channels,): self.bias}
+        given = {wanted: tensor for wanted, tensor in shapes.items() if tensor is not None}
+        if any(tensor.shape != wanted for wanted, tensor in given.items()):
+            return False
+        if any(t.device.type != "cpu" or t.dtype != torch.float32 or t.is_neg() for t in (x, *given.values())):
             return False
         chosen = engine()[0]
         if self.in_channels % kernels.LANES:
@@ -80,7 +88,9 @@ class Conv2d(nn.Conv2d):
     def fused(self, x: Tensor, norm: nn.BatchNorm2d | None = None, *, relu: bool = False, pool: bool = False) -> Tensor:
         """`pool(relu(norm(conv(x))))`, where the norm only scales and nobody wants gradients."""
         scale, bias = (None, self.bias) if norm is None else _as_scale(norm, self.bias)
-        y: Tensor = _Convolution.apply(x, self.weight, scale, bias, relu, pool)  # type: ignore[no-untyped-call]
+        tensors = (x, self.weight, bias)
+        is_kept = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+        y: Tensor = _Convolution.apply(x, self.weight, scale, bias, relu, pool, is_kept)  # type: ignore[no-untyped-call]
         return y
 
 
@@ -96,10 +106,17 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, relu: bool, pool: bool
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        scale: Tensor | None,
+        bias: Tensor | None,
+        relu: bool,
+        pool: bool,
+        is_kept: bool = True,
     ) -> Tensor:
         x, weight = _channels_last(x), _channels_last(weight)
-        is_kept = any(ctx.needs_input_grad)
+        scale, bias = (None if tensor is None else tensor.contiguous() for tensor in (scale, bias))
         convolve = kernels.convolve if engine()[0] == "compiled" else plain_convolve
         y, codes = convolve(x, weight, scale, bias, relu, pool, is_kept)
         if is_kept:
@@ -111,6 +128,8 @@ class _Convolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, passed = ctx.saved_tensors
+        x, weight = _channels_last(x), _channels_last(weight)  # a hook may keep their values and not their strides
+        passed = None if passed is None else _channels_last(passed)
         height, width = x.shape[-2:]
         needs_x, needs_weight, _, needs_bias, *_ = ctx.needs_input_grad
         dy, dx, dw, db = _channels_last(dy), None, None, None
@@ -125,7 +144,7 @@ class _Convolution(torch.autograd.Function):
                 dx = plain_input_gradient(dy, weight)
             if needs_weight or needs_bias:
                 dw, db = plain_weight_gradient(x, dy)
-        return dx, dw, None, db if needs_bias else None, None, None
+        return dx, dw, None, db if needs_bias else None, None, None, None
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -174,7 +193,7 @@ def plain_convolve(
     if relu:
         y = F.relu_(y)
         codes = codes.masked_fill_(y == 0, 4) if codes is not None else None
-    return _channels_last(y), codes
+    return y.clone(memory_format=torch.channels_last), codes  # no view, which nothing may write into
 
 
 def plain_input_gradient(dy: Tensor, weight: Tensor) -> Tensor:
@@ -197,16 +216,16 @@ def plain_weight_gradient(x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
     return dw.permute(3, 2, 0, 1), dy.sum(dim=(0, 2, 3))
 
 
-def _behind(gate: str, dy: Tensor, passed: Tensor, height: int, width: int) -> Tensor:
+def _behind(gate: str, dy: Tensor, passed: Tensor | None, height: int, width: int) -> Tensor:
     """The gradient of a convolution's own output from that behind its ReLU and pool."""
-    if gate == "relu":
-        return dy * (passed > 0)
-    if gate == "open":
+    if passed is None:
         return dy
+    if gate == "relu":
+        return torch.where(passed <= 0, 0, dy)
     full = dy.new_zeros(len(dy), dy.shape[1], height, width)
     for which in range(4):
         window = full[:, :, which // 2 : height // 2 * 2 : 2, which % 2 : width // 2 * 2 : 2]
-        window.copy_(dy * (passed == which))
+        window.copy_(torch.where(passed == which, dy, 0))
     return full
 
 
