@@ -26,14 +26,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from measuring import Case as ChapterCase
 from measuring import row_header, save_row, spread
 from torch import Tensor
 from torch.nn import functional as F
-from train_speed import Case as ChapterCase
 from train_speed import peak_megabytes, run_chapter
 
 from vggkit import VGG, Architecture, costs
-from vggkit.lab.bench import product_flops_per_second
+from vggkit.design.scaling import backward_macs
+from vggkit.lab.bench import product_flops_per_second, synchronize
 from vggkit.training.hardware import choose_device
 
 
@@ -93,8 +94,7 @@ def main() -> None:
                 done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
                 turns[variant].append(json.loads(done.stdout.splitlines()[-1]))
         arch = architecture(case)
-        counted = costs(arch, 1)
-        macs = 3 * counted.total.macs - counted.layers[0].macs if case.is_training else counted.total.macs
+        macs = costs(arch).total.macs + (backward_macs(arch, 1) if case.is_training else 0)
         rates = {variant: [turn["examples_per_second"] for turn in some] for variant, some in turns.items()}
         row = {
             **row_header(device, flags.repeats),
@@ -173,11 +173,6 @@ def captured(step: Callable[[], None]) -> Callable[[], None]:
     with torch.cuda.graph(graph):
         step()
     return graph.replay
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from typing import Any
 from measuring import HERE, row_header, save_row, spread
 
 from vggkit import Architecture, costs, training_memory
+from vggkit.design.scaling import backward_macs
 from vggkit.lab.bench import bench
 from vggkit.training.hardware import choose_device
 
@@ -54,8 +55,7 @@ def measure(axis: str, value: int, repeats: int, device: str) -> dict[str, Any]:
     width = f"/{point['width']}" if point["width"] > 1 else ""
     arch = replace(Architecture.parse(f"vgg11{width}", image_size=point["image size"]), head="adaptive")
     measured = bench(arch, point["batch size"], training=True, repeats=repeats, device=device)
-    counted = costs(arch, point["batch size"])
-    operations = 2 * (3 * counted.total.macs - counted.layers[0].macs)
+    operations = 2 * (costs(arch, point["batch size"]).total.macs + backward_macs(arch, point["batch size"]))
     predicted_bytes = training_memory(arch, point["batch size"]).peak_bytes
     return {
         "axis": axis,

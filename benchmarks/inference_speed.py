@@ -31,14 +31,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from measuring import row_header, save_row, spread
+from measuring import Case, row_header, save_row, spread
 from torch import Tensor, nn
 
 from vggkit import VGG, Architecture, costs
@@ -49,17 +48,6 @@ from vggkit.training.hardware import keep_freed_memory, use_huge_pages
 Array = npt.NDArray[np.float32]
 PACKAGES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "ncnn": "ncnn"}
 TURN_SECONDS = 0.5
-
-
-@dataclass(frozen=True)
-class Case:
-    network: str
-    image_size: int
-    batch_size: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.network} {self.image_size} px batch {self.batch_size}"
 
 
 CASES = (

@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,19 @@ import torch
 from vggkit.training.hardware import describe_hardware
 
 HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network on batches of images of one size."""
+
+    network: str
+    image_size: int
+    batch_size: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.network} {self.image_size} px batch {self.batch_size}"
 
 
 def row_header(device: torch.device, repeats: int) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def markdown() -> str:
         )
     for row in newest("train_speed", lambda row: (kind(row), row["network"], row["image_size"])):
         speeds = [row[f"{way}examples_per_second"]["median"] for way in ("", "pytorch_", "chapter_")]
-        ours, pytorch, chapter = (f"{speed:,.3g}" if speed < 100 else f"{speed:,.0f}" for speed in speeds)
+        ours, pytorch, chapter = map(short, speeds)
         lines.append(
             f"| training `{row['network']}` at {row['image_size']} px, batch {row['batch_size']}, {row['dtype']} "
             f"| {row['hardware']}, torch {row['torch']} | {ours} examples/s; PyTorch channels_last {pytorch}: "
@@ -126,7 +126,7 @@ def loading() -> str:
     }
     for row in newest("loading", lambda row: (kind(row), row["case"])):
         size, network, how = named[row["case"]]
-        speeds = " / ".join(f"{speed:,.3g}" if speed < 100 else f"{speed:,.0f}" for speed in row["examples_per_second"])
+        speeds = " / ".join(map(short, row["examples_per_second"]))
         lines.append(
             f"| {row['images']:,} JPEGs of {size}, {row['image_bytes'] / 1000:.1f} kB | {network} "
             f"| {how}{row['workers']} on {row['hardware']} | {speeds} "
@@ -182,7 +182,7 @@ def inference() -> str:
             lines += ["|---" * (len(ways) + 3) + "|"]
         ratios = [row["best_over_ours"], row["ncnn_over_ours"]]
         medians = [row["milliseconds"][way]["median"] for way in ways]
-        times = [f"{ms:,.0f}" if ms >= 100 else f"{ms:.3g}" for ms in medians]
+        times = map(short, medians)
         spreads = map(with_spread, ratios)
         case = f"`{row['network']}`, {row['image_size']}, {row['batch_size']}"
         lines.append(f"| {case} | {' | '.join(times)} | {' | '.join(spreads)} |")
@@ -201,12 +201,17 @@ def training() -> str:
         ratios = [row["ratio_to_pytorch"], row["ratio"]]
         lines.append(
             f"| `{row['network']}`, {row['image_size']}, {row['batch_size']} "
-            f"| {' | '.join(f'{speed:,.3g}' if speed < 100 else f'{speed:,.0f}' for speed in speeds)} "
+            f"| {' | '.join(map(short, speeds))} "
             f"| {' | '.join(map(with_spread, ratios))} "
             f"| {', '.join(f'{value:,}' for value in row['peak_megabytes'].values())} "
             f"| {row['fraction_of_floor_reached']:.0%} |"
         )
     return "\n".join(lines)
+
+
+def short(value: float) -> str:
+    """A speed or a time to three digits, or whole."""
+    return f"{value:,.3g}" if value < 100 else f"{value:,.0f}"
 
 
 def with_spread(value: dict[str, float]) -> str:

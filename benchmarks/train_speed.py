@@ -33,13 +33,13 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from measuring import import_torchvision, row_header, save_row, spread
+from measuring import Case, import_torchvision, row_header, save_row, spread
 from PIL import Image
 from torch import Tensor, nn
 
@@ -47,6 +47,8 @@ from vggkit import VGG, Architecture, Recipe, costs, vgg
 from vggkit.data import fashion_mnist
 from vggkit.data.loading import Augmentation, Split, batches, epoch_order
 from vggkit.data.preprocessing import Preprocessing
+from vggkit.design.scaling import backward_macs
+from vggkit.lab.bench import median_seconds, product_flops_per_second, synchronize
 from vggkit.networks.baselines import build
 from vggkit.networks.fully_connected import use_fast_cpu
 from vggkit.networks.winograd import engine
@@ -56,17 +58,6 @@ from vggkit.training.step import make_optimizer, train_step
 # (warm-up steps, timed steps) of one repeat, on a CPU: a step takes seconds at 224.
 CPU_STEPS = {224: (1, 2), 96: (2, 5), 32: (5, 25)}
 GPU_STEPS = (20, 100)
-
-
-@dataclass(frozen=True)
-class Case:
-    network: str
-    image_size: int
-    batch_size: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.network} {self.image_size} px batch {self.batch_size}"
 
 
 CASES = (Case("vgg11/4", 224, 128), Case("vgg11/4", 96, 128), Case("vgg11/4", 32, 128), Case("vgg16", 224, 16))
@@ -303,54 +294,26 @@ def timed(
 
 def measured_rates(device: torch.device) -> dict[str, float]:
     """Operations/s of a large matrix product in the dtype of training, and bytes/s of a large copy, both ways."""
-    n = 8192 if device.type == "cuda" else 2048
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    products: list[Callable[[], object]] = [lambda: a @ b]
-    if device.type == "cpu" and torch.backends.mkldnn.is_available():
-        products.append(lambda: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], ""))
-    product_seconds = min(median_seconds(product, device) for product in products)
     source = torch.randn(2**30 if device.type == "cuda" else 2**26, device=device)
     target = torch.empty_like(source)
     copy_seconds = median_seconds(lambda: target.copy_(source), device)
     return {
-        "matrix_product_flops_per_second": 2 * n**3 / product_seconds,
+        "matrix_product_flops_per_second": product_flops_per_second(device),
         "copy_bytes_per_second": 2 * source.numel() * source.element_size() / copy_seconds,
     }
-
-
-def median_seconds(function: Callable[[], object], device: torch.device, repeats: int = 10) -> float:
-    """Median wall time of `function` after three calls to warm up."""
-    seconds = []
-    for index in range(repeats + 3):
-        synchronize(device)
-        start = time.perf_counter()
-        function()
-        synchronize(device)
-        if index >= 3:
-            seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
 
 
 def floor(case: Case, device: torch.device, rates: dict[str, float]) -> tuple[float, str]:
     """The least seconds for a step (see the top of this file), and what bounds it."""
     arch = vgg(case.network, image_size=case.image_size).architecture
     counted = costs(arch, case.batch_size)
-    first = counted.layers[0]
-    operations = 2 * (3 * counted.total.macs - first.macs)
+    operations = 2 * (counted.total.macs + backward_macs(arch, case.batch_size))
     activations = sum(layer.activation_bytes for layer in counted.layers if layer.kind in ("conv", "pool", "fc"))
     activation_bytes = activations / (2 if device.type == "cuda" else 1)  # bfloat16 there
     total_bytes = 5 * activation_bytes + 6 * counted.total.param_bytes
     by_operations = operations / rates["matrix_product_flops_per_second"]
     by_bytes = total_bytes / rates["copy_bytes_per_second"]
     return max((by_operations, "operations"), (by_bytes, "bytes"))
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 if __name__ == "__main__":

@@ -109,14 +109,15 @@ def predict(classifier: Classifier, images: Sequence[str | Path], top: int = 3) 
     if top < 1:
         raise ValueError(f"expected a top from 1, got {top}")
     predictions = []
-    for path in images:
-        x = prepared(classifier, path)
-        with fast_cpu(classifier.net):
-            probabilities = classifier.net(x)[0].softmax(dim=0)
-        if not probabilities.isfinite().all():
-            raise WeightsError(f"expected weights that give probabilities, got {probabilities[0].item()} for {path}")
-        values, indices = probabilities.topk(min(top, len(classifier.classes)))
-        predictions.append(
-            [Prediction(classifier.classes[i], p) for i, p in zip(indices.tolist(), values.tolist(), strict=True)]
-        )
+    with fast_cpu(classifier.net):
+        for path in images:
+            probabilities = classifier.net(prepared(classifier, path))[0].softmax(dim=0)
+            if not probabilities.isfinite().all():
+                raise WeightsError(
+                    f"expected weights that give probabilities, got {probabilities[0].item()} for {path}"
+                )
+            values, indices = probabilities.topk(min(top, len(classifier.classes)))
+            predictions.append(
+                [Prediction(classifier.classes[i], p) for i, p in zip(indices.tolist(), values.tolist(), strict=True)]
+            )
     return predictions

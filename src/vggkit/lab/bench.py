@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from vggkit.design.baselines import Network
 from vggkit.design.costs import costs
+from vggkit.design.scaling import backward_macs
 from vggkit.networks.baselines import build
 from vggkit.networks.fully_connected import use_fast_cpu
 from vggkit.networks.winograd import engine
@@ -89,13 +90,12 @@ def bench(network: Network, batch_size: int, *, training: bool, repeats: int = 5
             pool.apply(_turn)  # warms up, one at a time
         turns = [{way: pool.apply(_turn) for way, pool in pools.items()} for _ in range(repeats)]
         ends = {way: pool.apply(_end) for way, pool in pools.items()}
-    counted = costs(network, batch_size)
-    flops = 2 * counted.total.macs if not training else 2 * (3 * counted.total.macs - counted.layers[0].macs)
+    macs = costs(network, batch_size).total.macs + (backward_macs(network, batch_size) if training else 0)
     rate = product_flops_per_second(chosen)
     speeds = []
     for way in ways:
         examples = tuple(batch_size / turn[way] for turn in turns)
-        share = statistics.median(examples) / batch_size * flops / rate
+        share = statistics.median(examples) / batch_size * 2 * macs / rate
         peak, convolutions = ends[way]
         speeds.append(Speed(way, examples, share, peak, convolutions))
     return Bench(tuple(speeds), rate, describe_hardware(chosen))
@@ -163,7 +163,7 @@ def _turn() -> float:
     while len(seconds) < 3 or sum(seconds) < TURN_SECONDS:
         begin = time.perf_counter()
         _step()
-        _synchronize(_device)
+        synchronize(_device)
         seconds.append(time.perf_counter() - begin)
     return statistics.median(seconds)
 
@@ -199,15 +199,16 @@ def median_seconds(function: Callable[[], object], device: torch.device, repeats
         function()
     seconds = []
     for _ in range(repeats):
-        _synchronize(device)
+        synchronize(device)
         begin = time.perf_counter()
         function()
-        _synchronize(device)
+        synchronize(device)
         seconds.append(time.perf_counter() - begin)
     return statistics.median(seconds)
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait until `device` has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

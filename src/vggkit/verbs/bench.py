@@ -46,7 +46,7 @@ def run(arguments: list[str]) -> int:
         in_channels=flags.in_channels,
         num_classes=flags.num_classes,
         hidden=flags.hidden,
-        head=flags.head if flags.head != "flatten" else None,
+        head=flags.head,
     )
     network = parse_network(flags.architecture, **options)
     from vggkit.lab.bench import bench
