@@ -427,3 +427,16 @@ def test_watching_for_signals_ends_although_a_forked_process_lives_on():
     assert stop.signal_name is None
     os.close(writer)
     assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize(("is_last", "code"), [(False, -signal.SIGTERM), (True, 0)])
+def test_a_signal_that_comes_again_ends_no_process_that_is_ending(is_last, code):
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with stop_on_signals("") as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            stop.is_last = is_last
+        os.kill(os.getpid(), signal.SIGTERM)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code

@@ -216,6 +216,7 @@ def train(
             save()
             if saver is not None:
                 saver.finish()
+            stop.is_last = not is_finished and team.size > 1  # torchrun tells one process after the other
         if team.leads and is_finished:
             save_weights(folder / MODEL, net, metadata)
             if state.best_step is not None:

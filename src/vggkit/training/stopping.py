@@ -17,6 +17,8 @@ class StopFlag:
     """Whether a signal has asked for the end, and which."""
 
     signal_name: str | None = None
+    is_last = False
+    """Whether the process ends now: signals that still come, as Linux sends several for one parent, change nothing."""
 
 
 @contextmanager
@@ -55,7 +57,7 @@ def stop_on_signals(notice: str) -> Iterator[StopFlag]:
         yield flag
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if flag.is_last else handler)
         signal.set_wakeup_fd(before_fd)
         writer.shutdown(socket.SHUT_WR)  # closing is not enough: a forked worker has a copy of it
         writer.close()
