@@ -18,7 +18,7 @@ import torch
 from measuring import HERE, row_header, save_row
 
 from vggkit.lab.bench import product_flops_per_second
-from vggkit.networks.kernels import FLAGS, SOURCE
+from vggkit.networks.kernels import FLAGS, FOLDER
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
     options += ["-mno-avx512f"] * flags.avx2
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "phases"
-        command = ["g++", *options, f"-I{SOURCE.parent}", str(HERE / "winograd_phases.cpp"), "-o", str(program)]
+        command = ["g++", *options, f"-I{FOLDER}", str(HERE / "winograd_phases.cpp"), "-o", str(program)]
         subprocess.run(command, check=True)
         lines = subprocess.run([str(program)], check=True, capture_output=True, text=True).stdout.splitlines()
     for line in lines:

@@ -4,8 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from tests.engines import COMPILED, NARROW, chosen, needs_kernels, threads
 from vggkit import vgg
-from vggkit.networks.fully_connected import Dropout, Linear, use_fast_cpu
+from vggkit.networks import kernels
+from vggkit.networks.fully_connected import FEW_IMAGES, Dropout, Linear, use_fast_cpu
 
 
 def both(module, x, gradient):
@@ -32,6 +34,55 @@ def test_the_fast_products_are_float64s(batch, inputs, outputs, bias, transposed
     for ours, exact in zip(*both(module, x, torch.randn(batch, outputs)), strict=True):
         error = (ours.double() - exact).norm() / (exact.norm() + 1e-12)
         assert error < 1e-5
+
+
+@pytest.mark.parametrize("name", [COMPILED, NARROW])
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, FEW_IMAGES), st.integers(1, 600), st.integers(1, 30), st.booleans(), st.booleans())
+def test_few_images_without_gradients_are_float64s(name, batch, inputs, outputs, bias, transposed):
+    torch.manual_seed(batch)
+    module = Linear(inputs, outputs, bias=bias).requires_grad_(False)
+    module.is_fast = True
+    x = torch.randn(inputs, batch).t() if transposed else torch.randn(batch, inputs)
+    with chosen(name), torch.no_grad():
+        y = module(x)
+        assert y.is_contiguous()
+        with threads(3):
+            assert torch.equal(module(x), y)
+    exact = nn.functional.linear(
+        x.double(), module.weight.double(), None if module.bias is None else module.bias.double()
+    )
+    assert (y.double() - exact).norm() < 1e-5 * (exact.norm() + 1e-12)
+
+
+@needs_kernels
+@torch.no_grad()
+def test_the_kernel_is_given_only_what_it_can_read(monkeypatch):
+    monkeypatch.setenv("VGGKIT_ENGINE", "compiled")
+    module = Linear(48, 8)
+    module.is_fast = True
+    x = torch.randn(2, 48)
+    given = []
+    monkeypatch.setattr(kernels, "fully_connected", lambda *tensors: given.append(tensors))
+    module(x)
+    assert len(given) == 1
+    with torch.device("meta"):
+        module(x)
+    assert len(given) == 2
+    module(torch.randn(FEW_IMAGES + 1, 48))
+    with torch.enable_grad():
+        module(x)
+    with torch.autocast("cpu"):
+        module(x)
+    with pytest.raises(RuntimeError):
+        module(torch.randn(2, 47))
+    module.weight = nn.Parameter(module.weight[:6])  # pruned by hand
+    module.bias = nn.Parameter(module.bias[:6])
+    assert module(x).shape == (2, 6)
+    module.weight = nn.Parameter(module.weight.double())
+    with pytest.raises(RuntimeError):
+        module(x)
+    assert len(given) == 2
 
 
 def test_inputs_that_need_no_gradient_get_none():

@@ -57,7 +57,7 @@ def test_a_compiler_that_fails_leaves_nothing(monkeypatch, fresh, tmp_path):
     failing.chmod(0o700)
     monkeypatch.setenv("CXX", str(failing))
     assert engine()[0] == "plain"
-    assert engine()[1] == f"expected {failing} to build winograd.cpp, got: x.cpp:1: error: no"
+    assert engine()[1] == f"expected {failing} to build the kernels, got: x.cpp:1: error: no"
     assert list(fresh.iterdir()) == []
 
 

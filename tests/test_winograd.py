@@ -1,9 +1,6 @@
 """Winograd's way against torch's own convolution in float64, and through whole networks."""
 
 import copy
-import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -12,23 +9,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests.engines import COMPILED, NARROW, chosen, needs_kernels, threads
 from vggkit import VGG, Architecture, vgg_block
 from vggkit.data import fashion_mnist
-from vggkit.networks import kernels
 from vggkit.networks.fully_connected import fast_cpu, use_fast_cpu
 from vggkit.networks.vgg import _forward_block
 from vggkit.networks.winograd import Conv2d, _Convolution, engine
 
-try:
-    kernels.library()
-    NO_KERNELS = ""
-except kernels.KernelError as error:
-    NO_KERNELS = str(error)
-
-ENGINES = [pytest.param("compiled", marks=pytest.mark.skipif(bool(NO_KERNELS), reason=NO_KERNELS)), "plain"]
-NARROW = pytest.mark.skipif(
-    bool(NO_KERNELS) or platform.machine() != "x86_64", reason=NO_KERNELS or "AVX-512 is of x86 processors"
-)
+ENGINES = [COMPILED, "plain"]
 CASES = st.tuples(
     st.integers(1, 3),  # images
     st.sampled_from([1, 2, 3, 16, 48, 144]),  # inputs
@@ -38,25 +26,6 @@ CASES = st.tuples(
     st.booleans(),  # ReLU
     st.booleans(),  # pool
 )
-
-
-@contextmanager
-def chosen(name: str) -> Iterator[None]:
-    """Within, `name` convolves; `narrow` is compiled as for a processor without AVX-512."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VGGKIT_ENGINE", "compiled" if name == "narrow" else name)
-        if name == "narrow":
-            patch.setattr(kernels, "FLAGS", (*kernels.FLAGS, "-mno-avx512f"))
-        forget()
-        try:
-            yield
-        finally:
-            forget()
-
-
-def forget() -> None:
-    kernels.library.cache_clear()
-    engine.cache_clear()
 
 
 @pytest.fixture
@@ -104,7 +73,7 @@ def relative(a: Tensor, b: Tensor) -> float:
     return float((a.detach().double() - b).norm() / b.norm().clamp(min=1e-30))
 
 
-@pytest.mark.parametrize("name", [*ENGINES, pytest.param("narrow", marks=NARROW)])
+@pytest.mark.parametrize("name", [*ENGINES, NARROW])
 @settings(max_examples=60, deadline=None)
 @given(case=CASES)
 def test_a_layer_and_its_gradients_are_torchs_in_float64(name, case) -> None:
@@ -141,25 +110,23 @@ def test_gradcheck(choose, relu, pool) -> None:
     )
 
 
-@pytest.mark.skipif(bool(NO_KERNELS), reason=NO_KERNELS)
+@needs_kernels
 @pytest.mark.parametrize("case", [(5, 64, 48, 30, 17, True, True), (5, 3, 32, 30, 17, True, False)])
 def test_threads_change_no_bit(choose, case) -> None:
     choose("compiled")
     x, weight, bias = drawn(case)
     results = []
-    before = torch.get_num_threads()
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
+    for number in (1, 2, 3):
         leaves = [value.clone().requires_grad_(bool(i) or case[1] > 4) for i, value in enumerate((x, weight, bias))]
-        y = _Convolution.apply(leaves[0], leaves[1], None, leaves[2], *case[5:])
-        y.square().sum().backward()
+        with threads(number):
+            y = _Convolution.apply(leaves[0], leaves[1], None, leaves[2], *case[5:])
+            y.square().sum().backward()
         results.append([y, *(leaf.grad for leaf in leaves if leaf.requires_grad)])
-    torch.set_num_threads(before)
     for others in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], others, strict=True))
 
 
-@pytest.mark.skipif(bool(NO_KERNELS), reason=NO_KERNELS)
+@needs_kernels
 @pytest.mark.parametrize("channels", [3, 16])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize(("relu", "pool"), [(False, False), (True, False), (True, True)])
@@ -196,7 +163,7 @@ def unfast(net: VGG) -> VGG:
     return net
 
 
-@pytest.mark.skipif(bool(NO_KERNELS), reason=NO_KERNELS)
+@needs_kernels
 def test_the_kernels_are_given_only_what_they_can_read(choose) -> None:
     """Whatever else a program does to torch or to the layer; torch decides what it takes."""
     choose("compiled")

@@ -1,4 +1,4 @@
-"""The compiled convolutions of `winograd.cpp`: built at first use where there is a C++ compiler.
+"""The compiled kernels, `winograd.cpp` and `fully_connected.cpp`: built at first use where there is a C++ compiler.
 
 The library is kept in the user's cache, under a name that the source, the compiler and the processor decide: a home
 folder may be seen by many machines. It computes in the threads of torch's own OpenMP.
@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vggkit.data.files import user_cache
 
-SOURCE = Path(__file__).with_name("winograd.cpp")
+FOLDER = Path(__file__).parent
+SOURCES = ("winograd.cpp", "fully_connected.cpp")
+HEADERS = ("vectors.h",)
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp")
 COMPILERS = ("g++", "c++", "clang++")
 COMPILE_SECONDS = 120
@@ -57,7 +59,7 @@ def library() -> ctypes.CDLL:
         except KernelError as wrong:
             error = wrong
         except (OSError, RuntimeError, IndexError) as wrong:  # RuntimeError: there is no home folder
-            error = KernelError(f"expected to build {SOURCE.name} with {' '.join(compiler)}, got: {str(wrong)[:200]}")
+            error = KernelError(f"expected {' '.join(compiler)} to build the kernels, got: {str(wrong)[:200]}")
     raise error
 
 
@@ -73,7 +75,8 @@ def _typed(kernels: ctypes.CDLL) -> ctypes.CDLL:
     ]  # fmt: skip
     kernels.vggkit_weight_gradient.argtypes = [_Pointer, *maps, *ints, *sums, *[_Int] * 3]
     kernels.vggkit_weight_gradient_image.argtypes = [_Pointer, *maps, *ints, *sums, *[_Int] * 2]
-    for function in ("convolve", "convolve_image", "weight_gradient", "weight_gradient_image"):
+    kernels.vggkit_fully_connected.argtypes = [*[_Pointer] * 3, _Int, _Long, _Long, _Pointer, _Int]
+    for function in ("convolve", "convolve_image", "weight_gradient", "weight_gradient_image", "fully_connected"):
         getattr(kernels, f"vggkit_{function}").restype = None
     return kernels
 
@@ -98,8 +101,9 @@ def _cached(compiler: list[str]) -> Path:
     except subprocess.SubprocessError as error:
         raise KernelError(f"expected a C++ compiler, got: {str(error)[:200]}") from None
     texts = (*FLAGS, *compiler, platform.platform(), *sorted(_processor()))
-    digest = hashlib.sha256(b"\0".join([SOURCE.read_bytes(), version, *(text.encode() for text in texts)]))
-    return user_cache() / "kernels" / f"winograd-{digest.hexdigest()[:32]}.so"
+    code = [(FOLDER / name).read_bytes() for name in (*SOURCES, *HEADERS)]
+    digest = hashlib.sha256(b"\0".join([*code, version, *(text.encode() for text in texts)]))
+    return user_cache() / "kernels" / f"kernels-{digest.hexdigest()[:32]}.so"
 
 
 def _processor() -> set[str]:
@@ -114,19 +118,37 @@ def _build(compiler: list[str], path: Path) -> None:
     """Compile the library to `path`, whole or not at all; raises `KernelError` and `OSError`."""
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
-        command = [*compiler, *FLAGS, str(SOURCE), "-o", str(temporary)]
+        command = [*compiler, *FLAGS, *[str(FOLDER / name) for name in SOURCES], "-o", str(temporary)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS)
         if done.returncode:
             wrong = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
-            raise KernelError(f"expected {' '.join(compiler)} to build {SOURCE.name}, got: {wrong[:300]}")
+            raise KernelError(f"expected {' '.join(compiler)} to build the kernels, got: {wrong[:300]}")
         temporary.chmod(0o700)
         with temporary.open("rb") as library:
             os.fsync(library.fileno())  # a name without its content would be loaded, and end the process
         temporary.replace(path)
     except subprocess.SubprocessError as error:
-        raise KernelError(f"expected {' '.join(compiler)} to build {SOURCE.name}, got: {str(error)[:200]}") from None
+        raise KernelError(f"expected {' '.join(compiler)} to build the kernels, got: {str(error)[:200]}") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def can_read(x: Tensor, *parameters: tuple[Tensor | None, tuple[int, ...]]) -> bool:
+    """Whether the kernels, which read memory that they are not told of, may be given `x` and what stands beside it.
+
+    Not where something else is to see torch's own operators, and not a parameter that was pruned, moved or converted:
+    that is torch's to complain of.
+
+    Args:
+        x: what goes through a layer.
+        parameters: the layer's, each with the shape that it must have.
+    """
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or type(x) not in (Tensor, nn.Parameter):
+        return False
+    given = [(tensor, shape) for tensor, shape in parameters if tensor is not None]
+    return all(tensor.shape == shape for tensor, shape in given) and all(
+        t.device.type == "cpu" and t.dtype == torch.float32 and not t.is_neg() for t in (x, *(t for t, _ in given))
+    )
 
 
 def convolve(
@@ -188,6 +210,17 @@ def weight_gradient(x: Tensor, dy: Tensor, gate: Tensor | None, kind: Gate) -> t
         library().vggkit_weight_gradient(*arguments, GROUP, torch.get_num_threads())
     dw, db = (dw.sum(dim=0), db.sum(dim=0)) if splits > 1 else (dw[0], db[0])
     return dw.permute(0, 3, 1, 2), db
+
+
+def fully_connected(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`x @ weight.T + bias` of float32 (images, inputs), (outputs, inputs) and (outputs,), for few images."""
+    (images, inputs), outputs = x.shape, len(weight)
+    x, weight = x.contiguous(), weight.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    y = torch.empty((images, outputs), dtype=x.dtype, device=x.device)
+    sizes = (images, inputs, outputs)
+    library().vggkit_fully_connected(_at(x), _at(weight), _at(bias), *sizes, _at(y), torch.get_num_threads())
+    return y
 
 
 PANEL = 32

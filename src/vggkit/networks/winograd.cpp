@@ -6,24 +6,17 @@
 #include <new>
 #include <utility>
 
+#include "vectors.h"
+
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int LANES = 16, VECTORS = 2, ROWS = 14;
-#else
-constexpr int LANES = 8, VECTORS = 2, ROWS = 6;
-#endif
+constexpr int VECTORS = 2, ROWS = LANES == 16 ? 14 : 6;  // of a block of sums, in registers
 constexpr int PANEL = LANES * VECTORS;
 constexpr int TILE = 4, POINTS = TILE + 2, POSITIONS = POINTS * POINTS, TAPS = 9;
 
-#define UNROLL _Pragma("GCC unroll 36")
-
-typedef float Vector __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef int32_t Mask __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef uint8_t Bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
 
-inline Vector load(const float* p) { return *reinterpret_cast<const Vector*>(p); }
-inline void store(float* p, Vector v) { *reinterpret_cast<Vector*>(p) = v; }
 inline Vector where(Mask mask, Vector v) { return (Vector)((Mask)v & mask); }
 inline Mask is_open(Vector v) { return ~(v <= 0); }  // for ReLU; NaN stays NaN, as in torch
 
@@ -43,23 +36,25 @@ struct Buffer {
     ~Buffer() { std::free(data); }
 };
 
-// A matrix of which `rows` rows and any number of columns are read: element (r, i) is at data[r * row + i * step].
-struct Matrix { const float* data; long row, step; };
+// A matrix of which any numbers of rows and columns are read: element (r, i) of a piece is at data[r * row + i * step],
+// and the next piece's columns, which follow, are `jump` further.
+struct Matrix { const float* data; long row, step; int pieces = 1; long jump = 0; };
 
-// c[r][PANEL] = (c[r][PANEL] +) sum over i < n of a(r, i) b[i * b_row][PANEL], in registers.
+// c[r][PANEL] = (c[r][PANEL] +) sum over i < n of each piece of a(r, i) b[i * b_row][PANEL], in registers.
 template <int R>
 inline void product(Matrix a, const float* b, long b_row, float* c, long c_row, int n, bool add) {
     Vector sum[R][VECTORS];
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int v = 0; v < VECTORS; v++) sum[r][v] = add ? load(c + r * c_row + v * LANES) : Vector{};
-    for (int i = 0; i < n; i++) {
-        Vector w[VECTORS];
-        UNROLL for (int v = 0; v < VECTORS; v++) w[v] = load(b + i * b_row + v * LANES);
-        UNROLL for (int r = 0; r < R; r++) {
-            float scalar = a.data[r * a.row + i * a.step];
-            UNROLL for (int v = 0; v < VECTORS; v++) sum[r][v] += scalar * w[v];
+    for (int piece = 0; piece < a.pieces; piece++, a.data += a.jump)
+        for (int i = 0; i < n; i++, b += b_row) {
+            Vector w[VECTORS];
+            UNROLL for (int v = 0; v < VECTORS; v++) w[v] = load(b + v * LANES);
+            UNROLL for (int r = 0; r < R; r++) {
+                float scalar = a.data[r * a.row + i * a.step];
+                UNROLL for (int v = 0; v < VECTORS; v++) sum[r][v] += scalar * w[v];
+            }
         }
-    }
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int v = 0; v < VECTORS; v++) store(c + r * c_row + v * LANES, sum[r][v]);
 }
@@ -74,7 +69,7 @@ void products(int rows, Matrix a, const float* b, long b_row, float* c, long c_r
     int blocks = (rows + ROWS - 1) / ROWS;  // of rows as equal as can be: a short one waits for its own sums
     for (int block = 0; block < blocks; block++) {
         int r = long(rows) * block / blocks, end = long(rows) * (block + 1) / blocks;
-        product_of(end - r, {a.data + r * a.row, a.row, a.step}, b, b_row, c + r * c_row, c_row, n, add);
+        product_of(end - r, {a.data + r * a.row, a.row, a.step, a.pieces, a.jump}, b, b_row, c + r * c_row, c_row, n, add);
     }
 }
 
@@ -318,7 +313,7 @@ void transform_output(const Output& y, const Tiles& tiles, long begin, long end,
     }
 }
 
-constexpr int BLOCK = 128;  // inputs whose transformed weights are in the cache at a time
+constexpr int BLOCK = 64;   // inputs whose transformed weights are in the cache at a time
 constexpr int ASIDE = 16;   // floats between planes, which would else fall into the same sets of the cache
 
 // The tiles begin..end of the outputs k_begin..k_end, all in memory of this thread.
@@ -393,9 +388,7 @@ void convolve_rows(const Map& map, long image, int i, const float* w, const Outp
     with_border(map, image, i, 2, rows);
     for (int k0 = 0; k0 < y.channels; k0 += PANEL, w += 3 * piece * PANEL) {
         for (int r = 0; r < 2; r++)
-            for (int taps = 0; taps < 3; taps++)
-                products(map.width, {rows + (r + taps) * row, map.channels, 1}, w + taps * piece * PANEL, PANEL,
-                         m + r * (map.width + odd) * PANEL, PANEL, piece, taps > 0);
+            products(map.width, {rows + r * row, map.channels, 1, 3, row}, w, PANEL, m + r * (map.width + odd) * PANEL, PANEL, piece, false);
         for (int j = 0; j < map.width; j += 2)
             for (int k = 0; k < PANEL && k0 + k < y.channels; k += LANES) {
                 Vector window[4];

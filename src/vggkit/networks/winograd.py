@@ -63,19 +63,13 @@ class Conv2d(nn.Conv2d):
 
     def pays(self, x: Tensor) -> bool:
         """Whether `fused` takes `x`, and is faster than torch's own convolution."""
-        if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or type(x) not in (Tensor, nn.Parameter):
-            return False
         if x.ndim != 4 or x.numel() == 0 or x.shape[1] != self.in_channels or self.out_channels % kernels.LANES:
             return False
         shape = (self.kernel_size, self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
         if shape != ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros"):
             return False
-        # What the kernels read, they are not told: a pruned or moved parameter is torch's to complain of.
-        shapes = {(self.out_channels, self.in_channels, 3, 3): self.weight, (self.out_channels,): self.bias}
-        given = {wanted: tensor for wanted, tensor in shapes.items() if tensor is not None}
-        if any(tensor.shape != wanted for wanted, tensor in given.items()):
-            return False
-        if any(t.device.type != "cpu" or t.dtype != torch.float32 or t.is_neg() for t in (x, *given.values())):
+        weight, bias = (self.out_channels, self.in_channels, 3, 3), (self.out_channels,)
+        if not kernels.can_read(x, (self.weight, weight), (self.bias, bias)):
             return False
         chosen = engine()[0]
         if self.in_channels % kernels.LANES:
