@@ -232,14 +232,16 @@ void transform_weights(const Weights& w, int c0, int channels, int k0, float* u,
             if (c % LANES == 0)
                 for (int tap = 0; tap < TAPS; tap++) {
                     const float* from = w.values + (c0 + c) * w.in + (k0 + v) * w.out + (w.flipped ? TAPS - 1 - tap : tap) * w.step;
-                    for (int row = 0; row < LANES; row++, from += w.out == 1 ? w.in : w.out) {
+                    for (int row = 0; row < LANES; row++, from += w.out == 1 ? w.in : w.out)
                         taps[tap][row] = k0 + v < w.outputs ? load(from) : Vector{};
-                        __builtin_prefetch(from + LANES * w.in);
-                    }
                     if (w.out != 1) transpose(taps[tap]);
                 }
             Vector g[TAPS], half[POINTS * 3], full[POSITIONS];
-            UNROLL for (int tap = 0; tap < TAPS; tap++) g[tap] = taps[tap][c % LANES];
+            const float* next = w.values + (c0 + c / LANES * LANES + LANES) * w.in + (k0 + v) * w.out + c % LANES * (w.out == 1 ? w.in : w.out);
+            UNROLL for (int tap = 0; tap < TAPS; tap++) {
+                g[tap] = taps[tap][c % LANES];
+                __builtin_prefetch(next + tap * w.step);
+            }
             UNROLL for (int s = 0; s < 3; s++) weight_points(g + s, 3, half + s, 3);
             UNROLL for (int r = 0; r < POINTS; r++) {
                 weight_points(half + r * 3, 1, full + r * POINTS, 1);
