@@ -231,13 +231,13 @@ PIXELS_PER_SPLIT = 4096
 
 
 def _schedule(images: int, height: int, width: int, inputs: int, outputs: int) -> tuple[int, int, int]:
-    """Chunks of tiles, outputs of a task, and threads: two tasks for each thread or more, all of them alike."""
+    """Chunks of tiles, outputs of a task, and threads: a task for each thread or more, all of them alike."""
     threads = torch.get_num_threads()
     tiles = images * -(-height // 4) * -(-width // 4)
     chunks = -(-tiles // max(32, min(126, 2**15 // inputs)))
     chunks = min(tiles, -(-chunks // threads) * threads) if tiles >= 32 * threads else chunks
     panels = -(-outputs // PANEL)
-    groups = min(panels, -(-2 * threads // chunks))
+    groups = min(panels, -(-threads // chunks))
     return chunks, -(-panels // groups) * PANEL, threads
 
 

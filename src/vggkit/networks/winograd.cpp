@@ -315,7 +315,7 @@ void transform_output(const Output& y, const Tiles& tiles, long begin, long end,
     }
 }
 
-constexpr int BLOCK = 64;   // inputs whose transformed weights are in the cache at a time
+constexpr int BLOCK = 128;  // inputs whose transformed weights are in the cache at a time; half of them for few tiles
 constexpr int ASIDE = 16;   // floats between planes, which would else fall into the same sets of the cache
 
 // The tiles begin..end of the outputs k_begin..k_end, all in memory of this thread.
@@ -324,10 +324,11 @@ void convolve(const Map& map, const Tiles& tiles, long begin, long end, const We
     long count = end - begin, row = map.channels + ASIDE, plane = count * row + ASIDE, sums_plane = count * PANEL + ASIDE;
     float* v = inputs.get(POSITIONS * plane);
     float* m = sums.get(POSITIONS * sums_plane);
+    int block = count > 32 ? BLOCK : BLOCK / 2;
     transform<false>(map, tiles, begin, end, 0, map.channels, v, row, plane);
     for (int k0 = k_begin; k0 < k_end; k0 += PANEL) {
-        for (int c0 = 0; c0 < map.channels; c0 += BLOCK) {
-            int channels = std::min(BLOCK, map.channels - c0);
+        for (int c0 = 0; c0 < map.channels; c0 += block) {
+            int channels = std::min(block, map.channels - c0);
             long u_plane = channels * PANEL + ASIDE;
             float* u = panels.get(POSITIONS * u_plane);
             transform_weights(weights, c0, channels, k0, u, u_plane);
