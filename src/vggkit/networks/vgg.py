@@ -306,10 +306,12 @@ def _only_scales(norm: nn.BatchNorm2d) -> bool:
     return is_whole and not norm.training and not torch.is_grad_enabled()
 
 
+_HALVING = {"kernel_size": 2, "stride": 2, "padding": 0, "dilation": 1, "ceil_mode": False, "return_indices": False}
+
+
 def _halves(pool: nn.MaxPool2d) -> bool:
     """Whether `pool` takes the maximum of 2x2 windows, as those of `modules_of` do, and nothing else."""
-    names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
-    return all(getattr(pool, name) == getattr(nn.MaxPool2d(2), name) for name in names)
+    return all(getattr(pool, name) == value for name, value in _HALVING.items())
 
 
 def _is_watched(block: nn.Module) -> bool:

@@ -83,8 +83,9 @@ class Conv2d(nn.Conv2d):
         """`pool(relu(norm(conv(x))))`, where the norm only scales and nobody wants gradients."""
         scale, bias = (None, self.bias) if norm is None else _as_scale(norm, self.bias)
         tensors = (x, self.weight, bias)
-        is_kept = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-        y: Tensor = _Convolution.apply(x, self.weight, scale, bias, relu, pool, is_kept)  # type: ignore[no-untyped-call]
+        if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in tensors):
+            return _convolve(x, self.weight, scale, bias, relu, pool, is_kept=False)[0]
+        y: Tensor = _Convolution.apply(x, self.weight, scale, bias, relu, pool)  # type: ignore[no-untyped-call]
         return y
 
 
@@ -107,15 +108,11 @@ class _Convolution(torch.autograd.Function):
         bias: Tensor | None,
         relu: bool,
         pool: bool,
-        is_kept: bool = True,
     ) -> Tensor:
         x, weight = _channels_last(x), _channels_last(weight)
-        scale, bias = (None if tensor is None else tensor.contiguous() for tensor in (scale, bias))
-        convolve = kernels.convolve if engine()[0] == "compiled" else plain_convolve
-        y, codes = convolve(x, weight, scale, bias, relu, pool, is_kept)
-        if is_kept:
-            ctx.gate = "pool" if pool else "relu" if relu else "open"
-            ctx.save_for_backward(x, weight, codes if pool else y if relu else None)
+        y, codes = _convolve(x, weight, scale, bias, relu, pool, is_kept=True)
+        ctx.gate = "pool" if pool else "relu" if relu else "open"
+        ctx.save_for_backward(x, weight, codes if pool else y if relu else None)
         return y
 
     @staticmethod
@@ -138,12 +135,21 @@ class _Convolution(torch.autograd.Function):
                 dx = plain_input_gradient(dy, weight)
             if needs_weight or needs_bias:
                 dw, db = plain_weight_gradient(x, dy)
-        return dx, dw, None, db if needs_bias else None, None, None, None
+        return dx, dw, None, db if needs_bias else None, None, None
+
+
+def _convolve(
+    x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, relu: bool, pool: bool, is_kept: bool
+) -> tuple[Tensor, Tensor | None]:
+    """What `kernels.convolve` does, by the engine and of tensors that lie as they like."""
+    scale, bias = (None if tensor is None else tensor.contiguous() for tensor in (scale, bias))
+    convolve = kernels.convolve if engine()[0] == "compiled" else plain_convolve
+    return convolve(_channels_last(x), _channels_last(weight), scale, bias, relu, pool, is_kept)
 
 
 def _channels_last(x: Tensor) -> Tensor:
     """`x`, with its channels side by side in memory."""
-    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    return x if x.permute(0, 2, 3, 1).is_contiguous() else x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
 # The plain engine. V and M are (36 points, tiles, channels); a Kronecker square does a transform both ways at once.
