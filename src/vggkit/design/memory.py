@@ -2,7 +2,7 @@
 
 How it counts. A step as the training loop takes it: maps in channels_last strides, the forward pass of `VGG` (in the
 last convolution of a block the pool comes before the ReLU, and ReLUs are in place), the gradients of the step before
-gone when it starts, the optimizer's state there. Activations: every byte that autograd keeps from
+there until the forward pass is done, the optimizer's state there. Activations: every byte that autograd keeps from
 the forward pass for the backward pass, each storage once: the images, the inputs of convolutions and fully connected
 layers, of batch norm (and its statistics) and of pools (and the int64 positions of maxima), the results of ReLUs and
 sigmoids, dropout's masks, what a local response normalisation is composed of, and the loss's log-probabilities and
@@ -246,6 +246,7 @@ def _walk(operations: list[_Operation], checkpoint: bool) -> tuple[int, int]:
     images, logits = operations[0].x, operations[-1].x
     parts = [list(part) for _, part in groupby(operations, lambda operation: operation.part)]
     saved, ledger = _Ledger(), _Ledger()
+    last_gradient_bytes = sum(operation.gradient_bytes for operation in operations)
     ledger.hold([images])  # as the step itself does
     for part in parts:
         is_recomputed = _is_recomputed(part, checkpoint)
@@ -254,7 +255,7 @@ def _walk(operations: list[_Operation], checkpoint: bool) -> tuple[int, int]:
             kept += [] if is_recomputed else operation.saved
             saved.hold(kept)
             ledger.hold([*kept, *operation.copies])  # the copies until autocast ends
-            ledger.pass_by((operation.x, operation.y, *operation.saved))
+            ledger.pass_by((operation.x, operation.y, *operation.saved), last_gradient_bytes)
     for operation in operations:
         ledger.release(operation.copies)
     ledger.hold([logits])

@@ -152,8 +152,9 @@ def _classified(net: nn.Module, x: Tensor) -> Tensor:
 
 
 def _trained(net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, labels: Tensor) -> None:
+    loss = F.cross_entropy(net(x), labels)
     optimizer.zero_grad()
-    F.cross_entropy(net(x), labels).backward()
+    loss.backward()
     optimizer.step()
 
 

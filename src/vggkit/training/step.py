@@ -48,12 +48,12 @@ def train_step(
     """
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
-    optimizer.zero_grad()  # before the forward pass, whose activations take the room of the last step's gradients
     with autocast(x.device):
         logits = net(x)
         loss_sum = F.cross_entropy(
             logits, labels, ignore_index=IGNORED_LABEL, label_smoothing=label_smoothing, reduction="sum"
         )
+    optimizer.zero_grad()  # not before: what the forward pass makes would break up the room that these need again
     team_size = team.size if team is not None else 1
     (loss_sum * (team_size / (batch_size or len(labels)))).backward()  # processes' gradients are averaged
     with torch.no_grad():
