@@ -339,6 +339,13 @@ void convolve(const Map& map, const Tiles& tiles, long begin, long end, const We
     }
 }
 
+// The sum of `count` rows first, for what is added up one by one loses digits.
+inline void add_sum(const float* from, int count, long row, float* to) {
+    Vector sum = {};
+    for (int r = 0; r < count; r++) sum += load(from + r * row);
+    store(to, load(to) + sum);
+}
+
 // dw[k][tap][c] of outputs ks from k0 and inputs cs from c0, and db[k], from the tiles begin..end.
 void weight_gradient(const Map& map, const Map& gradient, const Tiles& tiles, long begin, long end, int c0, int cs, int k0, int ks, float* dw, float* db) {
     constexpr int CHUNK = 32;
@@ -358,8 +365,7 @@ void weight_gradient(const Map& map, const Map& gradient, const Tiles& tiles, lo
             for (int c = 0; c < cs; c += PANEL)
                 products(ks, {g + p * g_plane, 1, ks}, v + p * v_plane + c, row, du + p * du_plane + c, row, count, true);
         if (db)  // at the points (1, 1) the transformed gradient is the sum over its tile
-            for (int r = 0; r < count; r++)
-                for (int k = 0; k < ks; k++) db[k0 + k] += g[(POINTS + 1) * g_plane + r * ks + k];
+            for (int k = 0; k < ks; k += LANES) add_sum(g + (POINTS + 1) * g_plane + k, count, ks, db + k0 + k);
     }
     for (int k = 0; k < ks; k++)
         for (int c = 0; c < cs; c += LANES) {
@@ -417,12 +423,9 @@ void weight_gradient_rows(const Map& map, const Map& gradient, long begin, long 
         with_border(map, image, i, 1, rows);
         for (int j = 0; j < map.width; j++) {
             Pixel pixel = pixel_at(gradient, image, i, j);
-            for (int k = 0; k < outputs; k += LANES) {
-                Vector value = value_at(gradient.kind, pixel, k);
-                store(g + long(j) * width + k, value);
-                store(db + k, load(db + k) + value);
-            }
+            for (int k = 0; k < outputs; k += LANES) store(g + long(j) * width + k, value_at(gradient.kind, pixel, k));
         }
+        for (int k = 0; k < outputs; k += LANES) add_sum(g + k, map.width, width, db + k);
         for (int taps = 0; taps < 3; taps++)
             for (int k = 0; k < outputs; k += PANEL)
                 products(piece, {rows + taps * row, 1, map.channels}, g + k, width, dm + taps * piece * width + k, width, map.width, true);
