@@ -1,10 +1,11 @@
 """From which map on is a convolution faster by Winograd's way? One layer at a time, forward.
 
-    python benchmarks/winograd_layers.py [--save]
+    [VGGKIT_ENGINE=plain] python benchmarks/winograd_layers.py [--save]
 
-Compares the compiled convolution with bias and ReLU with torch's own in channels_last, for maps of few pixels, where
+Compares the engine's convolution with bias and ReLU with torch's own in channels_last, for maps of few pixels, where
 it is decided, at several batch sizes and widths. `gain` is what `Conv2d.pays` computes, which takes the layer from
-`MIN_GAIN` on; `ratio` is torch's median time over ours, of turns of each.
+`MIN_GAIN` on, and without a compiler from `PLAIN_MIN_CHANNELS` on; `ratio` is torch's median time over ours, of turns
+of each.
 Prints a JSON line for each layer; --save adds it to benchmarks/results/winograd_layers.jsonl.
 """
 
@@ -17,10 +18,10 @@ import torch
 from measuring import row_header, save_row
 from torch.nn import functional as F
 
-from vggkit.networks.winograd import MIN_GAIN, POINTS, _Convolution, _tiles
+from vggkit.networks.winograd import Conv2d, engine, gain
 from vggkit.training.hardware import use_huge_pages
 
-WIDTHS, SIDES, BATCHES = (64, 512), (2, 3, 4, 6, 7, 8, 10, 14, 28), (1, 8, 128)
+WIDTHS, SIDES, BATCHES = (64, 128, 256, 512), (2, 3, 4, 6, 7, 8, 10, 14, 28, 56), (1, 8, 128)
 REPEATS = 7
 
 
@@ -41,20 +42,19 @@ def main() -> None:
 def measure(width: int, side: int, batch_size: int) -> dict[str, object]:
     """One layer of as many inputs as outputs."""
     x = torch.randn(batch_size, width, side, side).contiguous(memory_format=torch.channels_last)
-    weight = torch.randn(width, width, 3, 3).contiguous(memory_format=torch.channels_last)
-    bias = torch.randn(width)
+    conv = Conv2d(width, width, 3, padding=1).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     ways: tuple[Callable[[], object], ...] = (
-        lambda: _Convolution.apply(x, weight, None, bias, True, False),  # type: ignore[no-untyped-call]
-        lambda: F.relu_(F.conv2d(x, weight, bias, padding=1)),
+        lambda: conv.fused(x, relu=True),
+        lambda: F.relu_(F.conv2d(x, conv.weight, conv.bias, padding=1)),
     )
     ours, theirs = zip(*[[seconds(way) for way in ways] for _ in range(REPEATS)], strict=True)
-    gain = 9 * side**2 / (POINTS * _tiles(side)) ** 2
     return {
+        "engine": engine()[0],
         "channels": width,
         "side": side,
         "batch_size": batch_size,
-        "gain": round(gain, 2),
-        "is_taken": gain >= MIN_GAIN,
+        "gain": round(gain(side, side), 2),
+        "is_taken": conv.pays(x),
         "milliseconds": float(f"{1000 * statistics.median(ours):.3g}"),
         "torch_milliseconds": float(f"{1000 * statistics.median(theirs):.3g}"),
         "ratio": round(statistics.median(b / a for a, b in zip(ours, theirs, strict=True)), 2),

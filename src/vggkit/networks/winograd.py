@@ -23,8 +23,9 @@ TILE, POINTS = 4, 6
 MIN_GAIN = 1.5
 """Multiplications that tiles save, from which they pay: 4, but less in a map that does not fill them; measured by
 `benchmarks/winograd_layers.py`, maps of 2x2 pixels and less are as fast or faster by torch."""
-PLAIN_MIN_CHANNELS = 128
-"""Of inputs and outputs, from which `plain` was faster than torch's own convolution."""
+PLAIN_MIN_CHANNELS, PLAIN_MIN_TILES = 128, 192
+"""Of inputs and outputs, and of all images, from which `plain` is faster than torch's own convolution on a processor
+with AVX2 and no AVX-512; on others it was not faster, or not measured."""
 PLAIN_TILES = 256
 """In the cache at a time."""
 MAX_IMAGE_CHANNELS = 4
@@ -33,6 +34,8 @@ MAX_IMAGE_CHANNELS = 4
 @functools.cache
 def engine() -> tuple[Engine, str]:
     """What convolves on this CPU, and why it is not `compiled`; the environment variable `VGGKIT_ENGINE` chooses.
+
+    Without a compiler that is `plain` where it is faster than torch.
 
     Raises:
         ValueError: it names no engine.
@@ -48,7 +51,7 @@ def engine() -> tuple[Engine, str]:
     except kernels.KernelError as error:
         if wanted:
             raise
-        return "plain", str(error)
+        return ("plain" if torch.backends.cpu.get_cpu_capability() == "AVX2" else "torch"), str(error)
     return "compiled", ""
 
 
@@ -74,10 +77,11 @@ class Conv2d(nn.Conv2d):
         chosen = engine()[0]
         if self.in_channels % kernels.LANES:
             return chosen == "compiled" and self.in_channels <= MAX_IMAGE_CHANNELS and not x.requires_grad
-        height, width = x.shape[-2:]
-        gain = 9 * height * width / (POINTS**2 * _tiles(height) * _tiles(width))
-        is_wide = min(self.in_channels, self.out_channels) >= PLAIN_MIN_CHANNELS
-        return gain >= MIN_GAIN and (chosen == "compiled" or (chosen == "plain" and is_wide))
+        if chosen == "plain":
+            is_wide = min(self.in_channels, self.out_channels) >= PLAIN_MIN_CHANNELS
+            is_large = len(x) * _tiles(x.shape[-2]) * _tiles(x.shape[-1]) >= PLAIN_MIN_TILES
+            return is_wide and is_large and gain(*x.shape[-2:]) >= MIN_GAIN
+        return chosen == "compiled" and gain(*x.shape[-2:]) >= MIN_GAIN
 
     def fused(self, x: Tensor, norm: nn.BatchNorm2d | None = None, *, relu: bool = False, pool: bool = False) -> Tensor:
         """`pool(relu(norm(conv(x))))`, where the norm only scales and nobody wants gradients."""
@@ -87,6 +91,11 @@ class Conv2d(nn.Conv2d):
             return _convolve(x, self.weight, scale, bias, relu, pool, is_kept=False)[0]
         y: Tensor = _Convolution.apply(x, self.weight, scale, bias, relu, pool)  # type: ignore[no-untyped-call]
         return y
+
+
+def gain(height: int, width: int) -> float:
+    """How many times fewer multiplications the tiles of a map take than the convolution as it is defined."""
+    return 9 * height * width / (POINTS**2 * _tiles(height) * _tiles(width))
 
 
 def _as_scale(norm: nn.BatchNorm2d, bias: Tensor | None) -> tuple[Tensor, Tensor]:
