@@ -32,8 +32,8 @@ int main() {
                 transform<false>(map, tiles, begin, end, 0, inputs, v, row, plane);
                 seconds[0] += now() - start;
                 for (int k0 = 0; k0 < outputs; k0 += PANEL) {
-                    for (int c0 = 0; c0 < inputs; c0 += BLOCK) {
-                        int channels = std::min(BLOCK, inputs - c0);
+                    for (int c0 = 0; c0 < inputs; c0 += block_of(count)) {
+                        int channels = std::min(block_of(count), inputs - c0);
                         long u_plane = channels * PANEL + ASIDE;
                         float* u = u_buffer.get(POSITIONS * u_plane);
                         start = now();

@@ -66,7 +66,7 @@ def test_a_compiler_that_fails_leaves_nothing(monkeypatch, fresh, tmp_path):
 def test_a_folder_that_others_can_write_is_not_trusted(fresh):
     fresh.mkdir(parents=True)
     fresh.chmod(0o777)
-    with pytest.raises(kernels.KernelError, match="expected what only you can write at"):
+    with pytest.raises(kernels.KernelError, match="expected what only you own and can write"):
         kernels.library()
 
 

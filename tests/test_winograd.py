@@ -1,18 +1,25 @@
 """Winograd's way against torch's own convolution in float64, and through whole networks."""
 
 import copy
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.engines import COMPILED, NARROW, chosen, needs_kernels, threads
 from vggkit import VGG, Architecture, vgg_block
 from vggkit.data import fashion_mnist
-from vggkit.networks.fully_connected import fast_cpu, use_fast_cpu
+from vggkit.networks import kernels
+from vggkit.networks.fully_connected import Linear, fast_cpu, use_fast_cpu
 from vggkit.networks.vgg import _forward_block
 from vggkit.networks.winograd import Conv2d, _Convolution, engine
 
@@ -190,6 +197,136 @@ def test_the_kernels_are_given_only_what_they_can_read(choose) -> None:
     wide = torch.randn(1, 3, 2, 180_000)
     image = Conv2d(3, 16, 3, padding=1)
     assert torch.allclose(image.fused(wide), F.conv2d(wide, image.weight, image.bias, padding=1), atol=1e-4)
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"num_features": 1},
+        {"num_features": 16},
+        {"bias": False},
+        {"running_mean": None, "running_var": None},
+        {"running_var": torch.ones(32, dtype=torch.float64)},
+        {"track_running_stats": False},
+    ],
+)
+@torch.no_grad()
+def test_a_norm_that_does_not_fit_is_torchs(choose, given) -> None:
+    choose("compiled")
+    options = {name: given[name] for name in ("bias", "track_running_stats") if name in given}
+    norm = torch.nn.BatchNorm2d(given.get("num_features", 32), **options).eval()
+    for name in ("running_mean", "running_var"):
+        if name in given:
+            setattr(norm, name, given[name])
+    block = torch.nn.Sequential(Conv2d(16, 32, 3, padding=1, bias=False), norm, torch.nn.ReLU())
+    x = torch.randn(2, 16, 8, 8)
+    try:
+        expected = block(x)
+    except RuntimeError as error:
+        expected = str(error)
+    use_fast_cpu(block)
+    if isinstance(expected, str):
+        with pytest.raises(RuntimeError, match=re.escape(expected)):
+            _forward_block(block, x, is_watched=False)
+    else:
+        torch.testing.assert_close(_forward_block(block, x, is_watched=False), expected, rtol=1e-4, atol=1e-4)
+
+
+class Odd(Tensor):
+    """A tensor that is twice what it holds."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        twice = tree_map(lambda a: 2 * a.as_subclass(Tensor) if isinstance(a, Odd) else a, (args, kwargs or {}))
+        return function(*twice[0], **twice[1])
+
+
+@needs_kernels
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore:Sparse CSR")
+@torch.no_grad()
+def test_what_is_watched_or_not_what_it_seems_is_torchs(choose, monkeypatch) -> None:
+    choose("compiled")
+    conv, linear = Conv2d(16, 32, 3, padding=1), Linear(16, 8)
+    x, row = torch.randn(1, 16, 8, 8), torch.randn(2, 16)
+    direction = torch.randn_like(x)
+    ways = {
+        "vmap": lambda: torch.func.vmap(conv)(x[None]),
+        "vmap of a linear": lambda: torch.func.vmap(linear)(row[None]),
+        "jit": lambda: torch.jit.trace(linear, row)(row + 1),
+        "forward mode": lambda: torch.func.jvp(conv, (x,), (direction,))[1],
+        "dual": lambda: dual(conv, x, direction),
+        "mkldnn": lambda: conv(x.to_mkldnn()).to_dense(),
+        "csr": lambda: torch.func.functional_call(linear, {"weight": linear.weight.to_sparse_csr()}, (row,)),
+        "subclass": lambda: torch.func.functional_call(linear, {"weight": linear.weight.as_subclass(Odd)}, (row,)),
+        "counted": lambda: counted(conv, x),
+    }
+    for name, way in ways.items():
+        use_fast_cpu(torch.nn.ModuleList([conv, linear]), on=False)
+        expected = way()
+        use_fast_cpu(torch.nn.ModuleList([conv, linear]))
+        torch.testing.assert_close(way(), expected, msg=name)
+    wide = Conv2d(kernels.MAX_CHANNELS + 16, 16, 3, padding=1)
+    assert not wide.pays(torch.zeros(1, wide.in_channels, 4, 4))
+    normed = torch.nn.utils.parametrizations.spectral_norm(Conv2d(16, 16, 3, padding=1))
+    copied = copy.deepcopy(normed)
+    normed.is_fast = True
+    assert torch.equal(normed(x), copied(x))
+
+
+def dual(function, x: Tensor, direction: Tensor) -> Tensor:
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(function(forward_ad.make_dual(x, direction))).tangent
+
+
+def counted(conv: Conv2d, x: Tensor) -> Tensor:
+    with FlopCounterMode(display=False) as counter:
+        conv(x)
+    return torch.tensor(counter.get_total_flops())
+
+
+@needs_kernels
+def test_gradients_may_be_negative_views(choose) -> None:
+    choose("compiled")
+    conv = Conv2d(16, 16, 3, padding=1)
+    y = conv.fused(torch.randn(1, 16, 4, 4))
+    dy = torch.ones_like(y)
+    (bias,) = torch.autograd.grad(y, conv.bias, torch._neg_view(dy))
+    torch.testing.assert_close(bias, torch.full((16,), -16.0))
+
+
+@needs_kernels
+def test_recomputing_says_that_it_is_not_the_same_way(choose) -> None:
+    choose("compiled")
+    net = VGG(Architecture.parse("1x16", image_size=8, hidden=()), checkpoint=True)
+    with fast_cpu(net):
+        loss = net(torch.randn(2, net.architecture.in_channels, 8, 8)).sum()
+    with pytest.raises(RuntimeError, match="expected the fast way on or off as in the forward pass"):
+        loss.backward()
+
+
+@needs_kernels
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of a process")
+def test_memory_that_is_not_there_is_an_error() -> None:
+    program = """if True:
+        import resource
+        from pathlib import Path
+        import torch
+        from vggkit.networks import kernels
+        torch.set_num_threads(1)
+        x, weight = torch.zeros(1, 4096, 24, 24), torch.zeros(16, 4096, 3, 3)
+        x, weight = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
+        kernels.convolve(x[:, :16].contiguous(memory_format=torch.channels_last), weight[:, :16].contiguous(
+            memory_format=torch.channels_last), None, None, False, False, False)
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + 10_000_000,) * 2)
+        try:
+            kernels.convolve(x, weight, None, None, False, False, False)
+        except MemoryError as error:
+            print(error)
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "vggkit_convolve got no memory for what it keeps in the cache\n", done.stderr
 
 
 @pytest.mark.parametrize("name", ENGINES)

@@ -105,7 +105,7 @@ def largest_batch(
     The other arguments, and what is raised, are those of `training_memory`.
 
     >>> largest_batch(Architecture.parse("vgg16"), 6e9), largest_batch(Architecture.parse("vgg16"), 1e9)
-    (67, 0)
+    (66, 0)
     """
 
     def fits(batch_size: int) -> bool:

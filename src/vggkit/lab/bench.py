@@ -8,6 +8,8 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +24,8 @@ from vggkit.design.costs import costs
 from vggkit.design.scaling import backward_macs
 from vggkit.networks.baselines import build
 from vggkit.networks.fully_connected import use_fast_cpu
-from vggkit.networks.winograd import engine
-from vggkit.training.hardware import choose_device, describe_hardware, keep_freed_memory, use_huge_pages
+from vggkit.networks.winograd import Conv2d, engine
+from vggkit.training.hardware import RunError, choose_device, describe_hardware, keep_freed_memory, use_huge_pages
 from vggkit.training.recipe import Recipe
 from vggkit.training.step import autocast, make_optimizer, train_step
 
@@ -45,7 +47,7 @@ class Speed:
     peak_bytes: int
     """Of resident memory, beyond what the process held before the network was made; on CUDA of what torch allocated."""
     convolutions: str
-    """What computes 3x3 convolutions: `compiled`, `plain` or `torch`."""
+    """What computes the convolutions, and how many of them: `compiled, 7 of 8`; or `torch` for all."""
 
     @property
     def median(self) -> float:
@@ -61,10 +63,14 @@ class Bench:
     product_flops_per_second: float
     """Of a large matrix product in float32; on CUDA in bfloat16, in which training computes there."""
     hardware: str
+    not_compiled: str
+    """Why this CPU's convolutions are not compiled, if they are not."""
 
 
 def bench(network: Network, batch_size: int, *, training: bool, repeats: int = 5, device: str | None = None) -> Bench:
-    """Train or classify random images in turns of half a second or three steps.
+    """Train or classify random images in turns of half a second or three steps, after a turn to warm up.
+
+    All ways are in memory at once, each in a process of its own.
 
     Args:
         network: what to measure, with the size of its images.
@@ -74,22 +80,30 @@ def bench(network: Network, batch_size: int, *, training: bool, repeats: int = 5
         device: as `torch.device` takes it; a CUDA GPU if there is one, else the CPU.
 
     Raises:
-        ValueError: a batch_size or a number of repeats below 1.
-        RunError: there is no such device.
+        ValueError: a batch_size or a number of repeats below 1; or `VGGKIT_ENGINE` cannot be.
+        RunError: there is no such device; or a process was ended, for lack of memory perhaps.
     """
     for name, value in (("batch_size", batch_size), ("repeats", repeats)):
         if value < 1:
             raise ValueError(f"expected {name} from 1, got {value}")
     chosen = choose_device(device)
+    not_compiled = engine()[1] if chosen.type == "cpu" else ""
     ways: tuple[Way, ...] = get_args(Way)
     context = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
-        given = (network, batch_size, training, str(chosen), torch.get_num_threads())
-        pools = {way: stack.enter_context(context.Pool(1, _begin, (way, *given))) for way in ways}
-        for pool in pools.values():
-            pool.apply(_turn)  # warms up, one at a time
-        turns = [{way: pool.apply(_turn) for way, pool in pools.items()} for _ in range(repeats)]
-        ends = {way: pool.apply(_end) for way, pool in pools.items()}
+        processes = {way: stack.enter_context(ProcessPoolExecutor(1, context)) for way in ways}
+
+        def asked(way: Way, function: Callable[..., Any], *arguments: object) -> Any:
+            try:
+                return processes[way].submit(function, *arguments).result()
+            except BrokenProcessPool:
+                raise RunError(f"expected {way} to end its turn, got an ended process, try a smaller batch") from None
+
+        for way in ways:  # one at a time
+            asked(way, _begin, way, network, batch_size, training, str(chosen), torch.get_num_threads())
+            asked(way, _turn)
+        turns = [{way: asked(way, _turn) for way in ways} for _ in range(repeats)]
+        ends = {way: asked(way, _end) for way in ways}
     macs = costs(network, batch_size).total.macs + (backward_macs(network, batch_size) if training else 0)
     rate = product_flops_per_second(chosen)
     speeds = []
@@ -98,7 +112,7 @@ def bench(network: Network, batch_size: int, *, training: bool, repeats: int = 5
         share = statistics.median(examples) / batch_size * 2 * macs / rate
         peak, convolutions = ends[way]
         speeds.append(Speed(way, examples, share, peak, convolutions))
-    return Bench(tuple(speeds), rate, describe_hardware(chosen))
+    return Bench(tuple(speeds), rate, describe_hardware(chosen), not_compiled)
 
 
 _step: Callable[[], object]
@@ -125,7 +139,7 @@ def _begin(way: Way, network: Network, batch_size: int, training: bool, device: 
         net.to(memory_format=torch.channels_last)
         x = x.contiguous(memory_format=torch.channels_last)
     use_fast_cpu(net, on=is_ours)
-    _convolutions = engine()[0] if is_ours and _device.type == "cpu" else "torch"
+    _convolutions = _convolved_by(net, x) if is_ours else "torch"
     recipe = Recipe.named("d2l")
     if not training:
         forward = net if is_ours else _as_it_comes(net)
@@ -137,6 +151,24 @@ def _begin(way: Way, network: Network, batch_size: int, training: bool, device: 
         plain = _as_it_comes(net)
         theirs = torch.optim.SGD(plain.parameters(), lr=1e-4)
         _step = lambda: _trained(plain, theirs, x, labels)  # noqa: E731
+
+
+@torch.no_grad()
+def _convolved_by(net: nn.Module, x: Tensor) -> str:
+    """What computes the convolutions of `net`, and how many of them."""
+    taken: list[bool] = []
+    convolutions = [module for module in net.modules() if isinstance(module, nn.Conv2d)]
+    handles = [
+        module.register_forward_pre_hook(
+            lambda conv, inputs: taken.append(isinstance(conv, Conv2d) and conv.pays(*inputs))
+        )
+        for module in convolutions
+    ]
+    with autocast(x.device):
+        net(x)
+    for handle in handles:
+        handle.remove()
+    return f"{engine()[0]}, {sum(taken)} of {len(taken)}" if any(taken) else "torch"
 
 
 def _as_it_comes(net: nn.Module) -> nn.Sequential:
@@ -152,7 +184,8 @@ def _classified(net: nn.Module, x: Tensor) -> Tensor:
 
 
 def _trained(net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, labels: Tensor) -> None:
-    loss = F.cross_entropy(net(x), labels)
+    with autocast(x.device):
+        loss = F.cross_entropy(net(x), labels)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

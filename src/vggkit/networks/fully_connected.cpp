@@ -1,7 +1,7 @@
 // A fully connected layer of few images in float32, whose time is that of reading its weights.
 #include <algorithm>
 
-#include "vectors.h"
+#include "kernels.h"
 
 namespace {
 
@@ -39,10 +39,10 @@ void dots_of(int images, const float* x, const float* w, long inputs, float* sum
 
 // y[image][output] = sum over inputs of x[image][input] weight[output][input] + bias[output], all rows whole. What a
 // thread does decides no bit of the result.
-extern "C" void vggkit_fully_connected(const float* x, const float* weight, const float* bias, int images, long inputs,
-                                       long outputs, float* y, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (long k = 0; k < outputs; k += ROWS) {
+extern "C" int vggkit_fully_connected(const float* x, const float* weight, const float* bias, int images, long inputs,
+                                      long outputs, float* y, int threads) {
+    return run((outputs + ROWS - 1) / ROWS, threads, [&](long block) {
+        long k = block * ROWS;
         int rows = std::min<long>(ROWS, outputs - k);
         for (int image = 0; image < images; image += IMAGES) {
             int count = std::min(IMAGES, images - image);
@@ -53,5 +53,5 @@ extern "C" void vggkit_fully_connected(const float* x, const float* weight, cons
                 for (int n = 0; n < count; n++) y[(image + n) * outputs + k + r] = sums[r * count + n] + (bias ? bias[k + r] : 0);
             }
         }
-    }
+    });
 }

@@ -48,25 +48,20 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, in_features) to (batch, out_features)."""
-        if not (self.is_fast and _is_plain_float(x) and x.ndim == 2):
-            return super().forward(x)
-        if self._reads_fast(x):
-            return kernels.fully_connected(x, self.weight, self.bias)
-        if torch.backends.mkldnn.is_available():
-            y: Tensor = _OneDnnLinear.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
-            return y
-        return super().forward(x)
-
-    def _reads_fast(self, x: Tensor) -> bool:
-        """Whether the kernel for few images, which has no backward pass, takes `x`."""
         weight, bias = (self.out_features, self.in_features), (self.out_features,)
-        return (
-            len(x) <= FEW_IMAGES
-            and not torch.is_grad_enabled()
-            and x.shape[1] == self.in_features
-            and kernels.can_read(x, (self.weight, weight), (self.bias, bias))
-            and engine()[0] == "compiled"
-        )
+        if (
+            type(self) is Linear  # and no class that a parametrization made, whose weights are to be read once
+            and self.is_fast
+            and not kernels.is_watched()
+            and x.numel() > 0
+            and kernels.can_read((x, (len(x), self.in_features)), (self.weight, weight), (self.bias, bias))
+        ):
+            if len(x) <= FEW_IMAGES and not torch.is_grad_enabled() and engine()[0] == "compiled":
+                return kernels.fully_connected(x, self.weight, self.bias)
+            if torch.backends.mkldnn.is_available():
+                y: Tensor = _OneDnnLinear.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
+                return y
+        return super().forward(x)
 
 
 class Dropout(nn.Dropout):

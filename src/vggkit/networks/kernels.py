@@ -15,28 +15,31 @@ import shlex
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from vggkit.data.files import user_cache
 
 FOLDER = Path(__file__).parent
 SOURCES = ("winograd.cpp", "fully_connected.cpp")
-HEADERS = ("vectors.h",)
+HEADERS = ("kernels.h",)
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp")
 COMPILERS = ("g++", "c++", "clang++")
 COMPILE_SECONDS = 120
 LANES = 16
 """What the numbers of channels must be a multiple of: a vector register holds at most so many float32."""
+MAX_CHANNELS = 65536
+"""As many zeros there are to read outside a map."""
 
 Gate = Literal["open", "relu", "pool"]
 _GATES: dict[Gate, int] = {"open": 0, "relu": 1, "pool": 2}
 _Pointer, _Int, _Long = ctypes.c_void_p, ctypes.c_int, ctypes.c_long
 
 
-class KernelError(RuntimeError):
+class KernelError(ValueError):
     """The compiled convolutions cannot be had here; the message is one line."""
 
 
@@ -50,7 +53,7 @@ def library() -> ctypes.CDLL:
     if os.name != "posix":
         raise KernelError(f"expected a system with dlopen, got {platform.system()}")
     found = [[name] for name in COMPILERS if shutil.which(name)]
-    if "CXX" in os.environ:
+    if os.environ.get("CXX"):
         found = [shlex.split(os.environ["CXX"])]
     error = KernelError(f"expected a C++ compiler, got none of {', '.join(COMPILERS)}")
     for compiler in found:
@@ -77,8 +80,14 @@ def _typed(kernels: ctypes.CDLL) -> ctypes.CDLL:
     kernels.vggkit_weight_gradient_image.argtypes = [_Pointer, *maps, *ints, *sums, *[_Int] * 2]
     kernels.vggkit_fully_connected.argtypes = [*[_Pointer] * 3, _Int, _Long, _Long, _Pointer, _Int]
     for function in ("convolve", "convolve_image", "weight_gradient", "weight_gradient_image", "fully_connected"):
-        getattr(kernels, f"vggkit_{function}").restype = None
+        getattr(kernels, f"vggkit_{function}").restype = _Int
+        getattr(kernels, f"vggkit_{function}").errcheck = _check
     return kernels
+
+
+def _check(lacked_memory: int, function: Any, _arguments: Any) -> None:
+    if lacked_memory:
+        raise MemoryError(f"{function.__name__} got no memory for what it keeps in the cache")
 
 
 def _loaded(compiler: list[str], path: Path) -> ctypes.CDLL:
@@ -86,7 +95,7 @@ def _loaded(compiler: list[str], path: Path) -> ctypes.CDLL:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     for owned in (path.parent, path):
         if owned.exists() and (owned.stat().st_uid != os.geteuid() or owned.stat().st_mode & 0o022):
-            raise KernelError(f"expected what only you can write at {owned}, got another's")
+            raise KernelError(f"expected what only you own and can write, got {owned}, try deleting it")
     if path.exists():
         with contextlib.suppress(OSError):  # damaged: built again
             return ctypes.CDLL(str(path))
@@ -133,21 +142,36 @@ def _build(compiler: list[str], path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def can_read(x: Tensor, *parameters: tuple[Tensor | None, tuple[int, ...]]) -> bool:
-    """Whether the kernels, which read memory that they are not told of, may be given `x` and what stands beside it.
+def is_watched() -> bool:
+    """Whether somebody watches or transforms torch's operators, of which the kernels are none.
 
-    Not where something else is to see torch's own operators, and not a parameter that was pruned, moved or converted:
-    that is torch's to complain of.
-
-    Args:
-        x: what goes through a layer.
-        parameters: the layer's, each with the shape that it must have.
+    torch.compile, jit, torch.func, forward-mode derivatives, dispatch modes and autocast do.
     """
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or type(x) not in (Tensor, nn.Parameter):
-        return False
-    given = [(tensor, shape) for tensor, shape in parameters if tensor is not None]
-    return all(tensor.shape == shape for tensor, shape in given) and all(
-        t.device.type == "cpu" and t.dtype == torch.float32 and not t.is_neg() for t in (x, *(t for t, _ in given))
+    return bool(
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch.is_autocast_enabled("cpu")
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or forward_ad._current_level >= 0
+    )
+
+
+def can_read(*given: tuple[Tensor | None, tuple[int, ...]]) -> bool:
+    """Whether the kernels, which read memory that they are not told of, may be given these tensors, if not None.
+
+    Each comes with the shape that it must have. What is not what it seems (a subclass of a tensor, one that was pruned,
+    moved, converted or stored in another way) is torch's.
+    """
+    return all(
+        type(tensor) in (Tensor, nn.Parameter)
+        and tensor.shape == shape
+        and tensor.device.type == "cpu"
+        and tensor.dtype == torch.float32
+        and tensor.layout == torch.strided
+        and not tensor.is_neg()
+        for tensor, shape in given
+        if tensor is not None
     )
 
 

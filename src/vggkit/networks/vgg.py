@@ -276,13 +276,13 @@ def _forward_block(block: nn.Sequential, x: Tensor, is_watched: bool) -> Tensor:
     while layers:
         layer = layers.pop(0)
         if type(layer) is Conv2d and layer.is_fast and layer.pays(x):
-            norm = _next(layers, nn.BatchNorm2d, _only_scales)
+            norm = _next(layers, nn.BatchNorm2d, layer.folds)
             relu = _next(layers, nn.ReLU)
             pool = _next(layers, nn.MaxPool2d, _halves) if min(x.shape[-2:]) >= 2 else None
             x = layer.fused(x, norm, relu=relu is not None, pool=pool is not None)
             is_fresh = relu is None
             continue
-        if [type(layer) for layer in (layer, *layers)] == [nn.ReLU, nn.MaxPool2d]:
+        if [type(layer) for layer in (layer, *layers)] == [nn.ReLU, nn.MaxPool2d] and not layers[0].return_indices:
             layer, layers = layers[0], [layer]
         x = F.relu_(x) if is_fresh and type(layer) is nn.ReLU else layer(x)
         # None of these keeps its own output for the backward pass.
@@ -298,12 +298,6 @@ def _next(layers: list[nn.Module], kind: type[_Kind], fits: Callable[[_Kind], bo
     if layers and type(layers[0]) is kind and fits(layers[0]):
         return layers.pop(0)  # type: ignore[return-value]
     return None
-
-
-def _only_scales(norm: nn.BatchNorm2d) -> bool:
-    """Whether `norm` multiplies by and adds what it knows already, and no gradient is wanted."""
-    is_whole = norm.affine and norm.track_running_stats and norm.weight.dtype == torch.float32
-    return is_whole and not norm.training and not torch.is_grad_enabled()
 
 
 _HALVING = {"kernel_size": 2, "stride": 2, "padding": 0, "dilation": 1, "ceil_mode": False, "return_indices": False}
@@ -344,8 +338,11 @@ def _recomputed_block(block: nn.Sequential, x: Tensor) -> Tensor:
     """`_forward_block`, which keeps `x` alone for the backward pass and is done again there."""
     is_watched = _is_watched(block)  # hooks may come and go before the second pass
     parameters = list(block.parameters())
+    fast = [layer for layer in block if isinstance(layer, Conv2d) and layer.is_fast]
 
     def forward(x: Tensor) -> Tensor:
+        if fast != [layer for layer in block if isinstance(layer, Conv2d) and layer.is_fast]:
+            raise RuntimeError("expected the fast way on or off as in the forward pass, try fast_cpu around both")
         # What torch.func.functional_call puts in place is gone by then.
         if any(now is not then for now, then in zip(block.parameters(), parameters, strict=True)):
             raise RuntimeError("expected the forward pass's parameters in the backward pass too, try checkpoint=False")

@@ -1,12 +1,10 @@
 // 3x3 convolutions of stride 1 and padding 1 in float32, channels last, by Winograd's F(4x4, 3x3): arXiv 1509.09308.
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
-#include <new>
 #include <utility>
 
-#include "vectors.h"
+#include "kernels.h"
 
 namespace {
 
@@ -19,22 +17,6 @@ typedef uint8_t Bytes __attribute__((vector_size(LANES), aligned(1), may_alias))
 
 inline Vector where(Mask mask, Vector v) { return (Vector)((Mask)v & mask); }
 inline Mask is_open(Vector v) { return ~(v <= 0); }  // for ReLU; NaN stays NaN, as in torch
-
-struct Buffer {
-    float* data = nullptr;
-    size_t size = 0;
-    float* get(size_t count) {
-        if (count > size) {
-            std::free(data);
-            size = (count + 1023) / 1024 * 1024;
-            data = static_cast<float*>(std::aligned_alloc(4096, size * 4));
-            if (!data) { size = 0; throw std::bad_alloc(); }
-            std::memset(data, 0, size * 4);
-        }
-        return data;
-    }
-    ~Buffer() { std::free(data); }
-};
 
 // A matrix of which any numbers of rows and columns are read: element (r, i) of a piece is at data[r * row + i * step],
 // and the next piece's columns, which follow, are `jump` further.
@@ -315,7 +297,8 @@ void transform_output(const Output& y, const Tiles& tiles, long begin, long end,
     }
 }
 
-constexpr int BLOCK = 128;  // inputs whose transformed weights are in the cache at a time; half of them for few tiles
+// Inputs whose transformed weights are in the cache at a time; where tiles are few, weights come and go faster.
+inline int block_of(long tiles) { return tiles > 32 ? 128 : 64; }
 constexpr int ASIDE = 16;   // floats between planes, which would else fall into the same sets of the cache
 
 // The tiles begin..end of the outputs k_begin..k_end, all in memory of this thread.
@@ -324,7 +307,7 @@ void convolve(const Map& map, const Tiles& tiles, long begin, long end, const We
     long count = end - begin, row = map.channels + ASIDE, plane = count * row + ASIDE, sums_plane = count * PANEL + ASIDE;
     float* v = inputs.get(POSITIONS * plane);
     float* m = sums.get(POSITIONS * sums_plane);
-    int block = count > 32 ? BLOCK : BLOCK / 2;
+    int block = block_of(count);
     transform<false>(map, tiles, begin, end, 0, map.channels, v, row, plane);
     for (int k0 = k_begin; k0 < k_end; k0 += PANEL) {
         for (int c0 = 0; c0 < map.channels; c0 += block) {
@@ -437,10 +420,10 @@ void weight_gradient_rows(const Map& map, const Map& gradient, long begin, long 
 }  // namespace
 
 // All maps are (images, height, width, channels), whole; `gate` is what a gradient passed: the outputs of a ReLU, or the
-// codes of a pool, or nothing. How many chunks of tiles there are, and channels in a group, decides no bit of the result.
+// codes of a pool, or nothing. How many chunks of tiles there are, and channels in a group, decides no bit of the result. They return 1 where memory lacked.
 extern "C" {
 
-void vggkit_convolve(const float* x, const void* gate, int kind, int images, int height, int width, int inputs, int outputs,
+int vggkit_convolve(const float* x, const void* gate, int kind, int images, int height, int width, int inputs, int outputs,
                      const float* weight, long in, long out, long step, int flipped, const float* scale, const float* bias,
                      int relu, int pool, float* y, uint8_t* codes, int chunks, int group, int threads) {
     Map map{x, gate, Gate(kind), height, width, inputs};
@@ -448,50 +431,51 @@ void vggkit_convolve(const float* x, const void* gate, int kind, int images, int
     Output output{y, codes, scale, bias, bool(relu), bool(pool), height, width, outputs};
     Tiles tiles(images, height, width);
     long groups = (outputs + group - 1) / group;
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
-    for (long task = 0; task < chunks * groups; task++) {
+    return run(chunks * groups, threads, [&](long task) {
         long part = task / groups, begin = tiles.count * part / chunks, end = tiles.count * (part + 1) / chunks;
         int k = task % groups * group;
         convolve(map, tiles, begin, end, weights, k, std::min(outputs, k + group), output);
-    }
+    });
 }
 
 // dw[split][output][tap][input] and db[split][output], which must be zero; the splits are to be summed.
-void vggkit_weight_gradient(const float* x, const float* dy, const void* gate, int kind, int images, int height, int width,
+int vggkit_weight_gradient(const float* x, const float* dy, const void* gate, int kind, int images, int height, int width,
                             int inputs, int outputs, float* dw, float* db, int splits, int group, int threads) {
     Map map{x, nullptr, OPEN, height, width, inputs}, gradient{dy, gate, Gate(kind), height, width, outputs};
     Tiles tiles(images, height, width);
     long across = (inputs + group - 1) / group, down = (outputs + group - 1) / group;
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
-    for (long task = 0; task < splits * across * down; task++) {
+    return run(splits * across * down, threads, [&](long task) {
         long split = task / (across * down), begin = tiles.count * split / splits, end = tiles.count * (split + 1) / splits;
         int c = task % across * group, k = task / across % down * group;
         weight_gradient(map, gradient, tiles, begin, end, c, std::min(group, inputs - c), k, std::min(group, outputs - k),
                         dw + split * outputs * TAPS * inputs, c == 0 ? db + split * outputs : nullptr);
-    }
+    });
 }
 
 // The same for images: weight[output][tap][input].
-void vggkit_convolve_image(const float* x, int images, int height, int width, int inputs, int outputs, const float* weight,
+int vggkit_convolve_image(const float* x, int images, int height, int width, int inputs, int outputs, const float* weight,
                            const float* scale, const float* bias, int relu, int pool, float* y, uint8_t* codes, int threads) {
     Map map{x, nullptr, OPEN, height, width, inputs};
     Output output{y, codes, scale, bias, bool(relu), bool(pool), height, width, outputs};
     int taps = TAPS * inputs, pairs = (height + 1) / 2;
     Buffer packed;
-    float* w = packed.get(long(taps) * (outputs + PANEL));
-    for (int k = 0; k < outputs; k++)
-        for (int tap = 0; tap < taps; tap++) w[(long(k / PANEL) * taps + tap) * PANEL + k % PANEL] = weight[long(k) * taps + tap];
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
-    for (long pair = 0; pair < long(images) * pairs; pair++) convolve_rows(map, pair / pairs, pair % pairs * 2, w, output);
+    auto pack = [&](long) {
+        float* w = packed.get(long(taps) * (outputs + PANEL));
+        for (int k = 0; k < outputs; k++)
+            for (int tap = 0; tap < taps; tap++) w[(long(k / PANEL) * taps + tap) * PANEL + k % PANEL] = weight[long(k) * taps + tap];
+    };
+    return run(1, 1, pack) || run(long(images) * pairs, threads, [&](long pair) {
+        convolve_rows(map, pair / pairs, pair % pairs * 2, packed.data, output);
+    });
 }
 
-void vggkit_weight_gradient_image(const float* x, const float* dy, const void* gate, int kind, int images, int height, int width,
+int vggkit_weight_gradient_image(const float* x, const float* dy, const void* gate, int kind, int images, int height, int width,
                                   int inputs, int outputs, float* dw, float* db, int splits, int threads) {
     Map map{x, nullptr, OPEN, height, width, inputs}, gradient{dy, gate, Gate(kind), height, width, outputs};
     long rows = long(images) * height;
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
-    for (long split = 0; split < splits; split++)
+    return run(splits, threads, [&](long split) {
         weight_gradient_rows(map, gradient, rows * split / splits, rows * (split + 1) / splits,
                              dw + split * outputs * TAPS * inputs, db + split * outputs);
+    });
 }
 }

@@ -62,17 +62,26 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, in_channels, height, width) to (batch, out_channels, new height, new width)."""
-        return self.fused(x) if self.is_fast and self.pays(x) else super().forward(x)
+        # A class of its own is what a parametrization gives a layer, whose weights are then to be read once.
+        return self.fused(x) if type(self) is Conv2d and self.is_fast and self.pays(x) else super().forward(x)
 
     def pays(self, x: Tensor) -> bool:
         """Whether `fused` takes `x`, and is faster than torch's own convolution."""
-        if x.ndim != 4 or x.numel() == 0 or x.shape[1] != self.in_channels or self.out_channels % kernels.LANES:
+        if (
+            kernels.is_watched()
+            or x.ndim != 4
+            or x.numel() == 0
+            or x.shape[1] != self.in_channels
+            or self.out_channels % kernels.LANES
+        ):
+            return False
+        if max(self.in_channels, self.out_channels) > kernels.MAX_CHANNELS:
             return False
         shape = (self.kernel_size, self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
         if shape != ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros"):
             return False
         weight, bias = (self.out_channels, self.in_channels, 3, 3), (self.out_channels,)
-        if not kernels.can_read(x, (self.weight, weight), (self.bias, bias)):
+        if not kernels.can_read((x, x.shape), (self.weight, weight), (self.bias, bias)):
             return False
         chosen = engine()[0]
         if self.in_channels % kernels.LANES:
@@ -83,8 +92,17 @@ class Conv2d(nn.Conv2d):
             return is_wide and is_large and gain(*x.shape[-2:]) >= MIN_GAIN
         return chosen == "compiled" and gain(*x.shape[-2:]) >= MIN_GAIN
 
+    def folds(self, norm: nn.BatchNorm2d) -> bool:
+        """Whether `fused` takes `norm`: it multiplies by and adds what it knows already, and nobody wants gradients."""
+        tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        return (
+            not (norm.training or torch.is_grad_enabled())
+            and all(tensor is not None for tensor in tensors)
+            and kernels.can_read(*((tensor, (self.out_channels,)) for tensor in tensors))
+        )
+
     def fused(self, x: Tensor, norm: nn.BatchNorm2d | None = None, *, relu: bool = False, pool: bool = False) -> Tensor:
-        """`pool(relu(norm(conv(x))))`, where the norm only scales and nobody wants gradients."""
+        """`pool(relu(norm(conv(x))))`, with a norm that `folds` says it takes."""
         scale, bias = (None, self.bias) if norm is None else _as_scale(norm, self.bias)
         tensors = (x, self.weight, bias)
         if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in tensors):
@@ -132,7 +150,7 @@ class _Convolution(torch.autograd.Function):
         passed = None if passed is None else _channels_last(passed)
         height, width = x.shape[-2:]
         needs_x, needs_weight, _, needs_bias, *_ = ctx.needs_input_grad
-        dy, dx, dw, db = _channels_last(dy), None, None, None
+        dy, dx, dw, db = _channels_last(dy.resolve_neg()), None, None, None
         if engine()[0] == "compiled":
             if needs_x:
                 dx = kernels.input_gradient(dy, passed, ctx.gate, weight, height, width)

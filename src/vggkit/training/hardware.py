@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import platform
+import re
 import sys
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def choose_device(name: str | None) -> torch.device:
             device = torch.device("cuda", 0)
         torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+        reason = re.split(r"[.:] |\n", str(error))[0][:120]
         raise RunError(f"expected a device of this machine, got {name!r} ({reason}), try cpu") from None
     return device
 

@@ -92,7 +92,8 @@ def train(
 
     SIGINT (Ctrl-C), SIGTERM and SIGUSR1 end it after the step, with a checkpoint, from which `resume` goes on to the
     same weights, bit for bit, that an unbroken run has (same machine, threads and torch). Under torchrun the
-    processes share every batch, and only the first one writes.
+    processes share every batch, and only the first one writes; a run that was stopped leaves these signals ignored
+    there, for they reach one process after the other, and some twice.
 
     Args:
         recipe: all that decides the run.

@@ -12,7 +12,10 @@ from vggkit.verbs.terminal import DONE, given, parse_flags, print_json, print_ta
 
 @dataclass(frozen=True)
 class Flags:
-    """Measure how fast a network trains or classifies here, against PyTorch as it comes."""
+    """Measure how fast a network trains or classifies here, against PyTorch as it comes.
+
+    Takes the memory of three networks in work, and three times (repeats + 1) turns of half a second or three steps.
+    """
 
     architecture: Positional[str]
     """A name (vgg16, vgg11_bn/4, lenet, alexnet) or blocks (1x64 2x128)."""
@@ -41,6 +44,9 @@ class Flags:
 def run(arguments: list[str]) -> int:
     """Run the verb; the exit code."""
     flags = parse_flags("bench", Flags, arguments)
+    for name, value in (("--batch-size", flags.batch_size), ("--repeats", flags.repeats)):
+        if value < 1:
+            raise ValueError(f"expected {name} of 1 or more, got {value}")
     options = given(
         image_size=flags.image_size,
         in_channels=flags.in_channels,
@@ -61,7 +67,15 @@ def run(arguments: list[str]) -> int:
         for speed in result.speeds[1:]
     }
     if flags.json:
-        print_json({"network": network.name, "batch_size": flags.batch_size, "training": flags.train, **asdict(result)})
+        measured = {
+            "network": network.name,
+            "image_size": network.image_size,
+            "in_channels": network.in_channels,
+            "num_classes": network.num_classes,
+            "batch_size": flags.batch_size,
+            "training": flags.train,
+        }
+        print_json({**measured, **asdict(result), "examples_per_second_over": ratios})
         return DONE
     rows = [
         (
@@ -71,14 +85,22 @@ def run(arguments: list[str]) -> int:
             f"{1000 * flags.batch_size / speed.median:,.1f}",
             f"{speed.share_of_product_rate:.0%}",
             f"{speed.peak_bytes / 1e6:,.0f}",
-            f"{statistics.median(ratios[speed.way]):.2f}x" if speed.way in ratios else "",
+            _spread(ratios[speed.way]) if speed.way in ratios else "",
         )
         for speed in result.speeds
     ]
-    header = ("way", "3x3 convolutions", "examples/s", "ms a step", "of product rate", "peak MB", "vggkit is")
+    header = ("way", "convolutions", "examples/s", "ms a step", "of product rate", "peak MB", "vggkit is")
     print_table(header, [rows], left_aligned=2)
     print(
-        f"{result.hardware}; matrix product {result.product_flops_per_second / 1e9:,.0f} GFLOP/s; medians of "
-        f"{flags.repeats} turns; data excluded"
+        f"{result.hardware}; matrix product {result.product_flops_per_second / 1e9:,.0f} GFLOP/s\n"
+        f"examples/s: median of {flags.repeats} turn{'s' * (flags.repeats > 1)}, without data; of product rate: the "
+        "operations of the network as it is defined over those of the matrix product; peak MB: beyond what the process "
+        "held before; vggkit is: median of the turns' ratios, and all of them"
     )
+    if result.not_compiled:
+        print_to_stderr(f"convolutions are not compiled, and slower: {result.not_compiled}")
     return DONE
+
+
+def _spread(ratios: list[float]) -> str:
+    return f"{statistics.median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})"

@@ -1,0 +1,50 @@
+// What the kernels share: a register of float32, memory of a thread, tasks in threads.
+#pragma once
+
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#else
+constexpr int LANES = 8;
+#endif
+
+#define UNROLL _Pragma("GCC unroll 36")
+
+typedef float Vector __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+
+inline Vector load(const float* p) { return *reinterpret_cast<const Vector*>(p); }
+inline void store(float* p, Vector v) { *reinterpret_cast<Vector*>(p) = v; }
+
+struct Buffer {
+    float* data = nullptr;
+    size_t size = 0;
+    float* get(size_t count) {
+        if (count > size) {
+            std::free(data);
+            size = (count + 1023) / 1024 * 1024;
+            data = static_cast<float*>(std::aligned_alloc(4096, size * 4));
+            if (!data) { size = 0; throw std::bad_alloc(); }
+            std::memset(data, 0, size * 4);
+        }
+        return data;
+    }
+    ~Buffer() { std::free(data); }
+};
+
+// Does the tasks in threads, in any order; 1 if there was not memory enough.
+template <class Task>
+int run(long tasks, int threads, Task task) {
+    int has_failed = 0;
+#pragma omp parallel for schedule(dynamic) num_threads(threads) reduction(| : has_failed)
+    for (long i = 0; i < tasks; i++) {
+        try {
+            task(i);
+        } catch (const std::bad_alloc&) {
+            has_failed = 1;
+        }
+    }
+    return has_failed;
+}
