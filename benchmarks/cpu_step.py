@@ -3,9 +3,10 @@
     python benchmarks/cpu_step.py [--sizes 224 96 32] [--repeats 5] [--save]
 
 Times the `d2l` recipe's step (VGG-11/4, batch 128, random images) as it is and with one choice undone at a time, in
-turn, each in a process of its own: 4 KiB pages instead of huge ones; freed memory given back; torch's own fully
-connected layers and dropout instead of oneDNN's products and packed draws; ReLU before the pool and not in place; grey
-images in torch's usual strides, which a convolution takes for NCHW; NCHW throughout. Also the rate of one fully
+turn, each in a process of its own: 4 KiB pages instead of huge ones; freed memory given back; torch's own
+convolutions; torch's own fully connected layers and dropout instead of oneDNN's products and packed draws; ReLU before
+the pool and not in place; grey images in torch's usual strides, which a convolution takes for NCHW; NCHW throughout.
+What the last three bring to torch's own convolutions, VGGKIT_ENGINE=torch before the command says. Also the rate of one fully
 connected product (batch 128, 4096 to 4096), forward and both backward ones, by MKL as torch takes it and by oneDNN.
 Prints one JSON line for each size; --save adds it to benchmarks/results/cpu_step.jsonl.
 """
@@ -32,6 +33,7 @@ UNDONE = (
     "nothing",
     "huge pages",
     "kept memory",
+    "fast convolutions",
     "fast fully connected",
     "pool first, in place",
     "strides of grey images",
@@ -87,7 +89,11 @@ def step_seconds(size: int, undone: str) -> float:
     if undone != "kept memory":
         hardware.keep_freed_memory(costs(arch, BATCH_SIZE).total.activation_bytes)
     net = build(arch, recipe.init)
-    use_fast_cpu(net, on=undone != "fast fully connected")
+    use_fast_cpu(net)
+    slow = {"fast convolutions": (Conv2d,), "fast fully connected": (Linear, Dropout)}.get(undone, ())
+    for module in net.modules():
+        if isinstance(module, slow):
+            module.is_fast = False
     if undone == "pool first, in place":
         for block in list(net)[:5]:
             block.register_forward_hook(lambda *_: None)  # whoever is watched goes the plain way

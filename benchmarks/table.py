@@ -18,7 +18,7 @@ def markdown() -> str:
         accuracy, seconds = row["test_accuracy"], row["train_command_seconds"]
         lines.append(
             f"| the `{row['recipe']}` recipe, {row['epochs']} epochs, {convolutions(row)} convolutions "
-            f"| {row['hardware']}, torch {row['torch']} "
+            f"| {measured_on(row)} "
             f"| test acc {accuracy['median']:.3f} ({accuracy['min']:.3f} to {accuracy['max']:.3f}, "
             f"{row['repeats']} seeds) in "
             f"{seconds['median']:.0f} s ({seconds['min']:.0f} to {seconds['max']:.0f}), all included "
@@ -30,16 +30,29 @@ def markdown() -> str:
         ours, pytorch, chapter = map(short, speeds)
         lines.append(
             f"| training `{row['network']}` at {row['image_size']} px, batch {row['batch_size']}, {row['dtype']} "
-            f"| {row['hardware']}, torch {row['torch']} | {ours} examples/s; PyTorch channels_last {pytorch}: "
+            f"| {measured_on(row)} | {ours} examples/s; PyTorch channels_last {pytorch}: "
             f"{row['ratio_to_pytorch']['median']}x; the chapter's way {chapter}: {row['ratio']['median']}x "
             f"| `python benchmarks/train_speed.py` |"
         )
+    for row in newest("inference_speed", lambda row: (kind(row), row["network"], row["image_size"], row["batch_size"])):
+        if (row["network"], row["image_size"]) == ("vgg16", 224):
+            lines.append(
+                f"| inference `vgg16` at 224 px, batch {row['batch_size']}, float32 | {measured_on(row)} "
+                f"| {short(row['milliseconds']['ours']['median'])} ms; the fastest of PyTorch, ONNX Runtime and OpenVINO "
+                f"takes {row['best_over_ours']['median']}x, ncnn {row['ncnn_over_ours']['median']}x "
+                f"| `python benchmarks/inference_speed.py` |"
+            )
     if not any(kind(row) == "cuda" for row in rows("train_speed")):
         lines.append("| the same on a CUDA GPU | | not measured yet | `python benchmarks/train_speed.py` |")
     if not any(row["recipe"] == "d2l" for row in rows("quick_accuracy")):
         command = "python benchmarks/quick_accuracy.py --recipe d2l --seeds 1"
         lines.append(f"| the `d2l` recipe, the chapter's 10 epochs at 224 px | | not measured yet | `{command}` |")
     return "\n".join(lines)
+
+
+def measured_on(row: dict[str, Any]) -> str:
+    """What, with what and when."""
+    return f"{row['hardware']}, torch {row['torch']}, {row['date']}"
 
 
 def parity() -> str:

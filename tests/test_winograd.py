@@ -344,9 +344,9 @@ def test_saved_tensors_may_come_back_in_other_strides(choose, name) -> None:
 @pytest.mark.parametrize("name", ENGINES)
 def test_what_comes_behind_may_write_into_it(choose, name) -> None:
     choose(name)
-    layers = torch.nn.Sequential(Conv2d(128, 128, 3, padding=1), torch.nn.MaxPool2d(2), torch.nn.ReLU(inplace=True))
+    layers = torch.nn.Sequential(Conv2d(256, 256, 3, padding=1), torch.nn.MaxPool2d(2), torch.nn.ReLU(inplace=True))
     use_fast_cpu(layers)
-    x = torch.randn(48, 128, 8, 8, requires_grad=True)
+    x = torch.randn(48, 256, 8, 8, requires_grad=True)
     assert layers[0].pays(x)
     layers(x).sum().backward()
     _forward_block(layers, x, is_watched=False).sum().backward()
@@ -358,10 +358,10 @@ def test_what_comes_behind_may_write_into_it(choose, name) -> None:
         pytest.param("compiled", 16, 1, 4, True, marks=needs_kernels),
         pytest.param("compiled", 16, 1, 2, False, marks=needs_kernels),  # as it is defined it takes as much
         pytest.param("compiled", 24, 1, 4, False, marks=needs_kernels),
-        ("plain", 128, 48, 8, True),
-        ("plain", 128, 47, 8, False),
-        ("plain", 112, 48, 8, False),
-        ("plain", 128, 768, 2, False),
+        ("plain", 256, 48, 8, True),
+        ("plain", 256, 47, 8, False),
+        ("plain", 240, 48, 8, False),
+        ("plain", 256, 768, 2, False),
         ("torch", 128, 48, 8, False),
     ],
 )

@@ -21,11 +21,11 @@ from vggkit.networks import kernels
 Engine = Literal["compiled", "plain", "torch"]
 TILE, POINTS = 4, 6
 MIN_GAIN = 1.5
-"""Multiplications that tiles save, from which they pay: 4, but less in a map that does not fill them; measured by
-`benchmarks/winograd_layers.py`, maps of 2x2 pixels and less are as fast or faster by torch."""
-PLAIN_MIN_CHANNELS, PLAIN_MIN_TILES = 128, 192
-"""Of inputs and outputs, and of all images, from which `plain` is faster than torch's own convolution on a processor
-with AVX2 and no AVX-512; on others it was not faster, or not measured."""
+"""How many times fewer multiplications there must be for tiles to be used: 4 is the most, and a map that does not fill
+its tiles saves less. Measured by `benchmarks/winograd_layers.py`; maps of 2x2 pixels are as fast or faster by torch."""
+PLAIN_MIN_CHANNELS, PLAIN_MIN_TILES = 256, 192
+"""Of inputs and outputs, and of all images, from which `plain` is taken on a processor with AVX2 and no AVX-512: it is
+then faster in training, and in inference on most; with AVX-512 it is not, and on others it was not measured."""
 PLAIN_TILES = 256
 """In the cache at a time."""
 MAX_IMAGE_CHANNELS = 4
