@@ -6,8 +6,8 @@ Times the `d2l` recipe's step (VGG-11/4, batch 128, random images) as it is and 
 turn, each in a process of its own: 4 KiB pages instead of huge ones; freed memory given back; torch's own
 convolutions; torch's own fully connected layers and dropout instead of oneDNN's products and packed draws; ReLU before
 the pool and not in place; grey images in torch's usual strides, which a convolution takes for NCHW; NCHW throughout.
-What the last three bring to torch's own convolutions, VGGKIT_ENGINE=torch before the command says. Also the rate of one fully
-connected product (batch 128, 4096 to 4096), forward and both backward ones, by MKL as torch takes it and by oneDNN.
+What the last three bring to torch's own convolutions, VGGKIT_ENGINE=torch before the command says. Also the rate of one
+fully connected product (batch 128, 4096 to 4096), forward and both backward ones, by MKL as torch takes it and by oneDNN.
 Prints one JSON line for each size; --save adds it to benchmarks/results/cpu_step.jsonl.
 """
 
@@ -26,7 +26,8 @@ from torch import Tensor
 from vggkit import Recipe, costs
 from vggkit.data.preprocessing import _channels_last
 from vggkit.networks.baselines import build
-from vggkit.networks.fully_connected import _product, use_fast_cpu
+from vggkit.networks.fully_connected import Dropout, Linear, _product, use_fast_cpu
+from vggkit.networks.winograd import Conv2d
 from vggkit.training import hardware, step
 
 UNDONE = (

@@ -38,8 +38,8 @@ def markdown() -> str:
         if (row["network"], row["image_size"]) == ("vgg16", 224):
             lines.append(
                 f"| inference `vgg16` at 224 px, batch {row['batch_size']}, float32 | {measured_on(row)} "
-                f"| {short(row['milliseconds']['ours']['median'])} ms; the fastest of PyTorch, ONNX Runtime and OpenVINO "
-                f"takes {row['best_over_ours']['median']}x, ncnn {row['ncnn_over_ours']['median']}x "
+                f"| {short(row['milliseconds']['ours']['median'])} ms; the fastest of PyTorch, ONNX Runtime and "
+                f"OpenVINO takes {row['best_over_ours']['median']}x, ncnn {row['ncnn_over_ours']['median']}x "
                 f"| `python benchmarks/inference_speed.py` |"
             )
     if not any(kind(row) == "cuda" for row in rows("train_speed")):

@@ -2,8 +2,8 @@
 
 torch gives float32 matrix products to MKL, which takes its AVX2 path on other makers' CPUs, and draws dropout's
 mask one float at a time on one thread. oneDNN, which torch brings too and uses for convolutions, has no such bias.
-The fast way is off unless `use_fast_cpu` turns it on: training, evaluation and prediction do. What traces, transforms or
-counts a network (torch.compile, torch.func, FlopCounterMode) meets torch's own operators.
+The fast way is off unless `use_fast_cpu` turns it on: training, evaluation and prediction do. What traces,
+transforms or counts a network (torch.compile, torch.func, FlopCounterMode) meets torch's own operators.
 """
 
 from collections.abc import Iterator
