@@ -6,8 +6,8 @@ Times the `d2l` recipe's step (VGG-11/4, batch 128, random images) as it is and 
 turn, each in a process of its own: 4 KiB pages instead of huge ones; freed memory given back; torch's own
 convolutions; torch's own fully connected layers and dropout instead of oneDNN's products and packed draws; ReLU before
 the pool and not in place; grey images in torch's usual strides, which a convolution takes for NCHW; NCHW throughout.
-What the last three bring to torch's own convolutions, VGGKIT_ENGINE=torch before the command says. Also the rate of one
-fully connected product (batch 128, 4096 to 4096), forward and both backward ones, by MKL as torch takes it and by oneDNN.
+What the last three bring to torch's own convolutions, VGGKIT_ENGINE=torch before the command says. Also the rate of
+one fully connected product (batch 128, 4096 to 4096), forward and both backward ones, by MKL and by oneDNN.
 Prints one JSON line for each size; --save adds it to benchmarks/results/cpu_step.jsonl.
 """
 
