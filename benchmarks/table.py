@@ -88,7 +88,8 @@ def memory() -> str:
         "| network, batch | optimizer | measured on | predicted GB | measured GB | predicted/measured | freed memory |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in rows("memory"):
+    key = ("network", "batch_size", "checkpoint", "optimizer", "freed_memory")
+    for row in newest("memory", lambda row: (kind(row), *(row[name] for name in key))):
         case = f"`{row['network']}`, {row['batch_size']}" + (", checkpoint" if row["checkpoint"] else "")
         lines.append(
             f"| {case} | {row['optimizer']} | {row['hardware']} | {row['predicted_bytes'] / 1e9:.2f} "
