@@ -92,10 +92,10 @@ def run(arguments: list[str]) -> int:
     header = ("way", "convolutions", "examples/s", "ms a step", "of product rate", "peak MB", "vggkit is")
     print_table(header, [rows], left_aligned=2)
     print(
-        f"{result.hardware}; matrix product {result.product_flops_per_second / 1e9:,.0f} GFLOP/s\n"
-        f"examples/s: median of {flags.repeats} turn{'s' * (flags.repeats > 1)}, without data; of product rate: the "
-        "operations of the network as it is defined over those of the matrix product; peak MB: beyond what the process "
-        "held before; vggkit is: median of the turns' ratios, and all of them"
+        f"{result.hardware}; matrix product {result.product_flops_per_second / 1e9:,.0f} GFLOP/s; "
+        f"median of {flags.repeats} turn{'s' * (flags.repeats > 1)}, without data\n"
+        "of product rate: operations of the network as it is defined, over those of the matrix product\n"
+        "peak MB: beyond what the process held before; vggkit is: median and range of the turns' ratios"
     )
     if result.not_compiled:
         print_to_stderr(f"convolutions are not compiled, and slower: {result.not_compiled}")
