@@ -99,10 +99,9 @@ def plot(path: Path) -> None:
                 axes.plot(x, values, marker="o", markersize=4, label=way)
             predicted = [row["predicted_seconds"] if not line else row["predicted_bytes"] / 1e9 for row in some]
             axes.plot(x, predicted, color="black", linestyle="--", label="closed form")
-            axes.set(xscale="log", yscale="log", xlabel=axis, ylabel=unit)
+            axes.set(xscale="log", yscale="linear" if line else "log", xlabel=axis, ylabel=unit)
             axes.set_xticks(x, names, fontsize=8)
             if line:
-                axes.set_yscale("linear")
                 axes.set_ylim(bottom=0)
             axes.set_xticks([], minor=True)
             axes.grid(alpha=0.3)

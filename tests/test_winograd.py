@@ -96,7 +96,7 @@ def test_a_layer_and_its_gradients_are_torchs_in_float64(name, case) -> None:
     with chosen(name):
         leaves = [value.clone().requires_grad_() for value in (x, weight, bias)]
         leaves[0].requires_grad_(name == "plain" or inputs % 16 == 0)
-        y = _Convolution.apply(leaves[0], leaves[1], None, leaves[2], relu, pool)
+        y = _Convolution.apply(leaves[0], leaves[1], leaves[2], relu, pool)
         dy = torch.randn_like(y)
         y.backward(dy)
     if dtype == torch.float32:
@@ -112,9 +112,7 @@ def test_a_layer_and_its_gradients_are_torchs_in_float64(name, case) -> None:
 def test_gradcheck(choose, relu, pool) -> None:
     choose("plain")
     x, weight, bias = (v.requires_grad_() for v in drawn((2, 3, 2, 5, 6), torch.float64))
-    assert torch.autograd.gradcheck(
-        lambda *v: _Convolution.apply(v[0], v[1], None, v[2], relu, pool), (x, weight, bias)
-    )
+    assert torch.autograd.gradcheck(lambda *v: _Convolution.apply(v[0], v[1], v[2], relu, pool), (x, weight, bias))
 
 
 @needs_kernels
@@ -126,7 +124,7 @@ def test_threads_change_no_bit(choose, case) -> None:
     for number in (1, 2, 3):
         leaves = [value.clone().requires_grad_(bool(i) or case[1] > 4) for i, value in enumerate((x, weight, bias))]
         with threads(number):
-            y = _Convolution.apply(leaves[0], leaves[1], None, leaves[2], *case[5:])
+            y = _Convolution.apply(leaves[0], leaves[1], leaves[2], *case[5:])
             y.square().sum().backward()
         results.append([y, *(leaf.grad for leaf in leaves if leaf.requires_grad)])
     for others in results[1:]:
@@ -142,7 +140,7 @@ def test_what_is_not_finite_stays_so(choose, channels, value, relu, pool) -> Non
     x, weight, bias = drawn((1, channels, 16, 8, 8))
     x[0, 2, 5, 4] = value
     weight.abs_().requires_grad_()
-    y = _Convolution.apply(x, weight, None, bias, relu, pool)
+    y = _Convolution.apply(x, weight, bias, relu, pool)
     assert not y[:, :, 5 // (1 + pool), 4 // (1 + pool)].isfinite().any()
     y.sum().backward()
     assert not weight.grad.isfinite().all()
@@ -336,7 +334,7 @@ def test_saved_tensors_may_come_back_in_other_strides(choose, name) -> None:
     gradients = []
     for pack in (lambda t: t, lambda t: t.contiguous()):
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            y = _Convolution.apply(x, weight, None, bias, True, True)
+            y = _Convolution.apply(x, weight, bias, True, True)
         gradients.append(torch.autograd.grad(y.sum(), (x, weight, bias)))
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 

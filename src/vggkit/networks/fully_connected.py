@@ -24,15 +24,18 @@ FEW_IMAGES = 8
 
 def use_fast_cpu(net: nn.Module, on: bool = True) -> None:
     """Turn the fast way on or off in every layer of `net` that has one; it is taken where it applies."""
-    for module in net.modules():
-        if isinstance(module, Linear | Dropout | Conv2d):
-            module.is_fast = on
+    for module in _with_a_fast_way(net):
+        module.is_fast = on
+
+
+def _with_a_fast_way(net: nn.Module) -> "list[Linear | Dropout | Conv2d]":
+    return [module for module in net.modules() if isinstance(module, Linear | Dropout | Conv2d)]
 
 
 @contextmanager
 def fast_cpu(net: nn.Module) -> Iterator[None]:
     """Within, `net` takes the fast ways."""
-    before = {module: module.is_fast for module in net.modules() if isinstance(module, Linear | Dropout | Conv2d)}
+    before = {module: module.is_fast for module in _with_a_fast_way(net)}
     use_fast_cpu(net)
     try:
         yield

@@ -86,11 +86,12 @@ class Conv2d(nn.Conv2d):
         chosen = engine()[0]
         if self.in_channels % kernels.LANES:
             return chosen == "compiled" and self.in_channels <= MAX_IMAGE_CHANNELS and not x.requires_grad
-        if chosen == "plain":
-            is_wide = min(self.in_channels, self.out_channels) >= PLAIN_MIN_CHANNELS
-            is_large = len(x) * _tiles(x.shape[-2]) * _tiles(x.shape[-1]) >= PLAIN_MIN_TILES
-            return is_wide and is_large and gain(*x.shape[-2:]) >= MIN_GAIN
-        return chosen == "compiled" and gain(*x.shape[-2:]) >= MIN_GAIN
+        height, width = x.shape[-2:]
+        if chosen == "torch" or gain(height, width) < MIN_GAIN:
+            return False
+        is_wide = min(self.in_channels, self.out_channels) >= PLAIN_MIN_CHANNELS
+        is_large = len(x) * _tiles(height) * _tiles(width) >= PLAIN_MIN_TILES
+        return chosen == "compiled" or (is_wide and is_large)
 
     def folds(self, norm: nn.BatchNorm2d) -> bool:
         """Whether `fused` takes `norm`: it multiplies by and adds what it knows already, and nobody wants gradients."""
@@ -107,7 +108,7 @@ class Conv2d(nn.Conv2d):
         tensors = (x, self.weight, bias)
         if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in tensors):
             return _convolve(x, self.weight, scale, bias, relu, pool, is_kept=False)[0]
-        y: Tensor = _Convolution.apply(x, self.weight, scale, bias, relu, pool)  # type: ignore[no-untyped-call]
+        y: Tensor = _Convolution.apply(x, self.weight, bias, relu, pool)  # type: ignore[no-untyped-call]
         return y
 
 
@@ -127,17 +128,9 @@ class _Convolution(torch.autograd.Function):
     """Keeps x and, of what comes behind the convolution, where gradients pass: y for ReLU, a byte a window for pool."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        scale: Tensor | None,
-        bias: Tensor | None,
-        relu: bool,
-        pool: bool,
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, pool: bool) -> Tensor:
         x, weight = _channels_last(x), _channels_last(weight)
-        y, codes = _convolve(x, weight, scale, bias, relu, pool, is_kept=True)
+        y, codes = _convolve(x, weight, None, bias, relu, pool, is_kept=True)
         ctx.gate = "pool" if pool else "relu" if relu else "open"
         ctx.save_for_backward(x, weight, codes if pool else y if relu else None)
         return y
@@ -149,7 +142,7 @@ class _Convolution(torch.autograd.Function):
         x, weight = _channels_last(x), _channels_last(weight)  # a hook may keep their values and not their strides
         passed = None if passed is None else _channels_last(passed)
         height, width = x.shape[-2:]
-        needs_x, needs_weight, _, needs_bias, *_ = ctx.needs_input_grad
+        needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         dy, dx, dw, db = _channels_last(dy.resolve_neg()), None, None, None
         if engine()[0] == "compiled":
             if needs_x:
@@ -162,7 +155,7 @@ class _Convolution(torch.autograd.Function):
                 dx = plain_input_gradient(dy, weight)
             if needs_weight or needs_bias:
                 dw, db = plain_weight_gradient(x, dy)
-        return dx, dw, None, db if needs_bias else None, None, None
+        return dx, dw, db if needs_bias else None, None, None
 
 
 def _convolve(
