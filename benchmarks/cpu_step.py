@@ -25,9 +25,9 @@ from torch import Tensor
 
 from vggkit import Recipe, costs
 from vggkit.data.preprocessing import _channels_last
+from vggkit.engines.convolution import Conv2d
+from vggkit.engines.fully_connected import Dropout, Linear, _product, use_fast_cpu
 from vggkit.networks.baselines import build
-from vggkit.networks.fully_connected import Dropout, Linear, _product, use_fast_cpu
-from vggkit.networks.winograd import Conv2d
 from vggkit.training import hardware, step
 
 UNDONE = (

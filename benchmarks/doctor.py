@@ -24,8 +24,8 @@ from vggkit import VGG, build, examine, parse_network, warm_start
 from vggkit.data.fashion_mnist import load
 from vggkit.data.loading import Split, batches, epoch_order
 from vggkit.data.preprocessing import Preprocessing
+from vggkit.engines.fully_connected import use_fast_cpu
 from vggkit.networks.baselines import BaselineNetwork
-from vggkit.networks.fully_connected import use_fast_cpu
 from vggkit.training.recipe import Optimizer
 from vggkit.training.step import train_step
 

@@ -41,8 +41,8 @@ from measuring import Case, row_header, save_row, spread
 from torch import Tensor, nn
 
 from vggkit import VGG, Architecture, costs
-from vggkit.networks.fully_connected import use_fast_cpu
-from vggkit.networks.winograd import engine
+from vggkit.engines.convolution import engine
+from vggkit.engines.fully_connected import use_fast_cpu
 from vggkit.training.hardware import keep_freed_memory, use_huge_pages
 
 Array = npt.NDArray[np.float32]

@@ -30,8 +30,8 @@ from vggkit import Recipe, parse_network
 from vggkit.data.preprocessing import _channels_last
 from vggkit.design.baselines import Network
 from vggkit.design.memory import Dtype, OptimizerState, training_memory
+from vggkit.engines.fully_connected import use_fast_cpu
 from vggkit.networks.baselines import build
-from vggkit.networks.fully_connected import use_fast_cpu
 from vggkit.training import hardware, step
 
 

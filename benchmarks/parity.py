@@ -22,8 +22,8 @@ import torch
 from measuring import import_torchvision, row_header, save_row
 from torch import Tensor, nn
 
-from vggkit.networks.translation import NETWORKS
-from vggkit.networks.weights import load_weights
+from vggkit.weights.files import load_weights
+from vggkit.weights.translation import NETWORKS
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from measuring import row_header, save_row, spread
 
 from vggkit import Recipe
-from vggkit.networks.winograd import engine
+from vggkit.engines.convolution import engine
 from vggkit.training.hardware import choose_device
 
 

@@ -31,13 +31,13 @@ import torch
 from measuring import row_header, save_row, spread
 
 from vggkit import Recipe
+from vggkit.engines.fully_connected import use_fast_cpu
 from vggkit.networks.baselines import build
-from vggkit.networks.fully_connected import use_fast_cpu
-from vggkit.networks.weights import AnyNetwork
 from vggkit.training.checkpoint import SAVE_SECONDS, Saver, checkpoint_path
 from vggkit.training.hardware import choose_device, use_huge_pages
 from vggkit.training.run_state import RunState
 from vggkit.training.step import make_optimizer, train_step
+from vggkit.weights.files import AnyNetwork
 
 
 @dataclass(frozen=True)

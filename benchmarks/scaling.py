@@ -33,7 +33,7 @@ from vggkit import VGG, Architecture, Recipe, costs, predict_step
 from vggkit.data.preprocessing import _channels_last
 from vggkit.design.architecture import Head
 from vggkit.design.scaling import BUCKET_BYTES, Compression, backward_macs
-from vggkit.networks.fully_connected import use_fast_cpu
+from vggkit.engines.fully_connected import use_fast_cpu
 from vggkit.training import hardware
 from vggkit.training.distributed import POWERSGD_RANK, POWERSGD_START_STEP, Team
 from vggkit.training.step import make_optimizer, train_step

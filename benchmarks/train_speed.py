@@ -48,10 +48,10 @@ from vggkit.data import fashion_mnist
 from vggkit.data.loading import Augmentation, Split, batches, epoch_order
 from vggkit.data.preprocessing import Preprocessing
 from vggkit.design.scaling import backward_macs
+from vggkit.engines.convolution import engine
+from vggkit.engines.fully_connected import use_fast_cpu
 from vggkit.lab.bench import median_seconds, product_flops_per_second, synchronize
 from vggkit.networks.baselines import build
-from vggkit.networks.fully_connected import use_fast_cpu
-from vggkit.networks.winograd import engine
 from vggkit.training import hardware
 from vggkit.training.step import make_optimizer, train_step
 

@@ -18,7 +18,7 @@ import torch
 from measuring import row_header, save_row
 from torch.nn import functional as F
 
-from vggkit.networks.winograd import Conv2d, engine, gain
+from vggkit.engines.convolution import Conv2d, engine, gain
 from vggkit.training.hardware import use_huge_pages
 
 WIDTHS, SIDES, BATCHES = (64, 128, 256, 512), (2, 3, 4, 6, 7, 8, 10, 14, 28, 56), (1, 8, 128)

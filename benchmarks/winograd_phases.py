@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from measuring import HERE, row_header, save_row
 
+from vggkit.engines.kernels import FLAGS, FOLDER
 from vggkit.lab.bench import product_flops_per_second
-from vggkit.networks.kernels import FLAGS, FOLDER
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.test_containers import state_of
+from tests.weights.test_containers import state_of
 from vggkit.data.fashion_mnist import load
 
 ROOT = Path(__file__).parents[1]

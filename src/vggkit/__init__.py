@@ -7,39 +7,40 @@ if TYPE_CHECKING:
     from vggkit.data.preprocessing import Preprocessing
     from vggkit.design.architecture import Architecture
     from vggkit.design.baselines import Baseline, parse_network
-    from vggkit.design.block import ArchitectureError, Block
     from vggkit.design.costs import costs
     from vggkit.design.drawing import draw
+    from vggkit.design.layers import Block
     from vggkit.design.memory import TrainingMemory, largest_batch, training_memory
     from vggkit.design.scaling import StepPrediction, predict_step
+    from vggkit.errors import ArchitectureError
     from vggkit.inference.evaluate import Evaluation, evaluate
     from vggkit.inference.features import features
+    from vggkit.inference.perceptual import PerceptualLoss
     from vggkit.inference.predict import Classifier, load_classifier, predict
     from vggkit.lab.doctor import Diagnosis, examine
     from vggkit.networks.baselines import alexnet, build, lenet
     from vggkit.networks.modules import init_weights
-    from vggkit.networks.perceptual import PerceptualLoss
-    from vggkit.networks.surgery import (
+    from vggkit.networks.vgg import VGG, vgg, vgg_block
+    from vggkit.training.loop import Run, train
+    from vggkit.training.recipe import Recipe
+    from vggkit.weights.files import load_weights, save_weights
+    from vggkit.weights.surgery import (
         fold_preprocessing,
         with_common_scale,
         with_head,
         with_image_size,
         with_in_channels,
     )
-    from vggkit.networks.vgg import VGG, vgg, vgg_block
-    from vggkit.networks.warm_start import warm_start
-    from vggkit.networks.weights import load_weights, save_weights
-    from vggkit.training.loop import Run, train
-    from vggkit.training.recipe import Recipe
+    from vggkit.weights.warm_start import warm_start
 
 __version__ = "0.4.0"
 
 # Looked up on first use, so that what needs no torch starts without it.
 _HOMES = {
     "Architecture": "design.architecture",
-    "ArchitectureError": "design.block",
+    "ArchitectureError": "errors",
     "Baseline": "design.baselines",
-    "Block": "design.block",
+    "Block": "design.layers",
     "parse_network": "design.baselines",
     "costs": "design.costs",
     "draw": "design.drawing",
@@ -55,7 +56,7 @@ _HOMES = {
     "lenet": "networks.baselines",
     "vgg": "networks.vgg",
     "vgg_block": "networks.vgg",
-    "warm_start": "networks.warm_start",
+    "warm_start": "weights.warm_start",
     "Recipe": "training.recipe",
     "Run": "training.loop",
     "train": "training.loop",
@@ -65,15 +66,15 @@ _HOMES = {
     "Evaluation": "inference.evaluate",
     "evaluate": "inference.evaluate",
     "features": "inference.features",
-    "PerceptualLoss": "networks.perceptual",
+    "PerceptualLoss": "inference.perceptual",
     "Preprocessing": "data.preprocessing",
-    "fold_preprocessing": "networks.surgery",
-    "with_head": "networks.surgery",
-    "with_common_scale": "networks.surgery",
-    "with_image_size": "networks.surgery",
-    "with_in_channels": "networks.surgery",
-    "load_weights": "networks.weights",
-    "save_weights": "networks.weights",
+    "fold_preprocessing": "weights.surgery",
+    "with_head": "weights.surgery",
+    "with_common_scale": "weights.surgery",
+    "with_image_size": "weights.surgery",
+    "with_in_channels": "weights.surgery",
+    "load_weights": "weights.files",
+    "save_weights": "weights.files",
     "Diagnosis": "lab.doctor",
     "examine": "lab.doctor",
 }

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
 
+from vggkit.errors import one_line
+
 TIMEOUT_SECONDS = 20
 TRIES = 3
 
@@ -38,8 +40,3 @@ def _download_once(url: str, target: Path, max_bytes: int, report: Callable[[str
                 next_report = file.tell() / total_bytes + 0.25
         if total_bytes and file.tell() != total_bytes:
             raise ConnectionError(f"{url}: expected {total_bytes} bytes, got {file.tell()}")
-
-
-def one_line(error: Exception) -> str:
-    """What `error` says, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__

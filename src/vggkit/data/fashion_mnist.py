@@ -22,8 +22,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from vggkit.data.download import download, one_line
+from vggkit.data.download import download
 from vggkit.data.files import user_cache
+from vggkit.errors import DataError, one_line
 
 OFFICIAL_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
@@ -66,10 +67,6 @@ SAMPLE_WARNING = (
 
 MAX_IDX_BYTES = 2**28
 """Far above the 47 MB of Fashion-MNIST: what a file that says more is refused for before it is unpacked."""
-
-
-class DataError(ValueError):
-    """Data that is missing, damaged or not what it says; the message is one line."""
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from vggkit.data.fashion_mnist import DataError
 from vggkit.data.samples import MAX_CLASSES, MAX_NAMED_FILES, HeldOut, ImageSource, Sample, kept_out, printable
+from vggkit.errors import DataError
 
 IMAGE_SUFFIXES = tuple(b".png .jpg .jpeg .jpe .jfif .webp .gif .bmp .tif .tiff".split())
 """Of PNG, JPEG, WebP, GIF, BMP and TIFF, in small letters."""

@@ -14,12 +14,11 @@ from PIL import MpoImagePlugin as MpoImagePlugin
 from PIL import WebPImagePlugin as WebPImagePlugin
 from torch import Tensor
 
-from vggkit.data.download import one_line
-from vggkit.data.fashion_mnist import DataError
 from vggkit.data.files import why_not_a_file
 from vggkit.data.loading import derived_seed
 from vggkit.data.preprocessing import Preprocessing
 from vggkit.data.samples import Sample
+from vggkit.errors import DataError, one_line
 
 MAX_IMAGE_PIXELS, MAX_IMAGE_SIDE = 64_000_000, 30_000
 """An image that says it is larger is refused before it is decoded."""

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from vggkit.data.download import one_line
-from vggkit.data.fashion_mnist import DataError
 from vggkit.data.samples import Images, Sample
+from vggkit.errors import DataError, LoadingError, one_line
 
 IGNORED_LABEL = -100
 """The label of an image that was skipped: torch's `ignore_index`."""
@@ -28,10 +27,6 @@ random in it comes from the epoch, the position and a seed of its own alone."""
 
 Bad = list[tuple[str, str]]
 """Images that could not be read: names and reasons."""
-
-
-class LoadingError(RuntimeError):
-    """Batches that cannot be had, for another reason than a bad image; the message is one line."""
 
 
 class Status(ctypes.Structure):

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vggkit.data.download import one_line
-from vggkit.data.fashion_mnist import DataError
 from vggkit.data.samples import Sample, kept_out, printable
+from vggkit.errors import DataError, one_line
 
 SHUFFLE_BUFFER_IMAGES = 1_000
 """Encoded images that a shuffled stream holds in memory; the library's own default."""

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from vggkit.data.fashion_mnist import DataError
+from vggkit.errors import DataError
 
 MAX_CLASSES = 2**16
 MAX_NAMED_FILES = 1_000

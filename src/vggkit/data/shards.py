@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vggkit.data.download import one_line
-from vggkit.data.fashion_mnist import DataError
 from vggkit.data.samples import MAX_CLASSES, printable
+from vggkit.errors import DataError, one_line
 
 KINDS: dict[str, Literal["parquet", "webdataset"]] = {".parquet": "parquet", ".tar": "webdataset"}
 """By suffix; the kinds are called as the library `datasets` calls them."""

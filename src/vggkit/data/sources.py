@@ -3,12 +3,12 @@
 import os
 from pathlib import Path
 
-from vggkit.data.download import one_line
-from vggkit.data.fashion_mnist import FILES, FULL_NAME, SAMPLE_NAME, DataError, Dataset, load
+from vggkit.data.fashion_mnist import FILES, FULL_NAME, SAMPLE_NAME, Dataset, load
 from vggkit.data.folders import open_folder
 from vggkit.data.samples import MAX_CLASSES, Images, ImageSource, Sample, printable
 from vggkit.data.shards import find_shards
 from vggkit.data.tables import HUB_NAME, HUB_PREFIX, open_tables
+from vggkit.errors import DataError, one_line
 
 __all__ = ["ImageSource", "Images", "Sample", "open_data", "open_images"]
 

@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vggkit.data.download import one_line
-from vggkit.data.fashion_mnist import DataError
 from vggkit.data.rows import Columns, StreamImages, TableImages, short, unreadable
 from vggkit.data.samples import MAX_CLASSES, MAX_NAMED_FILES, HeldOut, ImageSource, printable
 from vggkit.data.shards import Shards, check_whole, count_images, read_class_names
+from vggkit.errors import DataError, one_line
 
 HUB_PREFIX = "hub:"
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?", re.ASCII)

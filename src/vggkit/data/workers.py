@@ -25,10 +25,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data._utils import signal_handling
 
-from vggkit.data.download import one_line
-from vggkit.data.fashion_mnist import DataError
-from vggkit.data.reading import Bad, LoadingError, Reader, Reading, Slots, Status, Task, read_one
+from vggkit.data.reading import Bad, Reader, Reading, Slots, Status, Task, read_one
 from vggkit.data.samples import Images
+from vggkit.errors import DataError, LoadingError, one_line
 
 __all__ = ["Loader", "LoadingError"]
 

@@ -9,12 +9,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from vggkit.design.block import (
+from vggkit.design.layers import (
     MAX_CONVOLUTIONS,
     MAX_KERNEL_SIZE,
     MAX_LAYER_WEIGHTS,
     MAX_WIDTH,
-    ArchitectureError,
     Block,
     Layer,
     Norm,
@@ -22,9 +21,9 @@ from vggkit.design.block import (
     as_tuple,
     check_int,
     check_one_of,
-    shown,
 )
 from vggkit.design.notation import name_of, parse
+from vggkit.errors import ArchitectureError, shown
 
 Init = Literal["kaiming", "xavier", "paper", "torch"]
 """How the weights start; `vggkit.init_weights` says what each name means."""
@@ -130,7 +129,7 @@ class Architecture:
         >>> Architecture.parse("1x64 2y128")
         Traceback (most recent call last):
         ...
-        vggkit.design.block.ArchitectureError: '1x64 2y128', character 6: expected a block such as 2x128,
+        vggkit.design.layers.ArchitectureError: '1x64 2y128', character 6: expected a block such as 2x128,
         got '2y128'
         """
         blocks, norm = parse(text)

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from vggkit.design.architecture import Architecture
-from vggkit.design.block import MAX_WIDTH, ArchitectureError, Layer, LayerKind, check_int
+from vggkit.design.layers import MAX_WIDTH, Layer, LayerKind, check_int
+from vggkit.errors import ArchitectureError
 
 BaselineName = Literal["lenet", "alexnet"]
 

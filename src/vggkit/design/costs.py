@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from vggkit.design.baselines import Network
-from vggkit.design.block import ArchitectureError, Layer, LayerKind
+from vggkit.design.layers import Layer, LayerKind
+from vggkit.errors import ArchitectureError
 
 BYTES_PER_VALUE = 4  # float32
 MAX_BATCH_SIZE = 2**31 - 1

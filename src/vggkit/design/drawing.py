@@ -20,8 +20,9 @@ from typing import Literal, get_args
 from vggkit.design import svg
 from vggkit.design.architecture import Architecture
 from vggkit.design.baselines import Baseline, Network
-from vggkit.design.block import ArchitectureError, Layer, shown
 from vggkit.design.costs import LayerCost, Sum, costs
+from vggkit.design.layers import Layer
+from vggkit.errors import ArchitectureError, shown
 
 Style = Literal["scale", "blocks"]
 """`scale`: cuboids to scale. `blocks`: a box for each layer, stacked as in the book."""

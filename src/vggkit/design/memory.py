@@ -25,8 +25,8 @@ from typing import Literal
 
 from vggkit.design.architecture import Architecture
 from vggkit.design.baselines import Network
-from vggkit.design.block import Layer, check_one_of
 from vggkit.design.costs import BYTES_PER_VALUE, MAX_BATCH_SIZE, costs
+from vggkit.design.layers import Layer, check_one_of
 
 Dtype = Literal["float32", "bfloat16"]
 """What maps are made of; `bfloat16` under autocast, with float32 weights."""

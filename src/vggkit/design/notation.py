@@ -7,7 +7,8 @@ import difflib
 import re
 from dataclasses import replace
 
-from vggkit.design.block import MAX_CONVOLUTIONS, MAX_KERNEL_SIZE, MAX_WIDTH, ArchitectureError, Block, Norm, shown
+from vggkit.design.layers import MAX_CONVOLUTIONS, MAX_KERNEL_SIZE, MAX_WIDTH, Block, Norm
+from vggkit.errors import ArchitectureError, shown
 
 MAX_NOTATION_CHARACTERS = 10_000
 

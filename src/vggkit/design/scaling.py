@@ -28,8 +28,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vggkit.design.baselines import Network
-from vggkit.design.block import ArchitectureError, Layer, check_int, check_one_of
 from vggkit.design.costs import BYTES_PER_VALUE, MAX_BATCH_SIZE, costs
+from vggkit.design.layers import Layer, check_int, check_one_of
+from vggkit.errors import ArchitectureError
 
 Compression = Literal["none", "bf16", "powersgd"]
 """What of a gradient is sent: float32, bfloat16, or two thin matrices in its place."""

@@ -11,15 +11,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vggkit.data.fashion_mnist import DataError, Dataset
+from vggkit.data.fashion_mnist import Dataset
 from vggkit.data.files import as_png, write_whole
 from vggkit.data.images import FittedImage
 from vggkit.data.loading import Split, batches
 from vggkit.data.reading import IGNORED_LABEL
 from vggkit.data.samples import ImageSource
 from vggkit.data.workers import Loader, in_parts
+from vggkit.engines.fully_connected import fast_cpu
+from vggkit.errors import DataError
 from vggkit.inference.predict import Classifier
-from vggkit.networks.fully_connected import fast_cpu
 
 MAX_DRAWN_CLASSES = 40
 

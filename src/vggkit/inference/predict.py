@@ -7,16 +7,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vggkit.data.fashion_mnist import DataError
 from vggkit.data.imagenet import class_names
 from vggkit.data.images import read_image
 from vggkit.data.preprocessing import Preprocessing
 from vggkit.design.costs import costs
+from vggkit.engines.fully_connected import fast_cpu
+from vggkit.errors import DataError, WeightsError
 from vggkit.networks.baselines import BaselineNetwork
-from vggkit.networks.fully_connected import fast_cpu
-from vggkit.networks.published import find_weights
 from vggkit.networks.vgg import VGG
-from vggkit.networks.weights import WeightsError, load_weights, metadata_list
+from vggkit.weights.files import load_weights, metadata_list
+from vggkit.weights.published import find_weights
 
 MAX_ACTIVATION_BYTES = 2**31
 """A weight file that says its network needs more for one image is refused; VGG-19 at 224 needs 0.1 GB."""

@@ -22,10 +22,11 @@ from torch.nn import functional as F
 from vggkit.design.baselines import Network
 from vggkit.design.costs import costs
 from vggkit.design.scaling import backward_macs
+from vggkit.engines.convolution import Conv2d, engine
+from vggkit.engines.fully_connected import use_fast_cpu
+from vggkit.errors import RunError
 from vggkit.networks.baselines import build
-from vggkit.networks.fully_connected import use_fast_cpu
-from vggkit.networks.winograd import Conv2d, engine
-from vggkit.training.hardware import RunError, choose_device, describe_hardware, keep_freed_memory, use_huge_pages
+from vggkit.training.hardware import choose_device, describe_hardware, keep_freed_memory, use_huge_pages
 from vggkit.training.recipe import Recipe
 from vggkit.training.step import autocast, make_optimizer, train_step
 

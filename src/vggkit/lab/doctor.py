@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from torch.nn.modules.dropout import _DropoutNd
 
 from vggkit.design.architecture import Architecture
-from vggkit.design.block import Block
+from vggkit.design.layers import Block
 from vggkit.networks.vgg import VGG
 from vggkit.training.recipe import Optimizer
 

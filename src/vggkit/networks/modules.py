@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vggkit.design.architecture import Init
-from vggkit.design.block import Layer
-from vggkit.networks.fully_connected import Dropout, Linear
-from vggkit.networks.winograd import Conv2d
+from vggkit.design.layers import Layer
+from vggkit.engines.convolution import Conv2d
+from vggkit.engines.fully_connected import Dropout, Linear
 
 
 class Fit(nn.Module):

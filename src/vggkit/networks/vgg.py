@@ -14,10 +14,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint as recompute
 
 from vggkit.design.architecture import POOLED_SIZE, Architecture, Head, Init
-from vggkit.design.block import Block, Layer, Norm
-from vggkit.networks.fully_connected import Dropout, Linear
+from vggkit.design.layers import Block, Layer, Norm
+from vggkit.engines.convolution import Conv2d
+from vggkit.engines.fully_connected import Dropout, Linear
 from vggkit.networks.modules import Fit, init_weights, modules_of
-from vggkit.networks.winograd import Conv2d
 
 _OWN_LAYERS = {
     nn.Sequential, Conv2d, nn.BatchNorm2d, nn.ReLU, nn.LocalResponseNorm, nn.MaxPool2d, nn.AdaptiveAvgPool2d,

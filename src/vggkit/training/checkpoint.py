@@ -21,9 +21,10 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from vggkit.data.files import read_regular, sync_folder, write_synced, write_whole
-from vggkit.networks.warm_start import last_layer
-from vggkit.networks.weights import AnyNetwork, safetensors_pieces
-from vggkit.training.run_state import CheckpointError, RunState
+from vggkit.errors import CheckpointError
+from vggkit.training.run_state import RunState
+from vggkit.weights.files import AnyNetwork, safetensors_pieces
+from vggkit.weights.warm_start import last_layer
 
 NETWORK, OPTIMIZER, STATE, METRICS = "network.safetensors", "optimizer.safetensors", "state.json", "metrics.jsonl"
 FILES = (NETWORK, OPTIMIZER, STATE, METRICS)

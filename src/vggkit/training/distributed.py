@@ -19,9 +19,10 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from vggkit.networks.weights import AnyNetwork
-from vggkit.training.hardware import RunError, choose_device
+from vggkit.errors import LostError, RunError
+from vggkit.training.hardware import choose_device
 from vggkit.training.recipe import Compression
+from vggkit.weights.files import AnyNetwork
 
 JOIN_SECONDS = 120
 """How long a process waits for the others to start: Python with torch, from a slow disk."""
@@ -36,10 +37,6 @@ POWERSGD_START_STEP = 10
 
 _PR_SET_PDEATHSIG = 1
 """Of Linux's prctl.h."""
-
-
-class LostError(RuntimeError):
-    """The other processes have ended or hang; the message is one line."""
 
 
 @dataclass(frozen=True)

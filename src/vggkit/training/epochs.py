@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from vggkit.data.loading import Augmentation, derived_seed
-from vggkit.networks.weights import AnyNetwork
+from vggkit.errors import DivergedError
 from vggkit.training.checkpoint import Saver
 from vggkit.training.distributed import Team
 from vggkit.training.evaluate import evaluate
 from vggkit.training.feed import Batch, network_input
-from vggkit.training.outcomes import DivergedError, Outcomes
+from vggkit.training.outcomes import Outcomes
 from vggkit.training.progress import EpochMetrics, Progress
 from vggkit.training.recipe import Recipe
 from vggkit.training.run_data import RunData
@@ -21,6 +21,7 @@ from vggkit.training.run_state import RunState
 from vggkit.training.start import learning_part
 from vggkit.training.step import train_step
 from vggkit.training.stopping import StopFlag
+from vggkit.weights.files import AnyNetwork
 
 
 def train_epochs(

@@ -10,12 +10,10 @@ from pathlib import Path
 
 import torch
 
+from vggkit.errors import RunError
+
 KEPT_MEMORY_BYTES = 2**30
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-
-
-class RunError(ValueError):
-    """A run that cannot start here; the message is one line."""
 
 
 def choose_device(name: str | None) -> torch.device:

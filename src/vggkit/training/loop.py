@@ -12,10 +12,10 @@ import vggkit
 from vggkit.data.fashion_mnist import SAMPLE_NAME, SAMPLE_WARNING
 from vggkit.data.files import write_whole
 from vggkit.design.costs import costs
+from vggkit.engines.convolution import engine
+from vggkit.engines.fully_connected import fast_cpu
+from vggkit.errors import CheckpointError, RunError
 from vggkit.networks.baselines import build
-from vggkit.networks.fully_connected import fast_cpu
-from vggkit.networks.weights import AnyNetwork, save_weights
-from vggkit.networks.winograd import engine
 from vggkit.training.checkpoint import (
     METRICS,
     NETWORK,
@@ -29,15 +29,16 @@ from vggkit.training.checkpoint import (
 )
 from vggkit.training.distributed import joined
 from vggkit.training.epochs import named, train_epochs
-from vggkit.training.hardware import RunError, describe_hardware, keep_freed_memory, use_huge_pages
+from vggkit.training.hardware import describe_hardware, keep_freed_memory, use_huge_pages
 from vggkit.training.progress import EpochMetrics, Progress, print_line
 from vggkit.training.recipe import Recipe
 from vggkit.training.run_data import open_run_data
 from vggkit.training.run_folder import BEST, MODEL, begin, begin_or_find, check_unfinished, claimed, with_whole_paths
-from vggkit.training.run_state import CheckpointError, RunState
+from vggkit.training.run_state import RunState
 from vggkit.training.start import pretrained_weights, start_from, with_synchronised_norms
 from vggkit.training.step import make_optimizer
 from vggkit.training.stopping import stop_on_signals
+from vggkit.weights.files import AnyNetwork, save_weights
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,12 @@ from collections import deque
 import torch
 from torch import Tensor
 
+from vggkit.errors import DivergedError
 from vggkit.training.progress import Progress
 from vggkit.training.run_state import RunState
 
 CUDA_LAG_STEPS = 2
 """Steps that a GPU is given ahead of the one whose outcome is read."""
-
-
-class DivergedError(RuntimeError):
-    """A run whose loss, gradients or outputs are no longer finite; the message is one line."""
 
 
 class Outcomes:

@@ -8,7 +8,8 @@ from typing import Any, Literal, get_args
 
 from vggkit.design.architecture import POOLED_SIZE, Architecture, Head, Init
 from vggkit.design.baselines import Network, parse_network
-from vggkit.design.block import as_tuple
+from vggkit.design.layers import as_tuple
+from vggkit.errors import RecipeError
 
 Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["constant", "cosine", "linear", "plateau"]
@@ -27,10 +28,6 @@ _LATER = {
     *("head_epochs", "compression", "sync_batch_norm"),
 }
 """Fields that the recipe.json of an older run has not: their defaults are what it did."""
-
-
-class RecipeError(ValueError):
-    """A recipe that cannot be; the message is one line."""
 
 
 @dataclass(frozen=True)

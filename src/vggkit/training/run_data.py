@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vggkit.data.fashion_mnist import DataError, Dataset
+from vggkit.data.fashion_mnist import Dataset
 from vggkit.data.images import FittedImage, RandomCrop
 from vggkit.data.loading import Split, epoch_order
 from vggkit.data.preprocessing import Preprocessing
@@ -19,9 +19,9 @@ from vggkit.data.reading import IGNORED_LABEL
 from vggkit.data.samples import Images, ImageSource
 from vggkit.data.sources import open_data
 from vggkit.data.workers import Loader, default_workers, in_parts, local_processes
+from vggkit.errors import DataError, RunError
 from vggkit.training.distributed import Team
 from vggkit.training.feed import DeviceFeed, Feed, WorkerFeed
-from vggkit.training.hardware import RunError
 from vggkit.training.recipe import Recipe
 
 STATISTICS_IMAGES = 2_000

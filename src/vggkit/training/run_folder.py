@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vggkit.data.files import sync_folder, write_whole
-from vggkit.training.hardware import RunError
+from vggkit.errors import RunError
 from vggkit.training.recipe import Recipe
 
 RECIPE, MODEL, BEST = "recipe.json", "model.safetensors", "best.safetensors"

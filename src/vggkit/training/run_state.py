@@ -6,12 +6,9 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from vggkit.data.preprocessing import Preprocessing
+from vggkit.errors import CheckpointError
 from vggkit.training.progress import EpochMetrics
 from vggkit.training.recipe import Recipe
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that could not be written or read; the message is one line."""
 
 
 @dataclass

@@ -6,14 +6,14 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vggkit.data.preprocessing import Preprocessing
-from vggkit.networks.published import find_weights
-from vggkit.networks.surgery import with_common_scale, with_in_channels
+from vggkit.errors import RunError, WeightsError
 from vggkit.networks.vgg import VGG
-from vggkit.networks.warm_start import last_layer, transfer, warm_start
-from vggkit.networks.weights import AnyNetwork, WeightsError, load_weights
 from vggkit.training.distributed import Team
-from vggkit.training.hardware import RunError
 from vggkit.training.recipe import Recipe
+from vggkit.weights.files import AnyNetwork, load_weights
+from vggkit.weights.published import find_weights
+from vggkit.weights.surgery import with_common_scale, with_in_channels
+from vggkit.weights.warm_start import last_layer, transfer, warm_start
 
 
 def pretrained_weights(recipe: Recipe, say: Callable[[str], None]) -> tuple[AnyNetwork, Preprocessing] | None:

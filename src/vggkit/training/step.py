@@ -8,10 +8,10 @@ from torch.nn import functional as F
 from torch.nn.utils import get_total_norm
 
 from vggkit.data.reading import IGNORED_LABEL
-from vggkit.networks.warm_start import last_layer
-from vggkit.networks.weights import AnyNetwork
 from vggkit.training.distributed import Team
 from vggkit.training.recipe import Recipe
+from vggkit.weights.files import AnyNetwork
+from vggkit.weights.warm_start import last_layer
 
 
 def train_step(

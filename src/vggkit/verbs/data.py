@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
+from vggkit.errors import DataError
 from vggkit.verbs.terminal import DONE, FAILED, parse_flags, print_json, print_table, print_to_stderr
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def run(arguments: list[str]) -> int:
 
     if flags.action == "fetch":
         if flags.name != fashion_mnist.FULL_NAME:
-            raise fashion_mnist.DataError(
+            raise DataError(
                 f"expected {fashion_mnist.FULL_NAME} to fetch, got {flags.name!r}, try 'vgg data check' for your own"
             )
         print(fashion_mnist.fetch(print_to_stderr))
@@ -56,7 +57,7 @@ def run(arguments: list[str]) -> int:
             )
             fashion_mnist.verify(name, place)
             where, state = str(place), "verified"
-        except fashion_mnist.DataError as error:
+        except DataError as error:
             where, state = "", str(error)
         known.append({"name": name, "where": where, "state": state})
     if flags.json:

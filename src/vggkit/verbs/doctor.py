@@ -99,9 +99,9 @@ def run(arguments: list[str]) -> int:
     from vggkit.data.sources import open_data
     from vggkit.lab.doctor import PATIENCE, examine
     from vggkit.networks.baselines import build
-    from vggkit.networks.published import find_weights
-    from vggkit.networks.warm_start import warm_start
-    from vggkit.networks.weights import load_weights
+    from vggkit.weights.files import load_weights
+    from vggkit.weights.published import find_weights
+    from vggkit.weights.warm_start import warm_start
 
     data = open_data(flags.data, data_dir=flags.data_dir)
     num_images, in_channels = (len(data.train_images), 1) if isinstance(data, Dataset) else (len(data.train), 3)

@@ -31,8 +31,8 @@ def run(arguments: list[str]) -> int:
         raise ValueError("expected at least one image, got none")
     from vggkit.design.costs import costs
     from vggkit.inference.predict import load_classifier, predict
-    from vggkit.networks.published import find_weights
     from vggkit.training.hardware import choose_device, keep_freed_memory, use_huge_pages
+    from vggkit.weights.published import find_weights
 
     use_huge_pages()
     classifier = load_classifier(find_weights(flags.model, print_to_stderr), choose_device(flags.device))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tyro.conf import OmitArgPrefixes
 
+from vggkit.errors import DataError
 from vggkit.training.recipe import Recipe
 from vggkit.verbs.terminal import DONE, FAILED, RESUMABLE, USER_ERROR, parse_flags, print_to_stderr
 
@@ -62,11 +63,8 @@ def _run(arguments: list[str]) -> int:
 
     if flags.fields.data == fashion_mnist.FULL_NAME and flags.data_dir is None and not _in_team():
         _find_or_fetch()
-    from vggkit.data.workers import LoadingError
-    from vggkit.training.distributed import LostError
+    from vggkit.errors import CheckpointError, DivergedError, LoadingError, LostError
     from vggkit.training.loop import train
-    from vggkit.training.outcomes import DivergedError
-    from vggkit.training.run_state import CheckpointError
 
     try:
         run = train(
@@ -151,5 +149,5 @@ def _find_or_fetch() -> None:
 
     try:
         fashion_mnist.find()
-    except fashion_mnist.DataError:
+    except DataError:
         fashion_mnist.fetch(print_to_stderr)

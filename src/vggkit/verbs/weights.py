@@ -44,7 +44,7 @@ def run(arguments: list[str]) -> int:
     if not flags.name:
         raise ValueError(f"expected what to {flags.action}, got nothing, try 'vgg weights list'")
     if flags.action == "fetch":
-        from vggkit.networks.published import fetch_weights
+        from vggkit.weights.published import fetch_weights
 
         print(fetch_weights(flags.name, print_to_stderr))
         return DONE
@@ -52,7 +52,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _list(as_json: bool) -> int:
-    from vggkit.networks.published import PUBLISHED
+    from vggkit.weights.published import PUBLISHED
 
     known = [
         {
@@ -74,8 +74,10 @@ def _list(as_json: bool) -> int:
 def _convert(flags: Flags) -> int:
     out = check_out(flags.out, ".safetensors", *([".pth"] if flags.to == "torchvision" else []))
     from vggkit.data.preprocessing import Preprocessing
-    from vggkit.networks.published import find_weights
-    from vggkit.networks.surgery import (
+    from vggkit.networks.vgg import VGG
+    from vggkit.weights.files import load_weights, save_torchvision, save_weights
+    from vggkit.weights.published import find_weights
+    from vggkit.weights.surgery import (
         fold_preprocessing,
         is_folded,
         with_common_scale,
@@ -83,9 +85,7 @@ def _convert(flags: Flags) -> int:
         with_image_size,
         with_in_channels,
     )
-    from vggkit.networks.translation import preprocessing_of
-    from vggkit.networks.vgg import VGG
-    from vggkit.networks.weights import load_weights, save_torchvision, save_weights
+    from vggkit.weights.translation import preprocessing_of
 
     source = find_weights(flags.name, print_to_stderr)
     if out.exists() and source.exists() and out.samefile(source):

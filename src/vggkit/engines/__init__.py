@@ -1,0 +1,1 @@
+"""A plain module to the same function, faster."""

@@ -1,0 +1,201 @@
+"""Another network with the same weights: another head, other input channels, preprocessing folded in."""
+
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vggkit.data.preprocessing import Preprocessing
+from vggkit.design.architecture import POOLED_SIZE, Architecture, Head
+from vggkit.errors import ArchitectureError
+from vggkit.networks.vgg import VGG
+
+PADDING_KEY = "block1.conv1_1.padding_value"
+
+
+def with_head(net: VGG, head: Head) -> VGG:
+    """A copy of `net` with another head and the same weights.
+
+    `flatten`, `adaptive` and `conv` have the same weights in other shapes. Their logits are equal where the last map
+    has the size that the first fully connected layer sees, which is the only case that `flatten` takes; `adaptive`
+    and `conv` then take any other size, each in its way.
+
+    Raises:
+        ArchitectureError: from or to `gap`, which has other weights; or to `flatten` where `image_size` does not give
+            the map that the weights are for.
+
+    >>> net = VGG(Architecture.parse("vgg11/16", image_size=64, hidden=(8,)))
+    >>> with_head(net, "conv").fc6
+    Conv2d(32, 8, kernel_size=(2, 2), stride=(1, 1))
+    """
+    arch = net.architecture
+    if (head == "gap") != (arch.head == "gap"):
+        raise ArchitectureError(
+            f"expected heads with the same weights (flatten, adaptive, conv), got {arch.head} to {head}, "
+            "try a new network, and train it"
+        )
+    seen = arch.map_size if arch.head == "flatten" else arch.pooled_size
+    if head == "flatten" and arch.map_size != seen:
+        least = seen << len(arch.blocks)
+        raise ArchitectureError(
+            f"expected an image_size from {least} to {least + 2 ** len(arch.blocks) - 1} for flatten, whose weights "
+            f"are for a map of {seen}x{seen}, got {arch.image_size}"
+        )
+    pooled_size = seen if head in ("adaptive", "conv") else POOLED_SIZE
+    return _filled(replace(arch, head=head, pooled_size=pooled_size), net, net.state_dict())
+
+
+def with_common_scale(net: VGG, preprocessing: Preprocessing) -> tuple[VGG, Preprocessing]:
+    """A copy of `net`, and a preprocessing for it, with one mean and one std for all channels.
+
+    What differs goes into the weights and biases of the first convolution: exact but for the outermost pixels, where
+    the zeros that pad an image would stand for another value. With it, channels can be summed: see `with_in_channels`.
+
+    Raises:
+        ArchitectureError: the channels do not agree, or something is folded in already.
+    """
+    _check_foldable(net, preprocessing)
+    common = preprocessing.for_channels(1).for_channels(preprocessing.channels)
+    same = _filled(net.architecture, net, net.state_dict())
+    conv = _first(same)
+    with torch.no_grad():
+        weight = conv.weight.double()
+        mean, std, new_mean, new_std = (
+            weight.new_tensor(values).view(1, -1, 1, 1)
+            for values in (preprocessing.mean, preprocessing.std, common.mean, common.std)
+        )
+        cast(Tensor, conv.bias).add_((weight * (new_mean - mean) / std).sum(dim=(1, 2, 3)))
+        conv.weight.copy_(weight * new_std / std)
+    return same, common
+
+
+def with_image_size(net: VGG, image_size: int) -> VGG:
+    """A copy of `net` whose architecture is for images of another size; the weights are the same.
+
+    Raises:
+        ArchitectureError: the head is `flatten`, and its weights are for another map.
+    """
+    arch = replace(net.architecture, image_size=image_size)
+    if arch.head == "flatten" and arch.map_size != net.architecture.map_size:
+        raise ArchitectureError(
+            f"expected the image_size {net.architecture.image_size} for flatten, whose weights are for its map, "
+            f"got {image_size}, try the heads adaptive or conv"
+        )
+    return _filled(arch, net, net.state_dict())
+
+
+def with_in_channels(net: VGG, in_channels: int) -> VGG:
+    """A copy of `net` that takes images of `in_channels`, with the first convolution's weights shared out.
+
+    With fewer channels, the weights of those that fall together are summed: 3 to 1 gives for a grey image what the
+    colour network gives for the same image in all three channels. With more, each weight is divided among its copies:
+    1 to 3 gives for an image with three equal channels what the grey network gives for one of them. Channel i goes
+    with channel j where they are the same modulo the smaller number.
+    """
+    if is_folded(net):
+        raise ArchitectureError("expected a network without folded preprocessing, got one, try the channels first")
+    arch = replace(net.architecture, in_channels=in_channels)
+    state = dict(net.state_dict())
+    state["block1.conv1_1.weight"] = _shared_out(state["block1.conv1_1.weight"], in_channels)
+    return _filled(arch, net, state)
+
+
+def _shared_out(weight: Tensor, channels: int) -> Tensor:
+    """`weight` (outputs, old channels, height, width) for `channels` inputs, in a double sum's precision."""
+    old = weight.shape[1]
+    if channels < old:
+        summed = weight.new_zeros(weight.shape[0], channels, *weight.shape[2:], dtype=torch.float64)
+        return summed.index_add_(1, torch.arange(old, device=weight.device) % channels, weight.double()).to(
+            weight.dtype
+        )
+    source = torch.arange(channels, device=weight.device) % old
+    copies = source.bincount(minlength=old)
+    return weight[:, source] / copies[source].view(1, -1, 1, 1).to(weight.dtype)
+
+
+def fold_preprocessing(net: VGG, preprocessing: Preprocessing) -> VGG:
+    """A copy of `net` that takes RGB in [0, 1] itself: order, scale, mean and std go into the first convolution.
+
+    Exact, borders included: where the old network padded with zeros, which stood for the mean, the new one pads with
+    the mean (`padding_value`). Resizing remains to be done.
+
+    Raises:
+        ArchitectureError: the channels do not agree, or something is folded in already.
+    """
+    _check_foldable(net, preprocessing)
+    folded = _filled(net.architecture, net, net.state_dict())
+    pad_with_values(folded)
+    conv: Any = _first(folded)
+    with torch.no_grad():
+        weight = conv.weight.double()
+        mean, std = (weight.new_tensor(values) for values in (preprocessing.mean, preprocessing.std))
+        # conv((scale x - mean) / std) = conv'(x) - conv'(mean / scale), with weight' = weight scale / std
+        weight = weight * (preprocessing.scale / std).view(1, -1, 1, 1)
+        value = mean / preprocessing.scale
+        bias = conv.bias.double() - (weight * value.view(1, -1, 1, 1)).sum(dim=(1, 2, 3))
+        if preprocessing.order == "bgr":
+            weight, value = weight.flip(1), value.flip(0)
+        conv.weight.copy_(weight)
+        conv.bias.copy_(bias)
+        conv.padding_value.copy_(value)
+    return folded
+
+
+def is_folded(net: VGG) -> bool:
+    """Whether `fold_preprocessing` made `net`."""
+    return isinstance(_first(net), ValuePaddedConv2d)
+
+
+def _check_foldable(net: VGG, preprocessing: Preprocessing) -> None:
+    if is_folded(net):
+        raise ArchitectureError("expected a network without folded preprocessing, got one with it")
+    if net.architecture.in_channels != preprocessing.channels:
+        raise ArchitectureError(
+            f"expected a network of {preprocessing.channels} channels, as the preprocessing has, got one of "
+            f"{net.architecture.in_channels}"
+        )
+
+
+class ValuePaddedConv2d(nn.Conv2d):
+    """A convolution that pads each input channel with a value of its own, the buffer `padding_value` (in_channels,)."""
+
+    padding_value: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, in_channels, height, width) to (batch, out_channels, height, width)."""
+        border = self.kernel_size[0] // 2
+        height, width = x.shape[-2:]
+        value = self.padding_value.to(x.dtype).view(1, -1, 1, 1)
+        inside = F.pad(torch.ones(height, width, dtype=torch.bool, device=x.device), (border,) * 4)
+        return F.conv2d(torch.where(inside, F.pad(x, (border,) * 4), value), self.weight, self.bias)
+
+
+def pad_with_values(net: VGG) -> None:
+    """Make the first convolution of `net` a `ValuePaddedConv2d`, in place, with its weights and zeros to pad with."""
+    old = _first(net)
+    new = ValuePaddedConv2d(old.in_channels, old.out_channels, old.kernel_size[0], device="meta")
+    new.weight, new.bias = old.weight, old.bias
+    new.register_buffer("padding_value", old.weight.new_zeros(old.in_channels))
+    net.get_submodule("block1").conv1_1 = new
+
+
+def _first(net: VGG) -> nn.Conv2d:
+    return cast(nn.Conv2d, net.get_submodule("block1.conv1_1"))
+
+
+def _filled(architecture: Architecture, net: VGG, state: dict[str, Tensor]) -> VGG:
+    """A network of `architecture` with copies of the tensors in `state`, in the shapes that it has, as `net` is."""
+    with torch.device("meta"):
+        filled = VGG(architecture, init="torch", checkpoint=net.checkpoint)
+        if PADDING_KEY in state:
+            pad_with_values(filled)
+    shapes = {name: tensor.shape for name, tensor in filled.state_dict().items()}
+    filled.load_state_dict({k: t.detach().reshape(shapes[k]).clone() for k, t in state.items()}, assign=True)
+    for parameter, old in zip(filled.parameters(), net.parameters(), strict=True):
+        parameter.requires_grad_(old.requires_grad)
+    modes = {name: module.training for name, module in net.named_modules()}
+    for name, module in filled.named_modules():
+        module.training = modes.get(name, net.training)
+    return filled

@@ -1,0 +1,284 @@
+"""Images in folders, against what was written: labels from names, pixels by Pillow, counts by hand."""
+
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.own_images import SAMPLE, names, open_images, pixels, png, read_all, touch, write
+from vggkit.data.samples import kept_out, printable
+from vggkit.errors import DataError
+
+
+def test_train_and_val_folders(tmp_path):
+    write(tmp_path, ["train/cat/b.png", "train/cat/a.PNG", "train/dog/c.png", "val/dog/d.png"])
+    source = open_images(tmp_path)
+    assert source.classes == ("cat", "dog")
+    assert source.held_out_name == "validation"
+    assert [(s.name, s.label) for s in read_all(source.train)] == [
+        ("train/cat/a.PNG", 0), ("train/cat/b.png", 0), ("train/dog/c.png", 1)]  # fmt: skip
+    (kept,) = read_all(source.held_out)
+    assert (kept.name, kept.label, kept.content) == ("val/dog/d.png", 1, tmp_path / "val/dog/d.png")
+    for position, index in enumerate([1, 0, 2]):
+        assert (pixels(source.train.reader(5, 7)(position)) == SAMPLE.train_images[index]).all()
+    assert not source.train.is_stream
+
+
+@pytest.mark.parametrize(
+    ("folders", "said", "taken"),
+    [
+        (["test"], "test", "test"),
+        (["valid"], "validation", "valid"),
+        (["validation"], "validation", "validation"),
+        (["test", "val"], "validation", "val"),
+    ],
+)
+def test_which_folder_is_held_out(tmp_path, folders, said, taken):
+    write(tmp_path, ["train/a/1.png", "train/b/1.png", *(f"{name}/b/2.png" for name in folders)])
+    source = open_images(tmp_path)
+    assert source.held_out_name == said
+    assert names(source.held_out) == [f"{taken}/b/2.png"]
+
+
+def test_a_share_of_each_class_is_kept_out(tmp_path):
+    write(tmp_path, [f"{c}/{n}.png" for c, count in (("a", 8), ("b", 20), ("c", 1), ("d", 2)) for n in range(count)])
+    source = open_images(tmp_path, holdout=0.25)
+    kept, rest = names(source.held_out), names(source.train)
+    assert [sum(name.startswith(c) for name in kept) for c in "abcd"] == [2, 5, 0, 1]
+    assert sorted(kept + rest) == sorted(
+        f"{c}/{n}.png" for c, count in zip("abcd", (8, 20, 1, 2), strict=True) for n in range(count)
+    )
+    assert all(name[0] == "abcd"[s.label] for name, s in zip(kept, read_all(source.held_out), strict=True))
+    again = open_images(tmp_path, holdout=0.25)
+    assert names(again.held_out) == kept
+    other = open_images(tmp_path, holdout=0.25, seed=1)
+    assert names(other.held_out) != kept
+    assert other.fingerprint == source.fingerprint  # of the data, not of the choice
+    assert source.held_out_name == "validation"
+
+
+def test_the_choice_is_the_same_everywhere_and_for_ever():
+    chosen = kept_out(np.repeat(np.arange(2, dtype=np.uint16), 10), 0.3, seed=3)
+    assert np.flatnonzero(chosen).tolist() == [0, 1, 9, 11, 13, 15]  # a run that is resumed in years needs it
+
+
+def test_train_without_val_is_shared_out(tmp_path):
+    write(tmp_path, [f"train/{c}/{n}.png" for c in "ab" for n in range(4)])
+    source = open_images(tmp_path)
+    assert (len(source.train), len(source.held_out)) == (6, 2)
+    assert all(name.startswith("train/") for name in names(source.held_out))
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    write(tmp_path, [f"{c}/{n}.png" for c in ("car", "train") for n in range(4)])
+    assert open_images(tmp_path).classes == ("car", "train")
+
+
+def test_what_is_not_taken_is_told(tmp_path):
+    write(
+        tmp_path, ["train/a/1.png", "train/b/1.jpeg", "val/a/1.webp", "loose.png", "train/loose.png", "extra/z/1.png"]
+    )
+    for name in (
+        "notes.txt",
+        "train/a/Thumbs.db",
+        "train/b/two\nlines.csv",
+        "train/a/.hidden.png",
+        ".DS_Store",
+        "val/x",
+    ):
+        (tmp_path / name).write_text("no image")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "train/a/deeper").mkdir()
+    source = open_images(tmp_path)
+    assert sorted(source.other_files) == sorted(
+        ["loose.png", "notes.txt", "extra/", "train/loose.png", "train/a/Thumbs.db", "train/a/deeper/",
+         "train/b/two\\nlines.csv", "val/x"]
+    )  # fmt: skip
+    assert source.num_other_files == 8
+    assert len(source.train) == 2
+
+
+def test_at_most_a_thousand_other_files_are_named(tmp_path):
+    write(tmp_path, ["a/1.png", "a/2.png", "b/1.png"])
+    for number in range(1_003):
+        (tmp_path / "b" / f"{number}.xml").touch()
+    source = open_images(tmp_path)
+    assert (len(source.other_files), source.num_other_files) == (1_000, 1_003)
+
+
+def test_names_that_are_not_text(tmp_path):
+    odd = os.fsdecode(b"\xff\xfe\n.png")
+    write(tmp_path, ["a/1.png", f"a/{odd}", "b/ü.png", "b/2.png"])
+    source = open_images(tmp_path, holdout=0.5)
+    samples = {s.name: s for s in read_all(source.train) + read_all(source.held_out)}
+    assert samples.keys() == {"a/1.png", "a/\\xff\\xfe\\n.png", "b/ü.png", "b/2.png"}
+    assert (pixels(samples["a/\\xff\\xfe\\n.png"]) == SAMPLE.train_images[1]).all()
+
+
+def test_class_names_are_printable(tmp_path):
+    write(tmp_path, [f"{c}/{n}.png" for c in ("a\nb", os.fsdecode(b"\xe9"), "\x1b[31m") for n in (1, 2)])
+    assert open_images(tmp_path, 0.5).classes == ("\\x1b[31m", "a\\nb", "\\xe9")
+
+
+def test_printable_is_one_line_of_valid_text():
+    for name in (b"\xff", "a\u2028b", "\udcff", "tab\t", b"plain.png"):
+        assert printable(name).isprintable()
+        printable(name).encode()
+    assert printable("Käse.png") == "Käse.png"
+
+
+def test_links(tmp_path):
+    write(tmp_path, ["data/a/1.png", "data/b/1.png", "elsewhere/2.png", "elsewhere/3.png"])
+    (tmp_path / "data/a/2.png").symlink_to(tmp_path / "elsewhere/2.png")
+    (tmp_path / "data/c").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data/a/loop").symlink_to(tmp_path / "data")
+    source = open_images(tmp_path / "data", holdout=0.5)
+    assert source.classes == ("a", "b", "c")
+    assert sorted(names(source.train) + names(source.held_out)) == [
+        "a/1.png",
+        "a/2.png",
+        "b/1.png",
+        "c/2.png",
+        "c/3.png",
+    ]
+    assert source.other_files == ("a/loop/",)
+
+
+@pytest.mark.parametrize("target", ["missing.png", "x.png"])
+def test_links_to_nothing_and_to_themselves(tmp_path, target):
+    write(tmp_path, ["a/1.png", "b/1.png"])
+    (tmp_path / "b/x.png").symlink_to(target)
+    with pytest.raises(DataError, match=r"b/x.png: expected to read it, got: (No such file|Too many levels)"):
+        open_images(tmp_path)
+
+
+def test_a_pipe_is_no_image_file(tmp_path):
+    write(tmp_path, ["a/1.png", "b/1.png"])
+    os.mkfifo(tmp_path / "b/2.png")
+    with pytest.raises(DataError, match=r"b/2.png: expected an image file, got no regular file"):
+        open_images(tmp_path)
+
+
+def test_the_fingerprint_sees_names_labels_and_sizes(tmp_path):
+    def fingerprint(change):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        write(folder, ["train/a/1.png", "train/b/2.png", "val/b/3.png"])
+        change(folder)
+        return open_images(folder).fingerprint
+
+    first = fingerprint(lambda folder: None)
+    assert len(first) == 64
+    assert fingerprint(lambda folder: os.utime(folder / "train/a/1.png", (0, 0))) == first
+    assert fingerprint(lambda folder: (folder / "notes.txt").touch()) == first
+    others = [
+        fingerprint(lambda folder: (folder / "train/a/1.png").rename(folder / "train/a/4.png")),
+        fingerprint(lambda folder: (folder / "train/a/1.png").write_bytes(b"other size")),
+        fingerprint(lambda folder: (folder / "train/a").rename(folder / "train/c")),
+        fingerprint(lambda folder: write(folder, ["val/a/5.png"])),
+        fingerprint(lambda folder: (folder / "val/b").rename(folder / "val/a")),
+    ]
+    assert len({first, *others}) == 6
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (touch(), "expected a folder for each class with its images in it, got an empty folder"),
+        (
+            touch("1.png", "2.png", "x.txt"),
+            "expected a folder for each class .* got 2 images and 1 other files, try <folder>/<class>/image.jpg",
+        ),
+        (touch("train/1.png", "val/2.png"), "/train: expected a folder for each class .* got 1 images"),
+        (touch("a/1.png"), "expected 2 to 65,536 classes, got a$"),
+        (
+            touch("a/1.png", "b/"),
+            "/b: expected image files in the folder of a class, got none, 0 folders and 0 other files",
+        ),
+        (touch("data/train/a/1.png"), "/data: expected image files in the folder of a class, got none, 1 folders"),
+        (touch("a/1.png", "b/1.png"), "expected images for validation, got none"),
+        (
+            touch("train/a/1.png", "train/b/1.png", "val/a/1.png", "val/c/1.png"),
+            "/val/c: expected a class that the training images have, got another one",
+        ),
+        (touch("train/a/1.png", "train/b/1.png", "val/a/"), "/val/a: expected image files in the folder of a class"),
+        (
+            touch("train/a/1.png", "train/b/1.png", "val/"),
+            "/val: expected a folder for each class .* got an empty folder",
+        ),
+        (
+            touch("train/a/1.png", "val/a/1.png", "valid/a/1.png"),
+            "expected one folder for validation, got val and valid",
+        ),
+        (touch("a.parquet", "b.tar"), "expected parquet files or tar shards, got both"),
+        (touch("train-test.tar"), "train-test.tar: expected the name of one split in it, got train and test"),
+    ],
+)
+def test_what_is_no_folder_of_images(tmp_path, make, message):
+    make(tmp_path)
+    with pytest.raises(DataError, match=message) as raised:
+        open_images(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_other_wrong_names(tmp_path):
+    (tmp_path / "cat.png").write_bytes(png(0))
+    with pytest.raises(
+        DataError, match=r"cat.png: expected a folder of images, a .parquet or a .tar file, got another file"
+    ):
+        open_images(tmp_path / "cat.png")
+    for data in (tmp_path / "nowhere", "a\0b", "x" * 5_000):
+        with pytest.raises(DataError, match="expected a folder of images or hub:owner/name, got "):
+            open_images(data)
+    for data in ("hub:", "hub:mnist", "hub:../etc/passwd", "hub:a/b/c", "hub:a/..", "hub:a/b:", "hub:a/b\n"):
+        with pytest.raises(DataError, match="expected hub:owner/name or hub:owner/name:config, got "):
+            open_images(data)
+    write(tmp_path, ["a/1.png", "a/2.png", "b/1.png"])
+    with pytest.raises(DataError, match="expected a share to hold out above 0 and below 1, got 1.0, try 0.1"):
+        open_images(tmp_path, holdout=1.0)
+    with pytest.raises(DataError, match="expected parquet files, tar shards or the hub to stream, got a folder"):
+        open_images(tmp_path, stream=True)
+
+
+def test_too_many_classes(tmp_path, monkeypatch):
+    monkeypatch.setattr("vggkit.data.folders.MAX_CLASSES", 2)
+    write(tmp_path, ["a/1.png", "b/1.png", "c/1.png"])
+    with pytest.raises(DataError, match="expected at most 2 classes, got 3"):
+        open_images(tmp_path)
+
+
+def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
+    write(tmp_path, ["a/1.png", "b/1.png"])
+    scandir = os.scandir
+
+    def refuse(path):
+        if os.fsencode(path).endswith(b"/b"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # the tests may run as root, who may read everything
+    with pytest.raises(DataError, match=r"/b: expected to read it, got: Permission denied"):
+        open_images(tmp_path)
+
+
+def test_a_pickled_listing_is_small_and_the_same(tmp_path):
+    for c in "ab":
+        (tmp_path / c).mkdir()
+        for number in range(2_000):
+            (tmp_path / c / f"{number:08}.png").touch()
+    source = open_images(tmp_path)
+    written = pickle.dumps(source.train)
+    assert len(written) < 3_000 * (12 + 2 + 8) + 2_000
+    assert names(pickle.loads(written)) == names(source.train)
+
+
+def test_folders_need_no_library_and_no_torch(tmp_path):
+    write(tmp_path, ["train/a/1.png", "train/b/1.png", "val/a/1.png"])
+    program = (
+        "import sys; from vggkit.data.sources import open_images; "
+        f"open_images({str(tmp_path)!r}, holdout=0.1, seed=0, stream=False, epoch_images=0); "
+        "sys.exit(bool({'datasets', 'pyarrow', 'torch'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0

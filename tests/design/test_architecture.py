@@ -1,0 +1,249 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.strategies import architectures
+from vggkit.design.architecture import Architecture
+from vggkit.design.layers import Block
+from vggkit.design.notation import FAMILY
+from vggkit.errors import ArchitectureError
+
+# The paper's Table 1, typed from the paper: (kernel, channels) of each convolution, "M" where it pools.
+TABLE_1 = {
+    "A": [(3, 64), "M", (3, 128), "M", *[(3, 256)] * 2, "M", *[(3, 512)] * 2, "M", *[(3, 512)] * 2, "M"],
+    "B": [*[(3, 64)] * 2, "M", *[(3, 128)] * 2, "M", *[(3, 256)] * 2, "M", *([*[(3, 512)] * 2, "M"] * 2)],
+    "C": [*[(3, 64)] * 2, "M", *[(3, 128)] * 2, "M", (3, 256), (3, 256), (1, 256), "M"]
+    + [(3, 512), (3, 512), (1, 512), "M"] * 2,
+    "D": [*[(3, 64)] * 2, "M", *[(3, 128)] * 2, "M", *[(3, 256)] * 3, "M", *([*[(3, 512)] * 3, "M"] * 2)],
+    "E": [*[(3, 64)] * 2, "M", *[(3, 128)] * 2, "M", *[(3, 256)] * 4, "M", *([*[(3, 512)] * 4, "M"] * 2)],
+}
+
+
+def columns(arch):
+    rows = []
+    for layer in arch.layers():
+        if layer.kind == "conv":
+            rows.append((layer.kernel_size, layer.outputs))
+        elif layer.kind == "pool":
+            rows.append("M")
+    return rows
+
+
+@pytest.mark.parametrize("letter", TABLE_1)
+def test_the_letters_are_the_columns_of_the_papers_table(letter):
+    assert columns(Architecture.parse(letter)) == TABLE_1[letter]
+    assert columns(Architecture.parse(letter.lower() + "_bn")) == TABLE_1[letter]
+
+
+def test_a_lrn_is_a_with_one_normalisation_after_the_first_relu():
+    names = [layer.name for layer in Architecture.parse("A-LRN").layers()]
+    assert names[:4] == ["conv1_1", "relu1_1", "lrn1", "pool1"]
+    names.remove("lrn1")
+    assert names == [layer.name for layer in Architecture.parse("A").layers()]
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("1x64 1x128 2x256 2x512 2x512", "vgg11"),
+        ("1x64,1x128, 2x256,2x512 ,2x512", "vgg11"),
+        ("1X16 1x32 2x64 2x128 2x128", "VGG11/4"),
+        ("1x64 1x128 2x256 2x512 2x512 /4", "vgg11/4"),
+        ("vgg11/4_bn", "vgg11_bn/4"),
+        ("2x64 2x128 3x256k3,3,1,3x512k3,3,1,3x512k3,3,1", "C"),
+        ("2x64k3,3 2x128k3", "2x64 2x128"),
+        ("  1x8+LRN_bn ", "1x8+lrn_bn"),
+    ],
+)
+def test_one_network_many_spellings(text, same):
+    assert Architecture.parse(text) == Architecture.parse(same)
+
+
+def test_pairs_and_blocks_are_the_same_network():
+    arch = Architecture([(1, 64), [1, 128], Block(2, 256), (2, 512), Block(2, 512, [3, 3])])
+    assert arch == Architecture.parse("vgg11")
+    assert hash(arch) == hash(Architecture.parse("A"))
+
+
+@pytest.mark.parametrize("name", [*FAMILY, *(f"{n}_bn" for n in FAMILY), "vgg11/4", "vgg16_bn/2", "1x8 3x9k5,3,1"])
+def test_an_architecture_knows_its_name(name):
+    assert Architecture.parse(name).name == name
+
+
+def test_numbering_goes_on_behind_the_blocks():
+    fc = [layer.name for layer in Architecture.parse("vgg19").layers() if layer.kind == "fc"]
+    assert fc == ["fc6", "fc7", "fc8"]
+
+
+@given(architectures())
+def test_text_and_json_lose_nothing(arch):
+    assert Architecture.from_json(arch.to_json()) == arch
+    others = json.loads(arch.to_json())
+    del others["notation"]
+    assert Architecture.parse(arch.notation, **others) == arch
+    assert Architecture.parse(arch.name, **others) == arch
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("vgg12", r"character 1: expected a name such as vgg16 or blocks.*got 'vgg12', try vgg1"),
+        ("resnet", r"got 'resnet', the names are vgg11, "),
+        ("1x64 2y128", r"character 6: expected a block such as 2x128, got '2y128'"),
+        ("1x64 2x128 k3", r"character 12: expected a block"),
+        ("1x64 2x128k4", r"character 12: expected an odd kernel size .*got 4, try 3 or 5"),
+        ("1x64k3,3", r"character 6: expected one kernel size or one for each of the 1 convolutions, got 2"),
+        ("3x64k3,1", r"character 6: expected one kernel size or one for each of the 3 convolutions, got 2"),
+        ("0x64", r"character 1: expected a number of convolutions from 1 to 1000, got 0"),
+        ("1x0", r"character 3: expected channels from 1 to 65536, got 0"),
+        ("1x1000000000", r"character 3: expected channels from 1 to 65536, got 1000000000"),
+        ("1000000x64", r"character 1: expected a number of convolutions from 1 to 1000, got 1000000"),
+        ("1x64 " * 3, None),
+        ("600x8 600x8", r"expected at most 1000 convolutions, got 1200"),
+        (
+            " ".join(["2x64"] * 9),
+            r"image_size of at least 512 for 9 blocks.*got 224: nothing is left after pool8",
+        ),
+        ("1x64k" + "9" * 5000, r"expected kernel size from 1 to 255"),
+        ("9" * 5000 + "x64", r"expected a number of convolutions from 1 to 1000"),
+        ("", r"expected a name such as vgg16 or blocks .*got ''"),
+        (" , ", r"expected a name such as vgg16 or blocks"),
+        ("_bn", r"expected a name such as vgg16 or blocks"),
+        ("/4", r"expected a name such as vgg16 or blocks"),
+        ("vgg11/0", r"character 7: expected a divisor from 1 to 65536, got 0"),
+        ("vgg11/2/2", "got 'vgg11/2'"),
+        ("vgg11/", r"character 7: expected a divisor from 1 to 65536, got "),
+        ("1x1" + " " * 5000 + "y" + "/1" * 2000, "expected a block such as 2x128"),
+        ("vgg11/3", r"expected a divisor of all channels, got /3 for 64"),
+        ("vgg11/128", r"expected a divisor of all channels, got /128 for 64"),
+        ("x" * 30_000, r"expected at most 10000 characters, got 30000"),
+        ("1x６４", r"character 1: expected a block"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line_that_points_at_the_place(text, message):
+    if message is None:
+        Architecture.parse(text)
+        return
+    with pytest.raises(ArchitectureError, match=message) as caught:
+        Architecture.parse(text)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"in_channels": 0}, "in_channels from 1 to 65536, got 0"),
+        ({"image_size": 10**5000}, "image_size from 1 to 65536, got a number beyond 64 bits"),
+        ({"num_classes": 10**9}, "num_classes from 1 to 65536, got 1000000000"),
+        ({"image_size": 31}, "image_size of at least 32 for 5 blocks.*got 31: nothing is left after pool5"),
+        ({"image_size": 224.0}, "image_size from 1 to 65536, got 224.0"),
+        ({"image_size": True}, "image_size from 1 to 65536, got True"),
+        ({"hidden": (4096, 0)}, "hidden width from 1 to 65536, got 0"),
+        ({"hidden": (1,) * 101}, "at most 100 hidden layers, got 101"),
+        ({"hidden": 4096}, "hidden as a tuple, got 4096"),
+        ({"image_size": 65536}, r"at most 1099511627776 weights in a layer, got \d+ in fc6 \(2147483648 to 4096\)"),
+        ({"dropout": 1.0}, "dropout of at least 0 and below 1, got 1.0"),
+        ({"dropout": float("nan")}, "dropout of at least 0 and below 1, got nan"),
+        ({"dropout": "0.5"}, "dropout of at least 0 and below 1"),
+        ({"norm": "layer"}, "norm to be one of none, batch, got 'layer'"),
+    ],
+)
+def test_the_other_fields_are_checked_too(fields, message):
+    with pytest.raises(ArchitectureError, match=message):
+        Architecture.parse("vgg11", **fields)
+
+
+def test_two_words_on_norm_must_agree():
+    assert Architecture.parse("vgg11", norm="batch") == Architecture.parse("vgg11_bn")
+    with pytest.raises(ArchitectureError, match="'vgg11_bn' has batch norm, got norm='none' beside it"):
+        Architecture.parse("vgg11_bn", norm="none")
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        ((), "at least one block"),
+        (64, "blocks as a tuple, got 64"),
+        ((64,), "a Block or a pair"),
+        (((1, 64, 3),), "a Block or a pair"),
+        (((1, "64"),), "channels from 1 to 65536, got '64'"),
+        (((True, 64),), "number of convolutions"),
+    ],
+)
+def test_blocks_given_as_data_are_checked(blocks, message):
+    with pytest.raises(ArchitectureError, match=message):
+        Architecture(blocks)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "null", "{", '{"notation": "vgg11"}', "[" * 100_000, '{"notation": 5, "in_channels": 3}']
+    + [Architecture.parse("vgg11").to_json().replace("512", "1e3"), Architecture.parse("A").to_json()[:-1]],
+)
+def test_broken_json_is_refused(text):
+    with pytest.raises(ArchitectureError, match=r"expected|character"):
+        Architecture.from_json(text)
+
+
+NOTATION_PIECES = st.sampled_from(
+    [
+        "1",
+        "2",
+        "64",
+        "x",
+        "k",
+        "3",
+        ",",
+        " ",
+        "+lrn",
+        "_bn",
+        "/",
+        "4",
+        "vgg",
+        "vgg16",
+        "c",
+        "A",
+        "-LRN",
+        "9" * 50,
+        "0",
+    ]
+)
+
+
+@given(st.one_of(st.text(max_size=60), st.lists(NOTATION_PIECES, max_size=15).map("".join)))
+def test_the_parser_either_refuses_in_one_line_or_round_trips(text):
+    try:
+        arch = Architecture.parse(text)
+    except ArchitectureError as error:
+        assert "\n" not in str(error)
+        assert len(str(error)) < 400
+    else:
+        assert Architecture.parse(arch.notation) == arch
+
+
+def test_an_architecture_of_version_0_1_is_read():
+    old = '{"notation": "1x8 2x16_bn", "in_channels": 1, "num_classes": 10, "image_size": 16, "hidden": [5], "dropout": 0.2}'
+    expected = Architecture(((1, 8), (2, 16)), 1, 10, 16, (5,), 0.2, "batch")
+    assert Architecture.from_json(old) == expected
+    assert expected.head == "flatten"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"head": "dense"}, "expected head to be one of flatten, adaptive, conv, gap, got 'dense'"),
+        ({"head": "gap", "hidden": (8,)}, r"expected no hidden layers with the head gap, got \(8,\), try hidden=\(\)"),
+        ({"pooled_size": 3}, "expected a pooled_size only with the heads adaptive and conv, got 3 with flatten"),
+        ({"head": "conv", "pooled_size": 0}, "expected pooled_size from 1 to 255, got 0"),
+    ],
+)
+def test_a_head_that_cannot_be_is_refused(options, message):
+    with pytest.raises(ArchitectureError, match=message):
+        Architecture.parse("vgg11", **options)
+
+
+def test_gap_has_no_hidden_layers_unless_told():
+    assert Architecture.parse("vgg11", head="gap").hidden == ()

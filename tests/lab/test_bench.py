@@ -1,0 +1,94 @@
+"""`bench`: every way runs the same network; what cannot be measured is one line."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from vggkit import VGG, Architecture, alexnet, cli
+from vggkit.engines.convolution import engine
+from vggkit.errors import RunError
+from vggkit.lab.bench import _as_it_comes, bench
+
+SMALL = Architecture.parse("1x16 1x16", in_channels=3, image_size=16, hidden=(8,), num_classes=4)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_every_way_is_measured(training):
+    result = bench(SMALL, 2, training=training, repeats=2, device="cpu")
+    assert [speed.way for speed in result.speeds] == ["vggkit", "PyTorch channels_last", "PyTorch"]
+    chosen = engine()[0]
+    ours = "compiled, 2 of 2" if chosen == "compiled" else "torch"
+    assert [speed.convolutions for speed in result.speeds] == [ours, "torch", "torch"]
+    assert bool(result.not_compiled) == (chosen != "compiled")
+    assert result.product_flops_per_second > 1e8
+    for speed in result.speeds:
+        assert len(speed.examples_per_second) == 2
+        assert 0 < speed.share_of_product_rate < 1
+        assert speed.peak_bytes > 0
+
+
+@pytest.mark.parametrize("net", [VGG(SMALL).eval(), alexnet(image_size=67).eval()])
+def test_as_it_comes_is_the_same_network(net):
+    x = torch.randn(2, net.architecture.in_channels, net.architecture.image_size, net.architecture.image_size)
+    assert torch.equal(_as_it_comes(net)(x), net(x))
+
+
+@pytest.mark.parametrize(("name", "value"), [("batch_size", 0), ("repeats", 0)])
+def test_counts_start_at_one(name, value):
+    options = {"batch_size": 1, "repeats": 1, name: value}
+    with pytest.raises(ValueError, match=f"expected {name} from 1, got 0"):
+        bench(SMALL, training=False, device="cpu", **options)
+
+
+def test_a_process_that_ends_is_told(monkeypatch):
+    """Memory that runs out: the system ends the process, without a word."""
+    with pytest.raises(RunError, match="expected vggkit to end its turn, got an ended process, try a smaller batch"):
+        bench(Ending(), 2, training=False, repeats=1, device="cpu")
+
+
+@dataclass(frozen=True)
+class Ending:
+    """A network whose name alone ends the process that hears of it."""
+
+    def __reduce__(self):
+        return os._exit, (9,)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["vgg11/8", "--batch-size", "-1"], "vgg bench: expected --batch-size of 1 or more, got -1"),
+        (["vgg11/8", "--repeats", "0"], "vgg bench: expected --repeats of 1 or more, got 0"),
+        (["vgg11/8"], "vgg bench: expected VGGKIT_ENGINE to be one of compiled, plain, torch, got 'fastest'"),
+    ],
+)
+def test_what_cannot_be_is_one_line(monkeypatch, capsys, arguments, line):
+    monkeypatch.setenv("VGGKIT_ENGINE", "fastest")
+    engine.cache_clear()
+    try:
+        assert cli.main(["bench", *arguments]) == 2
+    finally:
+        engine.cache_clear()
+    assert capsys.readouterr().err.splitlines()[-1] == line
+
+
+def test_a_network_that_cannot_be_is_a_users_mistake(capsys):
+    assert cli.main(["bench", "vgg99"]) == 2
+    assert "expected a name such as vgg16" in capsys.readouterr().err
+
+
+def test_the_gpu_benchmark_runs_on_a_cpu():
+    """The same program, with networks of seconds: what is left to a GPU are the figures."""
+    program = Path(__file__).parents[2] / "benchmarks" / "gpu_speed.py"
+    command = [sys.executable, str(program), "--device", "cpu", "--quick", "--repeats", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["is_training"] for row in rows] == [True, False]
+    assert all(values["median"] > 0 for row in rows for values in row["examples_per_second"].values())

@@ -1,0 +1,443 @@
+"""Checkpoints that are cut, changed, swapped, forged or not finite are never loaded."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load, save
+
+from tests.checkpoints import RECIPE, equal_bits, files_of, one_step, parts, tensors_of, write
+from tests.killing import FORKS
+from vggkit.errors import CheckpointError
+from vggkit.training.checkpoint import (
+    FILES,
+    METRICS,
+    NETWORK,
+    OPTIMIZER,
+    STATE,
+    SUMS,
+    Saver,
+    checkpoints_of,
+    read_checkpoint,
+    read_newest,
+    restore,
+    snapshot,
+)  # fmt: skip
+from vggkit.training.run_state import RunState
+from vggkit.training.stopping import stop_on_signals
+from vggkit.weights.files import safetensors_pieces
+
+KILLS = int(os.environ.get("VGGKIT_KILLS", "20"))
+"""`make torture` sets it to 200."""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The folder of a run with the checkpoints of its steps 1 and 2."""
+    for step in (1, 2):
+        write(tmp_path / "run", step, files_of(*parts(steps=step)))
+    return tmp_path / "run"
+
+
+def refused(run, match):
+    """The newest checkpoint is refused for `match`, in one line that names it, and the one before is taken."""
+    newest, before = run / "checkpoints/step-00000002", run / "checkpoints/step-00000001"
+    with pytest.raises(CheckpointError, match=match) as raised:
+        read_checkpoint(newest)
+    assert str(newest) in str(raised.value)
+    assert "\n" not in str(raised.value)
+    told = []
+    path, files = read_newest(run, told.append)
+    assert path == before
+    assert RunState.from_json(files[STATE]).step == 1
+    assert told == [str(raised.value)]
+
+
+@pytest.mark.torture
+def test_every_cut_and_every_flipped_bit_is_seen(run):
+    newest = run / "checkpoints/step-00000002"
+    draws = random.Random(0)
+    tried = 0
+    for name in (*FILES, SUMS):
+        whole = (newest / name).read_bytes()
+        broken = [whole[:length] for length in range(len(whole))] + [whole + b"\0"]
+        for at in range(len(whole)):
+            for bit in range(8) if KILLS >= 200 else [draws.randrange(8)]:
+                broken.append(whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :])
+        for content in broken:
+            (newest / name).write_bytes(content)
+            with pytest.raises(CheckpointError):
+                read_checkpoint(newest)
+        refused(run, f"is damaged: expected what {SUMS} says, got another {name if name in FILES else ''}")
+        (newest / name).write_bytes(whole)
+        tried += len(broken)
+    assert read_newest(run, pytest.fail)[0] == newest
+    print(f"{tried} cuts and flipped bits, all refused")
+
+
+@pytest.mark.parametrize("name", [*FILES, SUMS])
+@pytest.mark.parametrize("kind", ["nothing", "folder", "FIFO", "link", "endless"])
+def test_what_is_no_file_is_refused_and_not_waited_for(run, name, kind):
+    path = run / "checkpoints/step-00000002" / name
+    shutil.move(path, run / "moved")
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "FIFO":
+        os.mkfifo(path)
+    elif kind == "link":
+        path.symlink_to(run / "moved")
+    elif kind == "endless":
+        path.symlink_to("/dev/zero")
+    if (name, kind) == (SUMS, "nothing"):  # as a kill between the renaming and the sums leaves it
+        assert read_newest(run, pytest.fail)[0].name == "step-00000001"
+    else:
+        refused(run, rf"expected a whole checkpoint, got: (no regular file|No such file or directory): .*{name}")
+
+
+def test_a_file_too_many_is_not_looked_at(run):
+    (run / "checkpoints/step-00000002/notes.txt").write_text("mine")
+    assert set(read_newest(run, pytest.fail)[1]) == set(FILES)
+
+
+def test_files_of_others_are_refused(run, tmp_path):
+    newest, before = run / "checkpoints/step-00000002", run / "checkpoints/step-00000001"
+    shutil.copytree(newest, tmp_path / "kept")
+    (newest / NETWORK).rename(newest / "x")
+    (newest / OPTIMIZER).rename(newest / NETWORK)
+    (newest / "x").rename(newest / OPTIMIZER)
+    refused(run, "got another network.safetensors, optimizer.safetensors")
+    for name in (NETWORK, OPTIMIZER, STATE):  # of another step of the same run
+        shutil.copy(before / name, newest / name)
+        refused(run, "is damaged")
+        shutil.copy(tmp_path / "kept" / name, newest / name)
+    shutil.rmtree(newest)
+    shutil.copytree(before, newest)  # whole, under another one's name
+    refused(run, "expected the checkpoint of that step, got the one of step 1")
+
+
+def test_sums_that_are_gone_are_no_reason_to_begin_anew(run):
+    for path in (run / "checkpoints").rglob(SUMS):
+        path.unlink()
+    assert checkpoints_of(run) == []
+    with pytest.raises(CheckpointError, match="expected a whole checkpoint, got 2 damaged, try a new run"):
+        read_newest(run, pytest.fail)
+
+
+VARIANTS = {
+    "sgd": {"momentum": 0.0, "nesterov": False},
+    "momentum": {"nesterov": False},
+    "nesterov": {},
+    "adamw": {"optimizer": "adamw", "momentum": 0.0, "nesterov": False},
+    "two blocks": {"architecture": "1x2 2x3k1,3_bn", "hidden": (5,)},
+}
+
+
+@pytest.mark.parametrize("steps", [0, 1, 4])
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("kind", VARIANTS)
+def test_a_step_from_a_restored_snapshot_is_the_same_step(kind, checkpointed, steps):
+    recipe = replace(RECIPE, **VARIANTS[kind])
+    net, optimizer, state = parts(recipe, steps, checkpoint=checkpointed)
+    files = files_of(net, optimizer, state)
+    other, others, _ = parts(recipe, 0, seed=1, checkpoint=checkpointed)
+    assert restore(files, other, others).to_json() == state.to_json()
+    assert equal_bits(tensors_of(net, optimizer), tensors_of(other, others))
+    assert files_of(other, others, state) == files
+    for step in (steps, steps + 1):
+        one_step(net, optimizer, step)
+        one_step(other, others, step)
+        assert equal_bits(tensors_of(net, optimizer), tensors_of(other, others))
+
+
+@pytest.mark.parametrize("kind", ["momentum", "adamw"])
+def test_frozen_parts_have_no_momenta_and_come_back_without(kind):
+    pretrained = {"pretrained": "x", "head_epochs": 1, "architecture": "1x2", "hidden": (5,)}
+    recipe = replace(RECIPE, **VARIANTS[kind] | pretrained)
+
+    def frozen(seed):
+        net, optimizer, _ = parts(recipe, 0, seed)
+        for name, parameter in net.named_parameters():
+            parameter.requires_grad_(name.startswith("fc3"))
+        return net, optimizer
+
+    net, optimizer = frozen(0)
+    one_step(net, optimizer, 0)
+    _, _, state = parts(recipe, 1)
+    other, others = frozen(1)
+    restore(files_of(net, optimizer, state), other, others)
+    assert equal_bits(tensors_of(net, optimizer), tensors_of(other, others))
+    assert len(others.state) == 2  # fc3's weight and bias
+    state = replace(state, recipe={**state.recipe, "head_epochs": 0})
+    with pytest.raises(CheckpointError, match=r"expected .* as 'block1.* of this run's checkpoint, got none"):
+        restore(files_of(net, optimizer, state), other, others)
+
+
+def test_our_files_are_those_of_safetensors():
+    tensors = {"b": torch.rand(3, 2), "a": torch.tensor(5), "c": torch.rand(2, 3, 2, 2).mT, "é": torch.rand(300_000)}
+    ours = b"".join(safetensors_pieces(tensors, {}))
+    assert ours == save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    assert equal_bits(load(ours), {name: tensor.contiguous() for name, tensor in tensors.items()})
+
+
+BAD_VALUES = [
+    None,
+    "1",
+    -1,
+    1.5,
+    True,
+    [],
+    {},
+    10**400,
+    2**60,
+    float("nan"),
+    float("inf"),
+    [[]],
+    [None] * 3,
+    [1e999] * 3,
+]
+
+
+@pytest.mark.parametrize("field", RunState.__dataclass_fields__)
+def test_a_state_that_cannot_be_is_refused(field):
+    good = json.loads(files_of(*parts(steps=3))[STATE])
+    bad = [{**good, field: value} for value in BAD_VALUES]
+    if field.endswith("_seconds"):
+        bad = [b for b in bad if b[field] != 1.5 and b[field] != 2**60]
+    if field == "best_step":
+        bad = bad[1:]
+    bad.append({name: value for name, value in good.items() if name != field})
+    bad.append({**good, "more": 1})
+    if field in ("recipe", "facts"):
+        bad += [{**good, field: {**good[field], name: value}} for name in good[field] for value in ([{}], 10**400, -1)]
+    if field == "history":
+        bad += [{**good, field: [{**good[field][0], name: -1}]} for name in good[field][0]]
+        bad += [{**good, field: good[field] * 2}]
+    for state in bad:
+        if field == "facts" and isinstance(state.get("facts"), dict) and state["facts"].get("fingerprint", "f") != "f":
+            continue  # which is compared with that of the images
+        with pytest.raises(CheckpointError, match="expected the state of a run as JSON, got b'"):
+            RunState.from_json(json.dumps(state).encode())
+    RunState.from_json(json.dumps(good).encode())
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"null", b"{", b"\xff", b"[" * 100_000, b"1" * 10_000])
+def test_what_is_no_state_at_all_is_refused(content):
+    with pytest.raises(CheckpointError, match="expected the state of a run as JSON, got b'"):
+        RunState.from_json(content)
+
+
+def forged(files, name, change):
+    """`files` with the tensors of one changed."""
+    tensors = load(files[name])
+    change(tensors)
+    return {**files, name: save(tensors)}
+
+
+def lying(content, **values):
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    next(value for name, value in header.items() if name != "__metadata__").update(values)
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
+
+
+def first(tensors, change):
+    name = sorted(tensors)[0]
+    tensors[name] = change(tensors[name])
+
+
+@pytest.mark.parametrize("name", [NETWORK, OPTIMIZER])
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda t: t.pop(sorted(t)[0]), "expected float32 .* as .* got none"),
+        (lambda t: t.update(more=torch.zeros(1)), r"expected none as 'more' of .*, got float32 \(1,\)"),
+        (lambda t: first(t, lambda x: x.double()), "expected float32 .*, got float64"),
+        (lambda t: first(t, lambda x: x.int()), "expected float32 .*, got int32"),
+        (lambda t: first(t, lambda x: x.reshape(-1)[:1].clone()), r"expected float32 .*, got float32 \(1,\)"),
+        (lambda t: first(t, lambda x: x * float("nan")), "expected finite values as .*, got others"),
+        (lambda t: first(t, lambda x: x + float("-inf")), "expected finite values as .*, got others"),
+        (dict.clear, "got none"),
+    ],
+)
+def test_forged_tensors_are_refused_and_touch_nothing(name, change, match):
+    files = files_of(*parts())
+    net, optimizer, _ = parts(steps=0, seed=1)
+    before = {key: value.clone() for key, value in tensors_of(net, optimizer).items()}
+    with pytest.raises(CheckpointError, match=match) as raised:
+        restore(forged(files, name, change), net, optimizer)
+    assert "\n" not in str(raised.value)
+    assert equal_bits(tensors_of(net, optimizer), before)
+
+
+@pytest.mark.parametrize("name", [NETWORK, OPTIMIZER])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"shape": [10**12]}, {"shape": [2**63]}, {"shape": [-1]}, {"data_offsets": [0, 2**60]}, {"dtype": "F64"},
+        {"dtype": "F4"}, {"dtype": "nonsense"}, {"data_offsets": [8, 0]},
+    ],
+)  # fmt: skip
+def test_a_header_that_lies_is_refused(name, values):
+    files = files_of(*parts())
+    net, optimizer, _ = parts(steps=0)
+    with pytest.raises(CheckpointError, match="expected (tensors as safetensors|int64 .*), got") as raised:
+        restore({**files, name: lying(files[name], **values)}, net, optimizer)
+    assert "\n" not in str(raised.value)
+    for content in (b"", b"\xff" * 8, (2**40).to_bytes(8, "little") + b"{}"):
+        with pytest.raises(CheckpointError, match="expected tensors as safetensors, got: "):
+            restore({**files, name: content}, net, optimizer)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("where", ["weights", "momenta", "statistics"])
+def test_what_is_not_finite_is_not_saved(run, bad, where):
+    net, optimizer, state = parts(steps=3)
+    spoiled = {
+        "weights": lambda: net.fc2.weight,
+        "momenta": lambda: optimizer.state[net.fc2.weight]["momentum_buffer"],
+        "statistics": lambda: next(buffer for name, buffer in net.named_buffers() if "running_var" in name),
+    }[where]()
+    with torch.no_grad():
+        spoiled.view(-1)[0] = bad
+    saver = Saver(run, 1.0, run / "checkpoints/step-00000002")
+    saver.save(net, optimizer, state, b"", {})
+    with pytest.raises(
+        CheckpointError,
+        match=r"could not write the checkpoint of step 3: expected finite values as .*, got others, try a lower "
+        r"--learning-rate or .*; .*step-00000002 is whole, and --resume goes on from it",
+    ):
+        saver.finish()
+    assert [path.name for path in checkpoints_of(run)] == ["step-00000002", "step-00000001"]
+
+
+def test_a_save_that_follows_at_once_mixes_nothing(tmp_path):
+    net, optimizer, state = parts(replace(RECIPE, hidden=(60_000,)), 0)
+    saver = Saver(tmp_path, 1.0)
+    expected = {}
+    for step in (0, 1, 2):
+        if step:
+            one_step(net, optimizer, step)
+        state.step = state.epoch_steps = step
+        expected[step] = files_of(net, optimizer, state)
+        saver.save(net, optimizer, state, expected[step][METRICS], {})
+    with torch.no_grad():
+        net.fc3.weight.zero_()  # while it is written
+    saver.finish()
+    assert [path.name for path in checkpoints_of(tmp_path)] == ["step-00000002", "step-00000001"]
+    for path in checkpoints_of(tmp_path):
+        assert read_checkpoint(path) == expected[int(path.name[5:])]
+
+
+def test_a_sum_that_overflows_is_no_reason_to_refuse():
+    net, optimizer, state = parts()
+    with torch.no_grad():
+        net.fc2.weight.fill_(3e38)
+    assert METRICS in snapshot(net, optimizer, state, b"", {})()
+
+
+@pytest.mark.parametrize("spoil", ["gradient", "loss"])
+@pytest.mark.parametrize("kind", ["momentum", "adamw"])
+def test_a_step_that_is_not_finite_leaves_every_bit_as_it_was(kind, spoil):
+    net, optimizer, _ = parts(replace(RECIPE, **VARIANTS[kind], architecture="1x2"), 2)
+    before = {name: value.clone() for name, value in tensors_of(net, optimizer).items()}
+    if spoil == "gradient":
+        hook = net.fc2.bias.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor(3), float("nan")))
+    else:
+        hook = net.fc2.register_forward_hook(lambda module, inputs, output: output + float("inf"))
+    assert one_step(net, optimizer, 2)[4] == 1
+    assert equal_bits(tensors_of(net, optimizer), before)
+    hook.remove()
+    assert one_step(net, optimizer, 2)[4] == 0
+    assert not equal_bits(tensors_of(net, optimizer), before)
+
+
+class Unprivileged:
+    """What a user without permission to write gets to read; in a process of its own."""
+
+    def __init__(self, run, answer):
+        self.run, self.answer = run, answer
+
+    def __call__(self):
+        made = parts(steps=3)  # which imports more of torch, and that may lie where only root can read
+        if os.getuid() == 0:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+        saver = Saver(self.run, 1.0, self.run / "checkpoints/step-00000002")
+        try:
+            saver.save(*made, b"", {})
+            saver.finish()
+        except CheckpointError as error:
+            self.answer.send(str(error))
+
+
+def test_a_folder_without_permission_to_write_is_told_in_one_line(run):
+    receiver, sender = FORKS.Pipe(duplex=False)
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own is closed to others
+        Path(folder).chmod(0o755)
+        mine = Path(folder) / "run"
+        shutil.copytree(run, mine)
+        (mine / "checkpoints").chmod(0o555)
+        process = FORKS.Process(target=Unprivileged(mine, sender))
+        process.start()
+        process.join(60)
+        (mine / "checkpoints").chmod(0o755)
+        assert process.exitcode == 0
+        assert receiver.poll(0)
+        assert re.fullmatch(
+            "could not write the checkpoint of step 3: Permission denied: .*unfinished; .*step-00000002 is whole, and "
+            "--resume goes on from it",
+            receiver.recv(),
+        )
+        assert read_newest(mine, pytest.fail)[0].name == "step-00000002"
+
+
+def test_a_link_in_place_of_an_old_checkpoint_is_removed_and_not_what_it_leads_to(run, tmp_path):
+    old = run / "checkpoints/step-00000001"
+    shutil.move(old, tmp_path / "elsewhere")
+    old.symlink_to(tmp_path / "elsewhere")
+    made = parts(steps=3)
+    saver = Saver(run, 1.0, run / "checkpoints/step-00000002")
+    saver.save(*made, b"", {})
+    saver.finish()
+    assert [path.name for path in checkpoints_of(run)] == ["step-00000003", "step-00000002"]
+    assert not old.is_symlink()
+    assert len(list((tmp_path / "elsewhere").iterdir())) == 5
+
+
+def test_watching_for_signals_ends_although_a_forked_process_lives_on():
+    with stop_on_signals("") as stop:
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(writer)
+            os.read(reader, 1)
+            os._exit(0)
+        os.close(reader)
+        signal.alarm(20)  # ends this process, should the next line hang
+    signal.alarm(0)
+    assert stop.signal_name is None
+    os.close(writer)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize(("is_last", "code"), [(False, -signal.SIGTERM), (True, 0)])
+def test_a_signal_that_comes_again_ends_no_process_that_is_ending(is_last, code):
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with stop_on_signals("") as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            stop.is_last = is_last
+        os.kill(os.getpid(), signal.SIGTERM)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code

@@ -1,0 +1,315 @@
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from vggkit import Recipe, train, vgg
+from vggkit.data.fashion_mnist import load
+from vggkit.data.loading import Augmentation, Split, batches, epoch_order
+from vggkit.data.preprocessing import Preprocessing
+from vggkit.errors import DataError, DivergedError, RunError
+from vggkit.inference.evaluate import evaluate as confusion_of
+from vggkit.inference.predict import load_classifier
+from vggkit.training.distributed import Team
+from vggkit.training.evaluate import evaluate
+from vggkit.training.feed import DeviceFeed
+from vggkit.training.hardware import choose_device
+from vggkit.training.progress import Progress
+from vggkit.training.step import train_step
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    return replace(
+        Recipe.named("quick"),
+        data="fashion-mnist-sample",
+        architecture="1x8 1x16_bn",
+        hidden=(64,),
+        dropout=0.2,
+        image_size=16,
+        batch_size=32,
+        optimizer="sgd",
+        learning_rate=0.02,
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=5e-4,
+        warmup=0.3,
+        epochs=3,
+        flip=True,
+        translate=2,
+    )
+
+
+@pytest.fixture(scope="module")
+def run(recipe, tmp_path_factory):
+    return train(recipe, out=tmp_path_factory.mktemp("runs") / "run", device="cpu", progress=False)
+
+
+def test_a_run_folder_holds_what_it_should(run, recipe):
+    assert sorted(file.name for file in run.folder.iterdir()) == [
+        "checkpoints",
+        "curves.png",
+        "metrics.jsonl",
+        "model.safetensors",
+        "recipe.json",
+    ]
+    assert Recipe.from_json((run.folder / "recipe.json").read_text()) == recipe
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["event"] == "start"
+    assert lines[0]["torch"] == torch.__version__
+    epochs = [line for line in lines if line.pop("event") == "epoch"]
+    assert epochs == [asdict(metrics) for metrics in run.history]
+    assert [metrics.step for metrics in run.history] == [63, 126, 189]
+
+
+def test_it_learns(run):
+    losses = [metrics.train_loss for metrics in run.history]
+    assert losses[0] > losses[1] > losses[2]
+    assert run.history[-1].test_accuracy > 0.6  # ten classes
+
+
+def test_images_in_memory_are_not_said_to_be_waited_for(recipe, tmp_path, monkeypatch):
+    shares = []
+    monkeypatch.setattr(Progress, "step", lambda self, step, sums, share: shares.append(share))
+    train(replace(recipe, epochs=2), out=tmp_path / "run", device="cpu", progress=False)
+    assert len(shares) == 2 * 63
+    assert max(shares) < 0.9  # the first steps of both epochs included
+
+
+def test_the_summary_is_the_books_two_lines(run):
+    last = run.history[-1]
+    first, second = run.summary.splitlines()
+    assert first == (
+        f"loss {last.train_loss:.3f}, train acc {last.train_accuracy:.3f}, test acc {last.test_accuracy:.3f}"
+    )
+    speed, _, rest = second.partition(" ")
+    assert rest == "examples/sec on cpu"
+    assert min(m.examples_per_second for m in run.history) <= float(speed) + 0.1
+    assert float(speed) - 0.1 <= max(m.examples_per_second for m in run.history)
+
+
+def test_the_saved_network_is_the_trained_one(run):
+    classifier = load_classifier(run.folder)
+    sample = load("fashion-mnist-sample")
+    images = torch.from_numpy(sample.test_images).unsqueeze(1)
+    x = classifier.preprocessing(images)
+    with torch.no_grad():
+        assert torch.equal(classifier.net(x), run.net(x))
+        by_hand = np.mean([classifier.net(classifier.preprocessing(i[None])).argmax().item() for i in images[:200]]
+                          == sample.test_labels[:200])  # fmt: skip
+    measured = confusion_of(classifier, sample)
+    assert measured.accuracy == run.history[-1].test_accuracy
+    first = replace(sample, test_images=sample.test_images[:200], test_labels=sample.test_labels[:200])
+    assert confusion_of(classifier, first).accuracy == by_hand
+    assert measured.confusion.sum(axis=1).tolist() == [100] * 10
+    assert np.mean(measured.class_accuracy) == pytest.approx(measured.accuracy)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_one_others(recipe, run, tmp_path):
+    again = train(recipe, out=tmp_path / "again", device="cpu", progress=False)
+    for a, b in zip(run.net.state_dict().values(), again.net.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    other = train(replace(recipe, seed=1, epochs=1), out=tmp_path / "other", device="cpu", progress=False)
+    assert not torch.equal(other.net.fc3.weight, run.net.fc3.weight)
+
+
+def test_a_step_is_the_textbooks():
+    """SGD by hand, in float64: w - lr * (gradient + weight decay * w)."""
+    net = vgg("1x4", image_size=8, hidden=(), num_classes=3).double()
+    x, labels = torch.randn(5, 1, 8, 8, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1])
+    expected_loss = nn.functional.cross_entropy(net(x), labels)
+    gradients = torch.autograd.grad(expected_loss, list(net.parameters()))
+    before = [p.detach().clone() for p in net.parameters()]
+    optimizer = torch.optim.SGD(net.parameters(), lr=99.0, weight_decay=0.01, fused=True)
+    correct = (net(x).argmax(1) == labels).sum().item()
+    sums = train_step(net, optimizer, x, labels, learning_rate=0.1)
+    assert sums.tolist() == pytest.approx([5 * expected_loss.item(), correct, 5, 0, 0])
+    for p, old, gradient in zip(net.parameters(), before, gradients, strict=True):
+        torch.testing.assert_close(p.detach(), old - 0.1 * (gradient + 0.01 * old))
+
+
+def test_evaluation_counts_every_image_once():
+    class Oracle(nn.Module):
+        def forward(self, x):
+            return nn.functional.one_hot(x[:, 0, 0, 0].round().long(), 10).float()
+
+    labels = torch.arange(10).repeat(7)
+    images = labels.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 4, 4).clone()
+    wrong = labels.clone()
+    wrong[:14] += 1
+    preprocessing = Preprocessing(4, 1, (0.0,), (1 / 255,))
+    team = Team(torch.device("cpu"))
+    for batch_size in (1, 16, 70, 1000):
+        for truth, accuracy in ((labels, 1.0), (wrong, 56 / 70)):
+            feed = DeviceFeed(Split(images, truth), batch_size, 0, team, is_fitted=False)
+            assert evaluate(Oracle(), feed, preprocessing, team) == pytest.approx(accuracy)
+
+
+def test_validation_keeps_images_out_of_training(recipe, tmp_path, monkeypatch):
+    seen = []
+    original = Split.on
+    monkeypatch.setattr(Split, "on", lambda device, x, y: seen.append((x, y)) or original(device, x, y))
+    run = train(replace(recipe, validation=500, epochs=1), out=tmp_path / "run", progress=False)
+    sample = load("fashion-mnist-sample")
+    (train_x, train_y), (held_x, held_y) = seen
+    assert np.array_equal(np.concatenate([train_x, held_x]), sample.train_images)
+    assert np.array_equal(np.concatenate([train_y, held_y]), sample.train_labels)
+    assert len(held_y) == 500
+    assert "validation acc" in run.summary
+    with pytest.raises(DataError, match="expected validation below the 2000 training images, got 2000"):
+        train(replace(recipe, validation=2000), out=tmp_path / "other", progress=False)
+
+
+def test_an_existing_run_is_never_overwritten(run, recipe, tmp_path, monkeypatch):
+    before = {file.name: file.read_bytes() for file in run.folder.rglob("*") if file.is_file()}
+    with pytest.raises(RunError, match="expected a run folder that does not exist yet, got .*, try another --out"):
+        train(recipe, out=run.folder, progress=False)
+    assert {file.name: file.read_bytes() for file in run.folder.rglob("*") if file.is_file()} == before
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(RunError, match="expected a folder that can be made"):
+        train(recipe, out=tmp_path / "file" / "run", progress=False)
+    monkeypatch.chdir(tmp_path)
+    one_epoch = replace(recipe, epochs=1)
+    assert [str(train(one_epoch, progress=False).folder) for _ in range(2)] == ["runs/quick-1", "runs/quick-2"]
+
+
+def test_a_diverging_run_stops_and_says_what_to_try(recipe, tmp_path):
+    wild = replace(recipe, architecture="1x8 1x16", learning_rate=1e6, optimizer="sgd")
+    with pytest.raises(
+        DivergedError, match="got a loss of .* at step [0-9]+, in epoch 1, which was not taken; .* try a"
+    ):
+        train(wild, out=tmp_path / "run", progress=False)
+    assert (tmp_path / "run" / "recipe.json").exists()
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    # The loss of the only step is finite, what comes out of the network after it is not.
+    last_step = replace(wild, architecture="1x4 1x4", image_size=8, batch_size=2000, weight_decay=1e6, epochs=1)
+    with pytest.raises(DivergedError, match="expected finite outputs, got others after step 1, try a --learning-rate"):
+        train(replace(last_step, warmup=0.0), out=tmp_path / "last", progress=False)
+
+
+def test_augmentation_beyond_the_image_is_refused(recipe, tmp_path):
+    with pytest.raises(RunError, match=r"expected translate below the 28 pixels of an image, got 28"):
+        train(replace(recipe, translate=28), out=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_device_is_chosen_or_refused():
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device(None).type in ("cpu", "cuda", "mps")
+    for name in ("tpu", "cuda:99", "xpu"):
+        with pytest.raises(RunError, match=f"expected a device of this machine, got '{name}'"):
+            choose_device(name)
+
+
+def test_adamw_learns_too(recipe, tmp_path):
+    adam = replace(recipe, optimizer="adamw", learning_rate=0.003, momentum=0.0, nesterov=False, epochs=2)
+    assert train(adam, out=tmp_path / "run", progress=False).history[-1].test_accuracy > 0.5
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_step_never_waits_for_the_gpu(recipe):
+    device = torch.device("cuda", 0)
+    sample = load("fashion-mnist-sample")
+    split = Split.on(device, sample.train_images, sample.train_labels)
+    net = vgg("vgg11_bn/4", image_size=32).to(device).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, fused=True)
+    preprocessing = Preprocessing(32, 1, (0.3,), (0.3,))
+    augment = Augmentation(flip=True, translate=2, erase=4)
+    draws, order = torch.Generator(device).manual_seed(0), epoch_order(len(split), 0, 1).to(device)
+    sums = torch.zeros(5, device=device)
+    for mode in ("default", "error"):  # once to warm up
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            for images, labels in batches(split, 128, order):
+                sums += train_step(net, optimizer, preprocessing(augment(images, draws)), labels, 0.01)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert sums.isfinite().all()
+
+
+def test_ctrl_c_ends_tidily_with_what_was_learned_saved(recipe, tmp_path):
+    command = [sys.executable, "-m", "vggkit", "train", "--data", recipe.data, "--epochs", "1000", "--out", "run"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            lines = [process.stdout.readline() for _ in range(4)]  # the header, the warning and two epochs
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert lines[3].startswith("epoch    2/1000")
+    assert process.returncode == 75, err
+    assert "Traceback" not in err
+    assert "stopped by SIGINT after" in out
+    assert out.rstrip().endswith("go on with: vgg train --resume run")
+    assert load_classifier(tmp_path / "run").classes[0] == "t-shirt"
+    assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
+def test_at_224_pixels_a_step_at_batch_128_stays_under_3_gb():
+    """The chapter's recipe: the whole process, data included, as the kernel counts it."""
+    program = r"""
+import re, signal, sys, torch
+from pathlib import Path
+from vggkit.training import epochs
+from vggkit import Recipe, train
+from dataclasses import replace
+steps = []
+original = epochs.train_step
+def two_steps(*args, **options):
+    steps.append(args[2].shape)
+    if len(steps) == 2:
+        signal.raise_signal(signal.SIGTERM)
+    return original(*args, **options)
+epochs.train_step = two_steps
+train(replace(Recipe.named("d2l"), data=sys.argv[1]), out=sys.argv[2], progress=False, device="cpu")
+assert steps == [(128, 1, 224, 224)] * 3, steps
+# Not getrusage, which begins at what the process that started this one has.
+print(int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 2**20)
+"""
+    import tempfile
+
+    from vggkit.data import fashion_mnist
+
+    try:
+        fashion_mnist.find()
+        data = "fashion-mnist"
+    except DataError:
+        data = "fashion-mnist-sample"
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [sys.executable, "-c", program, data, f"{folder}/run"], capture_output=True, text=True, timeout=300
+        )
+    assert done.returncode == 0, done.stderr
+    gib = float(done.stdout)
+    assert 0.5 < gib < 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"architecture": "lenet", "image_size": 28, "init": "xavier"},
+        {"architecture": "alexnet", "image_size": 65, "init": "xavier"},
+        {"architecture": "1x8 2x8_bn", "head": "conv", "pooled_size": 2, "hidden": (16,)},
+        {"architecture": "1x8 2x8", "head": "gap", "checkpoint": True},
+        {"architecture": "1x8 2x8", "head": "adaptive", "pooled_size": 3, "dropout": 0.5, "hidden": (16,)},
+    ],
+)
+def test_every_kind_of_network_is_trained_saved_and_used(change, tmp_path):
+    recipe = replace(
+        Recipe.named("quick"), **{"data": "fashion-mnist-sample", "epochs": 1, "image_size": 16, "hidden": ()} | change
+    )
+    run = train(recipe, out=tmp_path / "run", device="cpu", progress=False)
+    assert run.history[0].train_loss < 4
+    classifier = load_classifier(tmp_path / "run")
+    assert classifier.net.architecture == run.net.architecture
+    for name, tensor in run.net.state_dict().items():
+        assert torch.equal(classifier.net.state_dict()[name], tensor)

@@ -1,0 +1,479 @@
+import inspect
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+
+from vggkit import Recipe, cli
+from vggkit.data.fashion_mnist import SAMPLE_PLACE, load
+from vggkit.verbs import describe
+
+
+def vgg_program(*arguments, **options):
+    command = [sys.executable, "-m", "vggkit", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A small network trained by the command line, and what the command printed."""
+    folder = tmp_path_factory.mktemp("cli")
+    done = vgg_program(
+        "train", "--data", "fashion-mnist-sample", "--epochs", "2", "--architecture", "1x8 1x16_bn",
+        "--image-size", "16", "--hidden", "32", "--device", "cpu", "--out", "run", cwd=folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder / "run", done
+
+
+def described(capsys, *arguments):
+    assert cli.main(["describe", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def row(text, name):
+    return next(line for line in text.splitlines() if line.startswith(name))
+
+
+def test_describe_answers_where_the_parameters_are(capsys):
+    wide = described(capsys, "vgg11", "--in-channels", "1", "--num-classes", "10")
+    assert "92.8" in row(wide, "all fc").split()
+    narrow = described(capsys, "vgg11/4", "--in-channels", "1", "--num-classes", "10")
+    assert "98.7" in row(narrow, "all fc").split()
+
+
+def test_describe_answers_where_the_other_three_layers_went(capsys):
+    text = described(capsys, "vgg11")
+    assert "8 conv" in row(text, "all conv")
+    assert "3 fc" in row(text, "all fc")
+    assert row(text, "total").split()[1] == "11"
+    assert "132,863,336" in row(text, "total")
+
+
+def test_describe_by_layer_and_as_json_say_the_same(capsys):
+    text = described(capsys, "vgg16_bn/8", "--layers", "--image-size", "64", "--hidden", "100", "--batch-size", "2")
+    data = json.loads(
+        described(capsys, "vgg16_bn/8", "--json", "--image-size", "64", "--hidden", "100", "--batch-size", "2")
+    )
+    for layer in data["layers"]:
+        assert f"{layer['parameters']:,}" in row(text, layer["name"])
+        assert "x".join(map(str, layer["output_shape"][1:])) in row(text, layer["name"])
+    assert data["total"]["parameters"] == sum(layer["parameters"] for layer in data["layers"])
+    assert data["total"]["macs"] == sum(part["macs"] for part in data["parts"].values())
+    assert f"{data['total']['macs'] / 1e6:,.1f}" in row(text, "total")
+
+
+@pytest.mark.parametrize("network", ["vgg19", "vgg16_bn", "A-LRN"])
+def test_describe_fits_80_columns(network, capsys):
+    for layers in ([], ["--layers"]):
+        assert max(map(len, described(capsys, network, *layers).splitlines())) <= 80
+
+
+@pytest.mark.parametrize("batch_size", ["1", "7", "128", "3000"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["vgg16_bn", "--optimizer", "adamw", "--memory", "6GB"],
+        ["vgg19", "--hidden", "--optimizer", "adamw", "--dtype", "bfloat16", "--memory", "80GiB"],
+        ["lenet", "--optimizer", "momentum", "--memory", "1e6"],
+        ["lenet", "alexnet", "vgg19", "--memory", "24GB"],
+        ["lenet", "alexnet", "vgg11_bn", "vgg19_bn", "--memory", "24GB"],
+    ],
+)
+def test_describe_of_training_fits_80_columns(batch_size, arguments, capsys):
+    text = described(capsys, *arguments, "--batch-size", batch_size)
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+
+
+def numbers(line):
+    """Every number in a line, thousands joined."""
+    return [float(number) for number in re.findall(r"\d+\.?\d*", line.replace(",", ""))]
+
+
+def test_describe_says_what_training_takes(capsys):
+    line = row(described(capsys, "vgg16", "--batch-size", "8", "--optimizer", "momentum"), "training")
+    *parts, peak = numbers(line)
+    assert line.endswith(" GB")
+    assert parts[:3] == [0.55, 0.55, 0.55]  # 138 million float32 parameters
+    assert sum(parts) == pytest.approx(peak, abs=0.02)
+    assert len(numbers(row(described(capsys, "vgg16"), "training"))) == 4  # sgd keeps nothing
+
+
+def test_describe_says_which_batch_fits(capsys):
+    arguments = ["vgg16", "--memory", "6GB"]
+    text = described(capsys, *arguments, "--batch-size", "128")
+    plain, checkpointed = row(text, "in 6.00 GB"), row(text, "with --checkpoint")
+    assert "does not fit" in plain
+    most, most_checkpointed = int(plain.split()[-1]), int(checkpointed.split()[-1])
+    assert most_checkpointed > most
+    for batch_size, fits in ((most, "fits"), (most + 1, "does not fit")):
+        assert f" {batch_size} {fits};" in row(
+            described(capsys, *arguments, "--batch-size", str(batch_size)), "in 6.00"
+        )
+    for batch_size, fits in ((most_checkpointed, "fits"), (most_checkpointed + 1, "does not fit")):
+        text = described(capsys, *arguments, "--batch-size", str(batch_size))
+        assert f", {fits};" in row(text, "with --checkpoint")
+    assert "not even 1 does" in row(described(capsys, "vgg16", "--memory", "1GB"), "in 1.00 GB")
+    assert "checkpoint" not in described(capsys, "alexnet", "--memory", "6GB")  # it has no blocks
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("6GB", 6_000_000_000),
+        ("6 gib", 6 * 2**30),
+        ("500MB", 500_000_000),
+        ("6e9", 6_000_000_000),
+        ("1500kB", 1_500_000),
+        ("2TiB", 2 * 2**40),
+        ("17000000", 17_000_000),
+        ("17000000B", 17_000_000),
+    ],
+)
+def test_sizes_of_memory(text, expected):
+    assert describe.parse_bytes(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", "6XB", "six", "-1GB", "6G", "nan", "inf", "9" * 400, "6e999", "1/2GB", "6GB6", "٦GB", "6", "999kB"]
+)
+def test_a_size_that_is_none_is_refused(text):
+    with pytest.raises(
+        ValueError, match="expected a size from 1MB, such as 6GB, 6GiB, 500MB or 6e9, for --memory, got '"
+    ):
+        describe.parse_bytes(text)
+
+
+def test_describe_compares_alexnet_and_vgg(capsys):
+    options = ["--in-channels", "1", "--num-classes", "10", "--batch-size", "128"]
+    text = described(capsys, "alexnet", "vgg11", *options, "--memory", "24GB")
+    alone = [json.loads(described(capsys, name, *options, "--json")) for name in ("alexnet", "vgg11")]
+    assert json.loads(described(capsys, "alexnet", "vgg11", *options, "--json")) == alone
+    for name, scale, values in (
+        ("weight layers", 1, [8, 11]),
+        ("parameters, conv", 1, [one["convolutional"]["parameters"] for one in alone]),
+        ("parameters, fc", 1, [one["fully_connected"]["parameters"] for one in alone]),
+        ("parameters ", 1, [one["total"]["parameters"] for one in alone]),
+        ("MMACs, conv", 1e6, [one["convolutional"]["macs"] for one in alone]),
+        ("MMACs, fc", 1e6, [one["fully_connected"]["macs"] for one in alone]),
+        ("MMACs ", 1e6, [one["total"]["macs"] for one in alone]),
+        ("MB out", 1e6, [one["total"]["activation_bytes"] for one in alone]),
+        ("MB to train", 1e6, [one["training"]["peak_bytes"] for one in alone]),
+    ):
+        first, second = (value / scale for value in values)
+        assert numbers(row(text, name)) == pytest.approx([first, second, second / first], abs=0.051, rel=0.01)
+    assert numbers(row(text, "parameters "))[0] == 46_764_746  # the book's AlexNet
+    assert "-" in row(text, "  --checkpoint").split()
+
+
+def test_networks_have_their_own_size_unless_told(capsys):
+    sizes = [
+        one["architecture"]["image_size"]
+        for one in json.loads(described(capsys, "lenet", "alexnet", "vgg11", "--json"))
+    ]
+    assert sizes == [28, 224, 224]
+    assert json.loads(described(capsys, "lenet", "--json", "--image-size", "64"))["architecture"]["image_size"] == 64
+
+
+def test_describe_takes_every_head(capsys):
+    for head, hidden, extra in (
+        ("gap", [], []),
+        ("adaptive", [4096, 4096], ["--pooled-size", "3"]),
+        ("conv", [4096, 4096], []),
+    ):
+        architecture = json.loads(described(capsys, "vgg11", "--head", head, *extra, "--json"))["architecture"]
+        assert (architecture["head"], architecture["hidden"]) == (head, hidden)
+
+
+def test_hidden_may_be_empty(capsys):
+    assert "fc7" not in described(capsys, "vgg11", "--hidden")
+
+
+def test_describe_imports_no_torch():
+    program = "import sys; from vggkit import cli; cli.main(['describe', 'vgg19']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60).returncode == 0
+
+
+def test_describe_starts_in_under_half_a_second():
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        assert vgg_program("describe", "vgg16").returncode == 0
+        seconds.append(time.perf_counter() - start)
+    assert sorted(seconds)[2] < 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["describe", "vgg61"], "vgg describe: 'vgg61', character 1: expected a name such as vgg16"),
+        (["describe", "1x64 2y128"], "character 6: expected a block such as 2x128, got '2y128'"),
+        (["describe", "vgg11", "--image-size", "16"], "expected an image_size of at least 32 for 5 blocks"),
+        (["describe", "vgg11", "--batch-size", "0"], "expected a batch_size from 1"),
+        (["describe", "1x1000000000"], "character 3: expected channels from 1 to 65536"),
+        (
+            ["train", "--recipe", "fast"],
+            "vgg train: expected a recipe of quick, d2l, d2l-1.0, gluon, paper, finetune, got 'fast'",
+        ),
+        (["train", "--epochs", "0"], "epochs to be a whole number from 1"),
+        (["train", "--data", "no-such-set"], "expected fashion-mnist, fashion-mnist-sample, a folder of images"),
+        (
+            ["train", "--data", "fashion-mnist-sample", "--device", "tpu"],
+            "expected a device of this machine, got 'tpu'",
+        ),
+        (["data", "fetch", "mnist"], "expected fashion-mnist to fetch, got 'mnist'"),
+        (["eval", "no-such-run"], "no-such-run: expected a weight file, got nothing there"),
+        (["predict", "no-such-run", "x.png"], "no-such-run: expected a weight file, got nothing there"),
+        (["eval", ".", "--plot", "confusion.txt"], "expected a .png file in a folder that exists for --plot"),
+        (["eval", ".", "--plot", "no/confusion.png"], "expected a .png file in a folder that exists for --plot"),
+        (["paint"], f"vgg paint: expected one of {', '.join(cli.VERBS)}, try"),
+    ],
+)
+def test_a_users_mistake_gets_one_line_and_code_2(arguments, message, tmp_path):
+    done = vgg_program(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    errors = done.stderr.splitlines()
+    assert len(errors) == 1, done.stderr
+    assert message in errors[0]
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["describe"], "expected a network, got none, try 'vgg describe vgg16'"),
+        (["describe", "vgg11", "--wide"], "--wide"),
+        (
+            ["describe", "vgg11", "--memory", "6XB"],
+            "expected a size from 1MB, such as 6GB, 6GiB, 500MB or 6e9, for --memory",
+        ),
+        (["describe", "vgg11", "--memory", "1GB", "--batch-size", "0"], "expected a batch_size from 1"),
+        (["describe", "vgg11", "vgg16", "--layers"], "expected one network with --layers, got 2"),
+        (["describe", "vgg11", "vgg61"], "'vgg61', character 1: expected a name such as vgg16"),
+        (["describe", "vgg11", "--optimizer", "adam"], "adam"),
+        (["train", "--epochs", "many"], "--epochs"),
+        (["train", "--recipe"], "--recipe"),
+        (["predict", "run"], "expected at least one image, got none"),
+    ],
+)
+def test_a_wrong_flag_is_one_line_too(arguments, message, capsys):
+    assert cli.main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"vgg {arguments[0]}: ")
+    assert message in line
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_has_help(verb, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([verb, "--help"])
+    assert f"usage: vgg {verb}" in capsys.readouterr().out
+
+
+def test_the_usage_names_every_verb(capsys):
+    assert cli.main([]) == 0
+    out = capsys.readouterr().out
+    assert all(f"  {verb} " in out for verb in cli.VERBS)
+    assert cli.main(["--version"]) == 0
+
+
+def test_the_help_of_train_shows_the_chosen_recipes_values(capsys):
+    helps = []
+    for arguments in ([], ["--recipe", "d2l"], ["--recipe=d2l-1.0"]):
+        with pytest.raises(SystemExit):
+            cli.main(["train", *arguments, "--help"])
+        helps.append(" ".join(capsys.readouterr().out.replace("│", " ").split()))
+    assert "Pixels along a side of the network's input. (default: 32)" in helps[0]
+    assert "Pixels along a side of the network's input. (default: 224)" in helps[1]
+    assert "(default: 0.01)" in helps[2]
+    assert "--flip, --no-flip Mirror training images left and right at random. (default: True)" in helps[0]
+
+
+def test_no_help_text_breaks_in_the_middle_of_a_line():
+    """tyro keeps the line breaks of an indented docstring."""
+    texts = re.findall(r'^    """(.*?)"""', inspect.getsource(Recipe), flags=re.DOTALL | re.MULTILINE)
+    assert len(texts) > 35
+    assert not [text for text in texts if "\n" in text]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], Recipe.named("quick")),
+        (["--recipe", "d2l"], Recipe.named("d2l")),
+        (["--recipe=gluon", "--seed", "3"], replace(Recipe.named("gluon"), seed=3)),
+        (["--flip", "--no-stream"], Recipe.named("quick")),
+        (["--hidden", "64", "32", "--no-flip"], replace(Recipe.named("quick"), hidden=(64, 32), flip=False)),
+        (["--flip", "--checkpoint"], replace(Recipe.named("quick"), checkpoint=True)),
+        (["--recipe", "d2l", "--normalize"], replace(Recipe.named("d2l"), normalize=True)),
+        (["--no-flip", "--resume", "not-there-yet"], replace(Recipe.named("quick"), flip=False)),
+    ],
+)
+def test_the_flags_of_train_are_the_recipes(arguments, expected, monkeypatch, full_place):
+    seen = []
+    monkeypatch.setattr("vggkit.training.loop.train", lambda recipe, **_: seen.append(recipe) or exit(7))
+    with pytest.raises(SystemExit, match="7"):
+        cli.main(["train", *arguments])
+    assert seen == [expected]
+
+
+def test_training_ends_with_the_books_two_lines_and_the_folder(trained):
+    _, done = trained
+    *_, loss, speed, folder = done.stdout.splitlines()
+    assert loss.startswith("loss ")
+    assert ", train acc " in loss
+    assert ", test acc " in loss
+    assert speed.endswith(" examples/sec on cpu")
+    assert folder == "run"
+    assert done.stderr.count("not comparable") == done.stdout.count("not comparable") == 1
+
+
+def test_training_shows_a_live_display_on_a_terminal(tmp_path):
+    primary, secondary = pty.openpty()
+    command = [sys.executable, "-m", "vggkit", "train", "--data", "fashion-mnist-sample", "--epochs", "4"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=secondary, stderr=secondary, env={**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    )
+    os.close(secondary)
+    shown = b""
+    while True:
+        try:
+            part = os.read(primary, 65536)
+        except OSError:  # the other end is closed
+            break
+        shown += part
+    assert process.wait(timeout=60) == 0
+    text = shown.decode()
+    assert "train acc" in text
+    assert "\x1b[" in text
+    assert "epoch 4/4" in text
+    assert "runs/quick-1" in text
+
+
+def test_eval_agrees_with_training_and_draws(trained, capsys, tmp_path):
+    run, done = trained
+    assert cli.main(["eval", str(run), "--plot", str(tmp_path / "confusion.png")]) == 0
+    out = capsys.readouterr().out
+    accuracy = float(out.split()[1])
+    assert f"test acc {accuracy:.3f}" in done.stdout.splitlines()[-3]
+    assert "ankle boot" in out
+    with Image.open(tmp_path / "confusion.png") as picture:
+        assert picture.size[0] > 500
+    assert cli.main(["eval", str(run), "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert round(data["accuracy"], 4) == accuracy
+    assert sum(map(sum, data["confusion"])) == 1000
+
+
+def test_predict_works_from_the_file_alone(trained, tmp_path, capsys):
+    run, _ = trained
+    weights = tmp_path / "elsewhere.safetensors"
+    weights.write_bytes((run / "model.safetensors").read_bytes())
+    boot = load("fashion-mnist-sample").test_images[0]
+    paths = []
+    for name, image in [
+        ("same.png", Image.fromarray(boot)),
+        ("large.jpg", Image.fromarray(boot).resize((300, 200)).convert("RGB")),
+        ("palette.png", Image.fromarray(boot).convert("P")),
+    ]:
+        image.save(tmp_path / name)
+        paths.append(str(tmp_path / name))
+    assert cli.main(["predict", str(weights), *paths, "--top", "99", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    for entry, path in zip(data, paths, strict=True):
+        assert entry["image"] == path
+        probabilities = [p["probability"] for p in entry["predictions"]]
+        assert len(probabilities) == 10
+        assert sum(probabilities) == pytest.approx(1, abs=1e-5)
+        assert probabilities == sorted(probabilities, reverse=True)
+    assert data[0]["predictions"] == data[2]["predictions"]
+    assert cli.main(["predict", str(weights), *paths]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_a_bad_image_among_good_ones_is_named(trained, tmp_path, capsys):
+    (tmp_path / "bad.png").write_text("no")
+    assert cli.main(["predict", str(trained[0]), str(tmp_path / "bad.png")]) == 2
+    assert "bad.png: expected a PNG, JPEG, WebP, GIF, BMP or TIFF image" in capsys.readouterr().err
+
+
+def test_data_lists_what_is_known(capsys, own_cache):
+    assert cli.main(["data", "--json"]) == 0
+    full, sample = json.loads(capsys.readouterr().out)
+    assert full["where"] == ""
+    assert "try 'vgg data fetch fashion-mnist'" in full["state"]
+    assert sample == {"name": "fashion-mnist-sample", "where": str(SAMPLE_PLACE), "state": "verified"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"classes": "[" * 100_000}, "expected a list of printable texts as 'classes'"),
+        ({"classes": json.dumps(["\x1b[31mred"] * 10)}, "expected a list of printable texts as 'classes'"),
+        ({"preprocessing": "{}"}, "expected image_size, channels, mean and std as JSON"),
+        ({"classes": json.dumps(["a"])}, "expected classes and preprocessing that fit the architecture"),
+    ],
+)
+def test_hostile_metadata_is_refused(trained, tmp_path, capsys, changes, message):
+    from vggkit.weights.files import load_weights, save_weights
+
+    net, metadata = load_weights(trained[0] / "model.safetensors")
+    save_weights(tmp_path / "hostile.safetensors", net, metadata | changes)
+    assert cli.main(["predict", str(tmp_path / "hostile.safetensors"), "x.png"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert line.isprintable()
+
+
+def test_weights_that_give_no_probabilities_are_refused(trained, tmp_path, capsys):
+    from vggkit.weights.files import load_weights, save_weights
+
+    net, metadata = load_weights(trained[0] / "model.safetensors")
+    net.fc4.bias.data.fill_(float("nan"))
+    save_weights(tmp_path / "nan.safetensors", net, metadata)
+    Image.new("L", (28, 28)).save(tmp_path / "image.png")
+    assert cli.main(["predict", str(tmp_path / "nan.safetensors"), str(tmp_path / "image.png")]) == 2
+    assert "expected weights that give probabilities, got nan" in capsys.readouterr().err
+
+
+def test_a_network_too_large_for_one_image_is_refused(tmp_path, capsys):
+    from vggkit import vgg
+    from vggkit.weights.files import save_weights
+
+    net = vgg([(1, 1)] * 16, image_size=65536, hidden=(), num_classes=1)
+    preprocessing = '{"image_size": 65536, "channels": 1, "mean": [0], "std": [1]}'
+    save_weights(tmp_path / "huge.safetensors", net, {"classes": '["a"]', "preprocessing": preprocessing})
+    assert cli.main(["predict", str(tmp_path / "huge.safetensors"), "x.png"]) == 2
+    assert "expected a network whose activations take at most" in capsys.readouterr().err
+
+
+def test_what_the_machine_cannot_hold_is_said_in_one_line(capsys, monkeypatch):
+    def fail(_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.\nmore")
+
+    monkeypatch.setattr(cli.VERBS["data"], "run", fail)
+    assert cli.main(["data"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "expected enough memory" in line
+    monkeypatch.setattr(cli.VERBS["data"], "run", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert cli.main(["data"]) == 130
+
+
+def test_markup_in_a_path_is_shown_as_it_is(capsys, own_cache):
+    assert cli.main(["data", "--data-dir", "[red]foo[/bar]"]) == 0
+    assert "[red]foo[/bar]" in capsys.readouterr().out
+
+
+def test_a_closed_pipe_is_no_error():
+    command = f"{sys.executable} -m vggkit describe vgg19 --layers | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+    assert done.stdout.startswith("vgg19")

@@ -1,0 +1,345 @@
+"""Weight files of other libraries: read whole, or refused in one line that names the key."""
+
+import io
+import zipfile
+from collections import OrderedDict
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.peers import peer
+from tests.weights.test_translation import keras_weights, numpy_vgg
+from vggkit.errors import WeightsError
+from vggkit.weights.files import load_weights
+from vggkit.weights.translation import NETWORKS, architecture_of, entries
+
+
+def state_of(source, network, **changes):
+    """A state dict with the names and shapes of `source`; a value in each tensor, none in memory."""
+    table = entries(source, architecture_of(source, network))
+    state = {entry.name: torch.full((), 0.5).expand(entry.shape) for entry in table.values()}
+    for name, tensor in changes.items():
+        name = name.replace("__", ".")
+        if tensor is None:
+            del state[name]
+        else:
+            state[name] = tensor
+    return state
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"features__0__weight": None}, "missing tensor 'features.0.weight'"),
+        ({"features__99__weight": torch.zeros(1)}, "unexpected tensor 'features.99.weight'"),
+        (
+            {"features__0__bias": None, "features__zero__bias": torch.zeros(64)},
+            "missing tensor 'features.0.bias'",
+        ),
+        ({"features__0__bias": torch.zeros(65)}, r"expected 'features.0.bias' of shape \(64,\), got \(65,\)"),
+        (
+            {"classifier__0__weight": torch.zeros(1).expand(25088, 4096)},
+            r"expected 'classifier.0.weight' of shape \(4096, 25088\), got \(25088, 4096\)",
+        ),
+        ({"features__0__bias": torch.zeros(64).double()}, "expected 'features.0.bias' as float32, float16 or bfloat16"),
+        ({"features__0__bias": torch.zeros(64).int()}, "expected 'features.0.bias' as float32, float16 or bfloat16"),
+        ({"features__0__bias": [1.0]}, "expected a dense tensor under 'features.0.bias', got list"),
+        (
+            {"features__0__bias": torch.zeros(64).to_sparse()},
+            "expected a state dict of tensors alone, got a pickle that asks for torch._utils _rebuild_sparse",
+        ),
+        (
+            {"features__0__weight": torch.zeros(1).expand(64, 10**6, 3, 3)},
+            "expected in_channels from 1 to 65536, got 1000000",
+        ),
+    ],
+)
+def test_a_state_dict_that_does_not_fit_is_refused_with_its_key(tmp_path, changes, message):
+    path = tmp_path / "vgg11.pth"
+    torch.save(state_of("torchvision", "vgg11", **changes), path)
+    with pytest.raises(WeightsError, match=f"vgg11.pth: {message}"):
+        load_weights(path)
+
+
+def test_a_compressed_state_dict_is_refused(tmp_path):
+    """A member of zeros could grow a thousandfold; torch.save compresses nothing."""
+    buffer = io.BytesIO()
+    torch.save({"features.0.bias": torch.zeros(64)}, buffer)
+    with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(tmp_path / "x.pth", "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(WeightsError, match="x.pth: expected a file of torch.save, which compresses nothing"):
+        load_weights(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_a_truncated_state_dict_is_refused_at_any_length(tmp_path, new):
+    buffer = io.BytesIO()
+    torch.save({"features.0.bias": torch.arange(8.0)}, buffer, _use_new_zipfile_serialization=new)
+    content = buffer.getvalue()
+    for length in range(0, len(content), 37):
+        (tmp_path / "cut.pth").write_bytes(content[:length])
+        with pytest.raises(WeightsError, match="cut.pth: "):
+            load_weights(tmp_path / "cut.pth")
+
+
+class Old:
+    """A tensor as torch pickled it before version 0.4."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def __reduce__(self):
+        tensor = self.tensor
+        return (torch._utils._rebuild_tensor, (tensor.storage(), 0, tuple(tensor.shape), tensor.stride()))
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+def test_torchvisions_oldest_files_have_no_counters_and_are_read(tmp_path):
+    state = state_of("torchvision", "vgg11_bn")
+    for name in [name for name in state if name.endswith("num_batches_tracked")]:
+        del state[name]
+    state = OrderedDict((name, Old(tensor)) for name, tensor in state.items())
+    torch.save(state, tmp_path / "vgg11_bn-6002323d.pth", _use_new_zipfile_serialization=False)
+    net, metadata = load_weights(tmp_path / "vgg11_bn-6002323d.pth")
+    assert metadata["source"] == "torchvision/vgg11_bn"
+    assert net.block1.bn1_1.num_batches_tracked.item() == 0
+    assert (net.fc8.weight == 0.5).all()
+    assert not net.training
+
+
+def test_timms_safetensors_are_read(tmp_path):
+    state = {name: tensor.half().clone() for name, tensor in state_of("timm", "vgg11").items()}
+    save_file(state, tmp_path / "model.safetensors")
+    net, metadata = load_weights(tmp_path / "model.safetensors")
+    assert (metadata["source"], net.architecture.head) == ("timm/vgg11", "conv")
+    assert net.fc6.weight.dtype == torch.float32
+    assert net.fc6.weight.shape == (4096, 512, 7, 7)
+
+
+@pytest.mark.parametrize("network", NETWORKS["caffe"])
+def test_caffes_names_are_read_from_npz(tmp_path, network):
+    rng = np.random.default_rng(0)
+    state = {}
+    for name, tensor in state_of("caffe", network).items():
+        is_small = tensor.numel() < 10_000
+        state[name] = rng.random(tensor.shape, np.float32) if is_small else np.zeros(tensor.shape, np.float32)
+    np.savez_compressed(tmp_path / "caffe.npz", **state)
+    net, metadata = load_weights(tmp_path / "caffe.npz")
+    assert metadata["source"] == f"caffe/{network}"
+    assert '"order": "bgr"' in metadata["preprocessing"]
+    assert torch.equal(net.block1.conv1_1.weight, torch.from_numpy(state["conv1_1.weight"]))
+    assert torch.equal(net.fc7.bias, torch.from_numpy(state["fc7.bias"]))
+
+
+def test_hostile_arrays_are_refused(tmp_path):
+    path = tmp_path / "x.npz"
+    np.savez(path, **{"conv1_1.weight": np.array([{}], dtype=object)})
+    with pytest.raises(WeightsError, match="x.npz: expected floats or integers as 'conv1_1.weight.npy', got object"):
+        load_weights(path)
+    for version, shape, message in [
+        ((1, 0), (2**40, 2**10), "expected a whole array as 'conv1_1.weight.npy', got 128 bytes"),
+        ((2, 0), (1,), r"expected an array of .npy version 1.0 as 'conv1_1.weight.npy', got \(2, 0\)"),
+    ]:
+        header = io.BytesIO()
+        write = np.lib.format.write_array_header_1_0 if version == (1, 0) else np.lib.format.write_array_header_2_0
+        write(header, {"descr": "<f4", "fortran_order": False, "shape": shape})  # of nothing
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("conv1_1.weight.npy", header.getvalue())
+        with pytest.raises(WeightsError, match=f"x.npz: {message}"):
+            load_weights(path)
+    np.savez_compressed(path, **{"conv1_1.weight": np.zeros((64, 3, 3, 3), "V80000")})  # 138 MB of nothing
+    with pytest.raises(WeightsError, match="x.npz: expected floats or integers as 'conv1_1.weight.npy', got |V80000"):
+        load_weights(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("conv1_1.weight.npy", b"not an array")
+    with pytest.raises(WeightsError, match="x.npz: expected a whole weight file, got"):
+        load_weights(path)
+
+
+@pytest.mark.parametrize("kind", ["npz", "pth", "h5"])
+def test_any_bit_flipped_or_byte_lost_gives_one_line_or_another_value(tmp_path, kind):
+    """Of a small file of a kind of its own, which is refused for its names at the latest."""
+    path = tmp_path / f"small.{kind}"
+    if kind == "npz":
+        np.savez_compressed(path, **{"conv1_1.weight": np.arange(6.0), "fc6.bias": np.arange(3.0)})
+    elif kind == "pth":
+        torch.save({"features.0.bias": torch.arange(6.0), "features.0.weight": torch.arange(3.0)}, path)
+    else:
+        as_published({"block1_conv1/bias": np.arange(6.0)}, path)
+    content = path.read_bytes()
+    rng = np.random.default_rng(0)
+    # libhdf5 itself can hang on a damaged heap, which docs/weights.md says; its header alone is tried.
+    places = rng.integers(0, 200 if kind == "h5" else len(content), 150)
+    for place in places:
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << rng.integers(0, 8)
+        for data in (damaged, content[:place]):
+            path.write_bytes(data)
+            with pytest.raises(WeightsError, match=f"small.{kind}: ") as caught:
+                load_weights(path)
+            assert str(caught.value).isprintable()
+
+
+class Grown(dict):
+    """Pickled as a call of bytearray with a number: as many bytes of memory as the file likes."""
+
+    def __reduce__(self):
+        return (bytearray, (2**40,))
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_a_pickle_that_would_take_memory_is_refused_before_it_is_read(tmp_path, new):
+    torch.save(Grown(), tmp_path / "x.pth", _use_new_zipfile_serialization=new)
+    with pytest.raises(WeightsError, match="x.pth: expected a state dict of tensors alone, .* asks for .* bytearray"):
+        load_weights(tmp_path / "x.pth")
+
+
+def test_a_tensor_without_data_is_refused(tmp_path):
+    torch.save({"features.0.bias": torch.zeros(64, device="meta")}, tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match="x.pth: expected"):
+        load_weights(tmp_path / "x.pth")
+
+
+def test_counters_come_back_from_npz(tmp_path):
+    """0-dimensional ones, of a state dict as NumPy keeps it."""
+    state = state_of("torchvision", "vgg11_bn")
+    arrays = {name: np.broadcast_to(np.float32(0.5), tensor.shape) for name, tensor in state.items()}
+    for name in [name for name in state if name.endswith("num_batches_tracked")]:
+        arrays[name] = np.array(7)
+    np.savez(tmp_path / "x.npz", **arrays)
+    net, _ = load_weights(tmp_path / "x.npz")
+    assert net.block5.bn5_2.num_batches_tracked.item() == 7
+    assert net.block5.bn5_2.num_batches_tracked.shape == ()
+
+
+def as_published(weights, path):
+    """An HDF5 file as Keras published them: a group for each layer, `_W_1:0` and `_b_1:0` in it."""
+    with h5py.File(path, "w") as file:
+        file.create_group("input_1")
+        for name, array in weights.items():
+            layer, _, kind = name.partition("/")
+            file.require_group(layer)[f"{layer}_{'W' if kind == 'kernel' else 'b'}_1:0"] = array
+
+
+def as_keras_3(weights, path):
+    """An HDF5 file as Keras 3 writes it: the layers' names in attributes."""
+    with h5py.File(path, "w") as file:
+        for index, layer in enumerate(dict.fromkeys(name.partition("/")[0] for name in weights)):
+            group = file.create_group(f"layers/conv2d_{index}/vars")
+            group.attrs["name"] = layer
+            group["0"], group["1"] = weights[f"{layer}/kernel"], weights[f"{layer}/bias"]
+
+
+@pytest.fixture(scope="module")
+def keras_arrays():
+    return keras_weights(architecture_of("keras", "vgg16"))
+
+
+def test_keras_files_give_what_numpy_gives_in_keras_own_layout(tmp_path, keras_arrays):
+    images = np.random.default_rng(1).standard_normal((1, 224, 224, 3), np.float32)
+    expected = numpy_vgg(keras_arrays, images, [2, 2, 3, 3, 3])
+    as_published(keras_arrays, tmp_path / "vgg16.h5")
+    net, metadata = load_weights(tmp_path / "vgg16.h5")
+    assert metadata["source"] == "keras/vgg16"
+    with torch.no_grad():
+        got = net(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+    assert np.abs(got - expected).max() / np.abs(expected).max() < 1e-5
+
+
+def test_keras_3s_files_are_the_same_network(tmp_path):
+    weights = {
+        name: np.full(array.shape, index, np.float16)
+        for index, (name, array) in enumerate(
+            {
+                e.name: np.broadcast_to(np.float16(0), e.shape)
+                for e in entries("keras", architecture_of("keras", "vgg19")).values()
+            }.items()
+        )
+    }
+    as_keras_3(weights, tmp_path / "vgg19.weights.h5")
+    net, metadata = load_weights(tmp_path / "vgg19.weights.h5")
+    assert metadata["source"] == "keras/vgg19"
+    assert (net.block3.conv3_2.bias == weights["block3_conv2/bias"][0]).all()
+    assert (net.fc7.weight == weights["fc2/kernel"][0, 0]).all()
+
+
+def linked_in_a_thousand_ways(file):
+    """Groups with sixty hard links each to the next: 60^4 paths through a few kilobytes."""
+    group = file
+    for depth in range(4):
+        child = file.create_group(f"level{depth}") if depth == 0 else group.create_group("0")
+        for index in range(1, 60):
+            group[f"link{index}"] = child
+        group = child
+
+
+def test_hostile_hdf5_is_refused(tmp_path):
+    (tmp_path / "secret").write_bytes(b"x" * 256)
+
+    def refused(change, message):
+        with h5py.File(tmp_path / "x.h5", "w") as file:
+            change(file)
+        with pytest.raises(WeightsError, match=f"x.h5: {message}"):
+            load_weights(tmp_path / "x.h5")
+
+    refused(
+        lambda f: (
+            f.update({"fc1": h5py.ExternalLink("other.h5", "/fc1")})
+            if hasattr(f, "update")
+            else f.__setitem__("fc1", h5py.ExternalLink("other.h5", "/fc1"))
+        ),
+        "expected the data of '/fc1' in this file, got a link",
+    )
+    refused(
+        lambda f: f.__setitem__("fc1", h5py.SoftLink("/fc1")), "expected the data of '/fc1' in this file, got a link"
+    )
+    refused(
+        lambda f: f.create_dataset("fc1/kernel", (64,), "f4", external=[(str(tmp_path / "secret"), 0, 256)]),
+        "expected the data of '/fc1/kernel' in this file, got another's",
+    )
+    refused(lambda f: f.create_group("a/b/c/d/e/f/g/h"), "expected groups as Keras nests them")
+    refused(linked_in_a_thousand_ways, "expected at most 10000 groups and tensors, got more")
+    refused(
+        lambda f: f.create_dataset("fc1/kernel", (64,), "V100000000", chunks=(1,)),
+        "expected floats or integers as '/fc1/kernel', got",
+    )
+    refused(
+        lambda f: f.create_dataset("fc1/kernel", (64,), "f4", chunks=(2**28,), maxshape=(None,), compression="gzip"),
+        "expected chunks no larger than '/fc1/kernel', got",
+    )
+    refused(lambda f: f.create_dataset("fc1/kernel", data=h5py.Empty("f4")), "expected a whole weight file, got")
+    refused(lambda f: f.create_dataset("fc1/kernel", data=np.zeros((2, 2))), "missing tensor 'block1_conv1/bias'")
+    refused(
+        lambda f: [f.create_dataset(f"fc1/{name}", data=np.zeros(2)) for name in "ab"],
+        "expected one 'fc1/bias', got a second",
+    )
+    (tmp_path / "x.h5").write_bytes((tmp_path / "x.h5").read_bytes()[:100])
+    with pytest.raises(WeightsError, match="x.h5: expected a whole weight file, got"):
+        load_weights(tmp_path / "x.h5")
+
+
+def test_without_h5py_it_says_what_to_install(tmp_path, monkeypatch):
+    with h5py.File(tmp_path / "x.h5", "w"):
+        pass
+    monkeypatch.setitem(__import__("sys").modules, "h5py", None)
+    with pytest.raises(
+        WeightsError, match=r"expected h5py to read HDF5, got no such package, try 'pip install vggkit\[keras\]'"
+    ):
+        load_weights(tmp_path / "x.h5")
+
+
+def test_a_state_dict_as_the_peers_save_it_is_read(tmp_path):
+    """An OrderedDict with metadata and Parameters, not our plain dict of tensors."""
+    torchvision = peer("torchvision")
+    with torch.device("meta"):
+        net = torchvision.models.vgg11_bn()
+    state = net.state_dict(keep_vars=True)
+    for name, tensor in state.items():
+        zeros = torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
+        state[name] = torch.nn.Parameter(zeros) if isinstance(tensor, torch.nn.Parameter) else zeros
+    torch.save(state, tmp_path / "x.pth")
+    assert load_weights(tmp_path / "x.pth")[1]["source"] == "torchvision/vgg11_bn"

@@ -1,0 +1,140 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save
+
+from vggkit import vgg
+from vggkit.errors import WeightsError
+from vggkit.weights.files import load_weights, save_weights
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return vgg("1x4 1x8_bn", image_size=8, hidden=(8,))
+
+
+@pytest.fixture
+def path(tmp_path, net):
+    save_weights(tmp_path / "model.safetensors", net, {"classes": "[]"})
+    return tmp_path / "model.safetensors"
+
+
+def test_what_is_written_is_read_back(net, path):
+    net.to(memory_format=torch.channels_last)
+    save_weights(path, net, {"classes": "[1]"})
+    loaded, metadata = load_weights(path)
+    assert loaded.architecture == net.architecture
+    assert metadata["classes"] == "[1]"
+    assert not loaded.training
+    x = torch.randn(3, 1, 8, 8)
+    assert torch.equal(loaded(x), net.eval()(x))
+    assert [file.name for file in path.parent.iterdir()] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("start", [b"\x80\x02", b"PK"])
+def test_a_header_whose_length_reads_like_another_kind_of_file(path, net, start):
+    """The first bytes are the length of what follows: 640 as little-endian bytes is how a pickle starts."""
+    save_weights(path, net, {"padding": " "})
+    missing = (int.from_bytes(start, "little") - int.from_bytes(path.read_bytes()[:2], "little")) % 65536
+    save_weights(path, net, {"padding": " " * (1 + missing)})
+    assert path.read_bytes().startswith(start)
+    assert load_weights(path)[0].architecture == net.architecture
+
+
+def rewrite(path, net, tensors=None, architecture=None):
+    state = {name: tensor.clone() for name, tensor in net.state_dict().items()} | (tensors or {})
+    metadata = {"architecture": architecture or net.architecture.to_json()}
+    path.write_bytes(save({k: v for k, v in state.items() if v is not None}, metadata))
+
+
+def test_what_does_not_fit_is_refused_with_its_key(net, path):
+    for change, message in [
+        ({"fc4.bias": None}, "missing tensor 'fc4.bias'"),
+        ({"fc9.bias": torch.zeros(1)}, "unexpected tensor 'fc9.bias'"),
+        ({"fc4.bias": torch.zeros(11)}, r"expected 'fc4.bias' of shape \(10,\), got \(11,\)"),
+        ({"fc4.bias": torch.zeros(10, dtype=torch.float64)}, "expected 'fc4.bias' as torch.float32, got torch.float64"),
+    ]:
+        rewrite(path, net, tensors=change)
+        with pytest.raises(WeightsError, match=message):
+            load_weights(path)
+
+
+def test_a_header_decides_nothing_that_is_allocated(net, path):
+    huge = json.loads(net.architecture.to_json()) | {"notation": "300x1024", "hidden": [65536] * 99}
+    rewrite(path, net, architecture=json.dumps(huge))
+    with pytest.raises(WeightsError, match="unexpected tensor 'block1.bn1_1"):
+        load_weights(path)
+    rewrite(path, net, architecture='{"notation": "vgg11"}')
+    with pytest.raises(WeightsError, match="model.safetensors: expected the keys"):
+        load_weights(path)
+    path.write_bytes(save({"x": torch.zeros(1)}))
+    with pytest.raises(WeightsError, match="expected the tensors of vggkit, torchvision, timm, keras, caffe, got 'x'"):
+        load_weights(path)
+
+
+class Hostile:
+    """Unpickled, it would make a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("new", [True, False])
+@pytest.mark.parametrize("inside", [True, False])
+def test_nothing_is_ever_unpickled(tmp_path, new, inside):
+    hostile = Hostile(tmp_path / "made")
+    path = tmp_path / "vgg16-397923af.pth"
+    torch.save({"features.0.weight": hostile} if inside else hostile, path, _use_new_zipfile_serialization=new)
+    with pytest.raises(
+        WeightsError, match="expected a state dict of tensors alone, got a pickle that asks for __builtin__ getattr"
+    ):
+        load_weights(path)
+    assert not (tmp_path / "made").exists()
+    torch.load(path, weights_only=False)
+    assert (tmp_path / "made").exists()  # it would have been
+
+
+def test_a_missing_file_is_said_to_be_missing(tmp_path):
+    with pytest.raises(WeightsError, match="other.safetensors: expected a weight file, got nothing there"):
+        load_weights(tmp_path / "other.safetensors")
+    with pytest.raises(WeightsError, match="got a folder"):
+        load_weights(tmp_path)
+
+
+@settings(max_examples=150, deadline=None)
+@given(cut=st.floats(0, 0.999), flip=st.one_of(st.none(), st.floats(0, 0.999)))
+def test_a_damaged_file_is_refused_or_has_all_its_parts(tmp_path_factory, cut, flip):
+    folder = tmp_path_factory.mktemp("weights")
+    net = vgg("1x2", image_size=2, hidden=())
+    path = folder / "model.safetensors"
+    save_weights(path, net, {})
+    content = bytearray(path.read_bytes())
+    if flip is None:
+        content = content[: int(cut * len(content))]
+    else:
+        content[int(flip * len(content))] ^= 1 << int(cut * 8)
+    path.write_bytes(content)
+    try:
+        loaded, _ = load_weights(path)
+    except WeightsError as error:
+        assert str(path) in str(error)
+    else:  # a flipped bit among the values themselves
+        assert flip is not None
+        assert loaded.state_dict().keys() == net.state_dict().keys()
+
+
+def test_a_write_that_fails_leaves_what_was_there(path, net, monkeypatch):
+    before = path.read_bytes()
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        save_weights(path, net, {})
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == ["model.safetensors"]
