@@ -15,8 +15,8 @@ from vggkit.engines.fully_connected import fast_cpu
 from vggkit.errors import DataError, WeightsError
 from vggkit.networks.baselines import BaselineNetwork
 from vggkit.networks.vgg import VGG
+from vggkit.training.run_weights import find_weights
 from vggkit.weights.files import load_weights, metadata_list
-from vggkit.weights.published import find_weights
 
 MAX_ACTIVATION_BYTES = 2**31
 """A weight file that says its network needs more for one image is refused; VGG-19 at 224 needs 0.1 GB."""

@@ -10,8 +10,8 @@ from vggkit.errors import RunError, WeightsError
 from vggkit.networks.vgg import VGG
 from vggkit.training.distributed import Team
 from vggkit.training.recipe import Recipe
+from vggkit.training.run_weights import find_weights
 from vggkit.weights.files import AnyNetwork, load_weights
-from vggkit.weights.published import find_weights
 from vggkit.weights.surgery import with_common_scale, with_in_channels
 from vggkit.weights.warm_start import last_layer, transfer, warm_start
 

@@ -99,8 +99,8 @@ def run(arguments: list[str]) -> int:
     from vggkit.data.sources import open_data
     from vggkit.lab.doctor import PATIENCE, examine
     from vggkit.networks.baselines import build
+    from vggkit.training.run_weights import find_weights
     from vggkit.weights.files import load_weights
-    from vggkit.weights.published import find_weights
     from vggkit.weights.warm_start import warm_start
 
     data = open_data(flags.data, data_dir=flags.data_dir)

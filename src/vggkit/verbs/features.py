@@ -38,7 +38,7 @@ def run(arguments: list[str]) -> int:
     from vggkit.inference.features import features
     from vggkit.inference.predict import load_classifier
     from vggkit.training.hardware import choose_device
-    from vggkit.weights.published import find_weights
+    from vggkit.training.run_weights import find_weights
 
     classifier = load_classifier(find_weights(flags.model, print_to_stderr), choose_device(flags.device))
     outputs = features(classifier, flags.image, flags.layers)

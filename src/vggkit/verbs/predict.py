@@ -32,7 +32,7 @@ def run(arguments: list[str]) -> int:
     from vggkit.design.costs import costs
     from vggkit.inference.predict import load_classifier, predict
     from vggkit.training.hardware import choose_device, keep_freed_memory, use_huge_pages
-    from vggkit.weights.published import find_weights
+    from vggkit.training.run_weights import find_weights
 
     use_huge_pages()
     classifier = load_classifier(find_weights(flags.model, print_to_stderr), choose_device(flags.device))

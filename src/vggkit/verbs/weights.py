@@ -75,8 +75,8 @@ def _convert(flags: Flags) -> int:
     out = check_out(flags.out, ".safetensors", *([".pth"] if flags.to == "torchvision" else []))
     from vggkit.data.preprocessing import Preprocessing
     from vggkit.networks.vgg import VGG
+    from vggkit.training.run_weights import find_weights
     from vggkit.weights.files import load_weights, save_torchvision, save_weights
-    from vggkit.weights.published import find_weights
     from vggkit.weights.surgery import (
         fold_preprocessing,
         is_folded,

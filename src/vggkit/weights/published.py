@@ -96,20 +96,9 @@ def fetch_weights(name: str, report: Callable[[str], None] = lambda line: None) 
     return entry.path
 
 
-def find_weights(model: str | Path, report: Callable[[str], None] = lambda line: None) -> Path:
-    """The weight file that a run folder, a weight file or the name of published weights stands for.
-
-    Of a run that is not finished it is the newest checkpoint's. Published weights are fetched unless they lie in the
-    cache; see `fetch_weights` for `report` and what is raised.
-    """
-    is_published = str(model).partition("/")[0] in {name.partition("/")[0] for name in PUBLISHED}
-    if is_published and not Path(model).exists():
-        return fetch_weights(str(model), report)
-    if not Path(model).is_dir():
-        return Path(model)
-    finished = Path(model) / "model.safetensors"
-    checkpoints = sorted(Path(model).glob("checkpoints/step-*/SHA256SUMS"))
-    return finished if finished.exists() or not checkpoints else checkpoints[-1].with_name("network.safetensors")
+def is_published(name: str) -> bool:
+    """Whether `name` begins with a publisher, as in `torchvision/vgg16`; there may be no such weights."""
+    return name.partition("/")[0] in {known.partition("/")[0] for known in PUBLISHED}
 
 
 def _hash_of(entry: Published, path: Path | None = None) -> str:
