@@ -28,8 +28,8 @@ from measuring import row_header, save_row, spread
 
 from vggkit import Recipe, parse_network
 from vggkit.data.preprocessing import _channels_last
-from vggkit.design.baselines import Network
 from vggkit.design.memory import Dtype, OptimizerState, training_memory
+from vggkit.design.network import Network
 from vggkit.engines.fully_connected import use_fast_cpu
 from vggkit.networks.baselines import build
 from vggkit.training import hardware, step

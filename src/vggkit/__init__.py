@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vggkit.data.preprocessing import Preprocessing
     from vggkit.design.architecture import Architecture
-    from vggkit.design.baselines import Baseline, parse_network
-    from vggkit.design.costs import costs
-    from vggkit.design.drawing import draw
+    from vggkit.design.baselines import Baseline
     from vggkit.design.layers import Block
     from vggkit.design.memory import TrainingMemory, largest_batch, training_memory
+    from vggkit.design.network import as_network, costs, draw, parse_network
     from vggkit.design.scaling import StepPrediction, predict_step
     from vggkit.errors import ArchitectureError
     from vggkit.inference.evaluate import Evaluation, evaluate
@@ -41,9 +40,10 @@ _HOMES = {
     "ArchitectureError": "errors",
     "Baseline": "design.baselines",
     "Block": "design.layers",
-    "parse_network": "design.baselines",
-    "costs": "design.costs",
-    "draw": "design.drawing",
+    "as_network": "design.network",
+    "parse_network": "design.network",
+    "costs": "design.network",
+    "draw": "design.network",
     "TrainingMemory": "design.memory",
     "largest_batch": "design.memory",
     "training_memory": "design.memory",
@@ -84,6 +84,7 @@ __all__ = [  # noqa: RUF022 (in the order of a reader)
     "ArchitectureError",
     "Block",
     "Baseline",
+    "as_network",
     "parse_network",
     "costs",
     "draw",

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.strategies import architectures
+from vggkit import as_network, build, costs, draw, largest_batch, predict_step, training_memory
 from vggkit.design.architecture import Architecture
 from vggkit.design.layers import Block
 from vggkit.design.notation import FAMILY
@@ -65,6 +66,37 @@ def test_pairs_and_blocks_are_the_same_network():
     arch = Architecture([(1, 64), [1, 128], Block(2, 256), (2, 512), Block(2, 512, [3, 3])])
     assert arch == Architecture.parse("vgg11")
     assert hash(arch) == hash(Architecture.parse("A"))
+
+
+CONV_ARCH = ((1, 64), (1, 128), (2, 256), (2, 512), (2, 512))
+NARROW = [(pair[0], int(pair[1] / 4)) for pair in CONV_ARCH]
+
+
+@pytest.mark.parametrize("given", ["vgg11/4", NARROW, tuple(NARROW), [Block(*pair) for pair in NARROW]])
+def test_a_text_and_the_books_pairs_are_taken_wherever_a_network_is(given):
+    arch = Architecture.parse("vgg11/4")
+    assert as_network(given) == as_network(arch) == arch
+    assert as_network(given, num_classes=10) == as_network(arch, num_classes=10)
+    assert costs(given).layers == costs(arch).layers
+    assert draw([given, "lenet"]) == draw([arch, as_network("lenet")])
+    assert training_memory(given, 8) == training_memory(arch, 8)
+    assert largest_batch(given, 1e9) == largest_batch(arch, 1e9)
+    assert predict_step(given, 8, 2, 1e9, 1e9) == predict_step(arch, 8, 2, 1e9, 1e9)
+    assert build(given).architecture == arch
+
+
+def test_the_blocks_of_a_network_are_pairs_too():
+    blocks = Architecture.parse("vgg11").blocks
+    assert [(pair[0], int(pair[1] / 4)) for pair in blocks] == NARROW
+    assert tuple(tuple(block) for block in blocks) == CONV_ARCH
+    with pytest.raises(ArchitectureError, match=r"expected a block that a pair can describe, got 3x256k3,3,1"):
+        Architecture.parse("C").blocks[2][0]
+
+
+@pytest.mark.parametrize("given", [None, 5, {"vgg16"}, b"vgg16"])
+def test_what_is_no_network_is_refused(given):
+    with pytest.raises(ArchitectureError, match="expected a network, its text or its blocks, got .*, try 'vgg16'"):
+        costs(given)
 
 
 @pytest.mark.parametrize("name", [*FAMILY, *(f"{n}_bn" for n in FAMILY), "vgg11/4", "vgg16_bn/2", "1x8 3x9k5,3,1"])

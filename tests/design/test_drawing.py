@@ -305,9 +305,8 @@ def test_drawing_imports_no_torch(tmp_path):
     [
         (([],), "expected 1 to 16 networks to draw, got 0"),
         (([VGG16] * 17,), "expected 1 to 16 networks to draw, got 17"),
-        ((["vgg16"],), "expected networks, got 'vgg16', try parse_network"),
-        (([VGG16], "art"), "expected a style of scale, blocks, got 'art'"),
-        ((VGG16,), r"expected a list of networks, got vgg16 alone, try draw\(\[network\]\)"),
+        ((["vgg16", 5],), "expected a network, its text or its blocks, got 5, try 'vgg16'"),
+        (([VGG16], "art"), "expected a style to be one of scale, blocks, got 'art'"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(arguments, match):

@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from vggkit import VGG, Architecture, Baseline, build, costs, load_weights, parse_network, save_weights
-from vggkit.design.drawing import draw
+from vggkit import VGG, Architecture, Baseline, build, costs, draw, load_weights, parse_network, save_weights
 from vggkit.design.notation import FAMILY
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+from vggkit.design.drawing import drawing
 from vggkit.design.layers import (
     MAX_CONVOLUTIONS,
     MAX_KERNEL_SIZE,
@@ -129,7 +130,7 @@ class Architecture:
         >>> Architecture.parse("1x64 2y128")
         Traceback (most recent call last):
         ...
-        vggkit.design.layers.ArchitectureError: '1x64 2y128', character 6: expected a block such as 2x128,
+        vggkit.errors.ArchitectureError: '1x64 2y128', character 6: expected a block such as 2x128,
         got '2y128'
         """
         blocks, norm = parse(text)
@@ -197,9 +198,7 @@ class Architecture:
 
     def _repr_svg_(self) -> str:
         """What a notebook shows: the drawing."""
-        from vggkit.design.drawing import draw  # which is made from architectures
-
-        return draw([self])
+        return drawing([self])
 
     def to_json(self) -> str:
         """This architecture as one line of JSON; `from_json` gives an equal one back."""

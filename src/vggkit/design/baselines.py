@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from vggkit.design.architecture import Architecture
+from vggkit.design.drawing import drawing
 from vggkit.design.layers import MAX_WIDTH, Layer, LayerKind, check_int
 from vggkit.errors import ArchitectureError
 
@@ -115,49 +115,9 @@ class Baseline:
 
     def _repr_svg_(self) -> str:
         """What a notebook shows: the drawing."""
-        from vggkit.design.drawing import draw  # which is made from baselines
-
-        return draw([self])
+        return drawing([self])
 
     def to_json(self) -> str:
-        """This network as one line of JSON; `network_from_json` gives an equal one back."""
+        """This network as one line of JSON; `vggkit.design.network.network_from_json` gives an equal one back."""
         values = asdict(self)
         return json.dumps({"baseline": values.pop("name"), **values})
-
-
-Network = Architecture | Baseline
-"""What costs, drawings and modules are made from."""
-
-
-def parse_network(text: str, **options: Any) -> Network:
-    """`Architecture.parse`, which also knows `lenet` and `alexnet`; these have heads of their own.
-
-    Args:
-        text: `lenet`, `alexnet`, or what `Architecture.parse` takes.
-        options: the other fields; `hidden`, `dropout`, `head`, `pooled_size` and `norm` are for VGG networks only and
-            say nothing about a baseline.
-
-    Raises:
-        ArchitectureError: a network that cannot be.
-
-    >>> parse_network("alexnet").image_size, parse_network("vgg11").image_size
-    (224, 224)
-    """
-    if isinstance(text, str) and text.strip().lower() in get_args(BaselineName):
-        own = ("image_size", "in_channels", "num_classes")
-        return Baseline.named(text, **{name: options[name] for name in own if name in options})
-    return Architecture.parse(text, **options)
-
-
-def network_from_json(text: str) -> Network:
-    """The network whose `to_json` this is, checked as if typed by hand; raises `ArchitectureError`."""
-    try:
-        values = json.loads(text)
-    except (ValueError, TypeError, RecursionError):
-        values = None
-    if isinstance(values, dict) and "baseline" in values:
-        expected = {"baseline", "image_size", "in_channels", "num_classes"}
-        if set(values) != expected or not isinstance(values["baseline"], str):
-            raise ArchitectureError(f"expected the keys {', '.join(sorted(expected))}, got {sorted(values)}")
-        return Baseline.named(values.pop("baseline"), **values)
-    return Architecture.from_json(text)

@@ -13,9 +13,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from vggkit.design.baselines import Network
-from vggkit.design.layers import Layer, LayerKind
-from vggkit.errors import ArchitectureError
+from vggkit.design.layers import AnyNetwork, Layer, LayerKind, check_int
 
 BYTES_PER_VALUE = 4  # float32
 MAX_BATCH_SIZE = 2**31 - 1
@@ -71,9 +69,52 @@ class Sum:
 class Costs:
     """The costs of a network for a batch: the layers, and sums over them."""
 
-    network: Network
+    network: AnyNetwork
     batch_size: int
     layers: tuple[LayerCost, ...]
+
+    @classmethod
+    def of(cls, network: AnyNetwork, batch_size: int = 1) -> "Costs":
+        """The costs of `network`; raises `ArchitectureError` unless `batch_size` is a whole number from 1."""
+        check_int("a batch_size", batch_size, 1, MAX_BATCH_SIZE)
+        counted: list[LayerCost] = []
+        size, is_map = network.image_size, True
+        receptive_field, stride, whole = 1, 1, network.image_size
+        for layer in network.layers():
+            before, size = size, layer.output_size(size)
+            is_map = is_map and layer.kind != "flatten"
+            match layer.kind:
+                case "conv":
+                    seen = receptive_field + (layer.kernel_size - 1) * stride
+                    # fc6 as a convolution over a map that was stretched for it sees the whole map, not more.
+                    receptive_field = seen if layer.padding else min(seen, whole)
+                    stride *= layer.stride
+                case "pool" | "avgpool":
+                    receptive_field += (layer.kernel_size - 1) * stride
+                    stride *= layer.stride
+                case "adaptive":
+                    receptive_field += (_widest_window(before, size) - 1) * stride
+                    stride *= max(1, before // size)
+                case "flatten":
+                    receptive_field = whole
+            if layer.kind in ("conv", "pool", "avgpool"):
+                whole = receptive_field + (size - 1) * stride
+            output_shape = (batch_size, layer.outputs, *((size, size) if is_map else ()))
+            is_view = layer.kind == "flatten" or (layer.kind == "fit" and size == before)
+            counted.append(
+                LayerCost(
+                    name=layer.name,
+                    kind=layer.kind,
+                    part=layer.part,
+                    output_shape=output_shape,
+                    parameters=_parameters(layer),
+                    macs=layer.weights * batch_size * size * size,
+                    activation_bytes=0 if is_view else math.prod(output_shape) * BYTES_PER_VALUE,
+                    receptive_field=receptive_field,
+                    stride=stride,
+                )
+            )
+        return cls(network, batch_size, tuple(counted))
 
     @property
     def total(self) -> Sum:
@@ -98,59 +139,6 @@ class Costs:
 
     def _where(self, condition: Callable[[LayerCost], bool]) -> Sum:
         return Sum.of(filter(condition, self.layers))
-
-
-def costs(network: Network, batch_size: int = 1) -> Costs:
-    """What `network` costs for a batch of `batch_size` images; see the module for how it counts.
-
-    Raises:
-        ArchitectureError: `batch_size` is not a whole number from 1.
-
-    >>> from vggkit import Architecture
-    >>> total = costs(Architecture.parse("vgg16")).total
-    >>> total.parameters, total.macs
-    (138357544, 15470264320)
-    """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or not 1 <= batch_size <= MAX_BATCH_SIZE:
-        raise ArchitectureError(f"expected a batch_size from 1 to {MAX_BATCH_SIZE}, got {batch_size!r}")
-    counted: list[LayerCost] = []
-    size, is_map = network.image_size, True
-    receptive_field, stride, whole = 1, 1, network.image_size
-    for layer in network.layers():
-        before, size = size, layer.output_size(size)
-        is_map = is_map and layer.kind != "flatten"
-        match layer.kind:
-            case "conv":
-                seen = receptive_field + (layer.kernel_size - 1) * stride
-                # fc6 as a convolution over a map that was stretched for it sees the whole map, not more.
-                receptive_field = seen if layer.padding else min(seen, whole)
-                stride *= layer.stride
-            case "pool" | "avgpool":
-                receptive_field += (layer.kernel_size - 1) * stride
-                stride *= layer.stride
-            case "adaptive":
-                receptive_field += (_widest_window(before, size) - 1) * stride
-                stride *= max(1, before // size)
-            case "flatten":
-                receptive_field = whole
-        if layer.kind in ("conv", "pool", "avgpool"):
-            whole = receptive_field + (size - 1) * stride
-        output_shape = (batch_size, layer.outputs, *((size, size) if is_map else ()))
-        is_view = layer.kind == "flatten" or (layer.kind == "fit" and size == before)
-        counted.append(
-            LayerCost(
-                name=layer.name,
-                kind=layer.kind,
-                part=layer.part,
-                output_shape=output_shape,
-                parameters=_parameters(layer),
-                macs=layer.weights * batch_size * size * size,
-                activation_bytes=0 if is_view else math.prod(output_shape) * BYTES_PER_VALUE,
-                receptive_field=receptive_field,
-                stride=stride,
-            )
-        )
-    return Costs(network, batch_size, tuple(counted))
 
 
 def _widest_window(size: int, outputs: int) -> int:

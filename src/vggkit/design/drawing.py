@@ -15,13 +15,11 @@ import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from vggkit.design import svg
-from vggkit.design.architecture import Architecture
-from vggkit.design.baselines import Baseline, Network
-from vggkit.design.costs import LayerCost, Sum, costs
-from vggkit.design.layers import Layer
+from vggkit.design.costs import Costs, LayerCost, Sum
+from vggkit.design.layers import AnyNetwork, Layer, check_one_of
 from vggkit.errors import ArchitectureError, shown
 
 Style = Literal["scale", "blocks"]
@@ -103,35 +101,17 @@ class _Card:
     elements: list[str]
 
 
-def draw(networks: Sequence[Network], style: Style = "scale") -> str:
-    """The drawing of `networks`, beside and below each other on one scale, as the text of an SVG file.
-
-    Args:
-        networks: 1 to 16.
-        style: `scale` or `blocks`, see the module.
-
-    Raises:
-        ArchitectureError: no networks, too many, what is no network, or an unknown style.
-
-    >>> picture = draw([Architecture.parse("vgg16")])
-    >>> picture[:4], "conv5_3" in picture
-    ('<svg', True)
-    """
-    if isinstance(networks, Architecture | Baseline):
-        raise ArchitectureError(f"expected a list of networks, got {networks.name} alone, try draw([network])")
-    if style not in get_args(Style):
-        raise ArchitectureError(f"expected a style of {', '.join(get_args(Style))}, got {style!r}")
+def drawing(networks: Sequence[AnyNetwork], style: Style = "scale") -> str:
+    """The drawing of 1 to 16 networks as the text of an SVG file; raises `ArchitectureError`. See `vggkit.draw`."""
+    check_one_of("a style", style, Style)
     if not 1 <= len(networks) <= MAX_NETWORKS:
         raise ArchitectureError(f"expected 1 to {MAX_NETWORKS} networks to draw, got {len(networks)}")
-    for network in networks:
-        if not isinstance(network, Architecture | Baseline):
-            raise ArchitectureError(f"expected networks, got {shown(str(network))}, try parse_network")
     views = [_view(network) for network in networks]
     return _page(views, _to_scale(views) if style == "scale" else _as_blocks(views), style)
 
 
-def _view(network: Network) -> _View:
-    counted = costs(network)
+def _view(network: AnyNetwork) -> _View:
+    counted = Costs.of(network)
     total, sums = counted.total, counted.parts
     boxes: dict[str, list[_Box]] = {}
     for layer, cost in zip(network.layers(), counted.layers, strict=True):
@@ -155,7 +135,8 @@ def _view(network: Network) -> _View:
     )
     shape = f"{network.in_channels}×{network.image_size}×{network.image_size}"
     image = _Box("image", "image", "", "", network.in_channels, network.image_size, shape, f"image: {shape}")
-    head = f", head {network.head}" if isinstance(network, Architecture) and network.head != "flatten" else ""
+    kind = getattr(network, "head", "flatten")
+    head = f", head {kind}" if kind != "flatten" else ""
     return _View(shown(network.name, quote=False) + head, (_Part((image,)), *parts), lines)
 
 

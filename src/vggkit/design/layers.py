@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, Protocol, cast, get_args
 
 from vggkit.errors import ArchitectureError, shown
 
@@ -56,6 +56,33 @@ class Layer:
                 return size
 
 
+class AnyNetwork(Protocol):
+    """What costs and drawings are made from; `Architecture` and `Baseline` are such networks."""
+
+    @property
+    def name(self) -> str:
+        """What the network is called."""
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the input image."""
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the input, in pixels."""
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs of the last fully connected layer."""
+
+    @property
+    def dropout(self) -> float:
+        """Probability of dropping a hidden unit in training."""
+
+    def layers(self) -> Iterator[Layer]:
+        """Every layer in order."""
+
+
 @dataclass(frozen=True)
 class Block:
     """A VGG block: convolutions of one width, each followed by a ReLU, then a 2x2 max pool of stride 2.
@@ -94,6 +121,12 @@ class Block:
             raise ArchitectureError(f"expected lrn to be True or False, got {self.lrn!r}")
         # One spelling for one block, so that equal blocks compare equal.
         object.__setattr__(self, "kernel_size", sizes[0] if len(set(sizes)) == 1 else tuple(sizes))
+
+    def __getitem__(self, index: int) -> int:
+        """`block[0]`, `block[1]`: a block of 3x3 convolutions as the book's pair `(num_convs, channels)`."""
+        if self.kernel_size != 3 or self.lrn:
+            raise ArchitectureError(f"expected a block that a pair can describe, got {self.notation}")
+        return (self.num_convs, self.channels)[index]
 
     @property
     def kernel_sizes(self) -> tuple[int, ...]:

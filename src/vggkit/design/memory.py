@@ -24,9 +24,9 @@ from itertools import groupby
 from typing import Literal
 
 from vggkit.design.architecture import Architecture
-from vggkit.design.baselines import Network
-from vggkit.design.costs import BYTES_PER_VALUE, MAX_BATCH_SIZE, costs
+from vggkit.design.costs import BYTES_PER_VALUE, MAX_BATCH_SIZE, Costs
 from vggkit.design.layers import Layer, check_one_of
+from vggkit.design.network import Network, NetworkLike, as_network
 
 Dtype = Literal["float32", "bfloat16"]
 """What maps are made of; `bfloat16` under autocast, with float32 weights."""
@@ -52,7 +52,7 @@ class TrainingMemory:
 
 
 def training_memory(
-    network: Network,
+    network: NetworkLike,
     batch_size: int,
     *,
     dtype: Dtype = "float32",
@@ -62,7 +62,7 @@ def training_memory(
     """What a step of training `network` on `batch_size` images holds; see the module for how it counts.
 
     Args:
-        network: any; a baseline has no blocks, so that `checkpoint` says nothing about it.
+        network: see `as_network`; a baseline has no blocks, so that `checkpoint` says nothing about it.
         batch_size: images, from 1.
         dtype: `float32`, or `bfloat16` under autocast.
         optimizer: `sgd`, `momentum` or `adamw`.
@@ -71,13 +71,14 @@ def training_memory(
     Raises:
         ArchitectureError: another `batch_size`, `dtype` or `optimizer`.
 
-    >>> memory = training_memory(Architecture.parse("vgg16"), 32, optimizer="momentum")
+    >>> memory = training_memory("vgg16", 32, optimizer="momentum")
     >>> memory.param_bytes, memory.optimizer_bytes
     (553430176, 553430176)
     """
     check_one_of("dtype", dtype, Dtype)
     check_one_of("optimizer", optimizer, OptimizerState)
-    param_bytes = costs(network, batch_size).total.param_bytes
+    network = as_network(network)
+    param_bytes = Costs.of(network, batch_size).total.param_bytes
     optimizer_bytes = _STATE_VALUES[optimizer] * param_bytes
     if optimizer == "adamw":  # counts its steps, in float32, for each tensor of parameters
         optimizer_bytes += BYTES_PER_VALUE * sum(2 for layer in network.layers() if layer.kind in ("conv", "fc", "bn"))
@@ -93,7 +94,7 @@ def training_memory(
 
 
 def largest_batch(
-    network: Network,
+    network: NetworkLike,
     memory_bytes: float,
     *,
     dtype: Dtype = "float32",
@@ -104,9 +105,10 @@ def largest_batch(
 
     The other arguments, and what is raised, are those of `training_memory`.
 
-    >>> largest_batch(Architecture.parse("vgg16"), 6e9), largest_batch(Architecture.parse("vgg16"), 1e9)
+    >>> largest_batch("vgg16", 6e9), largest_batch("vgg16", 1e9)
     (66, 0)
     """
+    network = as_network(network)
 
     def fits(batch_size: int) -> bool:
         options = {"dtype": dtype, "optimizer": optimizer, "checkpoint": checkpoint}

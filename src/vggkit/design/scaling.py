@@ -27,9 +27,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from vggkit.design.baselines import Network
-from vggkit.design.costs import BYTES_PER_VALUE, MAX_BATCH_SIZE, costs
+from vggkit.design.costs import BYTES_PER_VALUE, MAX_BATCH_SIZE, Costs
 from vggkit.design.layers import Layer, check_int, check_one_of
+from vggkit.design.network import Network, NetworkLike, as_network
 from vggkit.errors import ArchitectureError
 
 Compression = Literal["none", "bf16", "powersgd"]
@@ -72,7 +72,7 @@ class Bucket:
 
 
 def predict_step(
-    network: Network,
+    network: NetworkLike,
     batch_size: int,
     workers: int,
     macs_per_second: float,
@@ -86,7 +86,7 @@ def predict_step(
     """What a data-parallel training step of `network` takes; see the module for what is modelled.
 
     Args:
-        network: any.
+        network: see `as_network`.
         batch_size: images of the whole step, a multiple of `workers`, which share them.
         workers: 1 to 2^20.
         macs_per_second: that one worker reaches, measured; at least 1.
@@ -100,11 +100,11 @@ def predict_step(
     Raises:
         ArchitectureError: a value that cannot be.
 
-    >>> from vggkit import Architecture
-    >>> step = predict_step(Architecture.parse("vgg16"), 32 * 64, 64, macs_per_second=5e12, bytes_per_second=25e9 / 8)
+    >>> step = predict_step("vgg16", 32 * 64, 64, macs_per_second=5e12, bytes_per_second=25e9 / 8)
     >>> round(step.gradient_bytes / 1e6), round(step.efficiency, 2)
     (1090, 0.65)
     """
+    network = as_network(network)
     check_int("workers", workers, 1, MAX_WORKERS)
     check_int("batch_size", batch_size, 1, MAX_BATCH_SIZE * MAX_WORKERS)
     images, rest = divmod(batch_size, workers)
@@ -118,7 +118,7 @@ def predict_step(
     check_one_of("compression", compression, Compression)
     check_int("powersgd_rank", powersgd_rank, 1, MAX_RANK)
 
-    forward_seconds = costs(network, images).total.macs / macs_per_second
+    forward_seconds = Costs.of(network, images).total.macs / macs_per_second
     backward_seconds = backward_macs(network, images) / macs_per_second
     sent_bytes, communication_seconds, network_is_free_at = 0, 0.0, 0.0  # seconds from the backward pass's beginning
     for bucket in gradient_buckets(network, images):
@@ -154,7 +154,7 @@ def backward_macs(network: Network, batch_size: int) -> int:
 
 def gradient_buckets(network: Network, batch_size: int) -> tuple[Bucket, ...]:
     """The buckets in which torch averages the gradients of `network`, in the order of the backward pass."""
-    layers = list(zip(network.layers(), costs(network, batch_size).layers, strict=True))
+    layers = list(zip(network.layers(), Costs.of(network, batch_size).layers, strict=True))
     first = next(layer for layer, _ in layers if layer.weights)
     buckets: list[Bucket] = []
     matrices: list[tuple[int, int]] = []

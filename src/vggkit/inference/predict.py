@@ -10,7 +10,7 @@ from torch import Tensor
 from vggkit.data.imagenet import class_names
 from vggkit.data.images import read_image
 from vggkit.data.preprocessing import Preprocessing
-from vggkit.design.costs import costs
+from vggkit.design.network import costs
 from vggkit.engines.fully_connected import fast_cpu
 from vggkit.errors import DataError, WeightsError
 from vggkit.networks.baselines import BaselineNetwork

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vggkit.design.baselines import Network
-from vggkit.design.costs import costs
+from vggkit.design.network import Network, costs
 from vggkit.design.scaling import backward_macs
 from vggkit.engines.convolution import Conv2d, engine
 from vggkit.engines.fully_connected import use_fast_cpu

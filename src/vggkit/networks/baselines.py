@@ -5,7 +5,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from vggkit.design.architecture import Init
-from vggkit.design.baselines import Baseline, Network
+from vggkit.design.baselines import Baseline
+from vggkit.design.network import NetworkLike, as_network
 from vggkit.networks.modules import init_weights, modules_of
 from vggkit.networks.vgg import VGG
 
@@ -60,8 +61,9 @@ def alexnet(init: Init = "xavier", **options: Any) -> BaselineNetwork:
     return BaselineNetwork(Baseline.named("alexnet", **options), init)
 
 
-def build(network: Network, init: Init = "kaiming", *, checkpoint: bool = False) -> VGG | BaselineNetwork:
-    """The module of any network; `checkpoint` is for VGG networks, see `VGG`."""
+def build(network: NetworkLike, init: Init = "kaiming", *, checkpoint: bool = False) -> VGG | BaselineNetwork:
+    """The module of any network, see `as_network`; `checkpoint` is for VGG networks, see `VGG`."""
+    network = as_network(network)
     if isinstance(network, Baseline):
         return BaselineNetwork(network, init)
     return VGG(network, init, checkpoint=checkpoint)

@@ -11,7 +11,7 @@ import torch
 import vggkit
 from vggkit.data.fashion_mnist import SAMPLE_NAME, SAMPLE_WARNING
 from vggkit.data.files import write_whole
-from vggkit.design.costs import costs
+from vggkit.design.network import costs
 from vggkit.engines.convolution import engine
 from vggkit.engines.fully_connected import fast_cpu
 from vggkit.errors import CheckpointError, RunError

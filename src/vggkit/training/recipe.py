@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from vggkit.design.architecture import POOLED_SIZE, Architecture, Head, Init
-from vggkit.design.baselines import Network, parse_network
 from vggkit.design.layers import as_tuple
+from vggkit.design.network import Network, parse_network
 from vggkit.errors import RecipeError
 
 Optimizer = Literal["sgd", "adamw"]

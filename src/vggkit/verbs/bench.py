@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from tyro.conf import Positional
 
 from vggkit.design.architecture import Head
-from vggkit.design.baselines import parse_network
+from vggkit.design.network import parse_network
 from vggkit.verbs.terminal import DONE, given, parse_flags, print_json, print_table, print_to_stderr
 
 

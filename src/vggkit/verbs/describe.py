@@ -10,9 +10,9 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 from vggkit.design.architecture import POOLED_SIZE, Architecture, Head
-from vggkit.design.baselines import Network, parse_network
-from vggkit.design.costs import MAX_BATCH_SIZE, Costs, Sum, costs
+from vggkit.design.costs import MAX_BATCH_SIZE, Costs, Sum
 from vggkit.design.memory import Dtype, OptimizerState, TrainingMemory, largest_batch, training_memory
+from vggkit.design.network import Network, costs, parse_network
 from vggkit.design.scaling import StepPrediction
 from vggkit.verbs.scaling import ScalingFlags, predictions, print_scaling, scaling_fields
 from vggkit.verbs.terminal import DONE, given, parse_flags, print_json, print_table

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tyro.conf import Positional
 
 from vggkit.design.architecture import Head, Init
-from vggkit.design.baselines import Network, parse_network
+from vggkit.design.network import Network, parse_network
 from vggkit.training.recipe import BadImages, Optimizer
 from vggkit.verbs.terminal import DONE, given, parse_flags, print_json, print_table, print_to_stderr
 

@@ -7,8 +7,8 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from vggkit.design.architecture import Head
-from vggkit.design.baselines import parse_network
-from vggkit.design.drawing import Style, draw
+from vggkit.design.drawing import Style
+from vggkit.design.network import draw, parse_network
 from vggkit.verbs.terminal import DONE, check_out, given, parse_flags
 
 

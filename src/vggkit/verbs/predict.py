@@ -29,7 +29,7 @@ def run(arguments: list[str]) -> int:
     flags = parse_flags("predict", Flags, arguments)
     if not flags.images:
         raise ValueError("expected at least one image, got none")
-    from vggkit.design.costs import costs
+    from vggkit.design.network import costs
     from vggkit.inference.predict import load_classifier, predict
     from vggkit.training.hardware import choose_device, keep_freed_memory, use_huge_pages
     from vggkit.training.run_weights import find_weights

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vggkit.design.baselines import Network
+from vggkit.design.network import Network
 from vggkit.design.scaling import Compression, StepPrediction, predict_step
 from vggkit.verbs.terminal import print_table
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vggkit.data.files import write_whole
 from vggkit.data.imagenet import class_names
-from vggkit.design.baselines import Network, network_from_json
+from vggkit.design.network import Network, network_from_json
 from vggkit.errors import ArchitectureError, WeightsError
 from vggkit.networks.baselines import BaselineNetwork, build
 from vggkit.networks.vgg import VGG

@@ -1,0 +1,111 @@
+"""Any network by its text or its data, and what is asked of one: the names `vggkit.costs` and `vggkit.draw`."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, get_args
+
+from vggkit.design.architecture import Architecture
+from vggkit.design.baselines import Baseline, BaselineName
+from vggkit.design.costs import Costs
+from vggkit.design.drawing import Style, drawing
+from vggkit.errors import ArchitectureError, shown
+
+Network = Architecture | Baseline
+"""What modules are made from."""
+NetworkLike = Network | str | Sequence[Any]
+"""What `as_network` takes: a network, its text, or the blocks of an `Architecture`."""
+
+
+def as_network(network: NetworkLike, **options: Any) -> Network:
+    """The network that `network` is or describes: everything that takes a network takes all of these.
+
+    Args:
+        network: an `Architecture` or a `Baseline`; its text, as `parse_network` takes it; or the blocks of an
+            `Architecture`, as the book's pairs.
+        options: other values for fields of the network.
+
+    Raises:
+        ArchitectureError: a network that cannot be.
+
+    >>> as_network("vgg11/4") == as_network([(1, 16), (1, 32), (2, 64), (2, 128), (2, 128)])
+    True
+    """
+    if isinstance(network, str):
+        return parse_network(network, **options)
+    if isinstance(network, Architecture | Baseline):
+        return replace(network, **options) if options else network
+    if isinstance(network, list | tuple):
+        return Architecture(tuple(network), **options)
+    raise ArchitectureError(
+        f"expected a network, its text or its blocks, got {shown(repr(network), quote=False)}, try 'vgg16'"
+    )
+
+
+def parse_network(text: str, **options: Any) -> Network:
+    """`Architecture.parse`, which also knows `lenet` and `alexnet`; these have heads of their own.
+
+    Args:
+        text: `lenet`, `alexnet`, or what `Architecture.parse` takes.
+        options: the other fields; `hidden`, `dropout`, `head`, `pooled_size` and `norm` are for VGG networks only and
+            say nothing about a baseline.
+
+    Raises:
+        ArchitectureError: a network that cannot be.
+
+    >>> parse_network("alexnet").image_size, parse_network("vgg11").image_size
+    (224, 224)
+    """
+    if isinstance(text, str) and text.strip().lower() in get_args(BaselineName):
+        own = ("image_size", "in_channels", "num_classes")
+        return Baseline.named(text, **{name: options[name] for name in own if name in options})
+    return Architecture.parse(text, **options)
+
+
+def network_from_json(text: str) -> Network:
+    """The network whose `to_json` this is, checked as if typed by hand; raises `ArchitectureError`."""
+    try:
+        values = json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        values = None
+    if isinstance(values, dict) and "baseline" in values:
+        expected = {"baseline", "image_size", "in_channels", "num_classes"}
+        if set(values) != expected or not isinstance(values["baseline"], str):
+            raise ArchitectureError(f"expected the keys {', '.join(sorted(expected))}, got {sorted(values)}")
+        return Baseline.named(values.pop("baseline"), **values)
+    return Architecture.from_json(text)
+
+
+def costs(network: NetworkLike, batch_size: int = 1) -> Costs:
+    """What a network costs for a batch of `batch_size` images; `vggkit.design.costs` says how it counts.
+
+    Args:
+        network: see `as_network`.
+        batch_size: from 1.
+
+    Raises:
+        ArchitectureError: a network or a `batch_size` that cannot be.
+
+    >>> total = costs("vgg16").total
+    >>> total.parameters, total.macs
+    (138357544, 15470264320)
+    """
+    return Costs.of(as_network(network), batch_size)
+
+
+def draw(networks: Network | str | Sequence[NetworkLike], style: Style = "scale") -> str:
+    """The drawing of networks, beside and below each other on one scale, as the text of an SVG file.
+
+    Args:
+        networks: one, or a list of 1 to 16; each as `as_network` takes it.
+        style: `scale`, cuboids to scale, or `blocks`, the book's diagram.
+
+    Raises:
+        ArchitectureError: networks that cannot be, none, too many, or an unknown style.
+
+    >>> picture = draw("vgg16")
+    >>> picture[:4], "conv5_3" in picture
+    ('<svg', True)
+    """
+    some = [networks] if isinstance(networks, str | Architecture | Baseline) else networks
+    return drawing([as_network(network) for network in some], style)
