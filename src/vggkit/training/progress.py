@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vggkit.data.files import as_png, write_all, write_whole
+from vggkit.data.files import write_all, write_whole
+from vggkit.training.curves import draw_curves
 
 REFRESH_SECONDS = 0.5
 PLAIN_LINE_SECONDS = 30.0
@@ -167,27 +168,6 @@ def print_line(line: str) -> bool:
     except (OSError, ValueError):
         return False
     return True
-
-
-def draw_curves(history: Sequence[EpochMetrics], num_epochs: int, evaluated_on: str = "test") -> bytes:
-    """The book's picture as PNG: training loss, training accuracy and test accuracy over the epochs."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(6, 4), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    epochs = [metrics.epoch for metrics in history]
-    for label, style, values in (
-        ("train loss", "C0-", [metrics.train_loss for metrics in history]),
-        ("train acc", "C1--", [metrics.train_accuracy for metrics in history]),
-        (f"{evaluated_on} acc", "C2-.", [metrics.test_accuracy for metrics in history]),
-    ):
-        axes.plot(epochs, values, style, label=label, marker="." if len(epochs) <= 20 else None)
-    axes.set(xlabel="epoch", xlim=(0.5, num_epochs + 0.5), ylim=(0, None))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.grid(alpha=0.4)
-    axes.legend()
-    return as_png(figure)
 
 
 def _bound(loading_share: float) -> str:

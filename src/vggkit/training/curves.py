@@ -1,0 +1,78 @@
+"""The curves of a run as a picture: losses on one panel, accuracies on another with a scale of its own."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from vggkit.data.files import as_png
+from vggkit.errors import shown
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from vggkit.training.progress import EpochMetrics
+
+MOST_MARKED = 30
+"""Epochs up to which each is marked by a dot; more dots than that hide the line."""
+LEAST_SPAN = 0.1
+"""Of the accuracies' scale."""
+TRAIN, EVALUATED = "#4c78a8", "#e45756"
+
+
+def draw_curves(
+    history: "Sequence[EpochMetrics]", num_epochs: int, evaluated_on: str = "test", title: str = ""
+) -> bytes:
+    """The picture of `curves` as a PNG file's bytes, 1320 x 570."""
+    return as_png(curves(history, num_epochs, evaluated_on, title))
+
+
+def curves(history: "Sequence[EpochMetrics]", num_epochs: int, evaluated_on: str, title: str) -> "Figure":
+    """Loss and accuracy over the epochs, with the best epoch marked.
+
+    Args:
+        history: at least one epoch.
+        num_epochs: of the whole run, which the horizontal axis shows.
+        evaluated_on: `test` or `validation`.
+        title: what is trained on what.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.8, 3.8), dpi=150, layout="constrained")
+    losses, accuracies = figure.subplots(1, 2)
+    last_epoch = min(num_epochs, 2 * len(history))  # the first epochs of a long run are seen too
+    for axes, name in ((losses, "loss"), (accuracies, "accuracy")):
+        _plot(axes, history, f"train_{name}", TRAIN, "train", last_epoch)
+        _plot(axes, history, f"test_{name}", EVALUATED, evaluated_on, last_epoch)
+        axes.set(xlabel="epoch", title=name)
+    losses.set_ylim(bottom=0)
+    _mark_best(accuracies, history, evaluated_on)
+    for axes in (losses, accuracies):
+        axes.legend()
+    figure.suptitle(shown(title, quote=False), parse_math=False)
+    return figure
+
+
+def _plot(axes: Any, history: "Sequence[EpochMetrics]", field: str, colour: str, label: str, last_epoch: int) -> None:
+    """One curve; nothing is plotted if no epoch has a value."""
+    from matplotlib.ticker import MaxNLocator
+
+    points = [(metrics.epoch, getattr(metrics, field, None)) for metrics in history]
+    points = [(epoch, value) for epoch, value in points if value is not None]
+    if points:
+        marker = "o" if last_epoch <= MOST_MARKED else None
+        axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=3.5, label=label)
+    axes.set_xlim(0.5, last_epoch + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.grid(alpha=0.3)
+
+
+def _mark_best(axes: Any, history: "Sequence[EpochMetrics]", evaluated_on: str) -> None:
+    """Mark the first epoch of the best accuracy by a ring and a line, and say its value in the panel's title."""
+    best = max(history, key=lambda metrics: metrics.test_accuracy)
+    axes.plot(best.epoch, best.test_accuracy, "o", color=EVALUATED, fillstyle="none", markersize=10)
+    axes.axvline(best.epoch, color=EVALUATED, linewidth=0.8, linestyle=":")
+    axes.set_title(f"accuracy: best on {evaluated_on} {best.test_accuracy:.4f} (epoch {best.epoch})")
+    low, high = axes.get_ylim()
+    if high - low < LEAST_SPAN:  # no zoom into differences that are noise
+        middle = (low + high) / 2
+        axes.set_ylim(middle - LEAST_SPAN / 2, middle + LEAST_SPAN / 2)
+    axes.set_ylim(top=min(axes.get_ylim()[1], 1.005))
