@@ -1,13 +1,15 @@
 """`vgg <verb>`: find the verb, run it, turn errors into one line. Only the verbs that need torch import it."""
 
+import io
 import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
 
 import vggkit
+from vggkit.errors import DivergedError, UserError, VggkitError, one_line, shown
 from vggkit.verbs import bench, data, describe, doctor, draw, evaluate, features, predict, train, weights
-from vggkit.verbs.terminal import DONE, FAILED, INTERRUPTED, USER_ERROR
+from vggkit.verbs.terminal import DONE, FAILED, INTERRUPTED, USER_ERROR, print_to_stderr
 
 VERBS: dict[str, ModuleType] = {
     "describe": describe,
@@ -28,30 +30,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `vgg` with `argv`, by default the process's own; the exit code is 2 for a user's mistake."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     verb = arguments[0] if arguments else "--help"
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without UTF-8 gets escapes, and not an error
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = _run(verb, arguments[1:])
         sys.stdout.flush()
         return code
-    except ValueError as error:  # ArchitectureError, RecipeError, DataError and WeightsError are ValueErrors
-        print(f"vgg {verb}: {error}", file=sys.stderr)
-        return USER_ERROR
     except BrokenPipeError:  # `vgg ... | head`: what Python still holds goes nowhere, without a complaint
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
-    except OSError as error:
-        print(f"vgg {verb}: {error}", file=sys.stderr)
-        return FAILED
-    except (MemoryError, RuntimeError) as error:  # torch has no type of its own for a CPU's memory
-        if "memory" not in str(error) and not isinstance(error, MemoryError):
-            raise
-        print(
-            f"vgg {verb}: expected enough memory, got: {str(error).splitlines()[0]}, "
-            "try a smaller --batch-size, --image-size or --hidden",
-            file=sys.stderr,
-        )
-        return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
+    except (VggkitError, ValueError, OSError, MemoryError, RuntimeError) as error:
+        return _told(verb, error)
+
+
+def _told(verb: str, error: Exception) -> int:
+    """The exit code for `error`, once it is told in one line; one that nobody expects is raised again."""
+    message = one_line(error)
+    if isinstance(error, VggkitError):
+        code = error.exit_code
+    elif isinstance(error, RuntimeError | MemoryError):  # torch has no type of its own for a CPU's memory
+        if "memory" not in message.lower():
+            raise error
+        code = FAILED
+        message = f"expected enough memory, got: {message}, try a smaller --batch-size, --image-size or --hidden"
+    else:
+        code = USER_ERROR if isinstance(error, ValueError) else FAILED
+    rank, num_processes = os.environ.get("RANK", "0"), int(os.environ.get("WORLD_SIZE", "1"))
+    if num_processes == 1 or rank == "0" or not isinstance(error, DivergedError):
+        where = f"rank {rank}: " if num_processes > 1 else ""
+        print_to_stderr(f"vgg {shown(verb)}: {where}{message}")
+    return code
 
 
 def _run(verb: str, arguments: list[str]) -> int:
@@ -62,7 +73,7 @@ def _run(verb: str, arguments: list[str]) -> int:
         print(f"vggkit {vggkit.__version__}")
         return DONE
     if verb not in VERBS:
-        raise ValueError(f"expected one of {', '.join(VERBS)}, try 'vgg --help'")
+        raise UserError(f"expected one of {', '.join(VERBS)}, try 'vgg --help'")
     code: int = VERBS[verb].run(arguments)
     return code
 

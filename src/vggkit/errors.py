@@ -1,53 +1,86 @@
-"""The errors of vggkit, each one line: what was expected, what came, what to try; and text that fits into one."""
+"""The errors of vggkit, each one line (expected, got, try), and the one way to print text that is not ours."""
+
+import os
+from typing import ClassVar
+
+ERROR_CHARACTERS = 1_000
+"""The length of the longest error message that is printed."""
 
 
-class ArchitectureError(ValueError):
-    """A network that cannot be; the message is one line: what was expected, what came, where, what to try."""
+class VggkitError(Exception):
+    """The base of every error that vggkit raises on purpose; its message is one line."""
+
+    exit_code: ClassVar[int] = 1
+    """What `vgg` exits with: 2 for a user's mistake, 1 for a failure."""
 
 
-class RecipeError(ValueError):
-    """A recipe that cannot be; the message is one line."""
+class UserError(VggkitError, ValueError):
+    """Something that the user asked for or passed in cannot be."""
+
+    exit_code = 2
 
 
-class DataError(ValueError):
-    """Data that is missing, damaged or not what it says; the message is one line."""
+class ArchitectureError(UserError):
+    """A network that cannot be built; the message says where in the notation it goes wrong."""
 
 
-class LoadingError(RuntimeError):
-    """Batches that cannot be had, for another reason than a bad image; the message is one line."""
+class RecipeError(UserError):
+    """A recipe with a field that is unknown or has a value out of range."""
 
 
-class WeightsError(ValueError):
-    """A weight file that is missing, damaged, or of no known kind; the message is one line."""
+class DataError(UserError):
+    """Data that is missing, damaged or not in the format that its name promises."""
 
 
-class KernelError(ValueError):
-    """The compiled convolutions cannot be had here; the message is one line."""
+class WeightsError(UserError):
+    """A weight file that is missing, damaged or of an unknown kind."""
 
 
-class RunError(ValueError):
-    """A run that cannot start here; the message is one line."""
+class RunError(UserError):
+    """A run that cannot start with this folder, device or set of flags."""
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint that could not be written or read; the message is one line."""
+class KernelError(UserError):
+    """The compiled kernels are not available on this machine."""
 
 
-class DivergedError(RuntimeError):
-    """A run whose loss, gradients or outputs are no longer finite; the message is one line."""
+class LoadingError(VggkitError, RuntimeError):
+    """Loading batches failed for a reason other than a bad image, such as a worker that ended."""
 
 
-class LostError(RuntimeError):
-    """The other processes have ended or hang; the message is one line."""
+class CheckpointError(VggkitError, RuntimeError):
+    """A checkpoint could not be written or read."""
 
 
-def one_line(error: Exception) -> str:
-    """What `error` says, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+class DivergedError(VggkitError, RuntimeError):
+    """The loss, the gradients or the outputs of a run are no longer finite. Every process of a run raises it."""
 
 
-def shown(text: str, quote: bool = True) -> str:
-    """`text` for an error message, which stays one short line."""
-    short = text if len(text) <= 60 else text[:57] + "..."
-    written = repr(short) if quote else short
-    return written if len(written) <= 80 else written[:77] + "..."  # an escape is up to ten characters
+class LostError(VggkitError, RuntimeError):
+    """The other processes of a run have ended or do not answer."""
+
+
+def shown(text: str | bytes | os.PathLike[str], limit: int = 80) -> str:
+    r"""`text` from a file, a file name or a user, safe to print: one line of at most `limit` characters.
+
+    Control characters and escape sequences, line breaks, marks that change the direction of writing, and bytes that are
+    no UTF-8 are written as Python escapes. Text that was escaped before stays as it is.
+
+    >>> shown("cat\x1b[31m\u202e.png"), shown("x" * 100, limit=6)
+    ('cat\\x1b[31m\\u202e.png', 'xxx...')
+    """
+    name = os.fsdecode(text)[: limit + 1]  # a text of many megabytes is cut before it is looked at
+    if not name.isprintable():
+        name = "".join(c if c.isprintable() else _escaped(c) for c in name)
+    return name if len(name) <= limit else name[: limit - 3] + "..."
+
+
+def one_line(error: BaseException, limit: int = ERROR_CHARACTERS) -> str:
+    """The message of `error` in one line that is safe to print, or the error's type if it has no message."""
+    return shown(" ".join(str(error)[: 4 * limit].split()) or type(error).__name__, limit)
+
+
+def _escaped(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # os.fsdecode's stand-in for a byte that is no UTF-8
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")

@@ -135,7 +135,7 @@ class Architecture:
         """
         blocks, norm = parse(text)
         if options.setdefault("norm", norm) != norm and norm == "batch":
-            raise ArchitectureError(f"{shown(text)} has batch norm, got norm={options['norm']!r} beside it")
+            raise ArchitectureError(f"'{shown(text)}' has batch norm, got norm={options['norm']!r} beside it")
         if options.get("head") == "gap":
             options.setdefault("hidden", ())
         return cls(blocks, **options)
@@ -215,10 +215,10 @@ class Architecture:
         try:
             values = json.loads(text)
         except (ValueError, TypeError, RecursionError) as error:
-            raise ArchitectureError(f"expected an architecture as JSON, got {shown(str(text))}: {error}") from None
+            raise ArchitectureError(f"expected an architecture as JSON, got '{shown(str(text))}': {error}") from None
         known = {"notation", *(field.name for field in fields(cls))} - {"blocks", "norm"}
         required = known - {"head", "pooled_size"}
         if not isinstance(values, dict) or not required <= set(values) <= known:
             got = ", ".join(sorted(map(str, values))) if isinstance(values, dict) else type(values).__name__
-            raise ArchitectureError(f"expected the keys {', '.join(sorted(required))}, got {shown(got)}")
+            raise ArchitectureError(f"expected the keys {', '.join(sorted(required))}, got '{shown(got)}'")
         return cls.parse(values.pop("notation"), **values)

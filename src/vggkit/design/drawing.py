@@ -137,7 +137,7 @@ def _view(network: AnyNetwork) -> _View:
     image = _Box("image", "image", "", "", network.in_channels, network.image_size, shape, f"image: {shape}")
     kind = getattr(network, "head", "flatten")
     head = f", head {kind}" if kind != "flatten" else ""
-    return _View(shown(network.name, quote=False) + head, (_Part((image,)), *parts), lines)
+    return _View(shown(network.name) + head, (_Part((image,)), *parts), lines)
 
 
 def _part(boxes: list[_Box], part: Sum, total: Sum) -> _Part:

@@ -158,7 +158,7 @@ def check_int(what: str, value: object, least: int, most: int) -> None:
     """Raise `ArchitectureError` unless `value` is a whole number from `least` to `most`."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         is_endless = isinstance(value, int) and abs(value) > 2**64  # Python refuses to write out the longest
-        got = "a number beyond 64 bits" if is_endless else shown(repr(value), quote=False)
+        got = "a number beyond 64 bits" if is_endless else shown(repr(value))
         raise ArchitectureError(f"expected {what} from {least} to {most}, got {got}")
 
 

@@ -37,9 +37,7 @@ def as_network(network: NetworkLike, **options: Any) -> Network:
         return replace(network, **options) if options else network
     if isinstance(network, list | tuple):
         return Architecture(tuple(network), **options)
-    raise ArchitectureError(
-        f"expected a network, its text or its blocks, got {shown(repr(network), quote=False)}, try 'vgg16'"
-    )
+    raise ArchitectureError(f"expected a network, its text or its blocks, got {shown(repr(network))}, try 'vgg16'")
 
 
 def parse_network(text: str, **options: Any) -> Network:

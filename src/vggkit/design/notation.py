@@ -38,7 +38,7 @@ def parse(text: str) -> tuple[tuple[Block, ...], Norm]:
         raise ArchitectureError(f"expected a name or a notation as text, got {text!r}")
     if len(text) > MAX_NOTATION_CHARACTERS:
         raise ArchitectureError(
-            f"{shown(text)}: expected at most {MAX_NOTATION_CHARACTERS} characters, got {len(text)}"
+            f"'{shown(text)}': expected at most {MAX_NOTATION_CHARACTERS} characters, got {len(text)}"
         )
     body, divisor = text.strip(), 1
     norm: Norm = "none"
@@ -55,7 +55,7 @@ def parse(text: str) -> tuple[tuple[Block, ...], Norm]:
     for block in blocks:
         if block.channels % divisor:
             raise ArchitectureError(
-                f"{shown(text)}: expected a divisor of all channels, got /{divisor} for {block.channels}"
+                f"'{shown(text)}': expected a divisor of all channels, got /{divisor} for {block.channels}"
             )
     return tuple(replace(block, channels=block.channels // divisor) for block in blocks), norm
 
@@ -75,7 +75,7 @@ def _checked_number(text: str, digits: str, place: int, what: str, most: int) ->
     # int() of a text of thousands of digits is slow, then refused by Python itself: length comes first.
     if not re.fullmatch(r"[0-9]{1,9}", digits) or not 1 <= int(digits) <= most:
         raise ArchitectureError(
-            f"{shown(text)}, character {place}: expected {what} from 1 to {most}, got {shown(digits, quote=False)}"
+            f"'{shown(text)}', character {place}: expected {what} from 1 to {most}, got {shown(digits)}"
         )
     return int(digits)
 
@@ -105,21 +105,19 @@ def _parse_blocks(text: str, body: str) -> list[Block]:
             block = Block(num_convs, channels, tuple(kernels), lrn=match["lrn"] is not None)
         except ArchitectureError as error:
             place = offset + match.start("kernels") + 1
-            raise ArchitectureError(f"{shown(text)}, character {place}: {error}") from None
+            raise ArchitectureError(f"'{shown(text)}', character {place}: {error}") from None
         blocks.append(block)
         position = match.end()
     if not blocks:
-        raise ArchitectureError(f"expected a name such as vgg16 or blocks such as '1x64 2x128', got {shown(text)}")
+        raise ArchitectureError(f"expected a name such as vgg16 or blocks such as '1x64 2x128', got '{shown(text)}'")
     return blocks
 
 
 def _not_a_block(text: str, body: str, position: int, offset: int, is_list: bool) -> str:
     found = re.split(r"[ ,]", body[position:], maxsplit=1)[0]
+    where = f"'{shown(text)}', character {offset + position + 1}"
     if is_list or re.match(r"[0-9]", found):
-        return f"{shown(text)}, character {offset + position + 1}: expected a block such as 2x128, got {shown(found)}"
+        return f"{where}: expected a block such as 2x128, got '{shown(found)}'"
     close = difflib.get_close_matches(found.lower()[:60], FAMILY, n=1)
     hint = f"try {close[0]}" if close else f"the names are {', '.join(FAMILY)}"
-    return (
-        f"{shown(text)}, character {offset + position + 1}: expected a name such as vgg16 or blocks such as "
-        f"'1x64 2x128', got {shown(found)}, {hint}"
-    )
+    return f"{where}: expected a name such as vgg16 or blocks such as '1x64 2x128', got '{shown(found)}', {hint}"

@@ -47,7 +47,7 @@ def curves(history: "Sequence[EpochMetrics]", num_epochs: int, evaluated_on: str
     _mark_best(accuracies, history, evaluated_on)
     for axes in (losses, accuracies):
         axes.legend()
-    figure.suptitle(shown(title, quote=False), parse_math=False)
+    figure.suptitle(shown(title), parse_math=False)
     return figure
 
 

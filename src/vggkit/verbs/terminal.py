@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import tyro
 from tyro.conf import DisallowNone, FlagCreatePairsOff
 
+from vggkit.errors import UserError, shown
+
 FlagsOfVerb = TypeVar("FlagsOfVerb")
 
 DONE, FAILED, USER_ERROR, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130
@@ -21,7 +23,7 @@ DONE, FAILED, USER_ERROR, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130
 def parse_flags(
     verb: str, flags: type[FlagsOfVerb], arguments: list[str], default: FlagsOfVerb | None = None
 ) -> FlagsOfVerb:
-    """The flags of a verb; raises `ValueError` when they are wrong, in one line where tyro draws a box.
+    """The flags of a verb; raises `UserError` if they are wrong, in one line where tyro draws a box.
 
     With a `default` of its own, which may be true, a switch can be set both ways, by --flip and --no-flip.
     """
@@ -42,7 +44,7 @@ def parse_flags(
     _title, *lines = (line.strip("│╭╮╰╯ ") for line in errors.getvalue().splitlines())
     body = itertools.dropwhile(lambda line: not line.strip("─-"), lines)
     message = " ".join(itertools.takewhile(lambda line: line.strip("─-"), body))
-    raise ValueError(f"{message.removeprefix('Error parsing fields: ')}, try 'vgg {verb} --help'")
+    raise UserError(f"{message.removeprefix('Error parsing fields: ')}, try 'vgg {verb} --help'")
 
 
 def given(**options: Any) -> dict[str, Any]:
@@ -51,14 +53,14 @@ def given(**options: Any) -> dict[str, Any]:
 
 
 def check_out(path: Path | None, *suffixes: str, flag: str = "--out") -> Path:
-    """`path`, if a file of one of `suffixes` can be written there; raises `ValueError`, before any work is done."""
+    """`path`, if a file of one of `suffixes` can be written there; raises `UserError`, before any work is done."""
     if path is None or path.suffix not in suffixes or path.is_dir() or not path.parent.is_dir():
-        raise ValueError(f"expected a {' or '.join(suffixes)} file in a folder that exists for {flag}, got {path}")
+        raise UserError(f"expected a {' or '.join(suffixes)} file in a folder that exists for {flag}, got {path}")
     return path
 
 
 def print_to_stderr(line: str) -> None:
-    """`line` to stderr, at once."""
+    """Print `line` to stderr at once."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -80,6 +82,6 @@ def print_table(header: Sequence[str], sections: Sequence[Sequence[Sequence[str]
         table.add_column(name, justify="left" if index < left_aligned else "right")
     for rows in sections:
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*(shown(cell, limit=200) for cell in row))
         table.add_section()
     console.print(table)

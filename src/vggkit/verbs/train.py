@@ -7,9 +7,9 @@ from pathlib import Path
 
 from tyro.conf import OmitArgPrefixes
 
-from vggkit.errors import DataError
+from vggkit.errors import DataError, LostError
 from vggkit.training.recipe import Recipe
-from vggkit.verbs.terminal import DONE, FAILED, RESUMABLE, USER_ERROR, parse_flags, print_to_stderr
+from vggkit.verbs.terminal import DONE, RESUMABLE, parse_flags, print_to_stderr
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,6 @@ class Flags:
 
 def run(arguments: list[str]) -> int:
     """Run the verb; returns the exit code: 75 for a run that a signal stopped, which --resume goes on with."""
-    try:
-        return _run(arguments)
-    except ValueError as error:
-        if not _in_team():
-            raise
-        return _failed(str(error), USER_ERROR)
-    except OSError as error:
-        return _failed(str(error), FAILED)
-
-
-def _run(arguments: list[str]) -> int:
     # The recipe comes first, so that --help shows its values as the defaults of the other flags.
     named, resumed = (_value_of(flag, arguments) for flag in ("--recipe", "--resume"))
     default = Recipe.named(named or "quick")
@@ -63,7 +52,6 @@ def _run(arguments: list[str]) -> int:
 
     if flags.fields.data == fashion_mnist.FULL_NAME and flags.data_dir is None and not _in_team():
         _find_or_fetch()
-    from vggkit.errors import CheckpointError, DivergedError, LoadingError, LostError
     from vggkit.training.loop import train
 
     try:
@@ -77,11 +65,7 @@ def _run(arguments: list[str]) -> int:
             num_workers=flags.workers,
         )
     except LostError as error:
-        return _failed(f"{error}; go on with --resume {flags.resume or flags.out or 'RUN'}")
-    except DivergedError as error:  # which all processes see alike
-        return _failed(str(error)) if os.environ.get("RANK", "0") == "0" else FAILED
-    except (CheckpointError, LoadingError) as error:
-        return _failed(str(error))
+        raise LostError(f"{error}; go on with --resume {flags.resume or flags.out or 'RUN'}") from None
     if not run.leads:
         return DONE if run.stopped_by is None else RESUMABLE
     if run.stopped_by is not None:
@@ -99,13 +83,6 @@ def _run(arguments: list[str]) -> int:
 
 def _in_team() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def _failed(message: str, code: int = FAILED) -> int:
-    """`code`, after the one line that says why, and of several processes which one says so."""
-    rank = f"rank {os.environ['RANK']}: " if _in_team() else ""
-    print_to_stderr(f"vgg train: {rank}{message}")
-    return code
 
 
 def _value_of(flag: str, arguments: list[str]) -> str | None:
