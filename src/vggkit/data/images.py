@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,14 +28,15 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _KINDS = "PNG, JPEG, WebP, GIF, BMP or TIFF"
 
 
-def read_image(content: Path | bytes, channels: int, name: str | None = None) -> Tensor:
-    """An image file as uint8 (channels, height, width): grey for 1 channel, RGB for 3.
+def read_image(content: Path | bytes | Image.Image, channels: int, name: str | None = None) -> Tensor:
+    """An image as uint8 (channels, height, width): grey for 1 channel, RGB for 3.
 
     It is turned as its EXIF orientation says, transparency lies on black, 16 bits are scaled to 8, and of an
     animation it is the first frame.
 
     Args:
-        content: the file or the bytes in it: PNG, JPEG, WebP, GIF, BMP or TIFF, whatever its name says.
+        content: the file or the bytes in it: PNG, JPEG, WebP, GIF, BMP or TIFF, whatever its name says; or an image
+            of Pillow's, which is left as it is.
         channels: 1 or 3.
         name: what errors call it; the path, if it is not given.
 
@@ -135,7 +137,9 @@ class RandomCrop:
         )
 
 
-def _decoded(content: Path | bytes, channels: int, name: str | None, least_side: int | None = None) -> Image.Image:
+def _decoded(
+    content: Path | bytes | Image.Image, channels: int, name: str | None, least_side: int | None = None
+) -> Image.Image:
     """The image, upright, in the mode L or RGB; if it is a JPEG, perhaps reduced, not below `least_side`."""
     if name is None:
         name = str(content) if isinstance(content, Path) else "the image"
@@ -145,7 +149,7 @@ def _decoded(content: Path | bytes, channels: int, name: str | None, least_side:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's notes on odd files; its errors are what counts
-            with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=_FORMATS) as image:
+            with _opened(content) as image:
                 _refuse_what_is_too_large(image, name)
                 if least_side is not None:
                     image.draft(mode, (least_side, least_side))
@@ -157,6 +161,12 @@ def _decoded(content: Path | bytes, channels: int, name: str | None, least_side:
         raise DataError(f"{name}: expected a {_KINDS} image, got something else") from None
     except Exception as error:  # a damaged file makes Pillow raise almost anything, struct.error and TypeError too
         raise DataError(f"{name}: expected a whole {_KINDS} image, got: {one_line(error)[:200]}") from None
+
+
+def _opened(content: Path | bytes | Image.Image) -> AbstractContextManager[Image.Image]:
+    if isinstance(content, Image.Image):
+        return nullcontext(ImageOps.exif_transpose(content))  # a copy
+    return Image.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=_FORMATS)
 
 
 def _refuse_what_is_too_large(image: Image.Image, name: str) -> None:

@@ -1,32 +1,50 @@
-"""An image file to what the named layers of a network put out for it."""
+"""Images to what the named layers of a network put out for them."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from vggkit.inference.predict import Classifier, prepared
+from vggkit.errors import DataError
+from vggkit.inference.images import Images
+from vggkit.inference.predict import AnyModel, as_classifier, check_finite
 from vggkit.networks.vgg import VGG
 
 
-@torch.no_grad()
-def features(classifier: Classifier, image: str | Path, layers: Sequence[str]) -> dict[str, Tensor]:
-    """What the named layers of a network put out for an image file, prepared as its weights want it.
+def features(model: AnyModel, images: Images, layers: Sequence[str]) -> dict[str, Tensor]:
+    """What the named layers of a network put out for images, prepared as its weights expect.
 
     Args:
-        classifier: from `load_classifier`.
-        image: a PNG, JPEG, WebP, GIF, BMP or TIFF file of any size and mode.
+        model: from `load_classifier`, or what that takes.
+        images: one image, a list of images or a folder, as for `predict`.
         layers: canonical names, such as `relu3_3`, see `VGG.features`, which this calls; use that for gradients.
 
     Returns:
-        By name, in the order asked for: (1, channels, height, width), or (1, features) behind `flatten`.
+        By name, in the order asked for: (images, channels, height, width), or (images, features) behind `flatten`.
 
     Raises:
-        DataError: the file is missing or is not a whole image; it is named.
-        ValueError: a layer that the network has not; or the network is LeNet or AlexNet.
+        DataError: an image is missing, is damaged or is none; it is named.
+        WeightsError: the weights give values that are not finite.
+        ValueError: an unknown layer name; or the network is LeNet or AlexNet.
     """
+    batches = [outputs for _, outputs in feature_batches(model, images, layers)]
+    return {name: torch.cat([outputs[name] for outputs in batches]) for name in layers} if batches else {}
+
+
+@torch.no_grad()
+def feature_batches(
+    model: AnyModel, images: Images, layers: Sequence[str], on_bad: Callable[[DataError], None] | None = None
+) -> Iterator[tuple[list[str], dict[str, Tensor]]]:
+    """The names of images and their `features`, batch by batch, so that memory holds one batch alone.
+
+    With `on_bad`, which is told of them, bad images are left out.
+    """
+    classifier = as_classifier(model)
     net = classifier.net
     if not isinstance(net, VGG):
         raise ValueError(f"expected a VGG network, got {net.architecture.name}")
-    return net.features(prepared(classifier, image), layers)
+    for names, x in classifier.batches(images, on_bad):
+        outputs = net.features(x, layers)
+        for layer, output in outputs.items():
+            check_finite(output, names, layer)
+        yield names, outputs

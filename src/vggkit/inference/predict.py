@@ -1,18 +1,20 @@
-"""A weight file and an image to class probabilities."""
+"""A weight file and images to class probabilities."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from html import escape
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from vggkit.data.imagenet import class_names
-from vggkit.data.images import read_image
 from vggkit.data.preprocessing import Preprocessing
 from vggkit.design.network import costs
-from vggkit.engines.fully_connected import fast_cpu
+from vggkit.engines.fully_connected import use_fast_cpu
 from vggkit.errors import DataError, WeightsError
+from vggkit.inference.images import Images, batches, is_several
 from vggkit.networks.baselines import BaselineNetwork
 from vggkit.networks.vgg import VGG
 from vggkit.training.run_weights import find_weights
@@ -21,38 +23,86 @@ from vggkit.weights.files import load_weights, metadata_list
 MAX_ACTIVATION_BYTES = 2**31
 """A weight file that says its network needs more for one image is refused; VGG-19 at 224 needs 0.1 GB."""
 
-
-@dataclass(frozen=True)
-class Classifier:
-    """A trained network with all it takes to use it, from one file."""
-
-    net: VGG | BaselineNetwork
-    """In evaluation mode."""
-    classes: tuple[str, ...]
-    preprocessing: Preprocessing
+BATCH_IMAGES, BATCH_BYTES = 64, 2**30
+"""Images that are predicted together: no more than these, or than their activations fit into so many bytes."""
 
 
-@dataclass(frozen=True)
-class Prediction:
+class Prediction(NamedTuple):
     """One class and how probable the network finds it."""
 
     label: str
     probability: float
     """0 to 1, by softmax."""
 
+    def __repr__(self) -> str:
+        return f"{self.label} {self.probability:.1%}"
 
-def load_classifier(run: str | Path, device: str | torch.device = "cpu") -> Classifier:
-    """The network of a run folder, of a weight file, or of published weights.
+
+@dataclass(frozen=True, repr=False)
+class Classifier:
+    """A trained network with all it takes to use it, from one file; call it with images to `predict`."""
+
+    net: VGG | BaselineNetwork
+    """In evaluation mode."""
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    source: str = ""
+    """The file that it was read from."""
+
+    def __call__(self, images: Images, top: int = 3) -> list[Any]:
+        """See `predict`."""
+        return predict(self, images, top)
+
+    def __repr__(self) -> str:
+        arch = self.net.architecture
+        return (
+            f"{arch.name}: {len(self.classes):,} classes ({_few(self.classes)}), {arch.in_channels} x "
+            f"{arch.image_size} x {arch.image_size} pixels, {costs(arch).total.parameters:,} parameters, "
+            f"on {self.device}{f', from {self.source}' * bool(self.source)}"
+        )
+
+    def _repr_html_(self) -> str:
+        return f"<code>{escape(repr(self))}</code>"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.net.parameters()).device
+
+    def batches(
+        self, images: Images, on_bad: Callable[[DataError], None] | None = None
+    ) -> Iterator[tuple[list[str], Tensor]]:
+        """The names and the network's input of images, in batches that fit into memory; see `images.batches`."""
+        fitting = BATCH_BYTES // costs(self.net.architecture).total.activation_bytes
+        return batches(images, self.preprocessing, self.device, min(BATCH_IMAGES, max(1, fitting)), on_bad)
+
+
+class TrainedRun(Protocol):
+    """What `train` returns, as far as it is needed here."""
+
+    @property
+    def folder(self) -> os.PathLike[str]:
+        """With its weights."""
+        ...
+
+
+AnyModel = Classifier | TrainedRun | str | os.PathLike[str]
+"""A classifier, or what `load_classifier` takes."""
+
+
+def load_classifier(run: TrainedRun | str | os.PathLike[str], device: str | torch.device = "cpu") -> Classifier:
+    """The network of a run, of a weight file, or of published weights, run by the fast engine of its device.
 
     Args:
-        run: a run folder; a weight file of vggkit, torchvision, timm, Keras or Caffe, see `load_weights`; or a name
-            such as `torchvision/vgg16`, whose file is fetched into the user's cache unless it lies there.
+        run: what `train` returned; a run folder; a weight file of vggkit, torchvision, timm, Keras or Caffe, see
+            `load_weights`; or a name such as `torchvision/vgg16`, whose file is fetched into the user's cache if it
+            is not there.
         device: where to put it.
 
     Raises:
         WeightsError: there is none, it is damaged, or it does not say how to prepare an image for it.
     """
-    path = find_weights(run)
+    path = find_weights(os.fspath(run if isinstance(run, str | os.PathLike) else run.folder))
     net, metadata = load_weights(path, device)
     try:
         if "preprocessing" not in metadata:
@@ -76,48 +126,62 @@ def load_classifier(run: str | Path, device: str | torch.device = "cpu") -> Clas
             f"{path}: expected a network whose activations take at most {MAX_ACTIVATION_BYTES:,} bytes for an image, "
             f"got {activation_bytes:,}"
         )
-    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Classifier(net, classes, preprocessing)
+    use_fast_cpu(net)
+    return Classifier(net, classes, preprocessing, str(path))
 
 
-def prepared(classifier: Classifier, image: str | Path) -> Tensor:
-    """An image file as the network's input, (1, channels, image_size, image_size), on its device.
+def as_classifier(model: AnyModel) -> Classifier:
+    """`model` itself, or loaded; see `load_classifier`."""
+    return model if isinstance(model, Classifier) else load_classifier(model)
+
+
+def predict(model: AnyModel, images: Images, top: int = 3) -> list[Any]:
+    """The `top` classes of each image, the most probable first.
+
+    Args:
+        model: from `load_classifier`, or what that takes.
+        images: one image: a path, the bytes or the open file of a PNG, JPEG, WebP, GIF, BMP or TIFF of any size and
+            mode, an image of Pillow's, a uint8 array (height, width[, channels]) or a tensor (channels, height,
+            width), uint8 or float in [0, 1]; or a list of these, or a folder, which are predicted in batches.
+        top: classes wanted; all, if there are fewer.
+
+    Returns:
+        A list of `Prediction` for one image, a list of such lists for several.
 
     Raises:
-        DataError: the file is missing, is not a whole image, or takes too much memory; it is named.
+        DataError: an image is missing, is damaged or is none; it is named.
+        WeightsError: the weights give values that are not finite.
     """
-    pixels = read_image(Path(image), classifier.preprocessing.channels)
-    try:
-        return classifier.preprocessing(pixels.to(next(classifier.net.parameters()).device).unsqueeze(0))
-    except ValueError as error:
-        raise DataError(f"{image}: {error}") from None
+    found = [best for _, best in predictions(model, images, top)]
+    return found if is_several(images) else found[0]
 
 
 @torch.no_grad()
-def predict(classifier: Classifier, images: Sequence[str | Path], top: int = 3) -> list[list[Prediction]]:
-    """The `top` classes of each image file, the most probable first.
+def predictions(
+    model: AnyModel, images: Images, top: int = 3, on_bad: Callable[[DataError], None] | None = None
+) -> Iterator[tuple[str, list[Prediction]]]:
+    """The name of each image and its `top` classes, as they come; see `predict`.
 
-    Args:
-        classifier: from `load_classifier`.
-        images: PNG, JPEG, WebP, GIF, BMP or TIFF files of any size and mode; they are read and predicted one at a time.
-        top: classes wanted; all, if there are fewer.
-
-    Raises:
-        DataError: a file is missing or is not a whole image; it is named.
-        WeightsError: the weights are not finite.
+    With `on_bad`, which is told of them, bad images are left out.
     """
     if top < 1:
         raise ValueError(f"expected a top from 1, got {top}")
-    predictions = []
-    with fast_cpu(classifier.net):
-        for path in images:
-            probabilities = classifier.net(prepared(classifier, path))[0].softmax(dim=0)
-            if not probabilities.isfinite().all():
-                raise WeightsError(
-                    f"expected weights that give probabilities, got {probabilities[0].item()} for {path}"
-                )
-            values, indices = probabilities.topk(min(top, len(classifier.classes)))
-            predictions.append(
-                [Prediction(classifier.classes[i], p) for i, p in zip(indices.tolist(), values.tolist(), strict=True)]
-            )
-    return predictions
+    classifier = as_classifier(model)
+    for names, x in classifier.batches(images, on_bad):
+        probabilities = classifier.net(x).softmax(dim=1)
+        check_finite(probabilities, names, "probabilities")
+        values, indices = probabilities.topk(min(top, len(classifier.classes)))
+        for name, row, labels in zip(names, values.tolist(), indices.tolist(), strict=True):
+            yield name, [Prediction(classifier.classes[i], p) for i, p in zip(labels, row, strict=True)]
+
+
+def check_finite(outputs: Tensor, names: list[str], what: str) -> None:
+    """Raise `WeightsError`, which names the first image, unless all `outputs` of a batch are finite."""
+    is_finite = outputs.flatten(1).isfinite().all(dim=1)
+    if not is_finite.all():
+        name = names[is_finite.tolist().index(False)]
+        raise WeightsError(f"expected weights that give finite {what}, got others for {name}, try other weights")
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:3]) + ", ..." * (len(names) > 3)

@@ -1,55 +1,64 @@
-"""`vgg features`: an image to what the named layers of a network put out."""
+"""`vgg features`: images to what the named layers of a network put out."""
 
 import json
+import math
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import arg
 
-from vggkit.verbs.terminal import DONE, check_out, parse_flags, print_json, print_table, print_to_stderr
+from vggkit.verbs.predict import ImagesFlags, opened
+from vggkit.verbs.terminal import check_out, parse_flags, print_json, print_table
 
 
-@dataclass(frozen=True)
-class Flags:
-    """Write what named layers of a network put out for an image into a safetensors file."""
+@dataclass(frozen=True, kw_only=True)
+class Flags(ImagesFlags):
+    """Write what named layers of a network put out for images into a safetensors file."""
 
-    model: Positional[str]
-    """A run folder, a weight file, or published weights such as torchvision/vgg16 ('vgg weights' lists them)."""
-    image: Positional[Path]
-    """An image file (PNG, JPEG, WebP, GIF, BMP or TIFF) of any size and mode."""
     layers: tuple[str, ...]
     """Canonical names, such as relu3_3 conv4_1 pool5 fc7; conv is before its ReLU."""
     out: Annotated[Path, arg(aliases=("-o",))]
-    """The .safetensors file to write."""
-    device: str | None = None
-    """cpu, cuda, cuda:1 or mps; a GPU, if there is one, if not given."""
-    json: bool = False
-    """Print JSON instead of a table."""
+    """The .safetensors file to write: a tensor for each layer, with a row for each image."""
 
 
 def run(arguments: list[str]) -> int:
-    """Run the verb; returns the exit code."""
+    """Run the verb; returns the exit code: 2 if an image is bad."""
     flags = parse_flags("features", Flags, arguments)
     check_out(flags.out, ".safetensors")
-    from safetensors.torch import save
+    classifier, bad = opened(flags, "features")
+    import torch
 
-    from vggkit.data.files import write_whole
-    from vggkit.inference.features import features
-    from vggkit.inference.predict import load_classifier
-    from vggkit.training.hardware import choose_device
-    from vggkit.training.run_weights import find_weights
+    from vggkit.data.files import write_synced
+    from vggkit.inference.features import feature_batches
+    from vggkit.weights.files import safetensors_pieces
 
-    classifier = load_classifier(find_weights(flags.model, print_to_stderr), choose_device(flags.device))
-    outputs = features(classifier, flags.image, flags.layers)
-    metadata = {"model": flags.model, "image": str(flags.image), "layers": json.dumps(list(outputs))}
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in outputs.items()}
-    write_whole(flags.out, save(tensors, metadata))
+    names: list[str] = []
+    shapes: dict[str, tuple[int, ...]] = {}
+    # What may be larger than memory goes to a file for each layer first: where a layer begins in the whole file is
+    # known once all images are read.
+    with tempfile.TemporaryDirectory(dir=flags.out.parent, prefix=f".{flags.out.name}-") as folder:
+        parts = {layer: Path(folder, str(number)) for number, layer in enumerate(flags.layers)}
+        for some, outputs in feature_batches(classifier, flags.images, flags.layers, bad):
+            names += some
+            for layer, output in outputs.items():
+                shapes[layer] = (len(names), *output.shape[1:])
+                with parts[layer].open("ab") as file:
+                    file.write(output.cpu().contiguous().numpy().data)
+        if not names:
+            return bad.code
+        tensors = {
+            layer: torch.from_file(str(parts[layer]), size=math.prod(shape)).view(shape)
+            for layer, shape in shapes.items()
+        }
+        metadata = {"model": flags.model, "images": json.dumps(names), "layers": json.dumps(list(shapes))}
+        write_synced(Path(folder, "whole"), safetensors_pieces(tensors, metadata))
+        Path(folder, "whole").replace(flags.out)
+        rows = [(name, "x".join(map(str, tensor.shape)), f"{tensor.mean():.4g}") for name, tensor in tensors.items()]
     if flags.json:
-        shapes = {name: list(tensor.shape) for name, tensor in outputs.items()}
-        print_json({"out": str(flags.out), "shapes": shapes})
-        return DONE
-    rows = [(name, "x".join(map(str, tensor.shape)), f"{tensor.mean():.4g}") for name, tensor in tensors.items()]
-    print_table(("layer", "shape", "mean"), [rows], left_aligned=2)
-    print(flags.out)
-    return DONE
+        print_json({"out": str(flags.out), "images": names, "shapes": shapes})
+    else:
+        print_table(("layer", "shape", "mean"), [rows], left_aligned=2)
+        print(flags.out)
+    return bad.code

@@ -1,51 +1,89 @@
 """`vgg predict`: image files to classes."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
-from vggkit.verbs.terminal import DONE, parse_flags, print_json, print_to_stderr
+from vggkit.verbs.terminal import DONE, USER_ERROR, parse_flags, print_json, print_to_stderr
+
+if TYPE_CHECKING:
+    from vggkit.inference.predict import Classifier
 
 
-@dataclass(frozen=True)
-class Flags:
-    """Classify image files with a trained network."""
+@dataclass(frozen=True, kw_only=True)
+class ModelFlags:
+    """What the verbs that use a trained network share."""
 
     model: Positional[str]
     """A run folder, a weight file, or published weights such as torchvision/vgg16 ('vgg weights' lists them)."""
-    images: Positional[tuple[Path, ...]]
-    """Image files (PNG, JPEG, WebP, GIF, BMP or TIFF) of any size and mode."""
-    top: int = 3
-    """Classes to show for each image."""
     device: str | None = None
     """cpu, cuda, cuda:1 or mps; a GPU, if there is one, if not given."""
     json: bool = False
-    """Print JSON instead of lines."""
+    """Print JSON instead of text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesFlags(ModelFlags):
+    """What the verbs that take images share."""
+
+    images: Positional[tuple[Path, ...]]
+    """Image files (PNG, JPEG, WebP, GIF, BMP or TIFF) of any size and mode, and folders of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags(ImagesFlags):
+    """Classify image files with a trained network."""
+
+    top: int = 3
+    """Classes to show for each image."""
 
 
 def run(arguments: list[str]) -> int:
-    """Run the verb; returns the exit code."""
+    """Run the verb; returns the exit code: 2 if an image is bad."""
     flags = parse_flags("predict", Flags, arguments)
+    classifier, bad = opened(flags, "predict")
+    from vggkit.inference.predict import predictions
+
+    found = []
+    for name, best in predictions(classifier, flags.images, flags.top, bad):
+        if flags.json:
+            found.append({"image": name, "predictions": [p._asdict() for p in best]})
+        else:
+            print(f"{name}: {', '.join(map(str, best))}", flush=True)
+    if flags.json:
+        print_json(found)
+    return bad.code
+
+
+class BadImages:
+    """Names each bad image on stderr, and knows the exit code that follows."""
+
+    def __init__(self, verb: str) -> None:
+        self.verb, self.code = verb, DONE
+
+    def __call__(self, error: ValueError) -> None:
+        """Tell of one."""
+        print_to_stderr(f"vgg {self.verb}: {error}")
+        self.code = USER_ERROR
+
+
+def opened(flags: ImagesFlags, verb: str) -> "tuple[Classifier, BadImages]":
+    """The classifier that `flags` name, on its device, and who is told of bad images."""
     if not flags.images:
         raise ValueError("expected at least one image, got none")
+    return classifier_of(flags), BadImages(verb)
+
+
+def classifier_of(flags: ModelFlags) -> "Classifier":
+    """The classifier that `flags` name, on its device."""
     from vggkit.design.network import costs
-    from vggkit.inference.predict import load_classifier, predict
+    from vggkit.inference.predict import load_classifier
     from vggkit.training.hardware import choose_device, keep_freed_memory, use_huge_pages
     from vggkit.training.run_weights import find_weights
 
     use_huge_pages()
     classifier = load_classifier(find_weights(flags.model, print_to_stderr), choose_device(flags.device))
     keep_freed_memory(costs(classifier.net.architecture, 1).total.activation_bytes)
-    predictions = predict(classifier, flags.images, flags.top)
-    if flags.json:
-        print_json(
-            [
-                {"image": str(path), "predictions": [asdict(p) for p in best]}
-                for path, best in zip(flags.images, predictions, strict=True)
-            ]
-        )
-        return DONE
-    for path, best in zip(flags.images, predictions, strict=True):
-        print(f"{path}: " + ", ".join(f"{p.label} {p.probability:.1%}" for p in best))
-    return DONE
+    return classifier
