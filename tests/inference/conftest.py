@@ -15,12 +15,12 @@ def weights(tmp_path_factory):
     return make_weights(tmp_path_factory.mktemp("weights") / "rgb.safetensors")
 
 
-def make_weights(path, channels=3, classes=CLASSES, change=lambda net: None, **metadata):
+def make_weights(path, channels=3, labels=CLASSES, change=lambda net: None, **metadata):
     torch.manual_seed(0)
     net = VGG(
-        Architecture.parse("1x4 1x8_bn", image_size=16, in_channels=channels, num_classes=len(classes), hidden=(6,))
+        Architecture.parse("1x4 1x8_bn", image_size=16, in_channels=channels, num_classes=len(labels), hidden=(6,))
     )
     change(net)
     preprocessing = Preprocessing(16, channels, MEAN[:channels], STD[:channels])
-    save_weights(path, net, {"classes": json.dumps(classes), "preprocessing": preprocessing.to_json(), **metadata})
+    save_weights(path, net, {"classes": json.dumps(labels), "preprocessing": preprocessing.to_json(), **metadata})
     return path
