@@ -7,8 +7,7 @@ import torch
 from vggkit import Recipe, vgg
 from vggkit.data.preprocessing import Preprocessing
 from vggkit.training.checkpoint import snapshot, write_checkpoint
-from vggkit.training.progress import EpochMetrics
-from vggkit.training.run_state import RunState
+from vggkit.training.run_state import EpochMetrics, RunState
 from vggkit.training.step import make_optimizer, train_step
 
 FACTS = {"fingerprint": "f", "preprocessing": Preprocessing(4, 1, (0.0,), (1.0,)).to_json(), "color_axes": []}

@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from vggkit.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from vggkit.data.preprocessing import Preprocessing
     from vggkit.design.architecture import Architecture
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
         with_in_channels,
     )
     from vggkit.weights.warm_start import warm_start
-
-__version__ = "0.4.0"
 
 # Looked up on first use, so that what needs no torch starts without it.
 _HOMES = {

@@ -395,7 +395,7 @@ def test_without_the_library(tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", ["parquet", "tar"])
 def test_a_stream_trains_to_the_same_bits_with_any_number_of_workers_and_after_a_stop(kind, library, tmp_path):
     from vggkit import Recipe, train
-    from vggkit.training import epochs
+    from vggkit.training import step
 
     folder = tmp_path / "shards"
     for split, shards in (("train", 2), ("validation", 1)):
@@ -417,14 +417,14 @@ def test_a_stream_trains_to_the_same_bits_with_any_number_of_workers_and_after_a
 
     expected = weights("whole")
     steps = []
-    original = epochs.train_step
+    original = step.train_step
 
     def stopping(*arguments, **options):
         steps.append(options["wants_stop"])
         return original(*arguments, **{**options, "wants_stop": len(steps) == 10})  # in the second epoch of 7 steps
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(epochs, "train_step", stopping)
+        patch.setattr(step, "train_step", stopping)
         weights("stopped")
     assert len(steps) == 10
     for found in (weights("workers", num_workers=2), weights("stopped", out=None, resume=tmp_path / "stopped")):

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from vggkit.training import progress as progress_module
-from vggkit.training.progress import EpochMetrics, Progress, clock
+from vggkit.training.progress import Progress, clock
+from vggkit.training.run_state import EpochMetrics
 
 
 def metrics(epoch, loss=0.5):

@@ -20,10 +20,10 @@ from vggkit.inference.evaluate import Evaluation, draw_confusion, evaluate
 from vggkit.networks.baselines import build
 from vggkit.training import run_data
 from vggkit.training.distributed import Team
-from vggkit.training.epochs import _network_input
 from vggkit.training.evaluate import evaluate as measure
 from vggkit.training.progress import Progress
 from vggkit.training.run_data import open_run_data
+from vggkit.training.step import augmented_input
 from vggkit.verbs.evaluate import _print_most_confused
 
 TEAM = Team(torch.device("cpu"))
@@ -150,7 +150,7 @@ def test_colours_are_shifted_along_their_principal_components(recipe):
     plain = data.preprocessing.scaled(batch.images)
     for seed in range(300):
         draws = torch.Generator().manual_seed(seed)
-        x = _network_input(batch.images, batch, replace(recipe, color_shift=0.1), data, draws)
+        x = augmented_input(batch, replace(recipe, color_shift=0.1, flip=False), data, draws)
         difference = (x - plain) * torch.tensor(data.preprocessing.std).view(-1, 1, 1)
         assert difference.std(dim=(2, 3)).max() < 1e-5  # the same for all pixels of an image
         shifted.append(difference.mean(dim=(2, 3)))

@@ -17,7 +17,7 @@ from safetensors.torch import load
 from tests.killing import newest
 from tests.training.test_resume import bits
 from vggkit.cli import main
-from vggkit.training import epochs
+from vggkit.training import step
 from vggkit.training.checkpoint import read_checkpoint, read_newest
 
 KILLS = int(os.environ.get("VGGKIT_KILLS", "20"))
@@ -148,7 +148,7 @@ def test_a_full_disk_is_told_and_a_resume_ends_in_the_same_bits(free_kib, expect
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_step(tmp_path, capsys, monkeypatch):
-    real, seen = epochs.train_step, []
+    real, seen = step.train_step, []
 
     def spoiled(net, *args, **options):
         if len(seen) == 2:
@@ -158,7 +158,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(tmp_path, capsys, m
         seen.append(all(torch.equal(value, before[name]) for name, value in net.named_parameters()))
         return outcome
 
-    monkeypatch.setattr(epochs, "train_step", spoiled)
+    monkeypatch.setattr(step, "train_step", spoiled)
     assert vgg_train(tmp_path / "run", "--batch-size", "300") == 1
     assert seen == [False, False, True]
     err = capsys.readouterr().err.splitlines()[-1]
@@ -174,7 +174,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(tmp_path, capsys, m
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path, capsys, monkeypatch):
-    real = epochs.train_step
+    real = step.train_step
 
     def spoiled(net, *args, **options):
         outcome = real(net, *args, **options)
@@ -182,7 +182,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, capsys, monkeypat
             net.fc2.weight[0, 0] = float("inf")
         return outcome
 
-    monkeypatch.setattr(epochs, "train_step", spoiled)
+    monkeypatch.setattr(step, "train_step", spoiled)
     assert vgg_train(tmp_path / "run") == 1
     assert "vgg train: " in capsys.readouterr().err
     assert list((tmp_path / "run").glob("checkpoints/step-*")) == []
@@ -216,7 +216,7 @@ def test_a_run_that_first_trains_its_head_goes_on_from_any_step(optimizer, tmp_p
     assert vgg_train(first) == 0
     more = ["--pretrained", str(first), "--head-epochs", "1", "--epochs", "2", *optimizer]
     assert vgg_train(tmp_path / "unbroken", *more) == 0
-    real = epochs.train_step
+    real = step.train_step
     for last in range(5):
         steps = []
 
@@ -226,9 +226,9 @@ def test_a_run_that_first_trains_its_head_goes_on_from_any_step(optimizer, tmp_p
                 signal.raise_signal(signal.SIGTERM)
             return real(*args, **options)
 
-        monkeypatch.setattr(epochs, "train_step", stopping)
+        monkeypatch.setattr(step, "train_step", stopping)
         code = vgg_train(tmp_path / f"{last}", *more)
-        monkeypatch.setattr(epochs, "train_step", real)
+        monkeypatch.setattr(step, "train_step", real)
         assert code == (75 if last < 4 else 0)
         assert vgg_train(tmp_path / f"{last}", *more) == 0, capsys.readouterr().err
         assert bits(tmp_path / f"{last}") == bits(tmp_path / "unbroken")
@@ -279,5 +279,5 @@ def test_a_run_is_found_from_elsewhere_and_says_what_is_not_as_it_was(tmp_path, 
     )
     assert list((tmp_path / "below").iterdir()) == []
     assert "time.time(" not in "".join(
-        path.read_text() for path in Path(epochs.__file__).parent.glob("*.py")
+        path.read_text() for path in Path(step.__file__).parent.glob("*.py")
     )  # no clock that can be set decides

@@ -259,17 +259,17 @@ def test_at_224_pixels_a_step_at_batch_128_stays_under_3_gb():
     program = r"""
 import re, signal, sys, torch
 from pathlib import Path
-from vggkit.training import epochs
+from vggkit.training import step
 from vggkit import Recipe, train
 from dataclasses import replace
 steps = []
-original = epochs.train_step
+original = step.train_step
 def two_steps(*args, **options):
     steps.append(args[2].shape)
     if len(steps) == 2:
         signal.raise_signal(signal.SIGTERM)
     return original(*args, **options)
-epochs.train_step = two_steps
+step.train_step = two_steps
 train(replace(Recipe.named("d2l"), data=sys.argv[1]), out=sys.argv[2], progress=False, device="cpu")
 assert steps == [(128, 1, 224, 224)] * 3, steps
 # Not getrusage, which begins at what the process that started this one has.

@@ -9,7 +9,7 @@ from vggkit.errors import shown
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from vggkit.training.progress import EpochMetrics
+    from vggkit.training.run_state import EpochMetrics
 
 MOST_MARKED = 30
 """Epochs up to which each is marked by a dot; more dots than that hide the line."""

@@ -2,15 +2,17 @@
 
 import json
 import os
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
-import vggkit
 from vggkit.data.fashion_mnist import SAMPLE_NAME, SAMPLE_WARNING
 from vggkit.data.files import write_whole
+from vggkit.data.preprocessing import Preprocessing
 from vggkit.design.network import costs
 from vggkit.engines.convolution import engine
 from vggkit.engines.fully_connected import fast_cpu
@@ -27,17 +29,18 @@ from vggkit.training.checkpoint import (
     read_newest,
     restore,
 )
-from vggkit.training.distributed import joined
+from vggkit.training.distributed import Team, joined
 from vggkit.training.epochs import named, train_epochs
 from vggkit.training.hardware import describe_hardware, keep_freed_memory, use_huge_pages
-from vggkit.training.progress import EpochMetrics, Progress, print_line
+from vggkit.training.progress import Progress, print_line
 from vggkit.training.recipe import Recipe
-from vggkit.training.run_data import open_run_data
+from vggkit.training.run_data import RunData, open_run_data
 from vggkit.training.run_folder import BEST, MODEL, begin, begin_or_find, check_unfinished, claimed, with_whole_paths
-from vggkit.training.run_state import RunState
+from vggkit.training.run_state import EpochMetrics, RunState
 from vggkit.training.start import pretrained_weights, start_from, with_synchronised_norms
-from vggkit.training.step import make_optimizer
+from vggkit.training.step import Training, make_optimizer
 from vggkit.training.stopping import stop_on_signals
+from vggkit.version import __version__
 from vggkit.weights.files import AnyNetwork, save_weights
 
 
@@ -124,19 +127,7 @@ def train(
             if is_shown:
                 print_line(line)
 
-        folder, newest = None, None
-        if resume is not None and team.leads:
-            folder = stack.enter_context(claimed(begin_or_find(recipe, Path(resume))))
-            newest = read_newest(folder, say)
-            if newest is None:
-                check_unfinished(folder)
-                if (folder / METRICS).exists():
-                    say(f"{folder} has no whole checkpoint yet, and begins anew")
-        saved = team.shared(newest[1] if newest is not None else None)
-        before = RunState.from_json(saved[STATE]) if saved else None
-
-        if before is not None and Recipe.from_json(json.dumps({**before.recipe, "data": recipe.data})) != recipe:
-            raise RunError(f"expected the recipe that {resume} began with, got another one in its recipe.json")
+        before = _found(recipe, resume, team, stack, say)
         source = pretrained_weights(recipe, say)
         data = open_run_data(
             recipe,
@@ -144,96 +135,160 @@ def train(
             data_dir=Path(data_dir) if data_dir is not None else None,
             num_workers=num_workers,
             pretrained=source[1] if source is not None else None,
-            facts=before.facts if before is not None else None,
+            facts=before.state.facts if before.state is not None else None,
             say=say,
         )
         for loader in data.loaders:
             stack.enter_context(loader)
-        architecture = recipe.network(in_channels=data.preprocessing.channels, num_classes=len(data.classes))
-        keep_freed_memory(costs(architecture, recipe.batch_size).total.activation_bytes // team.size)
-        torch.manual_seed(recipe.seed)
-        net = build(architecture, recipe.init, checkpoint=recipe.checkpoint)
-        notes = [*data.notes, *start_from(net, source, recipe)]
-        net.to(team.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if recipe.sync_batch_norm:
-            net = with_synchronised_norms(net, team)
-        stack.enter_context(fast_cpu(net))
-        optimizer = make_optimizer(recipe, net)
-        hardware = describe_hardware(team.device)
-        measured_on = {"hardware": hardware, "processes": team.size, "torch": torch.__version__}
-        if team.device.type == "cpu":
-            chosen, reason = engine()
-            measured_on["convolutions"] = chosen
-            hardware += f", {chosen} convolutions"
-            notes += [f"3x3 convolutions are not compiled, and slower: {reason}"] * (chosen != "compiled")
-        steps_per_epoch = -(-data.train.num_images // recipe.batch_size)
-        if before is not None and not before.fits(steps_per_epoch):
-            raise CheckpointError(f"expected a checkpoint of epochs of {steps_per_epoch} steps, got one of others")
-        state = restore(saved, net, optimizer) if saved else RunState(asdict(recipe), data.facts)
-        if before is not None:
-            notes.append(_resume_note(state, recipe, measured_on))
-        state.facts = {**data.facts, **measured_on}
-
+        training, notes = _set_up(recipe, team, data, source, before.files)
+        stack.enter_context(fast_cpu(training.net))
+        folder = before.folder
         if folder is None and team.leads:
             folder = stack.enter_context(claimed(begin(recipe, out)))
         folder = Path(os.fsdecode(team.shared({"folder": os.fsencode(folder or "")})["folder"]))
         if team.leads:
-            write_whole(folder / METRICS, saved.get(METRICS, b""))
+            write_whole(folder / METRICS, before.files.get(METRICS, b""))
+        state = training.state
         shown = Progress(
             folder if team.leads else None,
             recipe.epochs,
-            steps_per_epoch,
+            training.steps_per_epoch,
             data.held_out_name,
             is_shown,
             state.history,
             state.step,
         )
         stack.callback(shown.close)
-        shown.log(
-            "start" if before is None else "resume", device=str(team.device), vggkit=vggkit.__version__, **measured_on
-        )
-        shown.say(
-            f"{architecture.name}: {sum(p.numel() for p in net.parameters()):,} parameters, {recipe.image_size} px, "
-            f"{data.name}: {data.train.num_images:,} training and {data.held_out.num_images:,} {data.held_out_name} "
-            f"images{', bad ones included' * bool(data.bad_images)}, on {f'{team.size} x ' * (team.size > 1)}{hardware}"
-        )
-        if data.bad_images:
-            notes.append(named(data.bad_images))
-        for note in [*notes, *[SAMPLE_WARNING] * (data.name == SAMPLE_NAME)]:
-            shown.say(note)
-
-        metadata = {"classes": json.dumps(data.classes), "preprocessing": data.preprocessing.to_json()}
-        resumed_from = newest[0] if newest is not None else None
-        saver = Saver(folder, save_seconds, resumed_from, state.best_step) if team.leads else None
-        if saver is not None:
-            stack.callback(saver.wait)
-
-        def save() -> None:
-            if saver is not None:
-                saver.save(net, optimizer, state, (folder / METRICS).read_bytes(), metadata)
-
-        stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True))
-        with stop_on_signals("stopping after this step; Ctrl-C again to leave at once") as stop:
-            is_finished = train_epochs(recipe, team, data, net, optimizer, state, shown, stop, saver, save)
-            save()
-            if saver is not None:
-                saver.finish()
-            stop.is_last = not is_finished and team.size > 1  # torchrun tells one process after the other
-        if team.leads and is_finished:
-            save_weights(folder / MODEL, net, metadata)
-            if state.best_step is not None:
-                write_whole(folder / BEST, read_checkpoint(checkpoint_path(folder, state.best_step))[NETWORK])
+        _introduce(shown, training, "start" if before.state is None else "resume", notes)
+        saver = Saver(folder, save_seconds, before.checkpoint, state.best_step) if team.leads else None
+        stopped_by = _train_and_save(training, folder, shown, saver)
         return Run(
             folder,
             recipe,
-            net.eval(),
+            training.net.eval(),
             tuple(state.history),
             f"{team.size} x {team.device.type}" if team.size > 1 else str(team.device),
-            hardware,
+            _hardware(state.facts),
             data.held_out_name,
-            None if is_finished else stop.signal_name or "a signal to another process",
+            stopped_by,
             team.leads,
         )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What there is of a run that goes on; nothing of a new one."""
+
+    folder: Path | None = None
+    """Locked for this process; None in the processes that do not lead."""
+    checkpoint: Path | None = None
+    """The newest one that is whole, in the leading process."""
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """Its files."""
+    state: RunState | None = None
+
+
+def _found(
+    recipe: Recipe, resume: str | Path | None, team: Team, stack: ExitStack, say: Callable[[str], None]
+) -> _Found:
+    """What there is in the folder `resume`, which is locked until `stack` ends; the leader reads it for all."""
+    folder, newest = None, None
+    if resume is not None and team.leads:
+        folder = stack.enter_context(claimed(begin_or_find(recipe, Path(resume))))
+        newest = read_newest(folder, say)
+        if newest is None:
+            check_unfinished(folder)
+            if (folder / METRICS).exists():
+                say(f"{folder} has no whole checkpoint yet, and begins anew")
+    files = team.shared(newest[1] if newest is not None else None)
+    state = RunState.from_json(files[STATE]) if files else None
+    if state is not None and Recipe.from_json(json.dumps({**state.recipe, "data": recipe.data})) != recipe:
+        raise RunError(f"expected the recipe that {resume} began with, got another one in its recipe.json")
+    return _Found(folder, newest[0] if newest is not None else None, files, state)
+
+
+def _set_up(
+    recipe: Recipe,
+    team: Team,
+    data: RunData,
+    source: tuple[AnyNetwork, Preprocessing] | None,
+    saved: Mapping[str, bytes],
+) -> tuple[Training, list[str]]:
+    """The network and its optimizer where the run begins, or where `saved` left it; and lines for the user."""
+    architecture = recipe.network(in_channels=data.preprocessing.channels, num_classes=len(data.classes))
+    keep_freed_memory(costs(architecture, recipe.batch_size).total.activation_bytes // team.size)
+    torch.manual_seed(recipe.seed)
+    net = build(architecture, recipe.init, checkpoint=recipe.checkpoint)
+    notes = [*data.notes, *start_from(net, source, recipe)]
+    net.to(team.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if recipe.sync_batch_norm:
+        net = with_synchronised_norms(net, team)
+    optimizer = make_optimizer(recipe, net)
+    state = restore(saved, net, optimizer) if saved else RunState(asdict(recipe), data.facts)
+    training = Training(recipe, team, data, net, optimizer, state)
+    if not state.fits(training.steps_per_epoch):
+        raise CheckpointError(f"expected a checkpoint of epochs of {training.steps_per_epoch} steps, got one of others")
+    measured_on = {"hardware": describe_hardware(team.device), "processes": team.size, "torch": torch.__version__}
+    if team.device.type == "cpu":
+        measured_on["convolutions"], reason = engine()
+        if measured_on["convolutions"] != "compiled":
+            notes.append(f"3x3 convolutions are not compiled, and slower: {reason}")
+    if saved:
+        notes.append(_resume_note(state, recipe, measured_on))
+    state.facts = {**data.facts, **measured_on}
+    return training, notes
+
+
+def _introduce(shown: Progress, training: Training, event: str, notes: list[str]) -> None:
+    """Say what is trained, on what."""
+    data, team, recipe, facts = training.data, training.team, training.recipe, training.state.facts
+    measured_on = {name: value for name, value in facts.items() if name not in data.facts}
+    shown.log(event, device=str(team.device), vggkit=__version__, **measured_on)
+    shown.say(
+        f"{training.net.architecture.name}: {sum(p.numel() for p in training.net.parameters()):,} parameters, "
+        f"{recipe.image_size} px, {data.name}: {data.train.num_images:,} training and {data.held_out.num_images:,} "
+        f"{data.held_out_name} images{', bad ones included' * bool(data.bad_images)}, "
+        f"on {f'{team.size} x ' * (team.size > 1)}{_hardware(facts)}"
+    )
+    if data.bad_images:
+        notes.append(named(data.bad_images))
+    if data.name == SAMPLE_NAME:
+        notes.append(SAMPLE_WARNING)
+    for note in notes:
+        shown.say(note)
+
+
+def _train_and_save(training: Training, folder: Path, shown: Progress, saver: Saver | None) -> str | None:
+    """Train, with checkpoints; return the signal that ended the run early, or None at its end."""
+    data, net, state = training.data, training.net, training.state
+    metadata = {"classes": json.dumps(data.classes), "preprocessing": data.preprocessing.to_json()}
+
+    def save() -> None:
+        if saver is not None:
+            saver.save(net, training.optimizer, state, (folder / METRICS).read_bytes(), metadata)
+
+    with ExitStack() as stack:
+        if saver is not None:
+            stack.callback(saver.wait)
+        stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True))
+        stop = stack.enter_context(stop_on_signals("stopping after this step; Ctrl-C again to leave at once"))
+        is_finished = train_epochs(training, shown, stop, saver, save)
+        save()
+        if saver is not None:
+            saver.finish()
+        stop.is_last = not is_finished and training.team.size > 1  # torchrun tells one process after the other
+    if not is_finished:
+        return stop.signal_name or "a signal to another process"
+    if training.team.leads:
+        save_weights(folder / MODEL, net, metadata)
+        if state.best_step is not None:
+            write_whole(folder / BEST, read_checkpoint(checkpoint_path(folder, state.best_step))[NETWORK])
+    return None
+
+
+def _hardware(facts: Mapping[str, Any]) -> str:
+    """What a run was measured on, for a reader."""
+    return f"{facts['hardware']}" + (f", {facts['convolutions']} convolutions" if "convolutions" in facts else "")
 
 
 def _resume_note(state: RunState, recipe: Recipe, measured_on: dict[str, object]) -> str:

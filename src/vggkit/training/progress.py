@@ -6,44 +6,19 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from vggkit.data.files import write_all, write_whole
 from vggkit.training.curves import draw_curves
+from vggkit.training.run_state import EpochMetrics
 
 REFRESH_SECONDS = 0.5
 PLAIN_LINE_SECONDS = 30.0
 CURVES_SECONDS = 10.0
 LOGGED_STEPS = 1_000
 """Lines of a whole run in metrics.jsonl, about, beside those of its epochs."""
-
-
-@dataclass(frozen=True)
-class EpochMetrics:
-    """What one epoch came to."""
-
-    epoch: int
-    """Counted from 1."""
-    step: int
-    """Optimizer steps since the start of the run."""
-    train_loss: float
-    """Mean over the epoch's images, as they came: augmented, with dropout, while the weights moved."""
-    train_accuracy: float
-    """Top-1, over the same."""
-    test_accuracy: float
-    """Top-1 on the test set, or on the images kept out with `validation`, after the epoch."""
-    learning_rate: float
-    """Of the epoch's last step."""
-    examples_per_second: float
-    """Training images over the wall time of the epoch's training part, data included."""
-    train_seconds: float
-    """That wall time."""
-    loading_seconds: float
-    """Of that, the time in which training waited for images."""
-    elapsed_seconds: float
-    """Wall time of the run so far, evaluation included, without the time between a stop and a resume."""
 
 
 class Progress:

@@ -1,17 +1,102 @@
-"""One step of training, and the optimizer that takes it."""
+"""One step of training as one function, and the optimizer that takes it."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import get_total_norm
 
+from vggkit.data.loading import Augmentation, derived_seed
 from vggkit.data.reading import IGNORED_LABEL
 from vggkit.training.distributed import Team
+from vggkit.training.feed import Batch, network_input
 from vggkit.training.recipe import Recipe
+from vggkit.training.run_data import RunData
+from vggkit.training.run_state import RunState
 from vggkit.weights.files import AnyNetwork
 from vggkit.weights.warm_start import last_layer
+
+Step = Callable[[Batch, float, bool], Tensor]
+"""Takes a batch, the learning rate, and whether this process was asked to stop; returns what `train_step` does."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a run trains, and with what. Its steps change `net`, `optimizer` and `state`."""
+
+    recipe: Recipe
+    team: Team
+    data: RunData
+    net: AnyNetwork
+    optimizer: torch.optim.Optimizer
+    state: RunState
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in an epoch, of which the last one may have fewer images."""
+        return -(-self.data.train.num_images // self.recipe.batch_size)
+
+
+def make_step(training: Training, net: nn.Module) -> Step:
+    """All that one step does, from the images of a batch to the updated weights, as one function.
+
+    Every random draw of a step is decided by the recipe's seed and `training.state.step`.
+
+    Args:
+        training: whose optimizer takes the step.
+        net: `training.net`, as the team wrapped it.
+    """
+    recipe, team, state = training.recipe, training.team, training.state
+    draws = torch.Generator(team.device)
+
+    def step(batch: Batch, learning_rate: float, wants_stop: bool) -> Tensor:
+        draws.manual_seed(derived_seed(recipe.seed, "augmentation", state.step))
+        _seed_dropout(team.device, derived_seed(recipe.seed, "dropout", state.step, team.rank))
+        return train_step(
+            net,
+            training.optimizer,
+            augmented_input(batch, recipe, training.data, draws),
+            batch.labels,
+            learning_rate,
+            recipe.label_smoothing,
+            team=team,
+            batch_size=batch.size,
+            wants_stop=wants_stop,
+        )
+
+    return step
+
+
+def augmented_input(batch: Batch, recipe: Recipe, data: RunData, draws: torch.Generator) -> Tensor:
+    """The images of `batch` as the network takes them, augmented as `recipe` says: (images, channels, height, width).
+
+    Args:
+        batch: of the training images.
+        recipe: says what is changed at random.
+        data: says how images are normalised, and along which axes their colours vary.
+        draws: random numbers for the whole batch, of which other processes may have other parts.
+    """
+    augment, preprocessing = Augmentation(recipe.flip, recipe.translate, recipe.erase), data.preprocessing
+    x = network_input(data.train, augment(batch.images, draws, batch.part, batch.size), preprocessing)
+    if recipe.color_shift:
+        axes = torch.tensor(data.color_axes, device=x.device)
+        amounts = torch.randn(batch.size, len(axes), generator=draws, device=x.device)[batch.part]
+        shift = recipe.color_shift * amounts @ axes
+        shift = (shift.flip(1) if preprocessing.order == "bgr" else shift) * preprocessing.scale
+        x += (shift / torch.tensor(preprocessing.std, device=x.device)).view(*shift.shape, 1, 1)
+    return x
+
+
+def _seed_dropout(device: torch.device, seed: int) -> None:
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
 
 
 def train_step(
