@@ -31,7 +31,7 @@ def write(folder, names, first=0):
 
 
 def open_images(data, holdout=0.25, seed=0, stream=False, epoch_images=0):
-    return sources.open_images(str(data), holdout=holdout, seed=seed, stream=stream, epoch_images=epoch_images)
+    return sources.open_data(data, holdout=holdout, seed=seed, stream=stream, epoch_images=epoch_images)
 
 
 def read_all(images, seed=0, epoch=0):

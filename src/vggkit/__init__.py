@@ -7,6 +7,7 @@ from vggkit.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from vggkit.data.preprocessing import Preprocessing
+    from vggkit.data.sources import ImageSource, open_data
     from vggkit.design.architecture import Architecture
     from vggkit.design.baselines import Baseline
     from vggkit.design.layers import Block
@@ -68,6 +69,8 @@ _HOMES = {
     "features": "inference.features",
     "PerceptualLoss": "inference.perceptual",
     "Preprocessing": "data.preprocessing",
+    "ImageSource": "data.sources",
+    "open_data": "data.sources",
     "fold_preprocessing": "weights.surgery",
     "with_head": "weights.surgery",
     "with_common_scale": "weights.surgery",
@@ -101,6 +104,8 @@ __all__ = [  # noqa: RUF022 (in the order of a reader)
     "lenet",
     "build",
     "warm_start",
+    "ImageSource",
+    "open_data",
     "Recipe",
     "Run",
     "train",

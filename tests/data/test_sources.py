@@ -1,14 +1,17 @@
 """Images in folders, against what was written: labels from names, pixels by Pillow, counts by hand."""
 
+import json
 import os
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from tests.own_images import SAMPLE, names, open_images, pixels, png, read_all, touch, write
+from vggkit import Recipe, cli, train
 from vggkit.data.samples import kept_out, printable
 from vggkit.errors import DataError
 
@@ -147,19 +150,101 @@ def test_links(tmp_path):
     assert source.other_files == ("a/loop/",)
 
 
-@pytest.mark.parametrize("target", ["missing.png", "x.png"])
-def test_links_to_nothing_and_to_themselves(tmp_path, target):
-    write(tmp_path, ["a/1.png", "b/1.png"])
-    (tmp_path / "b/x.png").symlink_to(target)
-    with pytest.raises(DataError, match=r"b/x.png: expected to read it, got: (No such file|Too many levels)"):
-        open_images(tmp_path)
+def test_what_cannot_be_opened_is_a_bad_image_and_ends_nothing(tmp_path, capsys):
+    """Links to nothing, a link to itself and a FIFO: named by `data check`, and left out by --bad-images skip."""
+    write(tmp_path, [f"{split}/{c}/{n}.png" for split in ("train", "val") for c in "ab" for n in range(6)])
+    (tmp_path / "train/b/nothing.png").symlink_to("missing.png")
+    (tmp_path / "train/b/itself.png").symlink_to("itself.png")
+    os.mkfifo(tmp_path / "val/a/fifo.png")
+    assert cli.main(["data", "check", str(tmp_path), "--json"]) == 1
+    bad = json.loads(capsys.readouterr().out)["bad_images"]
+    assert bad == {
+        "train/b/itself.png": "expected an image file, got a link to itself",
+        "train/b/nothing.png": "expected an image file, got a link to nothing",
+        "val/a/fifo.png": "expected an image file, got no regular file",
+    }
+    recipe = replace(Recipe.named("quick"), data=str(tmp_path), architecture="1x4", image_size=8, epochs=1)
+    with pytest.raises(DataError, match="got 2 in a batch of 14 that cannot: .*itself.png.* try --bad-images skip"):
+        train(recipe, out=tmp_path / "fails", device="cpu", progress=False)
+    run = train(replace(recipe, bad_images="skip"), out=tmp_path / "skips", device="cpu", progress=False)
+    assert len(run.history) == 1
 
 
-def test_a_pipe_is_no_image_file(tmp_path):
-    write(tmp_path, ["a/1.png", "b/1.png"])
-    os.mkfifo(tmp_path / "b/2.png")
-    with pytest.raises(DataError, match=r"b/2.png: expected an image file, got no regular file"):
-        open_images(tmp_path)
+def test_images_that_lie_too_deep_are_counted(tmp_path):
+    write(tmp_path, ["a/1.png", "a/2.png", "b/1.png", "b/2.png"])
+    write(tmp_path, [f"a/more/{n}.jpg" for n in range(5)] + [f"b/x/y/{n}.png" for n in range(3)])
+    assert open_images(tmp_path).notes == (
+        "not taken for images, by their names or places: 2 (a/more/, b/x/)",
+        "8 images lie deeper than <class>/ and count nowhere, try to move them up into the folder of their class",
+    )
+
+
+def test_a_run_is_never_a_class(tmp_path, monkeypatch):
+    """`cd photos; vgg train --data .` writes its runs there, and finds its images again."""
+    write(tmp_path, [f"{c}/{n}.png" for c in ("cat", "dog") for n in range(6)])
+    monkeypatch.chdir(tmp_path)
+    recipe = replace(Recipe.named("quick"), data=".", architecture="1x4", image_size=8, epochs=1)
+    train(recipe, device="cpu", progress=False)
+    source = open_images(".")
+    assert source.classes == ("cat", "dog")
+    assert source.other_files == ("runs/",)
+    assert cli.main(["eval", "runs/quick-1", "--data", ".", "--device", "cpu"]) == 0
+    again = train(replace(recipe, data=str(tmp_path)), resume="runs/quick-1", device="cpu", progress=False)
+    assert len(again.history) == 1
+    (tmp_path / "runs/quick-1").rename(tmp_path / "mine")
+    (tmp_path / "runs").rmdir()
+    assert open_images(".").classes == ("cat", "dog")
+    write(tmp_path, ["runs/9.png", "runs/8.png"])  # without a run in it, a class like any other
+    assert open_images(".").classes == ("cat", "dog", "runs")
+
+
+@pytest.mark.parametrize(
+    ("files", "splits"),
+    [
+        (["Training/a", "Training/b", "Testing/a"], {"train": 4, "test": 2}),
+        (["Train/a", "Train/b", "Val/b", "Test/a"], {"train": 4, "validation": 2, "test": 2}),
+        (["photos/train/a", "photos/train/b", "photos/val/a"], {"train": 4, "validation": 2}),
+        (["photos/a", "photos/b"], {"train": 2, "validation": 2}),
+        (["deep/deeper/a", "deep/deeper/b"], {"train": 2, "validation": 2}),
+    ],
+)
+def test_layouts_that_are_unmistakable(tmp_path, files, splits):
+    write(tmp_path, [f"{folder}/{n}.png" for folder in files for n in range(2)])
+    source = open_images(tmp_path)
+    assert source.classes == ("a", "b")
+    assert {split: len(images) for split, images in source.splits.items()} == splits
+
+
+def test_a_test_set_without_labels_beside_a_validation_set_is_left_out(tmp_path):
+    write(tmp_path, ["train/a/1.png", "train/b/1.png", "val/a/1.png", "test/1.png", "test/2.png"])
+    source = open_images(tmp_path)
+    assert list(source.splits) == ["train", "validation"]
+    assert source.other_files == ("test/",)
+
+
+@pytest.mark.parametrize(
+    ("files", "splits"),
+    [
+        (["a/1.png", "a/2.png", "b/1.png"], {"all": 3}),
+        (["only/1.png"], {"all": 1}),
+        (["train/a/1.png", "val/a/1.png", "test/a/1.png"], {"train": 1, "validation": 1, "test": 1}),
+        (["test/a/1.png", "test/b/1.png"], {"all": 2}),
+    ],
+)
+def test_what_is_only_measured_on_is_taken_in_whole(tmp_path, files, splits):
+    write(tmp_path, files)
+    source = open_images(tmp_path, holdout=0)
+    assert {split: len(images) for split, images in source.splits.items()} == splits
+    assert source.is_drawn is False
+
+
+def test_data_check_shows_every_split(tmp_path, capsys):
+    write(tmp_path, [f"{split}/{c}/{n}.png" for split in ("train", "val", "test") for c in "ab" for n in range(3)])
+    (tmp_path / "test/b/2.png").unlink()
+    assert cli.main(["data", "check", str(tmp_path)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["class", "training", "validation", "test"]
+    assert lines[2:4] == [["a", "3", "3", "3"], ["b", "3", "3", "2"]]
 
 
 def test_the_fingerprint_sees_names_labels_and_sizes(tmp_path):
@@ -197,7 +282,9 @@ def test_the_fingerprint_sees_names_labels_and_sizes(tmp_path):
             touch("a/1.png", "b/"),
             "/b: expected image files in the folder of a class, got none, 0 folders and 0 other files",
         ),
-        (touch("data/train/a/1.png"), "/data: expected image files in the folder of a class, got none, 1 folders"),
+        (touch("a/x/1.png", "b/y/1.png"), r"/a: expected image files .*, got none, 1 folders \(x\) and 0 other"),
+        (touch("Val/a/1.png", "Test/a/1.png"), r"/Test: expected image files .*, 1 folders \(a\) .*, try <folder>/<cl"),
+        (touch("train/a/1.png", "Train/b/1.png"), "expected one folder for train, got Train and train"),
         (touch("a/1.png", "b/1.png"), "expected images for validation, got none"),
         (
             touch("train/a/1.png", "train/b/1.png", "val/a/1.png", "val/c/1.png"),
@@ -230,7 +317,7 @@ def test_other_wrong_names(tmp_path):
     ):
         open_images(tmp_path / "cat.png")
     for data in (tmp_path / "nowhere", "a\0b", "x" * 5_000):
-        with pytest.raises(DataError, match="expected a folder of images or hub:owner/name, got "):
+        with pytest.raises(DataError, match="a folder of images or hub:owner/name, got .*, try 'vgg data'"):
             open_images(data)
     for data in ("hub:", "hub:mnist", "hub:../etc/passwd", "hub:a/b/c", "hub:a/..", "hub:a/b:", "hub:a/b\n"):
         with pytest.raises(DataError, match="expected hub:owner/name or hub:owner/name:config, got "):
@@ -277,8 +364,8 @@ def test_a_pickled_listing_is_small_and_the_same(tmp_path):
 def test_folders_need_no_library_and_no_torch(tmp_path):
     write(tmp_path, ["train/a/1.png", "train/b/1.png", "val/a/1.png"])
     program = (
-        "import sys; from vggkit.data.sources import open_images; "
-        f"open_images({str(tmp_path)!r}, holdout=0.1, seed=0, stream=False, epoch_images=0); "
+        "import sys; from vggkit import open_data; "
+        f"open_data({str(tmp_path)!r}); "
         "sys.exit(bool({'datasets', 'pyarrow', 'torch'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0

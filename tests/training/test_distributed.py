@@ -137,11 +137,11 @@ def test_powersgd_goes_on_and_says_what_it_forgot(tmp_path):
 
 def counts_images(sizes):
     """Evaluate sets of odd sizes in which an image is right if its number is even; nobody may count twice."""
+    from vggkit.data.feed import DeviceFeed
     from vggkit.data.loading import Split
     from vggkit.data.preprocessing import Preprocessing
     from vggkit.training.distributed import joined
     from vggkit.training.evaluate import evaluate
-    from vggkit.training.feed import DeviceFeed
 
     class Reads(torch.nn.Module):
         def forward(self, x):

@@ -11,6 +11,7 @@ from torch import nn
 
 from vggkit import Recipe, train, vgg
 from vggkit.data.fashion_mnist import load
+from vggkit.data.feed import DeviceFeed
 from vggkit.data.loading import Augmentation, Split, batches, epoch_order
 from vggkit.data.preprocessing import Preprocessing
 from vggkit.errors import DataError, DivergedError, RunError
@@ -18,7 +19,6 @@ from vggkit.inference.evaluate import evaluate as confusion_of
 from vggkit.inference.predict import load_classifier
 from vggkit.training.distributed import Team
 from vggkit.training.evaluate import evaluate
-from vggkit.training.feed import DeviceFeed
 from vggkit.training.hardware import choose_device
 from vggkit.training.progress import Progress
 from vggkit.training.step import train_step

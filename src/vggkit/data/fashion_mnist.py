@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from vggkit.data.download import download
 from vggkit.data.files import user_cache
+from vggkit.data.samples import ArrayImages, ImageSource
 from vggkit.errors import DataError, one_line
 
 OFFICIAL_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
@@ -82,8 +83,18 @@ class Dataset:
     test_labels: npt.NDArray[np.uint8]
     classes: tuple[str, ...]
 
+    @property
+    def source(self) -> ImageSource:
+        """These images as the kind of data that `open_data` gives."""
+        digest = hashlib.sha256()
+        for array in (self.train_images, self.train_labels, self.test_images, self.test_labels):
+            digest.update(f"{array.shape}".encode() + array.tobytes())
+        train = ArrayImages(self.train_images, self.train_labels)
+        test = ArrayImages(self.test_images, self.test_labels)
+        return ImageSource(self.name, self.classes, {"train": train, "test": test}, digest.hexdigest())
 
-def load(name: str = FULL_NAME, data_dir: Path | None = None) -> Dataset:
+
+def load(name: str = FULL_NAME, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     """The data set `name`, verified.
 
     Args:
@@ -96,7 +107,7 @@ def load(name: str = FULL_NAME, data_dir: Path | None = None) -> Dataset:
         DataError: it is nowhere, or a file of it is not what it must be.
     """
     if name == FULL_NAME:
-        return _load_verified(name, find(data_dir))
+        return _load_verified(name, find(Path(data_dir) if data_dir is not None else None))
     if name == SAMPLE_NAME:
         return _load_verified(name, SAMPLE_PLACE)
     folder = Path(name)

@@ -18,6 +18,11 @@ def why_not_a_file(path: Path) -> str | None:
     """What `path` is if it is no regular file, in words; None if it is one. A FIFO would be waited for."""
     if path.is_file():
         return None
+    if path.is_symlink() and not path.is_dir():
+        try:
+            path.stat()
+        except OSError as error:
+            return "a link to itself" if error.errno == errno.ELOOP else "a link to nothing"
     return "a folder" if path.is_dir() else "no regular file" if path.exists() else "nothing there"
 
 

@@ -67,7 +67,7 @@ def fitted(image: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 
 def random_crop(
-    content: Path | bytes,
+    content: Path | bytes | Image.Image,
     channels: int,
     image_size: int,
     shorter_side: tuple[int, ...],
@@ -115,6 +115,11 @@ class FittedImage:
     channels: int
     preprocessing: Preprocessing
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape of every image that it gives: (channels, height, width)."""
+        return self.channels, self.preprocessing.image_size, self.preprocessing.image_size
+
     def __call__(self, sample: Sample, epoch: int, index: int) -> Tensor:
         """uint8 (channels, image_size, image_size); raises `DataError`."""
         return fitted(read_image(sample.content, self.channels, sample.name), self.preprocessing)
@@ -128,6 +133,11 @@ class RandomCrop:
     channels: int
     image_size: int
     shorter_side: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape of every image that it gives: (channels, height, width)."""
+        return self.channels, self.image_size, self.image_size
 
     def __call__(self, sample: Sample, epoch: int, index: int) -> Tensor:
         """uint8 (channels, image_size, image_size); raises `DataError`."""

@@ -1,97 +1,95 @@
 """Your own images: from folders, parquet files, tar shards (WebDataset) and the Hugging Face hub."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from vggkit.data.fashion_mnist import FILES, FULL_NAME, SAMPLE_NAME, Dataset, load
+from vggkit.data.fashion_mnist import FILES, FULL_NAME, SAMPLE_NAME, load
 from vggkit.data.folders import open_folder
-from vggkit.data.samples import MAX_CLASSES, Images, ImageSource, Sample, printable
+from vggkit.data.samples import MAX_CLASSES, ArrayImages, Images, ImageSource, Sample, printable
 from vggkit.data.shards import find_shards
 from vggkit.data.tables import HUB_NAME, HUB_PREFIX, open_tables
 from vggkit.errors import DataError, one_line
 
-__all__ = ["ImageSource", "Images", "Sample", "open_data", "open_images"]
+__all__ = ["ArrayImages", "ImageSource", "Images", "Sample", "open_data"]
 
 
 def open_data(
-    data: str,
+    data: str | os.PathLike[str],
     *,
-    data_dir: Path | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
     holdout: float = 0.1,
     seed: int = 0,
     stream: bool = False,
     epoch_images: int = 0,
-) -> Dataset | ImageSource:
-    """The data that `data` names: arrays for Fashion-MNIST and a folder in its format, else images to be opened.
+) -> ImageSource:
+    """The labelled images that `data` names; of image files none is opened yet.
 
     Args:
-        data: `fashion-mnist`, `fashion-mnist-sample`, a folder with four IDX files, or as for `open_images`.
+        data: `fashion-mnist`, `fashion-mnist-sample`, or a folder with four IDX files; a folder with `train/<class>/`
+            and `val/<class>/` or `test/<class>/`; a folder with a folder for each class; a folder with parquet files
+            or with tar shards (WebDataset), whose names say the split, or one such file; or `hub:owner/name`, or
+            `hub:owner/name:config`, for a data set on the Hugging Face hub.
         data_dir: where to look for Fashion-MNIST first.
-        holdout: as for `open_images`, like all that follow.
-        seed: of what is kept out.
-        stream: do not copy.
-        epoch_images: of a stream.
-
-    Raises:
-        DataError: there is nothing, or not what was expected.
-    """
-    folder = Path(data)
-    is_idx = any((folder / f"{file}{suffix}").is_file() for file in FILES for suffix in ("", ".gz"))
-    if data in (FULL_NAME, SAMPLE_NAME) or is_idx:
-        if stream:
-            raise DataError(f"expected parquet files, tar shards or the hub to stream, got {printable(data)}")
-        return load(data, data_dir)
-    if not data.startswith(HUB_PREFIX) and not os.path.lexists(data):
-        raise DataError(
-            f"expected {FULL_NAME}, {SAMPLE_NAME}, a folder of images or hub:owner/name, got "
-            f"{printable(data)[:200]!r}, where there is nothing, try 'vgg data'"
-        )
-    return open_images(data, holdout=holdout, seed=seed, stream=stream, epoch_images=epoch_images)
-
-
-def open_images(data: str, *, holdout: float, seed: int, stream: bool, epoch_images: int) -> ImageSource:
-    """The labelled images that `data` names; none of them is opened yet.
-
-    Args:
-        data: a folder with `train/<class>/` and `val/<class>/` (also `valid`, `validation`, else `test`); a folder with
-            a folder for each class; a folder with parquet files or with tar shards of the WebDataset kind
-            (key.jpg and key.cls, or key.json with a label), whose names say the split, or one such file; or
-            `hub:owner/name`, or `hub:owner/name:config`, for a data set on the Hugging Face hub.
-        holdout: where nothing is there to measure by, the share of each class that is kept out of training.
+        holdout: if there is nothing to measure by, the share of each class that is kept out of training; with 0
+            nothing is kept out, for data that is only measured on, and any number of classes will do.
         seed: of that choice, 0 to 2^32 - 1.
         stream: read parquet files, tar shards and the hub in their order, without a copy on this machine.
-        epoch_images: images in an epoch of a stream, above 0; 0 for as many as it says it has.
+        epoch_images: images in an epoch of a stream; 0 for as many as it says it has.
 
     Raises:
-        DataError: there is nothing, or not what was expected, or what it means is not clear.
+        DataError: there is nothing, or something else than expected, or what it means is not clear.
+
+    >>> source = open_data("fashion-mnist-sample")
+    >>> source
+    fashion-mnist-sample: 2,000 train, 1,000 test images of 10 classes
+    >>> len(source.train), len(source.held_out), source.held_out_name, source.classes[0]
+    (2000, 1000, 'test', 't-shirt')
     """
-    if data.startswith(HUB_PREFIX):
-        if not HUB_NAME.fullmatch(data.removeprefix(HUB_PREFIX)):
-            raise DataError(f"expected hub:owner/name or hub:owner/name:config, got {printable(data)[:120]!r}")
-        return _checked(open_tables(data, None, holdout=holdout, seed=seed, stream=stream, epoch_images=epoch_images))
-    path, where = Path(data), printable(data)
+    name, shown = os.fspath(data), printable(os.fspath(data))
+    folder = Path(name)
+    is_idx = any(os.path.isfile(folder / f"{file}{suffix}") for file in FILES for suffix in ("", ".gz"))  # noqa: PTH113
+    if name in (FULL_NAME, SAMPLE_NAME) or is_idx:
+        if stream:
+            raise DataError(f"expected parquet files, tar shards or the hub to stream, got {shown}")
+        return load(name, data_dir).source
+    options: dict[str, Any] = {"holdout": holdout, "seed": seed, "stream": stream, "epoch_images": epoch_images}
+    if name.startswith(HUB_PREFIX):
+        if not HUB_NAME.fullmatch(name.removeprefix(HUB_PREFIX)):
+            raise DataError(f"expected hub:owner/name or hub:owner/name:config, got {shown[:120]!r}")
+        return _checked(open_tables(name, None, **options), holdout)
+    _check_there(folder, shown)
+    if shards := find_shards(folder):
+        return _checked(open_tables(name, shards, **options), holdout)
+    if stream:
+        raise DataError(
+            f"{shown}: expected parquet files, tar shards or the hub to stream, got a folder, try without --stream"
+        )
+    return _checked(open_folder(folder, holdout, seed), holdout)
+
+
+def _check_there(path: Path, shown: str) -> None:
     try:
         path.stat()
     except (OSError, ValueError) as error:  # ValueError for a null character
-        got = f"{where[:200]!r}: {one_line(error)[:100] if isinstance(error, ValueError) else error.strerror}"
-        raise DataError(f"expected a folder of images or hub:owner/name, got {got}") from None
+        reason = one_line(error)[:100] if isinstance(error, ValueError) else error.strerror
+        known = f"{FULL_NAME}, {SAMPLE_NAME}, a folder of images or hub:owner/name"
+        raise DataError(f"expected {known}, got {shown[:200]!r}: {reason}, try 'vgg data'") from None
     if path.is_file() and path.suffix.lower() not in (".parquet", ".tar"):
-        raise DataError(f"{where}: expected a folder of images, a .parquet or a .tar file, got another file")
-    if shards := find_shards(path):
-        return _checked(open_tables(data, shards, holdout=holdout, seed=seed, stream=stream, epoch_images=epoch_images))
-    if stream:
-        raise DataError(
-            f"{where}: expected parquet files, tar shards or the hub to stream, got a folder, try without --stream"
-        )
-    return _checked(open_folder(path, holdout, seed))
+        raise DataError(f"{shown}: expected a folder of images, a .parquet or a .tar file, got another file")
 
 
-def _checked(source: ImageSource) -> ImageSource:
+def _checked(source: ImageSource, holdout: float) -> ImageSource:
     """`source`, if there is something to learn in it and something to measure by."""
-    if not 2 <= len(source.classes) <= MAX_CLASSES:
-        got = ", ".join(source.classes[:1]) if len(source.classes) < 2 else f"{len(source.classes):,}"
+    num_classes = len(source.classes)
+    if not (2 if holdout else 1) <= num_classes <= MAX_CLASSES:
+        got = ", ".join(source.classes[:1]) if num_classes < 2 else f"{num_classes:,}"
         raise DataError(f"{source.name}: expected 2 to {MAX_CLASSES:,} classes, got {got}")
-    for split, images in (("training", source.train), (source.held_out_name, source.held_out)):
-        if not len(images):
-            raise DataError(f"{source.name}: expected images for {split}, got none, try two or more in a class")
-    return source
+    for split, images in source.splits.items():
+        if not len(images) and split in ("train", source.held_out_name):
+            raise DataError(
+                f"{source.name}: expected images for {'training' if split == 'train' else split}, got none, "
+                "try two or more in a class"
+            )
+    return replace(source, splits={split: images for split, images in source.splits.items() if len(images)})

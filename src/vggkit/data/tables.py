@@ -47,9 +47,10 @@ def open_tables(
         raise DataError(f"{where}: expected a split called train, got {_listed(splits)}")
     columns = _columns(library, splits["train"].features or {}, where)
     classes = _class_names(splits["train"].features, columns, shards)
-    tables = {name: _undecoded(library, splits[name], columns, where) for name in ("train", *(held_out or ())[:1])}
-    train: TableImages | StreamImages
-    kept: TableImages | StreamImages
+    named = {"train": "train"}
+    named |= {split: name for name, split in reversed(HELD_OUT) if name in splits}
+    tables = {split: _undecoded(library, splits[name], columns, where) for split, name in named.items()}
+    images: dict[str, Any] = {}
     if stream:
         if held_out is None:
             raise DataError(
@@ -60,25 +61,33 @@ def open_tables(
                 f"{where}: expected the names of the classes, which a stream needs, got none, "
                 "try a classes.txt beside the shards"
             )
-        lengths = _stream_lengths(builder, shards, held_out[0], epoch_images, where)
-        train, kept = (StreamImages(tables[name], name, columns, lengths[name], len(classes)) for name in tables)
+        names = [name for name in named.values() if name != "train"]
+        lengths = _stream_lengths(builder, shards, names, epoch_images, where)
+        for split, name in named.items():
+            images[split] = StreamImages(tables[split], name, columns, lengths[name], len(classes))
     else:
         trusted = () if shards else _caches(library)
-        images = [
-            TableImages(
-                table, name, columns, np.arange(len(table)), _labels(table, columns, f"{where}: {name}"), trusted
-            )
-            for name, table in tables.items()
-        ]
-        classes = _fitting(classes, 1 + max(int(split.labels.max(initial=0)) for split in images), where)
-        train, kept = images if held_out else images[0].parted(holdout, seed)
+        for split, name in named.items():
+            table = tables[split]
+            labels = _labels(table, columns, f"{where}: {name}")
+            images[split] = TableImages(table, name, columns, np.arange(len(table)), labels, trusted)
+        classes = _fitting(classes, 1 + max(int(split.labels.max(initial=0)) for split in images.values()), where)
+        if not held_out and holdout:
+            images["train"], images["validation"] = images["train"].parted(holdout, seed)
+        elif not held_out:
+            images = {"all": images["train"]}
     num_rows = [] if stream else [len(table) for table in tables.values()]
     others = shards.other_files if shards else []
+    fingerprint = _fingerprint(builder, data, shards, [columns.image, columns.label, classes, num_rows])
     return ImageSource(
-        where, classes, train, kept, held_out[1] if held_out else "validation",
-        _fingerprint(builder, data, shards, [columns.image, columns.label, classes, num_rows]),
-        tuple(others[:MAX_NAMED_FILES]), len(others), is_drawn=held_out is None,
-    )  # fmt: skip
+        where,
+        classes,
+        images,
+        fingerprint,
+        tuple(others[:MAX_NAMED_FILES]),
+        len(others),
+        is_drawn=held_out is None and holdout > 0,
+    )
 
 
 def _library() -> ModuleType:
@@ -171,20 +180,20 @@ def _undecoded(library: ModuleType, dataset: Any, columns: Columns, where: str) 
 
 
 def _stream_lengths(
-    builder: Any, shards: Shards | None, held_out: str, epoch_images: int, where: str
+    builder: Any, shards: Shards | None, held_out: list[str], epoch_images: int, where: str
 ) -> dict[str, int]:
     """Images in an epoch of training, and all that are held out."""
     infos = builder.info.splits or {}
-    known = {name: infos[name].num_examples if name in infos else 0 for name in ("train", held_out)}
+    known = {name: infos[name].num_examples if name in infos else 0 for name in ("train", *held_out)}
     if shards:
         # To count what is in tars takes a look at all of them; what is held out is measured in whole and must be known.
         known = {
-            name: count_images(shards, name) if shards.kind == "parquet" or name == held_out else 0 for name in known
+            name: count_images(shards, name) if shards.kind == "parquet" or name in held_out else 0 for name in known
         }
     if 0 < known["train"] < epoch_images:
         raise DataError(f"{where}: expected at most its {known['train']:,} images in an epoch, got {epoch_images:,}")
     wanted = max(0, epoch_images)
-    lengths = {"train": wanted or known["train"], held_out: known[held_out] or wanted}
+    lengths = {"train": wanted or known["train"]} | {name: known[name] or wanted for name in held_out}
     if not all(lengths.values()):
         raise DataError(f"{where}: expected a stream that says its length, got none, try --epoch-images 100000")
     return lengths

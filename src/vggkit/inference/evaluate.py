@@ -1,7 +1,6 @@
 """A weight file and a labelled data set to accuracy, by class and confused with what."""
 
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,15 +8,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
-from vggkit.data.fashion_mnist import Dataset
+from vggkit.data.feed import Whole, network_input, open_feed
 from vggkit.data.files import as_png, write_whole
 from vggkit.data.images import FittedImage
-from vggkit.data.loading import Split, batches
 from vggkit.data.reading import IGNORED_LABEL
 from vggkit.data.samples import ImageSource
-from vggkit.data.workers import Loader, in_parts
 from vggkit.engines.fully_connected import fast_cpu
 from vggkit.errors import DataError
 from vggkit.inference.predict import Classifier
@@ -48,7 +44,7 @@ class Evaluation:
 @torch.no_grad()
 def evaluate(
     classifier: Classifier,
-    data: Dataset | ImageSource,
+    data: ImageSource,
     batch_size: int = 128,
     num_workers: int = 0,
     bad_images: Literal["fail", "skip"] = "fail",
@@ -72,39 +68,15 @@ def evaluate(
         raise ValueError(f"expected a batch_size from 1, got {batch_size}")
     num_classes = len(classifier.classes)
     counts = torch.zeros(num_classes**2, dtype=torch.int64, device=_device(classifier))
-    if isinstance(data, Dataset):
-        inputs = _array_inputs(classifier, data, batch_size)
-    else:
-        inputs = _file_inputs(classifier, data, batch_size, num_workers, bad_images)
-    with fast_cpu(classifier.net):
-        for x, labels in inputs:
-            predicted = classifier.net(x).argmax(dim=1)
-            is_counted = labels != IGNORED_LABEL
-            counts += torch.bincount((labels * num_classes + predicted)[is_counted], minlength=num_classes**2)
-    return Evaluation(classifier.classes, counts.view(num_classes, num_classes).cpu().numpy())
-
-
-def _array_inputs(classifier: Classifier, dataset: Dataset, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    split = Split.on(_device(classifier), dataset.test_images, dataset.test_labels)
-    for images, labels in batches(split, batch_size):
-        images = images.expand(-1, classifier.preprocessing.channels, -1, -1)  # grey, as `read_image` makes it RGB
-        yield classifier.preprocessing(images), labels
-
-
-def _file_inputs(
-    classifier: Classifier,
-    source: ImageSource,
-    batch_size: int,
-    num_workers: int,
-    bad_images: Literal["fail", "skip"],
-) -> Iterator[tuple[Tensor, Tensor]]:
-    preprocessing, device = classifier.preprocessing, _device(classifier)
+    preprocessing = classifier.preprocessing
     read = FittedImage(preprocessing.channels, preprocessing)
-    parts = in_parts(np.arange(len(source.held_out)), batch_size)
-    options: dict[str, Any] = {"num_workers": num_workers, "bad_images": bad_images}
-    with Loader(source.held_out, read, seed=0, pin_memory=device.type == "cuda", **options) as loader:
-        for images, labels in loader.batches(parts, epoch=0):
-            yield preprocessing.scaled(images.to(device)), labels.to(device)
+    options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "bad_images": bad_images}
+    with fast_cpu(classifier.net), open_feed(data.held_out, read, Whole(_device(classifier)), **options) as feed:
+        for batch in feed.batches(epoch=0):
+            predicted = classifier.net(network_input(feed, batch.images, preprocessing)).argmax(dim=1)
+            is_counted = batch.labels != IGNORED_LABEL
+            counts += torch.bincount((batch.labels * num_classes + predicted)[is_counted], minlength=num_classes**2)
+    return Evaluation(classifier.classes, counts.view(num_classes, num_classes).cpu().numpy())
 
 
 def _device(classifier: Classifier) -> torch.device:

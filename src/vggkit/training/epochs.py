@@ -4,10 +4,10 @@ import math
 import time
 from collections.abc import Callable, Iterator
 
+from vggkit.data.feed import Batch
 from vggkit.errors import DivergedError
 from vggkit.training.checkpoint import Saver
 from vggkit.training.evaluate import evaluate
-from vggkit.training.feed import Batch
 from vggkit.training.outcomes import Outcomes
 from vggkit.training.progress import Progress
 from vggkit.training.run_state import EpochMetrics, RunState

@@ -3,11 +3,11 @@
 import torch
 from torch import nn
 
+from vggkit.data.feed import Feed, network_input
 from vggkit.data.preprocessing import Preprocessing
 from vggkit.data.reading import IGNORED_LABEL
 from vggkit.errors import DataError
 from vggkit.training.distributed import Team
-from vggkit.training.feed import Feed, network_input
 from vggkit.training.step import autocast
 from vggkit.training.stopping import StopFlag
 

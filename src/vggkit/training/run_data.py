@@ -1,6 +1,5 @@
 """The data that a recipe names, opened: feeds of batches, the preprocessing, and what to remember of it."""
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -11,24 +10,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vggkit.data.fashion_mnist import Dataset
+from vggkit.data.feed import DECODED_TOGETHER, DeviceFeed, Feed, LoaderFeed, open_feed
 from vggkit.data.images import FittedImage, RandomCrop
-from vggkit.data.loading import Split, epoch_order
+from vggkit.data.loading import epoch_order
 from vggkit.data.preprocessing import Preprocessing
 from vggkit.data.reading import IGNORED_LABEL
-from vggkit.data.samples import Images, ImageSource
+from vggkit.data.samples import ArrayImages, Images, ImageSource
 from vggkit.data.sources import open_data
 from vggkit.data.workers import Loader, default_workers, in_parts, local_processes
 from vggkit.errors import DataError, RunError
 from vggkit.training.distributed import Team
-from vggkit.training.feed import DeviceFeed, Feed, WorkerFeed
 from vggkit.training.recipe import Recipe
 
 STATISTICS_IMAGES = 2_000
 """Image files, drawn from the seed, that the mean, the standard deviation and the axes of colour are taken from."""
 MEMORY_SHARE = 0.125
 """Of the device's memory, for a split that is decoded once."""
-DECODED_TOGETHER = 256
 
 
 @dataclass(frozen=True)
@@ -91,7 +88,7 @@ def open_run_data(
         DataError: the data is missing or damaged, or is not what it was when the run began.
         RunError: the recipe does not fit it.
     """
-    opened = open_data(
+    source = open_data(
         recipe.data,
         data_dir=data_dir,
         holdout=recipe.holdout,
@@ -99,114 +96,89 @@ def open_run_data(
         stream=recipe.stream,
         epoch_images=recipe.epoch_images,
     )
-    if facts is not None and isinstance(opened, ImageSource):
-        _check_fingerprint(recipe, facts, opened.fingerprint)  # before it is decoded, which may take long
-    if isinstance(opened, Dataset):
-        data = _from_arrays(recipe, team, opened, pretrained)
-    else:
-        data = _from_files(recipe, team, opened, num_workers, pretrained, facts, say)
-    if facts is None:
-        return data
-    kept, now = Preprocessing.from_json(facts["preprocessing"]), data.preprocessing
-    is_same = (kept.image_size, kept.channels) == (now.image_size, now.channels)
-    _check_fingerprint(recipe, facts, data.fingerprint if is_same else "")
-    axes = tuple(tuple(map(float, axis)) for axis in facts["color_axes"])
-    return replace(data, preprocessing=kept, color_axes=axes)
-
-
-def _from_arrays(recipe: Recipe, team: Team, dataset: Dataset, pretrained: Preprocessing | None) -> RunData:
-    images, labels = dataset.train_images, dataset.train_labels
-    _check_augmentation(recipe, min(images.shape[1:]))
-    if recipe.shorter_side:
-        raise RunError(f"expected image files with shorter_side, got {dataset.name}")
-    if recipe.validation >= len(images):
-        raise DataError(f"expected validation below the {len(images)} training images, got {recipe.validation}")
-    cut = len(images) - recipe.validation
-    train = (images[:cut], labels[:cut])
-    held_out = (images[cut:], labels[cut:]) if recipe.validation else (dataset.test_images, dataset.test_labels)
-    splits = [Split.on(team.device, *arrays) for arrays in (train, held_out)]
-    if recipe.channels == "rgb":
-        splits = [Split(split.images.expand(-1, 3, -1, -1), split.labels) for split in splits]
-    mean, std = _moments(splits[0].images)
-    digest = hashlib.sha256()
-    for array in (*train, *held_out):
-        digest.update(f"{array.shape}".encode() + array.tobytes())
-    feed, held_out_feed = (DeviceFeed(split, recipe.batch_size, recipe.seed, team, is_fitted=False) for split in splits)
-    sample = splits[0].images[: STATISTICS_IMAGES if recipe.color_shift else 0]
-    return RunData(
-        dataset.name,
-        dataset.classes,
-        feed,
-        held_out_feed,
-        "validation" if recipe.validation else "test",
-        _preprocessing(recipe, len(mean), mean, std, pretrained),
-        _color_axes(sample),
-        digest.hexdigest(),
-    )
-
-
-def _from_files(
-    recipe: Recipe,
-    team: Team,
-    source: ImageSource,
-    num_workers: int | None,
-    pretrained: Preprocessing | None,
-    facts: Mapping[str, Any] | None,
-    say: Callable[[str], None],
-) -> RunData:
-    if recipe.validation:
-        raise RunError(f"expected a holdout with image files, got validation {recipe.validation}, try --holdout 0.1")
-    _check_augmentation(recipe, recipe.image_size)
-    channels = 1 if recipe.channels == "grey" else 3
+    if facts is not None:
+        _check_fingerprint(recipe, facts, source.fingerprint)  # before it is decoded, which may take long
+    splits, held_out_name = _splits(recipe, source)
+    channels = {"data": source.channels, "grey": 1, "rgb": 3}[recipe.channels]
     # Of these only the geometry is used here, which comes from the recipe alone.
     geometry = _preprocessing(recipe, channels, (0.0,) * channels, (1.0,) * channels, None)
     fit = FittedImage(channels, geometry)
-    if num_workers is None:
-        num_workers = default_workers()
-
-    def loader(images: Images, read: "FittedImage | RandomCrop") -> Loader:
-        return Loader(
-            images,
-            read,
-            seed=recipe.seed,
-            num_workers=num_workers,
-            pin_memory=team.device.type == "cuda",
-            bad_images=recipe.bad_images,
-        )
-
-    loaders = []
-    feeds: list[Feed] = []
     crop = RandomCrop(recipe.seed, channels, recipe.image_size, recipe.shorter_side) if recipe.shorter_side else None
-    for images, read in ((source.train, crop or fit), (source.held_out, fit)):
-        loaders.append(loader(images, read))
-        needed_bytes = len(images) * channels * recipe.image_size**2
-        if read is fit and not images.is_stream and needed_bytes <= _room_bytes(team.device):
-            say(f"decoding {len(images):,} images, once")
-            split = _decoded(images, loaders[-1], team.device)
-            loaders[-1].close()
-            feeds.append(DeviceFeed(split, recipe.batch_size, recipe.seed, team, is_fitted=True))
-        else:
-            feeds.append(WorkerFeed(images, loaders[-1], recipe.batch_size, recipe.seed, team))
-    if facts is None:
-        say(f"reading {min(len(source.train), STATISTICS_IMAGES):,} images for their mean and standard deviation")
-        sample = _sample(source.train, fit, recipe.seed, loader)
-        mean, std = _moments(sample)
-        geometry = _preprocessing(recipe, channels, mean, std, pretrained)
-        axes = _color_axes(sample[: len(sample) if recipe.color_shift else 0])
-    else:
-        axes = ()
-    return RunData(
+    feeds: list[DeviceFeed | LoaderFeed] = []
+    loaders = []
+    for images, read in zip(splits, (crop or fit, fit), strict=True):
+        feed = _feed(recipe, team, images, read, num_workers)
+        if isinstance(feed, LoaderFeed):
+            loaders.append(feed.loader)
+            needed_bytes = len(images) * channels * recipe.image_size**2
+            if read is fit and not images.is_stream and needed_bytes <= _room_bytes(team.device):
+                say(f"decoding {len(images):,} images, once")
+                feed = feed.decoded()
+        feeds.append(feed)
+    data = RunData(
         source.name,
         source.classes,
         feeds[0],
         feeds[1],
-        source.held_out_name,
+        held_out_name,
         geometry,
-        axes,
+        (),
         source.fingerprint,
         tuple(loaders),
         source.notes,
     )
+    if facts is not None:
+        return _as_before(recipe, data, facts)
+    sample = _sample(recipe, team, splits[0], feeds[0], fit, say)
+    mean, std = _moments(sample)
+    axes = _color_axes(sample[: STATISTICS_IMAGES if recipe.color_shift else 0])
+    return replace(data, preprocessing=_preprocessing(recipe, channels, mean, std, pretrained), color_axes=axes)
+
+
+def _splits(recipe: Recipe, source: ImageSource) -> tuple[tuple[Images, Images], str]:
+    """The images to train on and to measure by, and what the latter are called; raises `RunError` or `DataError`."""
+    images, held_out, name = source.train, source.held_out, source.held_out_name
+    if not isinstance(images, ArrayImages):
+        if recipe.validation:
+            raise RunError(
+                f"expected a holdout with image files, got validation {recipe.validation}, try --holdout 0.1"
+            )
+        _check_augmentation(recipe, recipe.image_size)
+        return (images, held_out), name
+    _check_augmentation(recipe, min(images.pixels.shape[1:]))
+    if recipe.shorter_side:
+        raise RunError(f"expected image files with shorter_side, got {source.name}")
+    if recipe.validation >= len(images):
+        raise DataError(f"expected validation below the {len(images)} training images, got {recipe.validation}")
+    if not recipe.validation:
+        return (images, held_out), name
+    cut = len(images) - recipe.validation
+    return (images[:cut], images[cut:]), "validation"
+
+
+def _feed(
+    recipe: Recipe, team: Team, images: Images, read: FittedImage | RandomCrop, num_workers: int | None
+) -> DeviceFeed | LoaderFeed:
+    return open_feed(
+        images,
+        read,
+        team,
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        num_workers=default_workers() if num_workers is None else num_workers,
+        bad_images=recipe.bad_images,
+    )
+
+
+def _as_before(recipe: Recipe, data: RunData, facts: Mapping[str, Any]) -> RunData:
+    """`data` prepared as it was when the run began, whose `facts` these are."""
+    kept = Preprocessing.from_json(facts["preprocessing"])
+    now = data.preprocessing
+    _check_fingerprint(
+        recipe, facts, data.fingerprint if (kept.image_size, kept.channels) == (now.image_size, now.channels) else ""
+    )
+    axes = tuple(tuple(map(float, axis)) for axis in facts["color_axes"])
+    return replace(data, preprocessing=kept, color_axes=axes)
 
 
 def _check_fingerprint(recipe: Recipe, facts: Mapping[str, Any], fingerprint: str) -> None:
@@ -223,29 +195,22 @@ def _check_augmentation(recipe: Recipe, side_pixels: int) -> None:
             raise RunError(f"expected {field} below the {side_pixels} pixels of an image, got {getattr(recipe, field)}")
 
 
-def _decoded(images: Images, loader: Loader, device: torch.device) -> Split:
-    """All of `images` on the device, in their order; bad ones are black and do not count."""
-    parts = in_parts(np.arange(len(images)), DECODED_TOGETHER)
-    pixels, labels, start = None, torch.empty(len(images), dtype=torch.int64, device=device), 0
-    for some, their_labels in loader.batches(parts, epoch=0):
-        if pixels is None:
-            pixels = torch.empty((len(images), *some.shape[1:]), dtype=torch.uint8, device=device)
-        pixels[start : start + len(some)] = some.to(device)
-        labels[start : start + len(some)] = their_labels.to(device)
-        start += len(some)
-    if pixels is None or not (labels != IGNORED_LABEL).any():
-        raise DataError("expected an image that can be read, got none")
-    return Split(pixels, labels)
+def _sample(
+    recipe: Recipe, team: Team, images: Images, feed: Feed, fit: FittedImage, say: Callable[[str], None]
+) -> Tensor:
+    """What the mean and the standard deviation are taken from: all arrays, or `STATISTICS_IMAGES` image files.
 
-
-def _sample(images: Images, fit: FittedImage, seed: int, loader: Callable[[Images, FittedImage], Loader]) -> Tensor:
-    """Up to `STATISTICS_IMAGES` training images, drawn from the seed; of a stream the first ones."""
-    order = torch.arange(len(images)) if images.is_stream else epoch_order(len(images), seed, epoch=0)
-    chosen = np.sort(order[:STATISTICS_IMAGES].numpy())
-    with loader(images, fit) as opened:
-        parts = in_parts(chosen, DECODED_TOGETHER)
-        batches = [pixels[labels != IGNORED_LABEL] for pixels, labels in opened.batches(parts, epoch=0)]
-    return torch.cat(batches)
+    They are drawn from the seed; of a stream they are the first ones.
+    """
+    if isinstance(images, ArrayImages) and isinstance(feed, DeviceFeed):
+        return feed.split.images
+    say(f"reading {min(len(images), STATISTICS_IMAGES):,} images for their mean and standard deviation")
+    order = torch.arange(len(images)) if images.is_stream else epoch_order(len(images), recipe.seed, epoch=0)
+    parts = in_parts(np.sort(order[:STATISTICS_IMAGES].numpy()), DECODED_TOGETHER)
+    with Loader(
+        images, fit, seed=recipe.seed, num_workers=default_workers(), pin_memory=False, bad_images=recipe.bad_images
+    ) as loader:
+        return torch.cat([pixels[labels != IGNORED_LABEL] for pixels, labels in loader.batches(parts, epoch=0)])
 
 
 def _preprocessing(

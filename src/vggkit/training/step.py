@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import get_total_norm
 
+from vggkit.data.feed import Batch, network_input
 from vggkit.data.loading import Augmentation, derived_seed
 from vggkit.data.reading import IGNORED_LABEL
 from vggkit.training.distributed import Team
-from vggkit.training.feed import Batch, network_input
 from vggkit.training.recipe import Recipe
 from vggkit.training.run_data import RunData
 from vggkit.training.run_state import RunState

@@ -1,5 +1,6 @@
 """`vgg data`: the data sets that are known, how to get them, and what is in your own."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -68,28 +69,31 @@ def run(arguments: list[str]) -> int:
 
 
 def _check(flags: Flags) -> int:
-    from vggkit.data.fashion_mnist import Dataset
+    from vggkit.data.samples import ArrayImages
     from vggkit.data.sources import open_data
 
     data = open_data(flags.name, data_dir=flags.data_dir, holdout=flags.holdout, seed=flags.seed)
     bad: dict[str, str] = {}
-    notes: tuple[str, ...]
-    if isinstance(data, Dataset):
-        held_out_name, others, notes = "test", 0, ()
-        counts = [_counted(labels.tolist(), data.classes) for labels in (data.train_labels, data.test_labels)]
-    else:
-        held_out_name, others, notes = data.held_out_name, data.num_other_files, data.notes
-        read = [_read(images, flags.workers) for images in (data.train, data.held_out)]
-        counts = [_counted(labels, data.classes) for labels, _ in read]
-        bad = read[0][1] | read[1][1]
+    counts: dict[str, list[int]] = {}
+    for split, images in data.splits.items():
+        if isinstance(images, ArrayImages):
+            labels = images.labels.tolist()
+        else:
+            labels, bad_ones = _read(images, flags.workers)
+            bad |= bad_ones
+        counted = Counter(labels)
+        counts["training" if split == "train" else split] = [counted[label] for label in range(len(data.classes))]
     if flags.json:
-        sizes = {c: {"training": a, held_out_name: b} for c, a, b in zip(data.classes, *counts, strict=True)}
-        print_json({"name": data.name, "classes": sizes, "bad_images": bad, "other_files": others})
+        sizes = {name: {split: counts[split][label] for split in counts} for label, name in enumerate(data.classes)}
+        print_json({"name": data.name, "classes": sizes, "bad_images": bad, "other_files": data.num_other_files})
         return FAILED if bad else DONE
-    rows = [(c, f"{a:,}", f"{b:,}") for c, a, b in zip(data.classes, *counts, strict=True)]
-    total = [("all", *(f"{sum(some):,}" for some in counts))]
-    print_table(("class", "training", held_out_name), [rows, total], left_aligned=1)
-    for note in notes:
+    rows = [
+        (name, *(f"{some:,}" for some in of_class))
+        for name, *of_class in zip(data.classes, *counts.values(), strict=True)
+    ]
+    total = [("all", *(f"{sum(some):,}" for some in counts.values()))]
+    print_table(("class", *counts), [rows, total], left_aligned=1)
+    for note in data.notes:
         print(note)
     print(f"{len(bad):,} bad images" + (", which --bad-images skip leaves out:" if bad else ""))
     for name, reason in list(bad.items())[:NAMED_IMAGES]:
@@ -97,10 +101,6 @@ def _check(flags: Flags) -> int:
     if len(bad) > NAMED_IMAGES:
         print(f"  and {len(bad) - NAMED_IMAGES:,} more, see --json")
     return FAILED if bad else DONE
-
-
-def _counted(labels: list[int], classes: tuple[str, ...]) -> list[int]:
-    return [labels.count(label) for label in range(len(classes))]
 
 
 def _read(images: "Images", num_workers: int | None) -> tuple[list[int], dict[str, str]]:

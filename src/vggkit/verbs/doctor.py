@@ -3,7 +3,7 @@
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
@@ -15,7 +15,6 @@ from vggkit.verbs.terminal import DONE, given, parse_flags, print_json, print_ta
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vggkit.data.fashion_mnist import Dataset
     from vggkit.data.samples import ImageSource
 
 LEAST_EXPONENT = -12
@@ -59,32 +58,25 @@ class Flags:
 
 
 def _first_batch(
-    data: "Dataset | ImageSource", network: Network, batch_size: int, seed: int, bad_images: BadImages
+    data: "ImageSource", network: Network, batch_size: int, seed: int, bad_images: BadImages
 ) -> tuple["Tensor", "Tensor"]:
     """The images and labels that `vgg train` begins with."""
     import torch
 
-    from vggkit.data.fashion_mnist import Dataset
+    from vggkit.data.feed import Whole, network_input, open_feed
     from vggkit.data.images import FittedImage
-    from vggkit.data.loading import epoch_order
     from vggkit.data.preprocessing import Preprocessing
     from vggkit.data.reading import IGNORED_LABEL
-    from vggkit.data.workers import Loader
 
     channels = network.in_channels
     preprocessing = Preprocessing(network.image_size, channels, (0.0,) * channels, (1.0,) * channels)
-    if isinstance(data, Dataset):
-        chosen = epoch_order(len(data.train_images), seed, epoch=1)[:batch_size].numpy()
-        images = torch.from_numpy(data.train_images[chosen]).unsqueeze(1)
-        return preprocessing(images), torch.from_numpy(data.train_labels[chosen]).long()
-    order = torch.arange(batch_size) if data.train.is_stream else epoch_order(len(data.train), seed, epoch=1)
-    read = FittedImage(channels, preprocessing)
-    with Loader(data.train, read, seed=seed, num_workers=0, pin_memory=False, bad_images=bad_images) as loader:
-        images, labels = next(loader.batches([order[:batch_size].numpy()], epoch=1))
-    good = labels != IGNORED_LABEL
+    options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "bad_images": bad_images}
+    with open_feed(data.train, FittedImage(channels, preprocessing), Whole(torch.device("cpu")), **options) as feed:
+        batch = next(feed.batches(epoch=1))
+    good = batch.labels != IGNORED_LABEL
     if good.sum() < 2:
         raise ValueError(f"expected two images or more that can be read, got {good.sum()}, try a larger --batch-size")
-    return preprocessing.scaled(images[good]), labels[good]
+    return network_input(feed, batch.images[good], preprocessing), batch.labels[good]
 
 
 def run(arguments: list[str]) -> int:
@@ -95,7 +87,6 @@ def run(arguments: list[str]) -> int:
 
     import torch
 
-    from vggkit.data.fashion_mnist import Dataset
     from vggkit.data.sources import open_data
     from vggkit.lab.doctor import PATIENCE, examine
     from vggkit.networks.baselines import build
@@ -104,7 +95,7 @@ def run(arguments: list[str]) -> int:
     from vggkit.weights.warm_start import warm_start
 
     data = open_data(flags.data, data_dir=flags.data_dir)
-    num_images, in_channels = (len(data.train_images), 1) if isinstance(data, Dataset) else (len(data.train), 3)
+    num_images, in_channels = len(data.train), data.channels
     if not 2 <= flags.batch_size <= num_images:
         raise ValueError(f"expected a batch_size from 2 to {num_images}, got {flags.batch_size}")
     if not 0 <= flags.seed < 2**31:

@@ -41,8 +41,7 @@ class Flags:
 def run(arguments: list[str]) -> int:
     """Run the verb; returns the exit code."""
     flags = parse_flags("eval", Flags, arguments)
-    from vggkit.data.fashion_mnist import Dataset
-    from vggkit.data.sources import ImageSource, open_data
+    from vggkit.data.sources import open_data
     from vggkit.data.workers import default_workers
     from vggkit.inference.evaluate import draw_confusion, evaluate
     from vggkit.inference.predict import load_classifier
@@ -61,7 +60,7 @@ def run(arguments: list[str]) -> int:
         stream=recipe.stream,
         epoch_images=recipe.epoch_images,
     )
-    if isinstance(data, ImageSource) and data.is_drawn and not _recipe_path(flags.run).is_file():
+    if data.is_drawn and not _recipe_path(flags.run).is_file():
         print_to_stderr(
             f"there is no recipe.json beside {flags.run}, whose seed would say which images were kept out of training: "
             "it may have learnt from those that it is measured on"
@@ -76,9 +75,8 @@ def run(arguments: list[str]) -> int:
         confusion = evaluation.confusion.tolist()
         print_json({"accuracy": evaluation.accuracy, "class_accuracy": by_class, "confusion": confusion})
         return DONE
-    held_out = "test" if isinstance(data, Dataset) else data.held_out_name
     count = int(evaluation.confusion.sum())
-    print(f"accuracy {evaluation.accuracy:.4f} on the {count:,} {held_out} images of {data.name}")
+    print(f"accuracy {evaluation.accuracy:.4f} on the {count:,} {data.held_out_name} images of {data.name}")
     if len(by_class) <= MAX_COLUMNS:
         _print_confusion(evaluation)
     else:
