@@ -142,7 +142,7 @@ def test_a_stream_is_shuffled_by_seed_and_epoch(tmp_path, library):
 WORKERS = """
 import sys
 import datasets, torch.utils.data
-from vggkit.data.sources import open_images
+from vggkit import open_data
 
 class Share(torch.utils.data.IterableDataset):
     def __init__(self, images): self.images = images
@@ -155,7 +155,7 @@ class Share(torch.utils.data.IterableDataset):
 datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0
 
 if __name__ == "__main__":
-    images = open_images(sys.argv[1], holdout=0.5, seed=0, stream=sys.argv[2] == "stream", epoch_images=0).train
+    images = open_data(sys.argv[1], holdout=0.5, stream=sys.argv[2] == "stream").train
     read = images.reader(0, 1)
     alone = [read(position).content for position in range(len(images))]
     for context in ("fork", "spawn"):
