@@ -103,10 +103,10 @@ def test_the_saved_network_is_the_trained_one(run):
         assert torch.equal(classifier.net(x), run.net(x))
         by_hand = np.mean([classifier.net(classifier.preprocessing(i[None])).argmax().item() for i in images[:200]]
                           == sample.test_labels[:200])  # fmt: skip
-    measured = confusion_of(classifier, sample)
+    measured = confusion_of(classifier, sample.source)
     assert measured.accuracy == run.history[-1].test_accuracy
     first = replace(sample, test_images=sample.test_images[:200], test_labels=sample.test_labels[:200])
-    assert confusion_of(classifier, first).accuracy == by_hand
+    assert confusion_of(classifier, first.source).accuracy == by_hand
     assert measured.confusion.sum(axis=1).tolist() == [100] * 10
     assert np.mean(measured.class_accuracy) == pytest.approx(measured.accuracy)
 
