@@ -1,149 +1,164 @@
-"""The compiled kernels, `winograd.cpp` and `fully_connected.cpp`: built at first use where there is a C++ compiler.
+"""The compiled kernels, `winograd.cpp` and `fully_connected.cpp`, built at first use if there is a C++ compiler.
 
-The library is kept in the user's cache, under a name that the source, the compiler and the processor decide: a home
-folder may be seen by many machines. It computes in the threads of torch's own OpenMP.
+The library is kept in the user's cache under a name that the source, the compiler and the processor determine: one home
+folder may serve many machines. It computes in the threads of torch's own OpenMP.
 """
 
-import contextlib
 import ctypes
 import functools
 import hashlib
 import os
 import platform
+import re
 import secrets
 import shlex
 import shutil
+import stat
 import subprocess
+import sys
+import tempfile
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from vggkit.data.files import user_cache
-from vggkit.errors import KernelError
+from vggkit.data.files import user_cache, write_all, write_whole
+from vggkit.errors import KernelError, one_line
 
 FOLDER = Path(__file__).parent
-SOURCES = ("winograd.cpp", "fully_connected.cpp")
-HEADERS = ("kernels.h",)
+SOURCES = sorted(FOLDER.glob("*.cpp"))
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp")
 COMPILERS = ("g++", "c++", "clang++")
-COMPILE_SECONDS = 120
+ROOM_BYTES = 2**20
+"""More than the library takes."""
 LANES = 16
-"""What the numbers of channels must be a multiple of: a vector register holds at most so many float32."""
+"""What the numbers of channels must be a multiple of: a vector register holds at most this many float32."""
 MAX_CHANNELS = 65536
-"""As many zeros there are to read outside a map."""
+"""The kernels have this many zeros to read outside a map."""
 
 Gate = Literal["open", "relu", "pool"]
-_GATES: dict[Gate, int] = {"open": 0, "relu": 1, "pool": 2}
-_Pointer, _Int, _Long = ctypes.c_void_p, ctypes.c_int, ctypes.c_long
+_TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int, "l": ctypes.c_long}
+_ARGUMENTS = {
+    "convolve": "ppi iiiii plll i pp ii pp iii",
+    "weight_gradient": "p ppi iiiii pp iii",
+    "fully_connected": "ppp ill p i",
+}
 
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The compiled convolutions, built unless they are in the user's cache.
+    """The compiled kernels, built if the user's cache does not have them whole.
 
     Raises:
-        KernelError: there is no compiler, it fails, or the library does not load.
+        KernelError: there is no compiler, or it fails; the cache has no room, or others can write there.
     """
-    if os.name != "posix":
-        raise KernelError(f"expected a system with dlopen, got {platform.system()}")
-    found = [[name] for name in COMPILERS if shutil.which(name)]
-    if os.environ.get("CXX"):
-        found = [shlex.split(os.environ["CXX"])]
-    error = KernelError(f"expected a C++ compiler, got none of {', '.join(COMPILERS)}")
-    for compiler in found:
+    try:
+        named = shlex.split(os.environ.get("CXX", ""))
+        compilers = [named] if named else [[name] for name in COMPILERS if os.name == "posix" and shutil.which(name)]
+        if not compilers:
+            raise KernelError(f"expected a Unix with a C++ compiler, got none of {', '.join(COMPILERS)}")
+        folder = _private_folder(user_cache() / "kernels")
+        paths = [folder / _name(compiler) for compiler in compilers]
+        return _loaded(next(filter(None, map(_code, paths)), None) or _build(compilers, paths))
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: no home folder; ValueError: a quote in CXX
+        if isinstance(error, KernelError):
+            raise
+        raise KernelError(f"expected a compiler and a cache for the kernels, got: {one_line(error)[:200]}") from None
+
+
+def _private_folder(path: Path) -> Path:
+    """`path` without links, created if missing; raises `KernelError` if others can exchange what is in it.
+
+    Each folder is checked before the one inside it, whose name nobody else can then give to something else.
+    """
+    path = Path(os.path.realpath(path))
+    for folder in (*reversed(path.parents), path):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        others = 0o002 if _is_own_group(found.st_gid) else 0o022
+        if found.st_mode & stat.S_ISVTX and folder != path:
+            others = 0  # as in /tmp, where nobody can rename what is another's
+        is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid in (os.geteuid(), Path("/").stat().st_uid)
+        if not is_ours or found.st_mode & others:
+            raise KernelError(f"expected a folder that only you can write, got {folder}, try chmod go-w")
+    return path
+
+
+def _is_own_group(number: int) -> bool:
+    """Whether a group is the private one that many systems give each user, and let write by their umask."""
+    import grp
+    import pwd
+
+    with suppress(KeyError):
+        return grp.getgrgid(number)[::3] == (pwd.getpwuid(os.geteuid()).pw_name, [])
+    return False
+
+
+def _name(compiler: list[str]) -> str:
+    """The name of the library for this source, compiler and processor."""
+    version = subprocess.run([*compiler, "--version"], stdin=subprocess.DEVNULL, capture_output=True).stdout
+    processor = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else platform.processor()
+    lines = re.findall("^(?:model name|flags|Features|CPU implementer|CPU part).*", processor, re.MULTILINE)
+    texts = (*FLAGS, *compiler, platform.platform(), *sorted(set(lines or [processor])))
+    code = [path.read_bytes() for path in (*SOURCES, FOLDER / "kernels.h")]
+    digest = hashlib.sha256(b"\0".join([*code, version, *(text.encode() for text in texts)]))
+    return f"kernels-{digest.hexdigest()[:32]}.so"
+
+
+def _code(path: Path) -> bytes:
+    """The library that stands at `path` behind its digest; empty if missing, damaged or somebody else's."""
+    with suppress(OSError), os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+        found, digest, code = os.fstat(file.fileno()), file.read(32), file.read()
+        if (found.st_uid, found.st_mode & 0o022, digest) == (os.geteuid(), 0, hashlib.sha256(code).digest()):
+            return code
+    return b""
+
+
+def _build(compilers: list[list[str]], paths: list[Path]) -> bytes:
+    """The library, compiled by the first compiler that can, and stored; raises `KernelError` and `OSError`."""
+    for compiler, path in zip(compilers, paths, strict=True):
+        temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
         try:
-            return _typed(_loaded(compiler, _cached(compiler)))
-        except KernelError as wrong:
-            error = wrong
-        except (OSError, RuntimeError, IndexError) as wrong:  # RuntimeError: there is no home folder
-            error = KernelError(f"expected {' '.join(compiler)} to build the kernels, got: {str(wrong)[:200]}")
-    raise error
+            temporary.write_bytes(bytes(ROOM_BYTES))  # a full disk is found before anything is compiled
+            command = [*compiler, *FLAGS, *map(str, SOURCES), "-o", str(temporary)]
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+            if done.returncode == 0:
+                code = temporary.read_bytes()
+                write_whole(path, hashlib.sha256(code).digest() + code)
+                return code
+        finally:
+            temporary.unlink(missing_ok=True)
+        wrong = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
+    raise KernelError(f"expected {' '.join(compiler)} to build the kernels, got: {wrong[:300]}")
 
 
-def _typed(kernels: ctypes.CDLL) -> ctypes.CDLL:
-    """The library, whose functions know their arguments."""
-    maps, ints = [_Pointer] * 2 + [_Int], [_Int] * 5
-    sums = [_Pointer] * 2
-    kernels.vggkit_convolve.argtypes = [
-        *maps, *ints, _Pointer, *[_Long] * 3, _Int, *[_Pointer] * 2, _Int, _Int, *[_Pointer] * 2, *[_Int] * 3
-    ]  # fmt: skip
-    kernels.vggkit_convolve_image.argtypes = [
-        _Pointer, *ints, *[_Pointer] * 3, _Int, _Int, *[_Pointer] * 2, _Int
-    ]  # fmt: skip
-    kernels.vggkit_weight_gradient.argtypes = [_Pointer, *maps, *ints, *sums, *[_Int] * 3]
-    kernels.vggkit_weight_gradient_image.argtypes = [_Pointer, *maps, *ints, *sums, *[_Int] * 2]
-    kernels.vggkit_fully_connected.argtypes = [*[_Pointer] * 3, _Int, _Long, _Long, _Pointer, _Int]
-    for function in ("convolve", "convolve_image", "weight_gradient", "weight_gradient_image", "fully_connected"):
-        getattr(kernels, f"vggkit_{function}").restype = _Int
-        getattr(kernels, f"vggkit_{function}").errcheck = _check
+def _loaded(code: bytes) -> ctypes.CDLL:
+    """The library, whose functions know their arguments: what was checked is loaded, and no name of a file."""
+    if sys.platform == "linux":
+        descriptor = os.memfd_create("vggkit-kernels")  # stays open: dlopen knows by the name what is loaded already
+        write_all(descriptor, code)
+        kernels = ctypes.CDLL(f"/proc/self/fd/{descriptor}")
+    else:
+        with tempfile.NamedTemporaryFile(suffix=".so", buffering=0) as file:  # which the user alone can read
+            file.write(code)
+            kernels = ctypes.CDLL(file.name)
+    for name, types in _ARGUMENTS.items():
+        function = getattr(kernels, f"vggkit_{name}")
+        function.argtypes = [_TYPES[letter] for letter in types.replace(" ", "")]
+        function.errcheck = _check
     return kernels
 
 
 def _check(lacked_memory: int, function: Any, _arguments: Any) -> None:
     if lacked_memory:
-        raise MemoryError(f"{function.__name__} got no memory for what it keeps in the cache")
-
-
-def _loaded(compiler: list[str], path: Path) -> ctypes.CDLL:
-    """The library at `path`, built unless it is there and whole; raises `KernelError` and `OSError`."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for owned in (path.parent, path):
-        if owned.exists() and (owned.stat().st_uid != os.geteuid() or owned.stat().st_mode & 0o022):
-            raise KernelError(f"expected what only you own and can write, got {owned}, try deleting it")
-    if path.exists():
-        with contextlib.suppress(OSError):  # damaged: built again
-            return ctypes.CDLL(str(path))
-    _build(compiler, path)
-    return ctypes.CDLL(str(path))
-
-
-def _cached(compiler: list[str]) -> Path:
-    """Where the library for this source, compiler and processor is; raises `KernelError` and `OSError`."""
-    try:
-        version = subprocess.run([*compiler, "--version"], capture_output=True, timeout=COMPILE_SECONDS).stdout
-    except subprocess.SubprocessError as error:
-        raise KernelError(f"expected a C++ compiler, got: {str(error)[:200]}") from None
-    texts = (*FLAGS, *compiler, platform.platform(), *sorted(_processor()))
-    code = [(FOLDER / name).read_bytes() for name in (*SOURCES, *HEADERS)]
-    digest = hashlib.sha256(b"\0".join([*code, version, *(text.encode() for text in texts)]))
-    return user_cache() / "kernels" / f"kernels-{digest.hexdigest()[:32]}.so"
-
-
-def _processor() -> set[str]:
-    """What says which instructions there are, on x86 and on ARM."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else [platform.processor()]
-    names = ("model name", "flags", "Features", "CPU implementer", "CPU part")
-    return {line for line in lines if line.startswith(names)} or set(lines[:1])
-
-
-def _build(compiler: list[str], path: Path) -> None:
-    """Compile the library to `path`, whole or not at all; raises `KernelError` and `OSError`."""
-    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-    try:
-        command = [*compiler, *FLAGS, *[str(FOLDER / name) for name in SOURCES], "-o", str(temporary)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS)
-        if done.returncode:
-            wrong = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
-            raise KernelError(f"expected {' '.join(compiler)} to build the kernels, got: {wrong[:300]}")
-        temporary.chmod(0o700)
-        with temporary.open("rb") as library:
-            os.fsync(library.fileno())  # a name without its content would be loaded, and end the process
-        temporary.replace(path)
-    except subprocess.SubprocessError as error:
-        raise KernelError(f"expected {' '.join(compiler)} to build the kernels, got: {str(error)[:200]}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise MemoryError(f"{function.__name__} could not allocate its working memory")
 
 
 def is_watched() -> bool:
-    """Whether somebody watches or transforms torch's operators, of which the kernels are none.
-
-    torch.compile, jit, torch.func, forward-mode derivatives, dispatch modes and autocast do.
-    """
+    """Whether torch.compile, jit, func, forward-mode derivatives, a dispatch mode or autocast watches operators."""
     return bool(
         torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None
@@ -155,10 +170,9 @@ def is_watched() -> bool:
 
 
 def can_read(*given: tuple[Tensor | None, tuple[int, ...]]) -> bool:
-    """Whether the kernels, which read memory that they are not told of, may be given these tensors, if not None.
+    """Whether the kernels can read the memory of these tensors, each given with the shape that it must have, or None.
 
-    Each comes with the shape that it must have. What is not what it seems (a subclass of a tensor, one that was pruned,
-    moved, converted or stored in another way) is torch's.
+    They cannot read a subclass of a tensor, nor one that was pruned, moved, converted or stored in another way.
     """
     return all(
         type(tensor) in (Tensor, nn.Parameter)
@@ -175,33 +189,21 @@ def can_read(*given: tuple[Tensor | None, tuple[int, ...]]) -> bool:
 def convolve(
     x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, relu: bool, pool: bool, is_kept: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """`pool(relu(scale * conv(x, weight) + bias))`, a 3x3 convolution with stride and padding 1.
+    """`pool(relu(scale * conv(x, weight) + bias))` of a 3x3 convolution with stride and padding 1 and a 2x2 max pool.
 
-    Args:
-        x: float32 (images, inputs, height, width), channels last; inputs are a multiple of 16, or at most 4.
-        weight: float32 (outputs, inputs, 3, 3), channels last; outputs are a multiple of 16.
-        scale: float32 (outputs,).
-        bias: float32 (outputs,).
-        relu: whether to cut off what is negative.
-        pool: whether to take the maximum of each whole 2x2 window.
-        is_kept: whether a backward pass will want to know where the maxima were.
+    `x` (images, inputs, height, width) and `weight` (outputs, inputs, 3, 3) are float32 and channels last; outputs are
+    a multiple of 16, and inputs too unless they are at most 4. `scale` and `bias` are (outputs,).
 
-    Returns:
-        The output, channels last, and for a pool whose backward pass may come the place of each maximum in its
-        window, 0 to 3 by rows, or 4 where ReLU cut it off: uint8, as the output.
+    Returns the output, channels last, and if `is_kept` says that a backward pass will ask for it, the place of each
+    pooled value in its window: uint8, 0 to 3 by rows, or 4 if ReLU cut it off.
     """
-    images, inputs, height, width = x.shape
-    outputs = weight.shape[0]
-    shape = (images, outputs, height // 2, width // 2) if pool else (images, outputs, height, width)
-    y = _empty(x, shape)
+    (images, inputs, height, width), outputs = x.shape, len(weight)
+    y = _empty(x, (images, outputs, height // 2, width // 2) if pool else (images, outputs, height, width))
     codes = torch.empty_like(y, dtype=torch.uint8) if pool and is_kept else None
     sizes = (images, height, width, inputs, outputs)
+    weights = (_at(weight), 1, 9 * inputs, inputs, False)
     tail = (_at(scale), _at(bias), relu, pool, _at(y), _at(codes))
-    if inputs % LANES:
-        library().vggkit_convolve_image(_at(x), *sizes, _at(weight), *tail, torch.get_num_threads())
-    else:
-        strides = (1, 9 * inputs, inputs)
-        library().vggkit_convolve(_at(x), None, 0, *sizes, _at(weight), *strides, False, *tail, *_schedule(*sizes))
+    library().vggkit_convolve(_at(x), None, 0, *sizes, *weights, *tail, *_schedule(*sizes))
     return y, codes
 
 
@@ -210,25 +212,23 @@ def input_gradient(dy: Tensor, gate: Tensor | None, kind: Gate, weight: Tensor, 
     images, (outputs, inputs) = len(dy), weight.shape[:2]
     dx = _empty(dy, (images, inputs, height, width))
     sizes = (images, height, width, outputs, inputs)
-    arguments = (_at(weight), 9 * inputs, 1, inputs, True, None, None, False, False, _at(dx), None, *_schedule(*sizes))
-    library().vggkit_convolve(_at(dy), _at(gate), _GATES[kind], *sizes, *arguments)
+    weights, tail = (_at(weight), 9 * inputs, 1, inputs, True), (None, None, False, False, _at(dx), None)
+    library().vggkit_convolve(
+        _at(dy), _at(gate), get_args(Gate).index(kind), *sizes, *weights, *tail, *_schedule(*sizes)
+    )
     return dx
 
 
 def weight_gradient(x: Tensor, dy: Tensor, gate: Tensor | None, kind: Gate) -> tuple[Tensor, Tensor]:
     """The gradients of `weight` and `bias` of `convolve`, from that of its output."""
-    images, inputs, height, width = x.shape
-    outputs = dy.shape[1]
+    (images, inputs, height, width), outputs = x.shape, dy.shape[1]
     sizes = (images, height, width, inputs, outputs)
     groups = -(-inputs // GROUP) * -(-outputs // GROUP)
     # By the shape alone, so that the sums are the same for any number of threads.
     splits = max(1, min(WEIGHT_TASKS // groups, images * height * width // PIXELS_PER_SPLIT))
     dw, db = x.new_empty(splits, outputs, 3, 3, inputs), x.new_zeros(splits, outputs)
-    arguments = (_at(x), _at(dy), _at(gate), _GATES[kind], *sizes, _at(dw), _at(db), splits)
-    if inputs % LANES:
-        library().vggkit_weight_gradient_image(*arguments, torch.get_num_threads())
-    else:
-        library().vggkit_weight_gradient(*arguments, GROUP, torch.get_num_threads())
+    gradient, how = (_at(dy), _at(gate), get_args(Gate).index(kind)), (splits, GROUP, torch.get_num_threads())
+    library().vggkit_weight_gradient(_at(x), *gradient, *sizes, _at(dw), _at(db), *how)
     dw, db = (dw.sum(dim=0), db.sum(dim=0)) if splits > 1 else (dw[0], db[0])
     return dw.permute(0, 3, 1, 2), db
 
@@ -236,19 +236,16 @@ def weight_gradient(x: Tensor, dy: Tensor, gate: Tensor | None, kind: Gate) -> t
 def fully_connected(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`x @ weight.T + bias` of float32 (images, inputs), (outputs, inputs) and (outputs,), for few images."""
     (images, inputs), outputs = x.shape, len(weight)
-    x, weight = x.contiguous(), weight.contiguous()
-    bias = None if bias is None else bias.contiguous()
-    y = torch.empty((images, outputs), dtype=x.dtype, device=x.device)
-    sizes = (images, inputs, outputs)
-    library().vggkit_fully_connected(_at(x), _at(weight), _at(bias), *sizes, _at(y), torch.get_num_threads())
+    x, weight, bias = x.contiguous(), weight.contiguous(), None if bias is None else bias.contiguous()
+    y = x.new_empty(images, outputs)
+    arguments = (_at(x), _at(weight), _at(bias), images, inputs, outputs, _at(y), torch.get_num_threads())
+    library().vggkit_fully_connected(*arguments)
     return y
 
 
 PANEL = 32
 """Outputs that a task has a multiple of; the kernel computes so many, or half of them, at a time."""
-GROUP = 64
-WEIGHT_TASKS = 32
-PIXELS_PER_SPLIT = 4096
+GROUP, WEIGHT_TASKS, PIXELS_PER_SPLIT = 64, 32, 4096
 
 
 def _schedule(images: int, height: int, width: int, inputs: int, outputs: int) -> tuple[int, int, int]:
@@ -258,8 +255,7 @@ def _schedule(images: int, height: int, width: int, inputs: int, outputs: int) -
     chunks = -(-tiles // max(32, min(126, 2**15 // inputs)))
     chunks = min(tiles, -(-chunks // threads) * threads) if tiles >= 32 * threads else chunks
     panels = -(-outputs // PANEL)
-    groups = min(panels, -(-threads // chunks))
-    return chunks, -(-panels // groups) * PANEL, threads
+    return chunks, -(-panels // min(panels, -(-threads // chunks))) * PANEL, threads
 
 
 def _empty(like: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -391,6 +391,20 @@ void convolve_rows(const Map& map, long image, int i, const float* w, const Outp
     }
 }
 
+// All rows of all images; weight[output][tap][channel].
+int convolve_image(const Map& map, int images, const float* weight, const Output& y, int threads) {
+    int taps = TAPS * map.channels, pairs = (map.height + 1) / 2;
+    Buffer packed;
+    auto pack = [&](long) {
+        float* w = packed.get(long(taps) * (y.channels + PANEL));
+        for (int k = 0; k < y.channels; k++)
+            for (int tap = 0; tap < taps; tap++) w[(long(k / PANEL) * taps + tap) * PANEL + k % PANEL] = weight[long(k) * taps + tap];
+    };
+    return run(1, 1, pack) || run(long(images) * pairs, threads, [&](long pair) {
+        convolve_rows(map, pair / pairs, pair % pairs * 2, packed.data, y);
+    });
+}
+
 // dw[k][tap][c] and db[k] from the rows begin..end of all images together.
 void weight_gradient_rows(const Map& map, const Map& gradient, long begin, long end, float* dw, float* db) {
     thread_local Buffer borders, gradients, sums;
@@ -420,7 +434,8 @@ void weight_gradient_rows(const Map& map, const Map& gradient, long begin, long 
 }  // namespace
 
 // All maps are (images, height, width, channels), whole; `gate` is what a gradient passed: the outputs of a ReLU, or the
-// codes of a pool, or nothing. How many chunks of tiles there are, and channels in a group, decides no bit of the result. They return 1 where memory lacked.
+// codes of a pool, or nothing. How many chunks of tiles there are, and channels in a group, decides no bit of the result.
+// They return 1 if an allocation failed.
 extern "C" {
 
 int vggkit_convolve(const float* x, const void* gate, int kind, int images, int height, int width, int inputs, int outputs,
@@ -429,6 +444,7 @@ int vggkit_convolve(const float* x, const void* gate, int kind, int images, int 
     Map map{x, gate, Gate(kind), height, width, inputs};
     Weights weights{weight, in, out, step, outputs, bool(flipped)};
     Output output{y, codes, scale, bias, bool(relu), bool(pool), height, width, outputs};
+    if (inputs < LANES) return convolve_image(map, images, weight, output, threads);
     Tiles tiles(images, height, width);
     long groups = (outputs + group - 1) / group;
     return run(chunks * groups, threads, [&](long task) {
@@ -442,6 +458,13 @@ int vggkit_convolve(const float* x, const void* gate, int kind, int images, int 
 int vggkit_weight_gradient(const float* x, const float* dy, const void* gate, int kind, int images, int height, int width,
                             int inputs, int outputs, float* dw, float* db, int splits, int group, int threads) {
     Map map{x, nullptr, OPEN, height, width, inputs}, gradient{dy, gate, Gate(kind), height, width, outputs};
+    if (inputs < LANES) {
+        long rows = long(images) * height;
+        return run(splits, threads, [&](long split) {
+            weight_gradient_rows(map, gradient, rows * split / splits, rows * (split + 1) / splits,
+                                 dw + split * outputs * TAPS * inputs, db + split * outputs);
+        });
+    }
     Tiles tiles(images, height, width);
     long across = (inputs + group - 1) / group, down = (outputs + group - 1) / group;
     return run(splits * across * down, threads, [&](long task) {
@@ -449,33 +472,6 @@ int vggkit_weight_gradient(const float* x, const float* dy, const void* gate, in
         int c = task % across * group, k = task / across % down * group;
         weight_gradient(map, gradient, tiles, begin, end, c, std::min(group, inputs - c), k, std::min(group, outputs - k),
                         dw + split * outputs * TAPS * inputs, c == 0 ? db + split * outputs : nullptr);
-    });
-}
-
-// The same for images: weight[output][tap][input].
-int vggkit_convolve_image(const float* x, int images, int height, int width, int inputs, int outputs, const float* weight,
-                           const float* scale, const float* bias, int relu, int pool, float* y, uint8_t* codes, int threads) {
-    Map map{x, nullptr, OPEN, height, width, inputs};
-    Output output{y, codes, scale, bias, bool(relu), bool(pool), height, width, outputs};
-    int taps = TAPS * inputs, pairs = (height + 1) / 2;
-    Buffer packed;
-    auto pack = [&](long) {
-        float* w = packed.get(long(taps) * (outputs + PANEL));
-        for (int k = 0; k < outputs; k++)
-            for (int tap = 0; tap < taps; tap++) w[(long(k / PANEL) * taps + tap) * PANEL + k % PANEL] = weight[long(k) * taps + tap];
-    };
-    return run(1, 1, pack) || run(long(images) * pairs, threads, [&](long pair) {
-        convolve_rows(map, pair / pairs, pair % pairs * 2, packed.data, output);
-    });
-}
-
-int vggkit_weight_gradient_image(const float* x, const float* dy, const void* gate, int kind, int images, int height, int width,
-                                  int inputs, int outputs, float* dw, float* db, int splits, int threads) {
-    Map map{x, nullptr, OPEN, height, width, inputs}, gradient{dy, gate, Gate(kind), height, width, outputs};
-    long rows = long(images) * height;
-    return run(splits, threads, [&](long split) {
-        weight_gradient_rows(map, gradient, rows * split / splits, rows * (split + 1) / splits,
-                             dw + split * outputs * TAPS * inputs, db + split * outputs);
     });
 }
 }
