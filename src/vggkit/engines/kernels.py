@@ -154,7 +154,7 @@ def _loaded(code: bytes) -> ctypes.CDLL:
 
 def _check(lacked_memory: int, function: Any, _arguments: Any) -> None:
     if lacked_memory:
-        raise MemoryError(f"{function.__name__} could not allocate its working memory")
+        raise MemoryError(f"{function.__name__} got no memory for what it keeps in the cache")
 
 
 def is_watched() -> bool:
