@@ -1,9 +1,10 @@
-"""Weight files as names, shapes and tensors, whatever wrote them; a header decides nothing, and nothing is unpickled.
+"""Weight files of any format as names, shapes and tensors. No code in a file is run, and no header is trusted.
 
-safetensors; PyTorch's `.pth`, by `torch.load(weights_only=True)`; NumPy's `.npz`; and HDF5, as Keras writes it.
+Formats: safetensors; PyTorch's `.pth`, by `torch.load(weights_only=True)`; NumPy's `.npz`; HDF5, as Keras writes it.
 """
 
 import math
+import os
 import pickletools
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -18,17 +19,27 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from vggkit.data.files import why_not_a_file
-from vggkit.errors import WeightsError
+from vggkit.errors import WeightsError, shown
 
 MAX_TENSORS = 10_000
 """Far above any network that can be built; a file that lists more is refused."""
 
+MAX_VALUES = 2**28
+"""In the tensors of a file, or as many as it has bytes: twice VGG-19. Compression, HDF5's fill values and strides of 0
+let a file of a few kilobytes ask for any amount of memory."""
+
 MAX_CHUNK_VALUES = 2**20
-"""Of HDF5, which unpacks a whole chunk for a tensor that may be smaller."""
+"""In a chunk of HDF5, which is decompressed whole even if the tensor is smaller."""
+
+NETWORK_KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
+"""Where training programs keep the network in a checkpoint that holds several state dicts."""
 
 _LEGACY_PICKLES = 5  # magic number, protocol, system, the state dict, its storages
 _STATE_DICT_GLOBALS = {
     "collections OrderedDict",
+    "collections Counter",  # the milestones of a learning rate schedule
+    "torch Size",
+    "torch device",
     "torch._utils _rebuild_tensor",  # of torchvision's oldest files
     "torch._utils _rebuild_tensor_v2",
     "torch._utils _rebuild_parameter",
@@ -38,7 +49,12 @@ _STATE_DICT_GLOBALS = {
         for kind in ("Float", "Half", "BFloat16", "Double", "Long", "Int")
     ),
 }
-"""What a state dict is pickled from. torch's own list is longer: a bytearray of any size is on it."""
+"""What a checkpoint may be pickled from. torch's own list is longer: a bytearray of any size is on it."""
+
+_NO_WEIGHTS = {
+    b"<": ("a web page or another text in HTML or XML", "downloading the file itself"),
+    b"version https://git-lfs": ("a pointer of Git LFS", "'git lfs pull' where it came from"),
+}
 
 
 @dataclass(frozen=True)
@@ -48,51 +64,56 @@ class Container:
     kind: str
     """`safetensors`, `pth`, `npz` or `hdf5`."""
     shapes: Mapping[str, tuple[int, ...]]
-    """What each tensor's header says; nothing is read or allocated yet."""
+    """Shape of each tensor, by name. No tensor has been read yet."""
     read: Callable[[str], Tensor]
-    """The tensor of that name, of the shape that its header says."""
+    """Read the tensor of that name; it has the shape in `shapes`."""
     metadata: Mapping[str, str] = field(default_factory=dict)
-    """Of safetensors; empty for the others."""
+    """Metadata of a safetensors file; empty for the other formats."""
 
 
 @contextmanager
-def open_container(path: Path) -> Iterator[Container]:
-    """The weight file at `path`, told by its first bytes, not by its name.
+def open_container(path: str | os.PathLike[str]) -> Iterator[Container]:
+    """Open the weight file at `path`; its first bytes decide the format, not its name.
 
     Raises:
-        WeightsError: in one line that names the file: it is missing, damaged, or holds other things than tensors.
-            Also for what `read` meets, and in front of any `WeightsError` raised inside the `with`.
+        WeightsError: the file is missing, damaged, or holds something else than tensors. The message names the file,
+            also for errors of `read` and for any `WeightsError` raised inside the `with`.
     """
-    if found := why_not_a_file(path):
-        raise WeightsError(
-            f"{path}: expected a weight file, got {found}, try a trained run, a weight file or a name of 'vgg weights'"
-        )
+    path = Path(path)
     try:
+        if found := why_not_a_file(path):
+            raise WeightsError(f"expected a weight file, got {found}, try 'vgg weights' for names of published ones")
         with ExitStack() as stack:
             container = _whole(_opened, path, stack)
             if len(container.shapes) > MAX_TENSORS:
                 raise WeightsError(f"expected at most {MAX_TENSORS} tensors, got {len(container.shapes)}")
+            num_values, limit = sum(map(math.prod, container.shapes.values())), max(MAX_VALUES, path.stat().st_size)
+            if num_values > limit:
+                raise WeightsError(f"expected at most {limit:,} values in a file of this size, got {num_values:,}")
             yield replace(container, read=lambda name: _whole(container.read, name))
     except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from None
+        raise WeightsError(f"{shown(path, limit=200)}: {error}") from None
 
 
 def _whole(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What `function` returns; whatever it raises is a damaged or hostile file, and these make libraries raise all."""
+    """Call `function`. A damaged or hostile file makes the libraries raise any exception; all become `WeightsError`."""
     try:
         return function(*arguments)
     except WeightsError:
         raise
     except Exception as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise WeightsError(f"expected a whole weight file, got: {_printable(reason)}") from None
+        raise WeightsError(f"expected a whole weight file, got: {shown(reason, limit=120)}") from None
 
 
 def _opened(path: Path, stack: ExitStack) -> Container:
     with path.open("rb") as file:
-        start = file.read(9)
-        if start.endswith(b"{"):  # behind eight bytes of length, which may read like the start of any other kind
+        start = file.read(64)
+        if start[8:9] == b"{":  # after eight bytes of length, which may look like the start of any other format
             return _safetensors(path, stack)
+        for beginning, (what, remedy) in _NO_WEIGHTS.items():
+            if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(beginning):
+                raise WeightsError(f"expected a weight file, got {what}, try {remedy}")
         if start.startswith(b"\x89HDF\r\n\x1a\n"):
             return _hdf5(path, stack)
         if start.startswith(b"\x80"):  # a pickle, as torch wrote before version 1.6
@@ -105,7 +126,7 @@ def _opened(path: Path, stack: ExitStack) -> Container:
         pickles = [name for name in archive.namelist() if name.endswith("data.pkl")]
         if not pickles:
             return _npz(archive)
-        # torch.save stores; a compressed member could grow to any size.
+        # torch.save does not compress; a compressed member could expand to any size.
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
             raise WeightsError("expected a file of torch.save, which compresses nothing, got compressed parts")
         for name in pickles:
@@ -122,37 +143,64 @@ def _safetensors(path: Path, stack: ExitStack) -> Container:
 
 
 def _check_pickle(file: Any) -> None:
-    """Read past a pickle, running nothing; raises `WeightsError` if it is made of more than a state dict is."""
+    """Read past a pickle without running it; raises `WeightsError` if it needs more than a state dict does."""
     for opcode, argument, _ in pickletools.genops(file):
         is_known = argument in _STATE_DICT_GLOBALS if opcode.name == "GLOBAL" else True
         if not is_known or opcode.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
-            what = _printable(str(argument)) if argument else opcode.name
-            raise WeightsError(f"expected a state dict of tensors alone, got a pickle that asks for {what}")
+            what = shown(str(argument)) if argument else opcode.name
+            raise WeightsError(
+                f"expected a state dict of tensors alone, got a pickle that asks for {what}, "
+                "try torch.save(net.state_dict(), path) where it was made"
+            )
 
 
 def _pth(path: Path, mmap: bool) -> Container:
-    loaded: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    if not isinstance(loaded, dict):
-        raise WeightsError(f"expected a state dict, got {type(loaded).__name__}")
-    state = dict.copy(loaded)  # a pickle may have given the object methods of its own
+    state = _state_dict(torch.load(path, map_location="cpu", weights_only=True, mmap=mmap))
     for name, value in state.items():
-        is_plain = type(value) in (Tensor, nn.Parameter) and not value.is_meta and value.layout == torch.strided
-        if not isinstance(name, str) or not is_plain:
-            raise WeightsError(f"expected a dense tensor under {_printable(str(name))!r}, got {type(value).__name__}")
+        if value.is_meta or value.layout != torch.strided:
+            raise WeightsError(f"expected a dense tensor as '{shown(name)}', got {value.layout} on {value.device}")
     shapes = {name: tuple(value.shape) for name, value in state.items()}
-    return Container("pth", shapes, lambda name: Tensor.clone(state[name]))  # not a map of a file that may change
+    return Container("pth", shapes, lambda name: Tensor.clone(state[name]))  # the mapped file may change
+
+
+def _state_dict(loaded: object) -> dict[str, Tensor]:
+    """The state dict in what `torch.load` returned: the object itself, or a dict at any depth of a checkpoint."""
+    found: dict[str, dict[str, Tensor]] = {}
+    todo, seen, stray = [("", loaded)], set[int](), ""
+    while todo:
+        where, value = todo.pop()
+        if not isinstance(value, dict) or id(value) in seen:  # a pickle can put a dict into itself
+            continue
+        seen.add(id(value))
+        items = dict.copy(value)  # a pickle may give the object methods of its own
+        others = [(name, v) for name, v in items.items() if type(v) not in (Tensor, nn.Parameter)]
+        if items and not others and all(isinstance(name, str) for name in items):
+            found.setdefault(where, items)
+        elif others:
+            stray = stray or f": '{shown(str(others[0][0]))}' is a {type(others[0][1]).__name__}"
+            todo += [(name, v) for name, v in others if isinstance(name, str)]
+    if len(found) == 1:
+        return next(iter(found.values()))
+    for key in NETWORK_KEYS:
+        if key in found:
+            return found[key]
+    got = f"several: {shown(', '.join(sorted(found)))}" if found else f"a {type(loaded).__name__}{stray}"
+    raise WeightsError(f"expected a state dict of tensors, got {got}, try torch.save(net.state_dict(), path)")
 
 
 def _npz(archive: zipfile.ZipFile) -> Container:
     shapes = {}
     for member in archive.infolist():
+        name = shown(member.filename)
         with archive.open(member) as file:
-            shape, dtype, header_bytes = _npy_header(file, member.filename)
-        _check_dtype(member.filename, dtype)
+            version = np.lib.format.read_magic(file)
+            if version != (1, 0):  # whose header has at most 65,535 bytes; the others have no such bound
+                raise WeightsError(f"expected an array of .npy version 1.0 as '{name}', got {version}")
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            header_bytes = file.tell()
+        _check_dtype(name, dtype)
         if member.file_size != header_bytes + math.prod(shape) * dtype.itemsize:
-            raise WeightsError(
-                f"expected a whole array as {_printable(member.filename)!r}, got {member.file_size} bytes"
-            )
+            raise WeightsError(f"expected a whole array as '{name}', got {member.file_size} bytes")
         shapes[member.filename.removesuffix(".npy")] = shape
 
     def read(name: str) -> Tensor:
@@ -162,67 +210,55 @@ def _npz(archive: zipfile.ZipFile) -> Container:
     return Container("npz", shapes, read)
 
 
-def _npy_header(file: Any, name: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-    """Shape, type and bytes of the header of version 1.0, which has at most 65,535; the others have no such bound."""
-    version = np.lib.format.read_magic(file)
-    if version != (1, 0):
-        raise WeightsError(f"expected an array of .npy version 1.0 as {_printable(name)!r}, got {version}")
-    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    return shape, dtype, file.tell()
-
-
 def _hdf5(path: Path, stack: ExitStack) -> Container:
     try:
         import h5py
     except ImportError:
-        raise WeightsError("expected h5py to read HDF5, got no such package, try 'pip install vggkit[keras]'") from None
+        raise WeightsError("expected h5py to read HDF5, got no such package, try 'pip install h5py'") from None
     datasets: dict[str, Any] = {}
-    visited = 0
-
-    def walk(group: Any, layer: str, depth: int) -> None:
-        nonlocal visited
-        if depth > 5:  # Keras nests three deep
-            raise WeightsError(f"expected groups as Keras nests them, got {_printable(group.name)!r}")
-        # Keras 3 keeps a layer's name in an attribute; before, the outermost group had it as its own name.
-        named = group.attrs.get("name")
-        layer = named if isinstance(named, str) else layer
-        for key in group:
-            visited += 1
-            where = f"{group.name.rstrip('/')}/{key}"
-            if visited > MAX_TENSORS:
-                raise WeightsError(f"expected at most {MAX_TENSORS} groups and tensors, got more")
-            if not isinstance(group.get(key, getlink=True), h5py.HardLink):  # a link may lead to any file
-                raise WeightsError(f"expected the data of {_printable(where)!r} in this file, got a link")
-            item = group[key]
-            if isinstance(item, h5py.Group):
-                walk(item, layer or key, depth + 1)
-                continue
-            if item.external or item.is_virtual:
-                raise WeightsError(f"expected the data of {_printable(where)!r} in this file, got another's")
-            _check_dtype(where, item.dtype)
-            if item.chunks and math.prod(item.chunks) > max(item.size, MAX_CHUNK_VALUES):
-                raise WeightsError(f"expected chunks no larger than {_printable(where)!r}, got {item.chunks}")
-            name = f"{layer}/{'bias' if item.ndim == 1 else 'kernel'}"
-            if name in datasets:
-                raise WeightsError(f"expected one {name!r}, got a second, {_printable(where)!r}")
-            datasets[name] = item
-
-    walk(stack.enter_context(h5py.File(path, "r")), "", 0)
+    for layer, where, dataset in _datasets(stack.enter_context(h5py.File(path, "r")), h5py):
+        if dataset.external or dataset.is_virtual:
+            raise WeightsError(f"expected the data of '{where}' in this file, got another's")
+        _check_dtype(where, dataset.dtype)
+        if dataset.chunks and math.prod(dataset.chunks) > max(dataset.size, MAX_CHUNK_VALUES):
+            raise WeightsError(f"expected chunks no larger than '{where}', got {dataset.chunks}")
+        name = f"{layer}/{'bias' if dataset.ndim == 1 else 'kernel'}"
+        if name in datasets:
+            raise WeightsError(f"expected one '{shown(name)}', got a second, '{where}'")
+        datasets[name] = dataset
     shapes = {name: tuple(dataset.shape) for name, dataset in datasets.items()}
     return Container("hdf5", shapes, lambda name: _from_numpy(datasets[name][()]))
 
 
+def _datasets(file: Any, h5py: Any) -> Iterator[tuple[str, str, Any]]:
+    """The name of the layer, the printable path and the dataset of each tensor in an open HDF5 file."""
+    todo, visited = [(file, "", 0)], 0
+    while todo:
+        group, layer, depth = todo.pop()
+        # Keras 3 keeps a layer's name in an attribute; before, the outermost group was named after the layer.
+        named = group.attrs.get("name")
+        layer = named if isinstance(named, str) else layer
+        for key in group:
+            visited += 1
+            where = shown(f"{group.name.rstrip('/')}/{key}")
+            if visited > MAX_TENSORS:  # hard links make any number of paths
+                raise WeightsError(f"expected at most {MAX_TENSORS} groups and tensors, got more")
+            if not isinstance(group.get(key, getlink=True), h5py.HardLink):  # a link may lead to any file
+                raise WeightsError(f"expected the data of '{where}' in this file, got a link")
+            if isinstance(group[key], h5py.Dataset):
+                yield layer, where, group[key]
+            elif depth == 5:  # Keras nests three deep
+                raise WeightsError(f"expected groups as Keras nests them, got '{where}'")
+            else:
+                todo.append((group[key], layer or key, depth + 1))
+
+
 def _check_dtype(name: str, dtype: np.dtype[Any]) -> None:
-    """Before anything is read: a type may be of any size, too."""
+    """Checked before anything is read, since one value may be of any size too."""
     if dtype.kind not in "fi" or dtype.itemsize > 8:
-        raise WeightsError(f"expected floats or integers as {_printable(name)!r}, got {_printable(str(dtype))}")
+        raise WeightsError(f"expected floats or integers as '{name}', got {shown(str(dtype))}")
 
 
 def _from_numpy(array: Any) -> Tensor:
     native = np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
     return torch.from_numpy(native).reshape(array.shape)
-
-
-def _printable(text: str) -> str:
-    """`text` from a file or an error, short, without what would steer a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text)[:120]

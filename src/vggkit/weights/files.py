@@ -1,8 +1,10 @@
-"""Weight files: ours, with all in the metadata that it takes to use them, and everybody else's."""
+"""Weight files to networks and back: ours, whose metadata holds all that their use needs, and other libraries'."""
 
 import io
 import json
+import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,19 +14,23 @@ from torch import Tensor
 from vggkit.data.files import write_whole
 from vggkit.data.imagenet import class_names
 from vggkit.design.network import Network, network_from_json
-from vggkit.errors import ArchitectureError, WeightsError
+from vggkit.errors import ArchitectureError, WeightsError, shown
 from vggkit.networks.baselines import BaselineNetwork, build
 from vggkit.networks.vgg import VGG
 from vggkit.weights.containers import Container, open_container
+from vggkit.weights.preparation import GUESSED
+from vggkit.weights.published import PUBLISHED
 from vggkit.weights.surgery import PADDING_KEY, is_folded, pad_with_values, with_head
 from vggkit.weights.translation import (
+    FEATURES_ONLY,
     NETWORKS,
     OPTIONAL_SUFFIX,
     SOURCES,
+    Entry,
     architecture_of,
-    best_match,
-    channels_and_classes,
     entries,
+    matched,
+    plain_names,
     preprocessing_of,
 )
 
@@ -36,10 +42,10 @@ PIECE_BYTES = 2**20
 """What is hashed and written together stays in a core's cache between the two."""
 
 
-def save_weights(path: Path, net: AnyNetwork, metadata: Mapping[str, str]) -> None:
+def save_weights(path: str | os.PathLike[str], net: AnyNetwork, metadata: Mapping[str, str] | None = None) -> None:
     """Write `net` and `metadata` (texts by name) to `path`, whole or not at all.
 
-    The metadata gets `architecture`, as JSON, beside what is given.
+    `architecture`, as JSON, is added to the metadata.
 
     Raises:
         WeightsError: the parameters are not float32, which is what a file holds.
@@ -48,7 +54,7 @@ def save_weights(path: Path, net: AnyNetwork, metadata: Mapping[str, str]) -> No
         if parameter.dtype != torch.float32:
             raise WeightsError(f"expected {name!r} as float32, got {parameter.dtype}, try net.float()")
     tensors = {name: tensor.detach().cpu() for name, tensor in net.state_dict().items()}
-    write_whole(path, weights_bytes(tensors, net.architecture, metadata))
+    write_whole(Path(path), weights_bytes(tensors, net.architecture, metadata or {}))
 
 
 def weights_bytes(tensors: Mapping[str, Tensor], architecture: Network, metadata: Mapping[str, str]) -> bytes:
@@ -77,42 +83,51 @@ def safetensors_pieces(tensors: Mapping[str, Tensor], metadata: Mapping[str, str
             yield content[start : start + PIECE_BYTES]
 
 
-def load_weights(path: Path, device: str | torch.device = "cpu") -> tuple[AnyNetwork, dict[str, str]]:
+def load_weights(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[AnyNetwork, dict[str, str]]:
     """The network in a weight file, in evaluation mode, and its metadata.
 
     Takes what `save_weights` wrote, and the VGG networks of torchvision and timm (`.pth`, `.safetensors`), Keras
-    Applications (HDF5, with the top) and Caffe (a state dict or `.npz` under Caffe's layer names). Which it is, its
-    own tensors say. For these, the metadata holds `source`, `classes` and `preprocessing` as their publisher has them.
+    Applications (HDF5) and Caffe (a state dict or `.npz` with Caffe's layer names); the tensors decide which it is.
+    They may lie in a training checkpoint, have the prefixes of wrappers such as DataParallel, and be of any floating
+    type. For these files the metadata holds `source`, `classes` and `preprocessing`, and under
+    `preprocessing_guessed_from` the source whose names the preprocessing was guessed from.
 
-    The network is built without memory first, and compared with the tensors that the file really has, so that no
-    header decides what is allocated.
+    Without the fully connected layers, the network gets the head `gap` with zeros for its one class, and `classes` is
+    empty: the layers of its blocks can be used.
+
+    The network is first built without memory and compared with the tensors in the file, so that no header decides
+    what is allocated.
 
     Raises:
-        WeightsError: one line that names the file, and the key where there is one.
+        WeightsError: one line that names the file, and the tensor if it is about one.
     """
     with open_container(path) as container:
+        names = plain_names(container.shapes)
+        shapes = {plain: container.shapes[name] for plain, name in names.items()}
+        read = container.read
+        container = replace(container, shapes=shapes, read=lambda plain: read(names[plain]))
         try:
-            if "architecture" in container.metadata:
-                net, metadata = _ours(container)
-            else:
-                net, metadata = _translated(container)
+            net, metadata = _ours(container) if "architecture" in container.metadata else _translated(container)
         except ArchitectureError as error:
             raise WeightsError(str(error)) from None
+    if Path(path) in {entry.path for entry in PUBLISHED.values()}:
+        metadata.pop(GUESSED, None)
     return net.to(device).to(memory_format=torch.channels_last).eval(), metadata  # type: ignore[call-overload]
 
 
-def save_torchvision(path: Path, net: VGG) -> None:
+def save_torchvision(path: str | os.PathLike[str], net: VGG) -> None:
     """Write the weights of `net` under torchvision's names, for its own `load_state_dict`: .safetensors or .pth.
 
     Raises:
         WeightsError: torchvision has no such network, or `path` has another suffix.
     """
-    arch = net.architecture
+    path, arch = Path(path), net.architecture
     if path.suffix not in (".safetensors", ".pth"):
         raise WeightsError(f"expected a .safetensors or .pth file for torchvision's names, got {path}")
     names = NETWORKS["torchvision"]
     adaptive = with_head(net, "adaptive").state_dict() if arch.head != "gap" else {}
-    expected = [architecture_of("torchvision", name, arch.in_channels, arch.num_classes) for name in names]
+    options = {"in_channels": arch.in_channels, "num_classes": arch.num_classes}
+    expected = [architecture_of("torchvision", name, **options) for name in names]
     match = next((other for other in expected if (other.blocks, other.norm) == (arch.blocks, arch.norm)), None)
     table = entries("torchvision", match) if match is not None else {}
     if {key: tuple(value.shape) for key, value in adaptive.items()} != {k: entry.shape for k, entry in table.items()}:
@@ -135,53 +150,69 @@ def _ours(container: Container) -> tuple[AnyNetwork, dict[str, str]]:
         net = build(network_from_json(container.metadata["architecture"]), init="torch")
         if isinstance(net, VGG) and PADDING_KEY in container.shapes:
             pad_with_values(net)
-    expected = net.state_dict()
-    _check(container, {name: tuple(tensor.shape) for name, tensor in expected.items()})
-    tensors = {name: container.read(name) for name in expected}
-    for name, tensor in tensors.items():
-        if tensor.dtype != expected[name].dtype:
-            raise WeightsError(f"expected {name!r} as {expected[name].dtype}, got {tensor.dtype}")
-    net.load_state_dict(tensors, assign=True)
+    names = {name: Entry(name, tuple(tensor.shape)) for name, tensor in net.state_dict().items()}
+    net.load_state_dict(_tensors(container, names, net.architecture.name), assign=True)
     return net, dict(container.metadata)
 
 
 def _translated(container: Container) -> tuple[VGG, dict[str, str]]:
-    match = best_match(container.shapes)
+    preprocessing, first = None, "classifier.0.bias"
+    if first in container.shapes and container.read(first).isnan().all():  # torchvision's IMAGENET1K_FEATURES
+        blocks = {name: shape for name, shape in container.shapes.items() if not name.startswith("classifier.")}
+        container, preprocessing = replace(container, shapes=blocks), FEATURES_ONLY
+    match = matched(container.shapes)
     if match is None:
-        few = ", ".join(repr(name[:60]) for name in sorted(container.shapes)[:3]) or "none"
-        raise WeightsError(f"expected the tensors of vggkit, {', '.join(SOURCES)}, got {few}")
-    source, network = match
-    arch = architecture_of(source, network, *channels_and_classes(source, network, container.shapes))
-    table = entries(source, arch)
-    old = {key for key, entry in table.items() if key.endswith(OPTIONAL_SUFFIX) and entry.name not in container.shapes}
-    _check(container, {entry.name: entry.shape for key, entry in table.items() if key not in old})
+        few = ", ".join(sorted(container.shapes)[:3]) or "none"
+        raise WeightsError(
+            f"expected the tensors of vggkit, {', '.join(SOURCES)}, got {shown(few)}, "
+            "try save_weights for a network of vggkit, the state dict alone for another one"
+        )
+    source, arch, channels = match.source, match.architecture, match.architecture.in_channels
+    tensors = _tensors(container, match.table, f"{source}/{arch.name}")
     with torch.device("meta"):
         net = VGG(arch, init="torch")
-    tensors = {key: torch.tensor(0) if key in old else _float32(container, entry.name) for key, entry in table.items()}
-    net.load_state_dict({key: table[key].to_ours(t).contiguous() for key, t in tensors.items()}, assign=True)
-    metadata = {"source": f"{source}/{network}"}
-    if arch.in_channels in (1, 3):
-        metadata["preprocessing"] = preprocessing_of(source, arch.in_channels).to_json()
-    metadata["classes"] = json.dumps(class_names(arch.num_classes))
+    missing = {key: torch.zeros(t.shape, dtype=t.dtype) for key, t in net.state_dict().items() if key not in tensors}
+    net.load_state_dict(tensors | missing, assign=True)
+    metadata = {"source": f"{source}/{arch.name}", "classes": json.dumps(class_names(arch.num_classes))}
+    if not match.has_top:
+        metadata["classes"] = "[]"
+    if channels in (1, 3):
+        preprocessing = (preprocessing or preprocessing_of(source, arch.image_size)).for_channels(channels)
+        metadata |= {"preprocessing": preprocessing.to_json(), GUESSED: source}
     return net, metadata
 
 
-def _check(container: Container, expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise `WeightsError`, which names the first key, unless the file has these tensors, of these shapes."""
-    for name in sorted(expected.keys() ^ container.shapes.keys()):
-        raise WeightsError(f"{'missing' if name in expected else 'unexpected'} tensor {name[:200]!r}")
-    for name, shape in expected.items():
-        if container.shapes[name] != shape:
-            raise WeightsError(f"expected {name!r} of shape {shape}, got {container.shapes[name]}")
+def _tensors(container: Container, table: Mapping[str, Entry], network: str) -> dict[str, Tensor]:
+    """The tensors of `table` by our names, in our shapes and types, once all names and shapes are known to fit.
+
+    Raises:
+        WeightsError: a tensor of `network` is missing, unexpected, of another shape or type, or not finite.
+    """
+    known = {entry.name: key for key, entry in table.items()}
+    optional = {name for name in known if name.endswith(OPTIONAL_SUFFIX)}
+    for name in sorted(known.keys() ^ container.shapes.keys() - optional):
+        if name in known:
+            raise WeightsError(f"expected the tensors of {network}, got no {shown(name)!r}, try a whole file of it")
+        raise WeightsError(f"expected the tensors of {network}, got {shown(name)!r} too, try a file without it")
+    for entry in table.values():
+        if container.shapes.get(entry.name, entry.shape) != entry.shape:
+            got = container.shapes[entry.name]
+            raise WeightsError(f"expected {shown(entry.name)!r} of shape {entry.shape}, got {got}")
+    return {key: entry.to_ours(_read(container, entry.name)).contiguous() for key, entry in table.items()}
 
 
-def _float32(container: Container, name: str) -> Tensor:
-    tensor = container.read(name)
+def _read(container: Container, name: str) -> Tensor:
+    """The tensor of that name as int64 if it is a counter, else as finite float32."""
     if name.endswith(OPTIONAL_SUFFIX):
-        return tensor.long()
-    if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):  # what float32 holds without a loss
-        raise WeightsError(f"expected {name!r} as float32, float16 or bfloat16, got {tensor.dtype}")
-    return tensor.float()
+        return container.read(name).long() if name in container.shapes else torch.tensor(0)
+    tensor = container.read(name)
+    if not tensor.is_floating_point():
+        raise WeightsError(f"expected {shown(name)!r} as floats, got {tensor.dtype}")
+    tensor = tensor.float()
+    # A sum reads the tensor once; a sum that overflows may still be of finite values.
+    if not (tensor.sum().isfinite() or tensor.isfinite().all()):
+        raise WeightsError(f"expected finite values as {shown(name)!r}, got NaN or infinite ones, try another copy")
+    return tensor
 
 
 def metadata_list(metadata: Mapping[str, str], key: str) -> list[str]:

@@ -1,12 +1,14 @@
-"""Whose weights call what how: torchvision's, timm's, Keras's and Caffe's names and layouts beside ours.
+"""Names, layouts and preprocessing of torchvision's, timm's, Keras's and Caffe's VGG weights, and ours beside them.
 
-Every table is derived from `Architecture.layers()`; nothing is listed by hand but how a source counts and names.
+Every table is derived from `Architecture.layers()`; only how a source counts and names its layers is written down.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Literal, get_args
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
@@ -18,7 +20,7 @@ Source = Literal["torchvision", "timm", "keras", "caffe"]
 SOURCES: tuple[Source, ...] = get_args(Source)
 
 HEADS: dict[Source, Head] = {"torchvision": "adaptive", "timm": "conv", "keras": "flatten", "caffe": "flatten"}
-"""What each source does between the last block and its classes."""
+"""The head of each source's networks."""
 
 _FAMILY = ("vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn")
 NETWORKS: dict[Source, tuple[str, ...]] = {
@@ -32,125 +34,182 @@ NETWORKS: dict[Source, tuple[str, ...]] = {
 OPTIONAL_SUFFIX = ".num_batches_tracked"
 """Files from before torch 0.4.1 have no such counters; they start from 0."""
 
+FEATURES_ONLY = Preprocessing(224, 3, (0.48235, 0.45882, 0.40784), (1 / 255,) * 3, resize="crop", crop_fraction=0.875)
+"""Of torchvision's `VGG16_Weights.IMAGENET1K_FEATURES`."""
+
+_WRAPPERS = {"module", "_orig_mod"}
+"""What DataParallel, DistributedDataParallel and torch.compile put into the names of a network's tensors."""
+
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of ours in somebody else's file."""
+    """One of our tensors in a file of another library."""
 
     name: str
-    """There."""
+    """Its name there."""
     shape: tuple[int, ...]
-    """There."""
-    to_ours: Callable[[Tensor], Tensor]
-    """From that shape to ours."""
+    """Its shape there."""
+    to_ours: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    """Turns that shape into ours."""
 
 
-def preprocessing_of(source: Source, channels: int = 3) -> Preprocessing:
-    """What must be done to an image before a network with the weights of `source` sees it, as its publisher says.
+@dataclass(frozen=True)
+class Match:
+    """A network of another library that the tensors of a file are most like."""
+
+    source: Source
+    architecture: Architecture
+    """With the channels, widths and classes that the file's shapes say; `gap` with one class if there is no top."""
+    table: dict[str, Entry]
+    """The tensors that the file must hold, by our names; those of the blocks alone if there is no top."""
+    has_top: bool
+    """Whether the fully connected layers are in the file."""
+
+
+def preprocessing_of(source: Source, image_size: int = 224, channels: int = 3) -> Preprocessing:
+    """The preprocessing that the publisher of `source` states for its weights.
 
     For `channels` of 1, means and standard deviations are the averages over the three.
     """
-    mean, std, options = IMAGENET_MEAN, IMAGENET_STD, {}
+    published = replace(FEATURES_ONLY, image_size=image_size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     if source in ("keras", "caffe"):
-        mean, std, options = CAFFE_MEAN, (1.0, 1.0, 1.0), {"order": "bgr", "scale": 255.0}
-    preprocessing = Preprocessing(224, 3, mean, std, resize="crop", crop_fraction=0.875, **options)  # type: ignore[arg-type]
-    return preprocessing.for_channels(channels)
+        published = replace(published, mean=CAFFE_MEAN, std=(1.0, 1.0, 1.0), order="bgr", scale=255.0)
+    return published.for_channels(channels)
 
 
-def architecture_of(source: Source, network: str, in_channels: int = 3, num_classes: int = 1000) -> Architecture:
-    """The architecture of a published network: `network` of `source`, with the head of that source."""
-    return Architecture.parse(network, in_channels=in_channels, num_classes=num_classes, head=HEADS[source])
+def architecture_of(source: Source, network: str, **options: Any) -> Architecture:
+    """The published `network` of `source`, with the head of that source and other `options` of `Architecture`."""
+    return Architecture.parse(network, **{"head": HEADS[source], **options})
 
 
 def entries(source: Source, architecture: Architecture) -> dict[str, Entry]:
-    """Where in a file of `source` each tensor of `VGG(architecture)` lies, by its key in our `state_dict()`."""
+    """The place of each tensor of `VGG(architecture)` in a file of `source`, by its key in our `state_dict()`."""
     table: dict[str, Entry] = {}
     for layer, prefix in _named(source, architecture):
         ours = f"{layer.part}.{layer.name}" if layer.part.startswith("block") else layer.name
-        weight, bias = ("kernel", "bias") if source == "keras" else ("weight", "bias")
-        separator = "/" if source == "keras" else "."
         if layer.kind == "bn":
             for key in ("weight", "bias", "running_mean", "running_var"):
-                table[f"{ours}.{key}"] = Entry(f"{prefix}.{key}", (layer.outputs,), _as_it_is)
-            table[f"{ours}{OPTIONAL_SUFFIX}"] = Entry(f"{prefix}{OPTIONAL_SUFFIX}", (), _as_it_is)
+                table[f"{ours}.{key}"] = Entry(f"{prefix}.{key}", (layer.outputs,))
+            table[f"{ours}{OPTIONAL_SUFFIX}"] = Entry(f"{prefix}{OPTIONAL_SUFFIX}", ())
             continue
-        table[f"{ours}.weight"] = _weight_entry(source, architecture, layer, f"{prefix}{separator}{weight}")
-        table[f"{ours}.bias"] = Entry(f"{prefix}{separator}{bias}", (layer.outputs,), _as_it_is)
+        table[f"{ours}.weight"] = _weight_entry(source, architecture, layer, prefix)
+        table[f"{ours}.bias"] = Entry(f"{prefix}{'/' if source == 'keras' else '.'}bias", (layer.outputs,))
     return table
 
 
-def best_match(names: Mapping[str, tuple[int, ...]]) -> tuple[Source, str] | None:
+def plain_names(names: Iterable[str]) -> dict[str, str]:
+    """The names in a file, by what torchvision, timm, Keras, Caffe or vggkit call the same tensors.
+
+    The names of wrappers are left out, and a prefix that all names share. `0.weight`, as in torchvision's `features`
+    saved alone, gets that prefix; the layers of a `classifier` are numbered as torchvision's are, in their order.
+
+    >>> plain_names(["net.features.module.0.weight", "net.classifier.1.bias", "net.classifier.4.bias"]).keys()
+    dict_keys(['features.0.weight', 'classifier.0.bias', 'classifier.3.bias'])
+    """
+    split = {name: [part for part in name.split(".") if part not in _WRAPPERS] for name in names}
+    while (
+        len({parts[0] for parts in split.values() if len(parts) > 2}) == 1
+        and all(len(parts) > 2 for parts in split.values())
+        and best_match({".".join(parts) for parts in split.values()}) is None
+    ):
+        split = {name: parts[1:] for name, parts in split.items()}
+    if all(parts[0].isdecimal() for parts in split.values() if parts):
+        split = {name: ["features", *parts] for name, parts in split.items()}
+    found = {name: re.fullmatch(r"classifier(?:\.([0-9]{1,4}))?\.(\w+)", ".".join(p)) for name, p in split.items()}
+    numbers = sorted({int(match[1] or 0) for match in found.values() if match})
+    plain = {
+        f"classifier.{3 * numbers.index(int(match[1] or 0))}.{match[2]}" if match else ".".join(split[name]): name
+        for name, match in found.items()
+    }
+    return plain if len(plain) == len(split) else {name: name for name in split}
+
+
+def matched(shapes: Mapping[str, tuple[int, ...]]) -> Match | None:
+    """The network of another library that the names in a file are most like; None if they are like no network's.
+
+    Its widths, its classes and the size of the first fully connected layer's map are read from the shapes.
+    """
+    best = best_match(shapes)
+    if best is None:
+        return None
+    source, network = best
+    published = architecture_of(source, network)
+    table = entries(source, published)
+    first = shapes.get(next(iter(table.values())).name, ())
+    options: dict[str, Any] = {"in_channels": first[2 if source == "keras" else 1] if len(first) == 4 else 3}
+    names = [entry.name for key, entry in table.items() if not key.startswith("block")]
+    if source == "torchvision":  # people replace its classifier by more or fewer layers
+        names = [f"classifier.{3 * (i // 2)}.{'bias' if i % 2 else 'weight'}" for i in range(len(shapes))]
+    widths = [shapes[name][0] for name in names[1::2] if len(shapes.get(name, ())) == 1]
+    if not shapes.keys() & set(names):
+        arch = architecture_of(source, network, head="gap", num_classes=1, **options)
+        table = {key: entry for key, entry in entries(source, arch).items() if key.startswith("block")}
+        return Match(source, arch, table, has_top=False)
+    weight, channels = shapes.get(names[0], ()), published.blocks[-1].channels
+    side = published.pooled_size
+    if len(weight) == (4 if source == "timm" else 2):
+        side = weight[2] if source == "timm" else math.isqrt(weight[0 if source == "keras" else 1] // channels)
+    options |= {"image_size": side << len(published.blocks)} | (
+        {} if published.head == "flatten" else {"pooled_size": side}
+    )
+    if widths:
+        options |= {"hidden": tuple(widths[:-1]), "num_classes": widths[-1]}
+    arch = architecture_of(source, network, **options)
+    return Match(source, arch, entries(source, arch), has_top=True)
+
+
+def best_match(names: Iterable[str]) -> tuple[Source, str] | None:
     """The source and network whose names are most like `names`; None if none is like them at all."""
-    scores, found = {}, set(names)
-    for source in SOURCES:
-        for network in NETWORKS[source]:
-            expected = {entry.name for entry in entries(source, architecture_of(source, network)).values()}
-            scores[source, network] = len(expected & found) / len(expected | found)
+    found = set(names)
+    scores = {key: len(known & found) / len(known | found) for key, known in _published_names().items()}
     best = max(scores, key=lambda key: scores[key])
     return best if scores[best] > 0 else None
 
 
-def channels_and_classes(source: Source, network: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
-    """The input channels and the classes that the file's own first and last weights say, 3 and 1000 if none does."""
-    table = list(entries(source, architecture_of(source, network)).values())
-    first, last = shapes.get(table[0].name, ()), shapes.get(table[-1].name, ())
-    channels = (first[2] if source == "keras" else first[1]) if len(first) == 4 else 3
-    return channels, last[0] if len(last) == 1 else 1000
+@cache
+def _published_names() -> dict[tuple[Source, str], frozenset[str]]:
+    return {
+        (source, network): frozenset(e.name for e in entries(source, architecture_of(source, network)).values())
+        for source in SOURCES
+        for network in NETWORKS[source]
+    }
 
 
 def _named(source: Source, architecture: Architecture) -> Iterator[tuple[Layer, str]]:
-    """Each layer that has parameters, and what `source` calls it."""
+    """Each layer with parameters, and its name in files of `source`."""
     index, connected = 0, 0
-    last = len(architecture.hidden)
     for layer in architecture.layers():
-        is_in_block = layer.part.startswith("block")
+        is_in_block, is_last = layer.part.startswith("block"), connected == len(architecture.hidden)
         if is_in_block and layer.kind in ("conv", "bn"):
             block, _, number = layer.name.removeprefix("conv").partition("_")
-            yield (
-                layer,
-                {
-                    "torchvision": f"features.{index}",
-                    "timm": f"features.{index}",
-                    "keras": f"block{block}_conv{number}",
-                    "caffe": layer.name,
-                }[source],
-            )
+            names = {"keras": f"block{block}_conv{number}", "caffe": layer.name}
+            yield layer, names.get(source, f"features.{index}")
         elif layer.kind in ("conv", "fc"):
-            yield (
-                layer,
-                {
-                    "torchvision": f"classifier.{3 * connected}",  # a ReLU and a dropout between two
-                    "timm": "head.fc" if connected == last else f"pre_logits.fc{connected + 1}",
-                    "keras": "predictions" if connected == last else f"fc{connected + 1}",
-                    "caffe": layer.name,
-                }[source],
-            )
+            names = {
+                "torchvision": f"classifier.{3 * connected}",  # a ReLU and a dropout between two
+                "timm": "head.fc" if is_last else f"pre_logits.fc{connected + 1}",
+                "keras": "predictions" if is_last else f"fc{connected + 1}",
+                "caffe": layer.name,
+            }
+            yield layer, names[source]
             connected += 1
         index += is_in_block
 
 
-def _weight_entry(source: Source, architecture: Architecture, layer: Layer, name: str) -> Entry:
+def _weight_entry(source: Source, architecture: Architecture, layer: Layer, prefix: str) -> Entry:
     outputs, inputs, size = layer.outputs, layer.inputs, layer.kernel_size
     is_in_block = layer.part.startswith("block")
-    is_first = layer.part == f"fc{len(architecture.blocks) + 1}"
     ours = (outputs, inputs, size, size) if layer.kind == "conv" else (outputs, inputs)
     if source == "keras":
+        name = f"{prefix}/kernel"
         if is_in_block:
             return Entry(name, (size, size, inputs, outputs), lambda kernel: kernel.permute(3, 2, 0, 1))
-        if is_first:
-            # Rows in height-width-channel order; ours are channel-height-width.
-            channels = architecture.blocks[-1].channels
-            side = math.isqrt(inputs // channels)
-            return Entry(
-                name,
-                (inputs, outputs),
-                lambda kernel: kernel.view(side, side, channels, outputs).permute(3, 2, 0, 1).reshape(ours),
-            )
-        return Entry(name, (inputs, outputs), Tensor.t)
-    if is_in_block or (source == "timm" and name != "head.fc.weight"):
-        return Entry(name, ours, _as_it_is)
-    return Entry(name, (outputs, inputs * size * size), lambda weight: weight.reshape(ours))
-
-
-def _as_it_is(tensor: Tensor) -> Tensor:
-    return tensor
+        if layer.part != f"fc{len(architecture.blocks) + 1}":
+            return Entry(name, (inputs, outputs), Tensor.t)
+        # The rows of the first one are in height-width-channel order; ours are channel-height-width.
+        channels = architecture.blocks[-1].channels
+        map_shape = (math.isqrt(inputs // channels),) * 2 + (channels, outputs)
+        return Entry(name, (inputs, outputs), lambda rows: rows.view(map_shape).permute(3, 2, 0, 1).reshape(ours))
+    if is_in_block or (source == "timm" and prefix != "head.fc"):
+        return Entry(f"{prefix}.weight", ours)
+    return Entry(f"{prefix}.weight", (outputs, inputs * size * size), lambda weight: weight.reshape(ours))
