@@ -33,20 +33,22 @@ def state_of(source, network, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"features__0__weight": None}, "missing tensor 'features.0.weight'"),
-        ({"features__99__weight": torch.zeros(1)}, "unexpected tensor 'features.99.weight'"),
+        ({"features__0__weight": None}, "expected the tensors of torchvision/vgg11, got no 'features.0.weight', try"),
+        (
+            {"features__99__weight": torch.zeros(1)},
+            "expected the tensors of torchvision/vgg11, got 'features.99.weight' too, try",
+        ),
         (
             {"features__0__bias": None, "features__zero__bias": torch.zeros(64)},
-            "missing tensor 'features.0.bias'",
+            "expected the tensors of torchvision/vgg11, got no 'features.0.bias'",
         ),
         ({"features__0__bias": torch.zeros(65)}, r"expected 'features.0.bias' of shape \(64,\), got \(65,\)"),
         (
             {"classifier__0__weight": torch.zeros(1).expand(25088, 4096)},
-            r"expected 'classifier.0.weight' of shape \(4096, 25088\), got \(25088, 4096\)",
+            r"expected 'classifier.0.weight' of shape \(4096, 2048\), got \(25088, 4096\)",
         ),
-        ({"features__0__bias": torch.zeros(64).double()}, "expected 'features.0.bias' as float32, float16 or bfloat16"),
-        ({"features__0__bias": torch.zeros(64).int()}, "expected 'features.0.bias' as float32, float16 or bfloat16"),
-        ({"features__0__bias": [1.0]}, "expected a dense tensor under 'features.0.bias', got list"),
+        ({"features__0__bias": torch.zeros(64).int()}, "expected 'features.0.bias' as floats, got torch.int32"),
+        ({"features__0__bias": [1.0]}, "expected a state dict of tensors, got a dict: 'features.0.bias' is a list"),
         (
             {"features__0__bias": torch.zeros(64).to_sparse()},
             "expected a state dict of tensors alone, got a pickle that asks for torch._utils _rebuild_sparse",
@@ -312,7 +314,7 @@ def test_hostile_hdf5_is_refused(tmp_path):
         "expected chunks no larger than '/fc1/kernel', got",
     )
     refused(lambda f: f.create_dataset("fc1/kernel", data=h5py.Empty("f4")), "expected a whole weight file, got")
-    refused(lambda f: f.create_dataset("fc1/kernel", data=np.zeros((2, 2))), "missing tensor 'block1_conv1/bias'")
+    refused(lambda f: f.create_dataset("fc1/kernel", data=np.zeros((2, 2))), "expected .* got no 'block1_conv1/bias'")
     refused(
         lambda f: [f.create_dataset(f"fc1/{name}", data=np.zeros(2)) for name in "ab"],
         "expected one 'fc1/bias', got a second",
@@ -326,9 +328,7 @@ def test_without_h5py_it_says_what_to_install(tmp_path, monkeypatch):
     with h5py.File(tmp_path / "x.h5", "w"):
         pass
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
-    with pytest.raises(
-        WeightsError, match=r"expected h5py to read HDF5, got no such package, try 'pip install vggkit\[keras\]'"
-    ):
+    with pytest.raises(WeightsError, match=r"expected h5py to read HDF5, got no such package, try 'pip install h5py'"):
         load_weights(tmp_path / "x.h5")
 
 

@@ -54,10 +54,10 @@ def rewrite(path, net, tensors=None, architecture=None):
 
 def test_what_does_not_fit_is_refused_with_its_key(net, path):
     for change, message in [
-        ({"fc4.bias": None}, "missing tensor 'fc4.bias'"),
-        ({"fc9.bias": torch.zeros(1)}, "unexpected tensor 'fc9.bias'"),
+        ({"fc4.bias": None}, "got no 'fc4.bias'"),
+        ({"fc9.bias": torch.zeros(1)}, "got 'fc9.bias' too"),
         ({"fc4.bias": torch.zeros(11)}, r"expected 'fc4.bias' of shape \(10,\), got \(11,\)"),
-        ({"fc4.bias": torch.zeros(10, dtype=torch.float64)}, "expected 'fc4.bias' as torch.float32, got torch.float64"),
+        ({"fc4.bias": torch.zeros(10, dtype=torch.int32)}, "expected 'fc4.bias' as floats, got torch.int32"),
     ]:
         rewrite(path, net, tensors=change)
         with pytest.raises(WeightsError, match=message):
@@ -67,13 +67,13 @@ def test_what_does_not_fit_is_refused_with_its_key(net, path):
 def test_a_header_decides_nothing_that_is_allocated(net, path):
     huge = json.loads(net.architecture.to_json()) | {"notation": "300x1024", "hidden": [65536] * 99}
     rewrite(path, net, architecture=json.dumps(huge))
-    with pytest.raises(WeightsError, match="unexpected tensor 'block1.bn1_1"):
+    with pytest.raises(WeightsError, match="expected .* got 'block1.bn1_1"):
         load_weights(path)
     rewrite(path, net, architecture='{"notation": "vgg11"}')
     with pytest.raises(WeightsError, match="model.safetensors: expected the keys"):
         load_weights(path)
     path.write_bytes(save({"x": torch.zeros(1)}))
-    with pytest.raises(WeightsError, match="expected the tensors of vggkit, torchvision, timm, keras, caffe, got 'x'"):
+    with pytest.raises(WeightsError, match="expected the tensors of vggkit, torchvision, timm, keras, caffe, got x"):
         load_weights(path)
 
 

@@ -1,12 +1,17 @@
 """`vgg weights`: published weights, and weight files from one library's names into another's."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from vggkit.verbs.preparation import Preparation, PreparationFlags
 from vggkit.verbs.terminal import DONE, check_out, parse_flags, print_json, print_table, print_to_stderr
+
+if TYPE_CHECKING:
+    from vggkit.data.preprocessing import Preprocessing
+    from vggkit.networks.vgg import VGG
 
 
 @dataclass(frozen=True)
@@ -27,11 +32,9 @@ class Flags:
     """For convert: pixels along a side that images are brought to, with the heads adaptive and conv."""
     in_channels: int | None = None
     """For convert: 1 for grey images, 3 for RGB; the first convolution's weights are summed or shared out."""
-    preprocessing: Literal["torchvision", "timm", "keras", "caffe"] | None = None
-    """For convert: what the weights expect, where that is not what their names say (Caffe's numbers under
-    torchvision's names, say)."""
     fold: bool = False
     """For convert: fold order, scale, mean and std into the first convolution, which then takes RGB in [0, 1]."""
+    preparation: Preparation = field(default_factory=PreparationFlags)
     json: bool = False
     """For list: print JSON instead of a table."""
 
@@ -73,18 +76,10 @@ def _list(as_json: bool) -> int:
 
 def _convert(flags: Flags) -> int:
     out = check_out(flags.out, ".safetensors", *([".pth"] if flags.to == "torchvision" else []))
-    from vggkit.data.preprocessing import Preprocessing
     from vggkit.networks.vgg import VGG
     from vggkit.training.run_weights import find_weights
     from vggkit.weights.files import load_weights, save_torchvision, save_weights
-    from vggkit.weights.surgery import (
-        fold_preprocessing,
-        is_folded,
-        with_common_scale,
-        with_head,
-        with_image_size,
-        with_in_channels,
-    )
+    from vggkit.weights.preparation import GUESSED, preprocessing_for
     from vggkit.weights.translation import preprocessing_of
 
     source = find_weights(flags.name, print_to_stderr)
@@ -93,15 +88,31 @@ def _convert(flags: Flags) -> int:
     net, metadata = load_weights(source)
     if not isinstance(net, VGG):
         raise ValueError(f"expected a VGG network to convert, got {net.architecture.name}")
-    preprocessing = None
-    if flags.preprocessing is not None and is_folded(net):
-        raise ValueError("expected weights without folded preprocessing for --preprocessing, got some with it")
-    if flags.preprocessing is not None:
-        preprocessing = replace(
-            preprocessing_of(flags.preprocessing, net.architecture.in_channels), image_size=net.architecture.image_size
-        )
-    elif "preprocessing" in metadata:
-        preprocessing = Preprocessing.from_json(metadata["preprocessing"])
+    stated = preprocessing_for(net, metadata, print_to_stderr, **flags.preparation.given())
+    net, preprocessing = _changed(net, stated, flags)
+    if flags.to == "torchvision":
+        save_torchvision(out, net)
+        if preprocessing not in (None, preprocessing_of("torchvision", channels=net.architecture.in_channels)):
+            print_to_stderr(f"note: torchvision's file cannot say that these weights expect {preprocessing.to_json()}")
+    else:
+        metadata.pop(GUESSED, None)
+        if preprocessing is not None:
+            metadata["preprocessing"] = preprocessing.to_json()
+        save_weights(out, net, metadata)
+    print(out)
+    return DONE
+
+
+def _changed(net: "VGG", preprocessing: "Preprocessing | None", flags: Flags) -> "tuple[VGG, Preprocessing | None]":
+    """`net` and its preprocessing with the channels, folding, head and size of images that `flags` ask for."""
+    from vggkit.weights.surgery import (
+        fold_preprocessing,
+        with_common_scale,
+        with_head,
+        with_image_size,
+        with_in_channels,
+    )
+
     if flags.in_channels not in (None, net.architecture.in_channels):
         if preprocessing is not None:
             net, preprocessing = with_common_scale(net, preprocessing)
@@ -113,21 +124,11 @@ def _convert(flags: Flags) -> int:
         net = fold_preprocessing(net, preprocessing)
         zeros, ones = (0.0,) * preprocessing.channels, (1.0,) * preprocessing.channels
         preprocessing = replace(preprocessing, mean=zeros, std=ones, order="rgb", scale=1.0)
-    if flags.head is not None and net.architecture.head == "flatten":  # which takes no other size
+    if flags.head not in (None, "flatten"):
         net = with_head(net, flags.head)
     if flags.image_size is not None:
         net = with_image_size(net, flags.image_size)
-        preprocessing = replace(preprocessing, image_size=flags.image_size) if preprocessing is not None else None
-    if flags.head is not None and net.architecture.head != flags.head:
-        net = with_head(net, flags.head)
-    if flags.to == "torchvision":
-        save_torchvision(out, net)
-        expected = preprocessing_of("torchvision", preprocessing.channels if preprocessing is not None else 3)
-        if preprocessing is not None and preprocessing != expected:
-            print_to_stderr(f"note: torchvision's file cannot say that these weights expect {preprocessing.to_json()}")
-    else:
-        if preprocessing is not None:
-            metadata["preprocessing"] = preprocessing.to_json()
-        save_weights(out, net, metadata)
-    print(out)
-    return DONE
+        preprocessing = preprocessing and replace(preprocessing, image_size=flags.image_size)
+    if flags.head == "flatten":  # which takes one size of images
+        net = with_head(net, "flatten")
+    return net, preprocessing

@@ -190,7 +190,7 @@ def _tensors(container: Container, table: Mapping[str, Entry], network: str) -> 
     """
     known = {entry.name: key for key, entry in table.items()}
     optional = {name for name in known if name.endswith(OPTIONAL_SUFFIX)}
-    for name in sorted(known.keys() ^ container.shapes.keys() - optional):
+    for name in sorted((known.keys() ^ container.shapes.keys()) - optional):
         if name in known:
             raise WeightsError(f"expected the tensors of {network}, got no {shown(name)!r}, try a whole file of it")
         raise WeightsError(f"expected the tensors of {network}, got {shown(name)!r} too, try a file without it")

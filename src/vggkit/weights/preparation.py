@@ -1,53 +1,49 @@
 """The preprocessing that weights need: what their file says, or else their names suggest, and what the user says."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from vggkit.data.preprocessing import Order, Preprocessing
 from vggkit.errors import WeightsError
 from vggkit.networks.baselines import BaselineNetwork
 from vggkit.networks.vgg import VGG
 from vggkit.weights.surgery import is_folded
-from vggkit.weights.translation import preprocessing_of
+from vggkit.weights.translation import Source, preprocessing_of
 
 GUESSED = "preprocessing_guessed_from"
 """Key in the metadata of `load_weights`: the source whose names a file has, if it does not state a preprocessing."""
 
 
-@dataclass(frozen=True)
-class GivenPreprocessing:
-    """What the user says about the preprocessing; None leaves what the file says, or its names suggest."""
-
-    preprocessing: Literal["torchvision", "timm", "keras", "caffe"] | None = None
-    """Prepare images as this publisher does, whatever the names in the file suggest."""
-    mean: tuple[float, ...] | None = None
-    """Mean of each channel in the network's order, taken off values in [0, 1], or in [0, 255] if one is above 1."""
-    std: tuple[float, ...] | None = None
-    """Standard deviation of each channel, by which values are divided, in the unit of the mean."""
-    order: Order | None = None
-    """Order of the channels that the network takes: rgb or bgr."""
-
-
 def preprocessing_for(
     net: VGG | BaselineNetwork,
     metadata: Mapping[str, str],
-    given: GivenPreprocessing = GivenPreprocessing(),
     report: Callable[[str], None] = lambda line: None,
+    *,
+    preprocessing: Source | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    order: Order | None = None,
 ) -> Preprocessing | None:
-    """The preprocessing for the network and metadata of `load_weights`; None if nobody says any.
+    """The preprocessing for a network and its metadata from `load_weights`; None if nobody states one.
 
-    `report` is told in a line of a preprocessing that is guessed.
+    Args:
+        net: gives the number of channels and the size of its images.
+        metadata: holds what the file states or its names suggest.
+        report: is told in a line of a preprocessing that the names suggest, if it is taken.
+        preprocessing: prepare images as this publisher does.
+        mean: of each channel in the network's order, of values in [0, 1], or in [0, 255] if one is above 1.
+        std: of each channel in the network's order, in the same unit.
+        order: of the channels.
 
     Raises:
-        WeightsError: the metadata or what is given cannot be, or the preprocessing is folded into the weights.
+        WeightsError: a value that cannot be, or a preprocessing beside one that is folded into the weights.
     """
     arch = net.architecture
     try:
         found = Preprocessing.from_json(metadata["preprocessing"]) if "preprocessing" in metadata else None
-        if given.preprocessing or (found is None and given.mean and given.std):
-            found = preprocessing_of(given.preprocessing or "torchvision", arch.image_size, arch.in_channels)
-        if found is None or given == GivenPreprocessing():
+        if preprocessing or (found is None and mean and std):
+            found = preprocessing_of(preprocessing or "torchvision", arch.image_size, arch.in_channels)
+        if found is None or not (preprocessing or mean or std or order):
             if found is not None and GUESSED in metadata:
                 report(
                     f"note: these weights do not say how to prepare images, but have {metadata[GUESSED]}'s names: "
@@ -58,9 +54,9 @@ def preprocessing_for(
             raise ValueError(
                 "expected weights without folded preprocessing to prepare images otherwise, got some with it"
             )
-        scale = found.scale if given.mean is None else 255.0 if max(map(abs, given.mean)) > 1 else 1.0
-        std = given.std or tuple(value * scale / found.scale for value in found.std)
-        return replace(found, mean=given.mean or found.mean, std=std, order=given.order or found.order, scale=scale)
+        scale = found.scale if not mean else 255.0 if max(map(abs, mean)) > 1 else 1.0
+        stds = tuple(std or (value * scale / found.scale for value in found.std))
+        return replace(found, mean=tuple(mean or found.mean), std=stds, order=order or found.order, scale=scale)
     except ValueError as error:
         raise WeightsError(str(error)) from None
 
