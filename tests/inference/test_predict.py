@@ -167,7 +167,7 @@ def test_features_of_many_images_are_those_of_each(weights, model, folder, tmp_p
 
 
 def test_values_that_are_not_finite_are_refused(folder, tmp_path, capsys):
-    path = make_weights(tmp_path / "nan.safetensors", change=lambda net: net.fc3.bias.data.fill_(torch.nan))
+    path = make_weights(tmp_path / "inf.safetensors", change=lambda net: net.fc3.weight.data.fill_(3e38))
     for arguments in (
         ["predict", str(path), str(folder)],
         ["features", str(path), str(folder), "--layers", "fc3", "-o", str(tmp_path / "out.safetensors")],

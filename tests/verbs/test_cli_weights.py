@@ -77,7 +77,7 @@ def test_features_mistakes_are_one_line(weights, image, tmp_path, capsys):
         ),
     ]:
         assert cli.main(["features", *map(str, arguments)]) == 2
-        (line,) = capsys.readouterr().err.splitlines()
+        *_, line = capsys.readouterr().err.splitlines()
         assert message in line
         assert not out.exists()
 
@@ -167,9 +167,48 @@ def test_convert_says_what_torchvisions_names_cannot(weights, tmp_path, capsys):
     out = tmp_path / "x.safetensors"
     arguments = ["convert", str(weights), "-o", str(out), "--to", "torchvision"]
     assert cli.main(["weights", *arguments]) == 0
-    assert capsys.readouterr().err == ""
+    assert (
+        "note: these weights do not say how to prepare images, but have torchvision's names" in capsys.readouterr().err
+    )
     assert cli.main(["weights", *arguments, "--preprocessing", "keras"]) == 0
-    assert "note: torchvision's file cannot say that these weights expect" in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith("note: torchvision's file cannot say that these weights expect")
+
+
+def test_what_a_user_says_of_the_preprocessing_is_taken_and_stored(weights, image, tmp_path, capsys):
+    out, said = (
+        tmp_path / "x.safetensors",
+        ("--mean", "0.5", "0.5", "0.4", "--std", "0.25", "0.5", "1", "--order", "bgr"),
+    )
+    assert cli.main(["predict", str(weights), str(image), "--top", "1"]) == 0
+    assert "note: these weights do not say how to prepare images" in capsys.readouterr().err
+    assert cli.main(["predict", str(weights), str(image), "--top", "1", *said]) == 0
+    predicted, err = capsys.readouterr()
+    assert err == ""
+    ran(capsys, "weights", "convert", weights, "-o", out, *said)
+    stored = load_classifier(out).preprocessing
+    assert (stored.mean, stored.std, stored.order, stored.scale) == ((0.5, 0.5, 0.4), (0.25, 0.5, 1.0), "bgr", 1.0)
+    assert cli.main(["predict", str(out), str(image), "--top", "1"]) == 0
+    assert capsys.readouterr() == (predicted, "")
+
+
+def test_weights_without_their_top_have_features_and_no_classes(weights, image, tmp_path, capsys):
+    notop, out = tmp_path / "notop.pth", tmp_path / "features.safetensors"
+    torch.save({name: t for name, t in torch.load(weights).items() if name.startswith("features")}, notop)
+    assert "1x512x14x14" in ran(capsys, "features", notop, image, "--layers", "relu5_1", "-o", out)
+    for arguments in (["predict", notop, image], ["features", notop, image, "--layers", "fc6", "-o", out]):
+        assert cli.main(list(map(str, arguments))) == 2
+        assert "expected weights with fully connected layers" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path, image, capsys):
+    net, out = vgg("1x4", in_channels=3, num_classes=2, image_size=24, hidden=()), tmp_path / "taps.safetensors"
+    net.block1.conv1_1.bias.data[1] = torch.nan
+    save_weights(
+        tmp_path / "x.safetensors", net, {"preprocessing": Preprocessing(24, 3, (0.5,) * 3, (0.5,) * 3).to_json()}
+    )
+    assert cli.main(["features", *map(str, (tmp_path / "x.safetensors", image, "--layers", "relu1_1", "-o", out))]) == 2
+    assert "x.safetensors: expected finite values as 'block1.conv1_1.bias', got NaN" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_convert_takes_channels_before_it_folds(weights, tmp_path, capsys):

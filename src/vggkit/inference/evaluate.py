@@ -16,7 +16,7 @@ from vggkit.data.reading import IGNORED_LABEL
 from vggkit.data.samples import ImageSource
 from vggkit.engines.fully_connected import fast_cpu
 from vggkit.errors import DataError
-from vggkit.inference.predict import Classifier
+from vggkit.inference.predict import Classifier, check_has_classes
 
 MAX_DRAWN_CLASSES = 40
 
@@ -62,6 +62,7 @@ def evaluate(
         DataError: the data set has other classes than the network knows, or holds a bad image.
         LoadingError: a worker ended or hangs.
     """
+    check_has_classes(classifier)
     if data.classes != classifier.classes:
         raise DataError(f"expected data of {_listed(classifier.classes)}, got {_listed(data.classes)}")
     if batch_size < 1:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vggkit.errors import DataError
 from vggkit.inference.images import Images
-from vggkit.inference.predict import AnyModel, as_classifier, check_finite
+from vggkit.inference.predict import AnyModel, as_classifier, check_finite, check_has_classes
 from vggkit.networks.vgg import VGG
 
 
@@ -43,6 +43,8 @@ def feature_batches(
     net = classifier.net
     if not isinstance(net, VGG):
         raise ValueError(f"expected a VGG network, got {net.architecture.name}")
+    if any(layer.name in layers for layer in net.architecture.layers() if not layer.part.startswith("block")):
+        check_has_classes(classifier)
     for names, x in classifier.batches(images, on_bad):
         outputs = net.features(x, layers)
         for layer, output in outputs.items():

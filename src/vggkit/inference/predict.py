@@ -19,6 +19,7 @@ from vggkit.networks.baselines import BaselineNetwork
 from vggkit.networks.vgg import VGG
 from vggkit.training.run_weights import find_weights
 from vggkit.weights.files import load_weights, metadata_list
+from vggkit.weights.preparation import preprocessing_for
 
 MAX_ACTIVATION_BYTES = 2**31
 """A weight file that says its network needs more for one image is refused; VGG-19 at 224 needs 0.1 GB."""
@@ -45,6 +46,7 @@ class Classifier:
     net: VGG | BaselineNetwork
     """In evaluation mode."""
     classes: tuple[str, ...]
+    """Empty if the file has no fully connected layers: the blocks then have features, but there are no classes."""
     preprocessing: Preprocessing
     source: str = ""
     """The file that it was read from."""
@@ -90,7 +92,12 @@ AnyModel = Classifier | TrainedRun | str | os.PathLike[str]
 """A classifier, or what `load_classifier` takes."""
 
 
-def load_classifier(run: TrainedRun | str | os.PathLike[str], device: str | torch.device = "cpu") -> Classifier:
+def load_classifier(
+    run: TrainedRun | str | os.PathLike[str],
+    device: str | torch.device = "cpu",
+    report: Callable[[str], None] = lambda line: None,
+    **preparation: Any,
+) -> Classifier:
     """The network of a run, of a weight file, or of published weights, run by the fast engine of its device.
 
     Args:
@@ -98,27 +105,25 @@ def load_classifier(run: TrainedRun | str | os.PathLike[str], device: str | torc
             `load_weights`; or a name such as `torchvision/vgg16`, whose file is fetched into the user's cache if it
             is not there.
         device: where to put it.
+        report: is told in a line of a download, and of a preprocessing that is guessed from the names in the file.
+        preparation: `mean`, `std`, `order` or `preprocessing` instead of what the file says, see `preprocessing_for`.
 
     Raises:
-        WeightsError: there is none, it is damaged, or it does not say how to prepare an image for it.
+        WeightsError: there is none, it is damaged, or nothing says how to prepare an image for it.
     """
-    path = find_weights(os.fspath(run if isinstance(run, str | os.PathLike) else run.folder))
+    path = find_weights(os.fspath(run if isinstance(run, str | os.PathLike) else run.folder), report)
     net, metadata = load_weights(path, device)
     try:
-        if "preprocessing" not in metadata:
-            raise WeightsError(
-                "expected weights that say how to prepare an image, got none, try 'vgg weights convert --preprocessing'"
-            )
-        known = (
-            metadata_list(metadata, "classes") if "classes" in metadata else class_names(net.architecture.num_classes)
-        )
-        classes, preprocessing = tuple(known), Preprocessing.from_json(metadata["preprocessing"])
+        preprocessing = preprocessing_for(net, metadata, report, **preparation)
+        if preprocessing is None:
+            raise WeightsError("expected weights that say how to prepare an image, got none, try --mean and --std")
+        has_names = "classes" in metadata
+        classes = tuple(metadata_list(metadata, "classes") if has_names else class_names(net.architecture.num_classes))
     except ValueError as error:
         raise WeightsError(f"{path}: {error}") from None
     arch = net.architecture
-    if (len(classes), preprocessing.channels, preprocessing.image_size) != (
-        arch.num_classes, arch.in_channels, arch.image_size,
-    ):  # fmt: skip
+    is_prepared = (preprocessing.channels, preprocessing.image_size) == (arch.in_channels, arch.image_size)
+    if not is_prepared or len(classes) not in (0, arch.num_classes):
         raise WeightsError(f"{path}: expected classes and preprocessing that fit the architecture, got others")
     activation_bytes = costs(arch).total.activation_bytes
     if activation_bytes > MAX_ACTIVATION_BYTES:
@@ -167,12 +172,22 @@ def predictions(
     if top < 1:
         raise ValueError(f"expected a top from 1, got {top}")
     classifier = as_classifier(model)
+    check_has_classes(classifier)
     for names, x in classifier.batches(images, on_bad):
         probabilities = classifier.net(x).softmax(dim=1)
         check_finite(probabilities, names, "probabilities")
         values, indices = probabilities.topk(min(top, len(classifier.classes)))
         for name, row, labels in zip(names, values.tolist(), indices.tolist(), strict=True):
             yield name, [Prediction(classifier.classes[i], p) for i, p in zip(labels, row, strict=True)]
+
+
+def check_has_classes(classifier: Classifier) -> None:
+    """Raise `WeightsError` if the file of `classifier` has no fully connected layers."""
+    if not classifier.classes:
+        raise WeightsError(
+            f"expected weights with fully connected layers, got {classifier.source} without, try 'vgg features' for "
+            "the layers of its blocks, or 'vgg train finetune --pretrained' with --head gap to train new ones"
+        )
 
 
 def check_finite(outputs: Tensor, names: list[str], what: str) -> None:

@@ -12,6 +12,7 @@ from vggkit.training.distributed import Team
 from vggkit.training.recipe import Recipe
 from vggkit.training.run_weights import find_weights
 from vggkit.weights.files import AnyNetwork, load_weights
+from vggkit.weights.preparation import preprocessing_for
 from vggkit.weights.surgery import with_common_scale, with_in_channels
 from vggkit.weights.warm_start import last_layer, transfer, warm_start
 
@@ -19,7 +20,7 @@ from vggkit.weights.warm_start import last_layer, transfer, warm_start
 def pretrained_weights(recipe: Recipe, say: Callable[[str], None]) -> tuple[AnyNetwork, Preprocessing] | None:
     """The network of `recipe.pretrained` and its preprocessing; None if the recipe names none.
 
-    `say` is told of a download, which may take minutes.
+    `say` is told of a download, which may take minutes, and of a preprocessing that is guessed.
 
     Raises:
         WeightsError: they are missing, damaged, or do not say how to prepare an image.
@@ -28,9 +29,13 @@ def pretrained_weights(recipe: Recipe, say: Callable[[str], None]) -> tuple[AnyN
         return None
     path = find_weights(recipe.pretrained, say)
     net, metadata = load_weights(path)
-    if "preprocessing" not in metadata:
-        raise WeightsError(f"{path}: expected weights that say how to prepare an image, got none")
-    return net, Preprocessing.from_json(metadata["preprocessing"])
+    preprocessing = preprocessing_for(net, metadata, say)
+    if preprocessing is None:
+        raise WeightsError(
+            f"{path}: expected weights that say how to prepare an image, got none, "
+            "try 'vgg weights convert' with --mean and --std"
+        )
+    return net, preprocessing
 
 
 def start_from(net: AnyNetwork, source: tuple[AnyNetwork, Preprocessing] | None, recipe: Recipe) -> list[str]:

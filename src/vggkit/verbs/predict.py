@@ -1,11 +1,12 @@
 """`vgg predict`: image files to classes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
+from vggkit.verbs.preparation import Preparation, PreparationFlags
 from vggkit.verbs.terminal import DONE, USER_ERROR, parse_flags, print_json, print_to_stderr
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ class ModelFlags:
     """A run folder, a weight file, or published weights such as torchvision/vgg16 ('vgg weights' lists them)."""
     device: str | None = None
     """cpu, cuda, cuda:1 or mps; a GPU, if there is one, if not given."""
+    preparation: Preparation = field(default_factory=PreparationFlags)
     json: bool = False
     """Print JSON instead of text."""
 
@@ -81,9 +83,8 @@ def classifier_of(flags: ModelFlags) -> "Classifier":
     from vggkit.design.network import costs
     from vggkit.inference.predict import load_classifier
     from vggkit.training.hardware import choose_device, keep_freed_memory, use_huge_pages
-    from vggkit.training.run_weights import find_weights
 
     use_huge_pages()
-    classifier = load_classifier(find_weights(flags.model, print_to_stderr), choose_device(flags.device))
+    classifier = load_classifier(flags.model, choose_device(flags.device), print_to_stderr, **flags.preparation.given())
     keep_freed_memory(costs(classifier.net.architecture, 1).total.activation_bytes)
     return classifier

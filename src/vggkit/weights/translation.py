@@ -149,9 +149,9 @@ def matched(shapes: Mapping[str, tuple[int, ...]]) -> Match | None:
     side = published.pooled_size
     if len(weight) == (4 if source == "timm" else 2):
         side = weight[2] if source == "timm" else math.isqrt(weight[0 if source == "keras" else 1] // channels)
-    options |= {"image_size": side << len(published.blocks)} | (
-        {} if published.head == "flatten" else {"pooled_size": side}
-    )
+    options["image_size"] = max(1, side) << len(published.blocks)
+    if published.head != "flatten":
+        options["pooled_size"] = max(1, side)
     if widths:
         options |= {"hidden": tuple(widths[:-1]), "num_classes": widths[-1]}
     arch = architecture_of(source, network, **options)
