@@ -31,7 +31,7 @@ from measuring import row_header, save_row
 from PIL import Image
 
 from vggkit.data import fashion_mnist
-from vggkit.data.workers import default_workers
+from vggkit.data.loader import default_workers
 
 CASES = ("small", "photos", "many epochs")
 QUICK = ["--recipe", "quick", "--channels", "grey"]

@@ -12,7 +12,7 @@ FORKS = multiprocessing.get_context("forkserver")
 # With what an optimizer and the curves import late, which takes longer than these runs.
 FORKS.set_forkserver_preload(
     [
-        *("vggkit.training.loop", "vggkit.data.workers", "torch._dynamo"),
+        *("vggkit.training.loop", "vggkit.data.loader", "torch._dynamo"),
         *("matplotlib.figure", "matplotlib.ticker", "matplotlib.backends.backend_agg"),
     ]
 )

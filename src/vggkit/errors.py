@@ -45,7 +45,7 @@ class KernelError(UserError):
 
 
 class LoadingError(VggkitError, RuntimeError):
-    """Loading batches failed for a reason other than a bad image, such as a worker that ended."""
+    """Loading batches failed for a reason other than a bad image, such as a disk that hangs."""
 
 
 class CheckpointError(VggkitError, RuntimeError):

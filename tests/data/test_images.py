@@ -137,7 +137,7 @@ def test_exif_turns(format_, orientation):
     read = read_image(content, 1)[0].numpy().astype(int)
     assert read.shape == upright.shape
     assert np.abs(read - upright).max() <= 2
-    cropped = random_crop(content, 1, 32, (32,), np.random.default_rng(0))[0].numpy().astype(int)
+    cropped = random_crop(content, 1, 32, (32,), np.random.default_rng(0))[0].astype(int)
     assert min(np.abs(cropped - upright[:, left : left + 32]).max() for left in range(17)) <= 2
 
 
@@ -185,7 +185,7 @@ def test_what_is_no_image_is_refused_in_one_line(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="^cat 7: expected a PNG"):
         read_image(b"", 1, "cat 7")
     monkeypatch.setattr(images, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(DataError, match="at most 100 pixels and 30000 along a side, got 50 x 50"):
+    with pytest.raises(DataError, match="at most 100 pixels and 30,000 along a side, got 50 x 50"):
         read_image(tmp_path / "whole.png", 1)
 
 
@@ -205,9 +205,11 @@ def test_pixel_bombs_are_refused_before_they_are_unpacked():
     png = (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
     )
-    with pytest.raises(DataError, match="^bomb: .*(could be decompression bomb|at most 64000000 pixels)"):
+    with pytest.raises(DataError, match="^bomb: .*(could be decompression bomb|at most 16,000,000 pixels)"):
         read_image(png, 1, "bomb")
-    with pytest.raises(DataError, match="at most 64000000 pixels and 30000 along a side, got 30001 x 1$"):
+    with pytest.raises(
+        DataError, match="at most 16,000,000 pixels and 30,000 along a side in a file of its size, got 30001 x 1$"
+    ):
         read_image(encoded(Image.new("1", (30_001, 1)), "PNG"), 1)
 
 
@@ -229,8 +231,49 @@ def test_a_tile_that_is_larger_than_its_image_is_refused():
     start = 8 + 2 + 12 * len(tags) + 4
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, start if tag == 324 else value) for tag, value in tags)
     tiff = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0) + content
-    with pytest.raises(DataError, match="^tile: expected at most 64000000 pixels .* got 20000 x 20000$"):
+    with pytest.raises(DataError, match="^tile: expected at most 16,000,000 pixels .* got 20000 x 20000$"):
         read_image(tiff, 1, "tile")
+
+
+def test_little_files_that_are_huge_work_are_refused_before_it():
+    """Shared strips: 3 kB that say 64 million pixels. A JPEG with thousands of scans. Blank pictures are no attack."""
+    white = Image.new("RGB", (8_000, 8_000), (255, 255, 255))
+    blank = encoded(white, "PNG")
+    assert (fitted(blank, 3, preprocessing(8)) == 255).all()
+    strip = zlib.compress(bytes(8_000 * 100 * 3), 9)
+    count, start = 80, 8 + 2 + 12 * 9 + 4
+    tags = [
+        (256, 4, 1, 8_000), (257, 4, 1, 8_000), (258, 3, 1, 8), (259, 3, 1, 8), (262, 3, 1, 2),
+        (273, 4, count, start), (277, 3, 1, 3), (278, 4, 1, 100), (279, 4, count, start + 4 * count),
+    ]  # fmt: skip
+    tiff = b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    tiff += struct.pack(f"<I{count}I{count}I", 0, *[start + 8 * count] * count, *[len(strip)] * count) + strip
+    with pytest.raises(DataError, match="at most 16,000,000 pixels .* in a file of its size, got 8000 x 8000"):
+        read_image(tiff, 3, "strips")
+    jpeg = encoded(smooth_picture(60, 80), "JPEG", progressive=True)
+    assert 2 <= jpeg.count(b"\xff\xda") <= 20
+    last = jpeg.rindex(b"\xff\xda")
+    with pytest.raises(DataError, match="^scans: expected at most 200 scans in a JPEG, got 5,0"):
+        read_image(jpeg[:-2] + jpeg[last:-2] * 5_000 + jpeg[-2:], 3, "scans")
+
+
+def test_a_transparent_value_of_16_bits_is_black():
+    def png(colour, pixels, transparent):
+        def chunk(kind, data):
+            return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+        header = struct.pack(">IIBBBBB", 3, 1, 16, colour, 0, 0, 0)
+        return b"\x89PNG\r\n\x1a\n" + b"".join(
+            chunk(kind, data)
+            for kind, data in (
+                (b"IHDR", header), (b"tRNS", transparent), (b"IDAT", zlib.compress(b"\0" + pixels)), (b"IEND", b"")
+            )
+        )  # fmt: skip
+
+    grey = png(0, struct.pack(">3H", 0x1234, 0xFF00, 0x12FF), struct.pack(">H", 0x1234))
+    assert read_image(grey, 1).flatten().tolist() == [0, 0xFF, 0x12]
+    colour = png(2, struct.pack(">9H", *[0x1234] * 3, *[0xFF00] * 3, *[0x22FF] * 3), struct.pack(">3H", *[0x1234] * 3))
+    assert read_image(colour, 3)[0].flatten().tolist() == [0, 0xFF, 0x22]
 
 
 @settings(max_examples=300)
@@ -247,7 +290,7 @@ def test_a_damaged_image_is_read_or_refused_and_nothing_else(tmp_path_factory, d
         lambda: random_crop(content, 3, 8, (8, 12), np.random.default_rng(0), "it"),
     ):
         try:
-            assert read().dtype == torch.uint8
+            assert read().dtype in (np.uint8, torch.uint8)
         except DataError as error:
             assert str(error).startswith("it: expected ")
             assert "\n" not in str(error)
@@ -260,36 +303,39 @@ def preprocessing(size, channels=3, **options):
 @pytest.mark.parametrize("shape", [(300, 400), (400, 300), (60, 333), (20, 31), (56, 56)])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_fitting_is_pillows_resize_within_a_level(shape, channels, interpolation):
+def test_fitting_is_pillows_resize(shape, channels, interpolation):
     image = smooth_picture(*shape).convert("L" if channels == 1 else "RGB")
-    pixels = torch.from_numpy(np.array(image)).view(*shape, channels).permute(2, 0, 1)
     filter_ = Image.Resampling[interpolation.upper()]
 
-    stretched = fitted(pixels, preprocessing(56, channels, interpolation=interpolation))
+    stretched = fitted(image, channels, preprocessing(56, channels, interpolation=interpolation))
     theirs = np.asarray(image.resize((56, 56), filter_)).reshape(56, 56, channels)
-    assert np.abs(stretched.permute(1, 2, 0).numpy().astype(int) - theirs).max() <= 1
+    assert np.array_equal(stretched.transpose(1, 2, 0), theirs)
 
     crop = preprocessing(56, channels, resize="crop", crop_fraction=0.875, interpolation=interpolation)
     width, height = (64 * side // min(image.size) for side in image.size)
     left, top = round((width - 56) / 2), round((height - 56) / 2)
     theirs = np.asarray(image.resize((width, height), filter_).crop((left, top, left + 56, top + 56)))
-    difference = np.abs(fitted(pixels, crop).permute(1, 2, 0).numpy().astype(int) - theirs.reshape(56, 56, channels))
-    assert difference.max() <= 1
+    difference = np.abs(fitted(image, channels, crop).transpose(1, 2, 0).astype(int) - theirs.reshape(56, 56, channels))
+    assert difference.max() <= 2  # Pillow holds a box in float32 and rounds in each direction
+    assert difference.mean() < 0.1
 
 
 @pytest.mark.parametrize("resize", ["stretch", "crop"])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_fitted_and_scaled_is_the_preprocessing_within_a_level(resize, interpolation):
-    """Rounded twice, once for each direction: half a level and half a level."""
+def test_fitted_and_scaled_is_the_preprocessing_within_two_levels(resize, interpolation):
+    """Rounded twice, once for each direction, and cut out by a box in float32."""
     how = Preprocessing(
         48, 3, (0.1, 0.2, 0.3), (1.0,) * 3, order="bgr", resize=resize, crop_fraction=0.75, interpolation=interpolation
     )
-    image = torch.from_numpy(np.array(smooth_picture(130, 170))).permute(2, 0, 1)
-    batch = fitted(image, how).unsqueeze(0)
+    picture = smooth_picture(130, 170)
+    image = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    batch = torch.from_numpy(fitted(picture, 3, how)).unsqueeze(0)
     assert batch.shape == (1, 3, 48, 48)
     assert batch.dtype == torch.uint8
     scaled = how.scaled(batch)
-    assert (scaled - how(image.unsqueeze(0))).abs().max() <= 1.1 / 255
+    difference = (scaled - how(image.unsqueeze(0))).abs()
+    assert difference.max() <= 2.1 / 255
+    assert difference.mean() <= 0.5 / 255
     assert scaled.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(how.scaled(batch), scaled), "the images were written to"
     expected = (batch.flip(1).double() / 255) - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)
@@ -305,12 +351,6 @@ def test_only_fitted_images_are_scaled():
     ):
         with pytest.raises(ValueError, match=r"expected images as uint8 of \(1, 8, 8\), got torch.* try calling"):
             how.scaled(wrong)
-
-
-def test_a_strip_that_would_fill_the_memory_is_refused_by_fitted():
-    crop = preprocessing(8000, 1, resize="crop", crop_fraction=0.1)
-    with pytest.raises(DataError, match="at most 1,073,741,824 bytes .*, got 10 x 1 to become 800000 x 80000"):
-        fitted(torch.zeros(1, 1, 10, dtype=torch.uint8), crop)
 
 
 def places(content, image_size, shorter_side, seed, reduced=1):
@@ -333,7 +373,7 @@ def test_a_random_crop_is_a_crop_of_the_whole_resized_image(shape, shorter_side)
         whole, left, top = places(content, 40, shorter_side, seed)
         theirs = np.asarray(whole.crop((left, top, left + 40, top + 40))).astype(int)
         assert crop.shape == (3, 40, 40)
-        difference = np.abs(crop.permute(1, 2, 0).numpy() - theirs)
+        difference = np.abs(crop.transpose(1, 2, 0) - theirs)
         assert difference.max() <= 2  # Pillow holds a box in float32 and rounds in each direction
         assert difference.mean() < 0.4
 
@@ -346,7 +386,7 @@ def test_a_crop_of_a_jpeg_decoded_at_a_reduced_size_is_nearly_the_same(shape):
             crop = random_crop(content, channels, 48, (56,), np.random.default_rng(seed))
             whole, left, top = places(content, 48, (56,), seed, reduced=8)
             picture = np.asarray(whole.convert("L" if channels == 1 else "RGB")).reshape(*whole.size[::-1], channels)
-            ours = crop.permute(1, 2, 0).numpy().astype(int)
+            ours = crop.transpose(1, 2, 0).astype(int)
             difference, shifted = (
                 np.abs(ours - picture[top : top + 48, left + shift : left + shift + 48]).mean()
                 for shift in (0, 1 if left < 20 else -1)
@@ -390,27 +430,30 @@ def test_crops_are_drawn_uniformly():
     assert ((counts - 80) ** 2 / 80).sum() < 52  # chi-squared, 24 degrees of freedom, 1 in 1000
 
 
-@pytest.mark.parametrize("size", [(1, 5000), (5000, 1), (30_000, 2)])
+@pytest.mark.parametrize("size", [(1, 5000), (5000, 1), (30_000, 2), (30_000, 1)])
 def test_a_strip_takes_no_more_memory_than_it_has(size):
     """Resized whole, 1 x 5000 pixels would become 256 x 1,280,000."""
     content = encoded(Image.new("RGB", size, (9, 90, 200)), "PNG")
+    crop = preprocessing(224, resize="crop", crop_fraction=0.875)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    crop = random_crop(content, 3, 224, (256,), np.random.default_rng(0))
+    cut = random_crop(content, 3, 224, (256,), np.random.default_rng(0))
+    middle = fitted(content, 3, crop)
+    predicted = crop(read_image(content, 3).unsqueeze(0))[0] * 255
     grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    assert crop[:, 100, 100].tolist() == [9, 90, 200]
-    assert grown_kib < 50_000
+    for seen in (cut, middle, predicted.round()):
+        assert seen.shape == (3, 224, 224)
+        assert seen[:, 100, 100].tolist() == [9, 90, 200]
+    assert grown_kib < 80_000
 
 
-def test_nothing_is_imported_at_the_first_image_of_a_kind():
-    """A process that was forked would import it again, and so would every other."""
-    import subprocess
-    import sys
-
-    program = (
-        "import io, sys; from PIL import Image; import vggkit.data.images as images\n"
-        "Image.preinit()\n"
-        "kinds = {name: name in Image.OPEN for name in images._FORMATS}\n"
-        "assert all(kinds.values()) and 'PIL.MpoImagePlugin' in sys.modules, kinds\n"
-        "assert 'PIL.FitsImagePlugin' not in sys.modules\n"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True)
+@pytest.mark.parametrize("shape", [(7, 700), (700, 7), (9, 400)])
+def test_of_a_strip_the_middle_is_seen(shape):
+    image = smooth_picture(*shape)
+    crop = preprocessing(56, resize="crop", crop_fraction=0.875)
+    ours = crop(torch.from_numpy(np.array(image)).permute(2, 0, 1).unsqueeze(0))[0].permute(1, 2, 0).numpy() * 255
+    width, height = (64 * side // min(image.size) for side in image.size)
+    left, top = round((width - 56) / 2), round((height - 56) / 2)
+    whole = image.resize((width, height), Image.Resampling.BILINEAR)
+    theirs = np.asarray(whole.crop((left, top, left + 56, top + 56)))
+    assert np.abs(ours - theirs).max() <= 4  # half a pixel of 64 for one
+    assert np.abs(ours - theirs).mean() < 1

@@ -2,18 +2,17 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol, Self
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vggkit.data.images import FittedImage, RandomCrop
+from vggkit.data.loader import Loader, in_parts
 from vggkit.data.loading import Split, epoch_order
 from vggkit.data.preprocessing import Preprocessing
-from vggkit.data.reading import IGNORED_LABEL
-from vggkit.data.samples import ArrayImages, Images
-from vggkit.data.workers import Loader, in_parts
+from vggkit.data.samples import IGNORED_LABEL, ArrayImages, Images
 from vggkit.errors import DataError
 
 DECODED_TOGETHER = 256
@@ -78,10 +77,6 @@ class Feed(Protocol):
         """The batches of an epoch, from the one numbered `first`; epoch 0 is all images in their own order."""
         ...
 
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
 
 def open_feed(
     images: Images,
@@ -134,12 +129,6 @@ class DeviceFeed:
     share: Share
     is_fitted: bool
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
     @property
     def num_images(self) -> int:
         """Images of an epoch."""
@@ -167,12 +156,6 @@ class LoaderFeed:
     seed: int
     share: Share
     is_fitted: bool = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.loader.close()
 
     @property
     def num_images(self) -> int:
@@ -212,7 +195,6 @@ class LoaderFeed:
             start += len(some)
         if pixels is None or not (labels != IGNORED_LABEL).any():
             raise DataError("expected an image that can be read, got none")
-        self.loader.close()
         return DeviceFeed(Split(pixels, labels), self.batch_size, self.seed, self.share, is_fitted=True)
 
 

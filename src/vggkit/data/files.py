@@ -10,6 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vggkit.errors import DataError
+
+MAX_IMAGE_BYTES = 2**29
+"""Of an image file: more than 64 million pixels of 16 bits take without compression."""
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -24,6 +29,20 @@ def why_not_a_file(path: Path) -> str | None:
         except OSError as error:
             return "a link to itself" if error.errno == errno.ELOOP else "a link to nothing"
     return "a folder" if path.is_dir() else "no regular file" if path.exists() else "nothing there"
+
+
+def read_image_file(path: Path, name: str) -> bytes:
+    """The content of an image file, which `name` calls it; raises `DataError`. A FIFO or a device is not opened."""
+    if found := why_not_a_file(path):
+        raise DataError(f"{name}: expected an image file, got {found}")
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_IMAGE_BYTES + 1)
+    except OSError as error:
+        raise DataError(f"{name}: expected to read it, got: {error.strerror}") from None
+    if len(content) > MAX_IMAGE_BYTES:
+        raise DataError(f"{name}: expected at most {MAX_IMAGE_BYTES:,} bytes, got more")
+    return content
 
 
 def read_regular(path: Path) -> bytes:

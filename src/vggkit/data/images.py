@@ -7,22 +7,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-# Registered here, before processes are forked; MPO is a JPEG that a camera has put a second picture behind.
+# Registered here, not by the first thread that meets one; in an MPO a camera has put a second picture behind a JPEG.
 from PIL import MpoImagePlugin as MpoImagePlugin
 from PIL import WebPImagePlugin as WebPImagePlugin
 from torch import Tensor
 
-from vggkit.data.files import why_not_a_file
+from vggkit.data.files import read_image_file
 from vggkit.data.loading import derived_seed
 from vggkit.data.preprocessing import Preprocessing
 from vggkit.data.samples import Sample
-from vggkit.errors import DataError, one_line
+from vggkit.errors import DataError, one_line, shown
 
 MAX_IMAGE_PIXELS, MAX_IMAGE_SIDE = 64_000_000, 30_000
 """An image that says it is larger is refused before it is decoded."""
+SMALL_FILE_PIXELS, PIXELS_PER_BYTE = 16_000_000, 500
+"""More pixels than the first need a byte for each of the second: 64 million that are all white take 190 kB as a PNG."""
+MAX_SCANS = 200
+"""In a JPEG. A progressive one has about ten, and each costs as much as decoding the picture once."""
+_START_OF_SCAN = b"\xff\xda"
+
+warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow's notes on odd files; its errors are what counts
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _KINDS = "PNG, JPEG, WebP, GIF, BMP or TIFF"
@@ -43,27 +51,33 @@ def read_image(content: Path | bytes | Image.Image, channels: int, name: str | N
     Raises:
         DataError: there is no such file, or it is not a whole image of a sane size; it is named.
     """
-    return _pixels(_decoded(content, channels, name), channels)
+    return torch.from_numpy(_pixels(_decoded(content, channels, name), channels))
 
 
-def fitted(image: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """`image` in the size that the network takes, ready for `Preprocessing.scaled`.
+def fitted(
+    content: Path | bytes | Image.Image, channels: int, preprocessing: Preprocessing, name: str | None = None
+) -> npt.NDArray[np.uint8]:
+    """An image in the size that the network takes, ready for `Preprocessing.scaled`.
+
+    Only the part that the network sees is resampled, by Pillow, so that a strip of 30,000 x 1 pixels takes no more
+    memory than a square.
 
     Args:
-        image: uint8 (channels, height, width), on the CPU.
+        content: as for `read_image`.
+        channels: 1 or 3.
         preprocessing: says how to resize and crop.
+        name: as for `read_image`.
 
     Returns:
-        uint8 (channels, image_size, image_size): within a level of what Pillow gives, which rounds as often, and
-        of what `preprocessing` computes in float32; bicubic overshoot next to hard edges is cut off earlier.
+        uint8 (channels, image_size, image_size), within two levels of what `preprocessing` computes in float32.
 
     Raises:
-        DataError: the image takes too much memory when it is resized.
+        DataError: as for `read_image`.
     """
-    try:
-        return preprocessing.resized(image.unsqueeze(0))[0]
-    except ValueError as error:
-        raise DataError(str(error)) from None
+    image = _decoded(content, channels, name)
+    size = preprocessing.image_size
+    box = preprocessing.seen(image.width, image.height)
+    return _pixels(image.resize((size, size), Image.Resampling[preprocessing.interpolation.upper()], box), channels)
 
 
 def random_crop(
@@ -73,7 +87,7 @@ def random_crop(
     shorter_side: tuple[int, ...],
     generator: np.random.Generator,
     name: str | None = None,
-) -> Tensor:
+) -> npt.NDArray[np.uint8]:
     """A random square of an image file, as for training in arXiv 1409.1556, section 3.1.
 
     The shorter side is scaled to S pixels, and a square is cut out at random. Only that square is resampled, by
@@ -120,14 +134,14 @@ class FittedImage:
         """The shape of every image that it gives: (channels, height, width)."""
         return self.channels, self.preprocessing.image_size, self.preprocessing.image_size
 
-    def __call__(self, sample: Sample, epoch: int, index: int) -> Tensor:
+    def __call__(self, sample: Sample, epoch: int, position: int) -> npt.NDArray[np.uint8]:
         """uint8 (channels, image_size, image_size); raises `DataError`."""
-        return fitted(read_image(sample.content, self.channels, sample.name), self.preprocessing)
+        return fitted(sample.content, self.channels, self.preprocessing, sample.name)
 
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """Reads an image as the paper trains on it, at a random size and place that seed, epoch and index decide."""
+    """Reads an image as the paper trains on it, at a random size and place that seed, epoch and position decide."""
 
     seed: int
     channels: int
@@ -139,9 +153,9 @@ class RandomCrop:
         """The shape of every image that it gives: (channels, height, width)."""
         return self.channels, self.image_size, self.image_size
 
-    def __call__(self, sample: Sample, epoch: int, index: int) -> Tensor:
+    def __call__(self, sample: Sample, epoch: int, position: int) -> npt.NDArray[np.uint8]:
         """uint8 (channels, image_size, image_size); raises `DataError`."""
-        generator = np.random.default_rng(derived_seed(self.seed, "crop", epoch, index))
+        generator = np.random.default_rng(derived_seed(self.seed, "crop", epoch, position))
         return random_crop(
             sample.content, self.channels, self.image_size, self.shorter_side, generator, name=sample.name
         )
@@ -152,19 +166,18 @@ def _decoded(
 ) -> Image.Image:
     """The image, upright, in the mode L or RGB; if it is a JPEG, perhaps reduced, not below `least_side`."""
     if name is None:
-        name = str(content) if isinstance(content, Path) else "the image"
-    if isinstance(content, Path) and (found := why_not_a_file(content)):
-        raise DataError(f"{name}: expected an image file, got {found}")
+        name = shown(content, 200) if isinstance(content, Path) else "the image"
+    if isinstance(content, Path):
+        content = read_image_file(content, name)
     mode = "L" if channels == 1 else "RGB"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's notes on odd files; its errors are what counts
-            with _opened(content) as image:
-                _refuse_what_is_too_large(image, name)
-                if least_side is not None:
-                    image.draft(mode, (least_side, least_side))
-                ImageOps.exif_transpose(image, in_place=True)
-                return _in_8_bits(image, name).convert(mode)
+        with _opened(content) as image:
+            _refuse_too_much_work(image, content, name)
+            if least_side is not None:
+                image.draft(mode, (least_side, least_side))
+            ImageOps.exif_transpose(image, in_place=True)
+            upright = _in_8_bits(image, name)
+            return upright if upright.mode == mode else upright.convert(mode)
     except DataError:
         raise
     except UnidentifiedImageError:
@@ -173,36 +186,49 @@ def _decoded(
         raise DataError(f"{name}: expected a whole {_KINDS} image, got: {one_line(error)[:200]}") from None
 
 
-def _opened(content: Path | bytes | Image.Image) -> AbstractContextManager[Image.Image]:
+def _opened(content: bytes | Image.Image) -> AbstractContextManager[Image.Image]:
     if isinstance(content, Image.Image):
         return nullcontext(ImageOps.exif_transpose(content))  # a copy
-    return Image.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=_FORMATS)
+    return Image.open(io.BytesIO(content), formats=_FORMATS)
 
 
-def _refuse_what_is_too_large(image: Image.Image, name: str) -> None:
+def _refuse_too_much_work(image: Image.Image, content: bytes | Image.Image, name: str) -> None:
+    """Raise `DataError` for an image that says it needs far more memory or time than a photo of its file's size."""
     sizes = [image.size]
     if isinstance(image, TiffImagePlugin.TiffImageFile):  # a tile may say that it is larger than its image
         sizes.append((image.tag_v2.get(TiffImagePlugin.TILEWIDTH, 0), image.tag_v2.get(TiffImagePlugin.TILELENGTH, 0)))
+    most_pixels = MAX_IMAGE_PIXELS
+    if isinstance(content, bytes):
+        most_pixels = min(most_pixels, max(SMALL_FILE_PIXELS, PIXELS_PER_BYTE * len(content)))
     for width, height in sizes:
-        if width * height > MAX_IMAGE_PIXELS or max(width, height) > MAX_IMAGE_SIDE:
+        if width * height > most_pixels or max(width, height) > MAX_IMAGE_SIDE:
             raise DataError(
-                f"{name}: expected at most {MAX_IMAGE_PIXELS} pixels and {MAX_IMAGE_SIDE} along a side, "
-                f"got {width} x {height}"
+                f"{name}: expected at most {most_pixels:,} pixels and {MAX_IMAGE_SIDE:,} along a side"
+                f"{' in a file of its size' * (most_pixels < MAX_IMAGE_PIXELS)}, got {width} x {height}"
             )
+    if image.format in ("JPEG", "MPO") and isinstance(content, bytes):
+        num_scans = content.count(_START_OF_SCAN)
+        if num_scans > MAX_SCANS:
+            raise DataError(f"{name}: expected at most {MAX_SCANS:,} scans in a JPEG, got {num_scans:,}")
 
 
 def _in_8_bits(image: Image.Image, name: str) -> Image.Image:
+    transparent = image.info.get("transparency")
     if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        levels = np.asarray(image)
+        grey = (levels >> 8).astype(np.uint8)
+        return Image.fromarray(grey if transparent is None else np.where(levels == transparent, np.uint8(0), grey))
     if image.mode in ("I", "F"):
         raise DataError(f"{name}: expected 8 or 16 bits for a channel, got 32, try to convert it to 8")
     if image.has_transparency_data:
+        if image.mode == "RGB" and isinstance(transparent, tuple) and max(transparent) > 255:
+            image.info["transparency"] = tuple(level >> 8 for level in transparent)  # of 16 bits, as Pillow cuts pixels
         layers = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layers.size, (0, 0, 0, 255)), layers)
+    image.load()
     return image
 
 
-def _pixels(image: Image.Image, channels: int) -> Tensor:
+def _pixels(image: Image.Image, channels: int) -> npt.NDArray[np.uint8]:
     """The pixels of an image in the mode L or RGB: uint8 (channels, height, width)."""
-    pixels = np.array(image)
-    return torch.from_numpy(pixels).view(*pixels.shape[:2], channels).permute(2, 0, 1)
+    return np.array(image).reshape(image.height, image.width, channels).transpose(2, 0, 1)

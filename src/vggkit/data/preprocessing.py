@@ -12,6 +12,9 @@ from torch.nn import functional as F
 MAX_RESIZED_BYTES = 2**30
 """An image that would take more when it is resized, for its shape or for what a file says, is refused."""
 
+MAX_ASPECT = 16
+"""Longer images are cut to so many times their shorter side before they are resized; the square is in the middle."""
+
 MIN_STD = 1e-6
 MIN_CROP_FRACTION = 0.1
 
@@ -134,6 +137,20 @@ class Preprocessing:
         mean, std = ((sum(values) / self.channels,) * channels for values in (self.mean, self.std))
         return replace(self, channels=channels, mean=mean, std=std)
 
+    def seen(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """The part of an image of `width` x `height` pixels that the network sees: left, top, right and bottom."""
+        if self.resize == "stretch":
+            return 0, 0, width, height
+        wide, high = self._whole_size(width, height)
+        left, top = round((wide - self.image_size) / 2), round((high - self.image_size) / 2)
+        across, down = width / wide, height / high
+        return left * across, top * down, (left + self.image_size) * across, (top + self.image_size) * down
+
+    def _whole_size(self, width: int, height: int) -> tuple[int, int]:
+        """With `crop`: the size that an image is resized to before the square in its middle is cut out."""
+        shorter = max(self.image_size, round(self.image_size / self.crop_fraction))
+        return shorter * width // min(width, height), shorter * height // min(width, height)
+
     def resized(self, x: Tensor) -> Tensor:
         """Images in the size that the network takes: the first half of calling this.
 
@@ -146,16 +163,16 @@ class Preprocessing:
         Raises:
             ValueError: an image that is too large when it is resized.
         """
-        height, width = x.shape[-2:]
         size = self.image_size
         if self.resize == "stretch":
             return self._interpolated(x, size, size)
-        shorter = max(size, round(size / self.crop_fraction))
-        if height <= width:
-            x = self._interpolated(x, shorter, shorter * width // height)
-        else:
-            x = self._interpolated(x, shorter * height // width, shorter)
-        top, left = round((x.shape[-2] - size) / 2), round((x.shape[-1] - size) / 2)
+        for axis in (-2, -1):  # of a strip the middle is enough: what is cut off here the network does not see
+            excess = x.shape[axis] - MAX_ASPECT * min(x.shape[-2:])
+            if excess > 1:
+                x = x.narrow(axis, excess // 2, x.shape[axis] - 2 * (excess // 2))
+        wide, high = self._whole_size(x.shape[-1], x.shape[-2])
+        x = self._interpolated(x, high, wide)
+        top, left = round((high - size) / 2), round((wide - size) / 2)
         return x[..., top : top + size, left : left + size].contiguous()
 
     def _standardised(self, x: Tensor) -> Tensor:

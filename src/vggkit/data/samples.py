@@ -1,8 +1,9 @@
 """Labelled images that are not decoded yet: the one kind of data that training, evaluation and the doctor take."""
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -10,10 +11,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from vggkit.data.files import read_image_file
 from vggkit.errors import DataError
 
 MAX_CLASSES = 2**16
 MAX_NAMED_FILES = 1_000
+
+IGNORED_LABEL = -100
+"""The label of an image that was skipped: torch's `ignore_index`."""
 
 HeldOut = Literal["validation", "test", "all"]
 
@@ -35,6 +40,17 @@ class Sample:
     """An index into the classes."""
     content: Path | bytes | Image.Image
     """The encoded image, or the file that holds it, which nobody has looked into yet; or its pixels."""
+
+
+def with_digest(sample: Sample) -> tuple[Sample, int]:
+    """`sample` with its content in memory, and 64 bits that say by SHA-256 what its name, label and content are."""
+    content = sample.content
+    if isinstance(content, Path):
+        content = read_image_file(content, sample.name)
+    told = content if isinstance(content, bytes) else content.tobytes()
+    digest = hashlib.sha256(f"{sample.name}\0{sample.label}\0".encode(errors="replace"))
+    digest.update(told)
+    return replace(sample, content=content), int.from_bytes(digest.digest()[:8])
 
 
 class Images(Protocol):

@@ -5,7 +5,7 @@ from torch import nn
 
 from vggkit.data.feed import Feed, network_input
 from vggkit.data.preprocessing import Preprocessing
-from vggkit.data.reading import IGNORED_LABEL
+from vggkit.data.samples import IGNORED_LABEL
 from vggkit.errors import DataError
 from vggkit.training.distributed import Team
 from vggkit.training.step import autocast

@@ -116,7 +116,7 @@ def train(
         RunError: the folder exists, is in use or of another recipe; or the device does not exist.
         DivergedError: the loss, a gradient or an output is not finite; the checkpoints before are kept.
         CheckpointError: a checkpoint cannot be written, or none of those there can be read.
-        LoadingError: a worker that decodes images ended or hangs.
+        LoadingError: images cannot be loaded for another reason than a bad file.
     """
     use_huge_pages()
     recipe = with_whole_paths(recipe)
@@ -138,8 +138,6 @@ def train(
             facts=before.state.facts if before.state is not None else None,
             say=say,
         )
-        for loader in data.loaders:
-            stack.enter_context(loader)
         training, notes = _set_up(recipe, team, data, source, before.files)
         stack.enter_context(fast_cpu(training.net))
         folder = before.folder

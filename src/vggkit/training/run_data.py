@@ -12,12 +12,11 @@ from torch import Tensor
 
 from vggkit.data.feed import DECODED_TOGETHER, DeviceFeed, Feed, LoaderFeed, open_feed
 from vggkit.data.images import FittedImage, RandomCrop
+from vggkit.data.loader import Loader, default_workers, in_parts, local_processes
 from vggkit.data.loading import epoch_order
 from vggkit.data.preprocessing import Preprocessing
-from vggkit.data.reading import IGNORED_LABEL
-from vggkit.data.samples import ArrayImages, Images, ImageSource
+from vggkit.data.samples import IGNORED_LABEL, ArrayImages, Images, ImageSource
 from vggkit.data.sources import open_data
-from vggkit.data.workers import Loader, default_workers, in_parts, local_processes
 from vggkit.errors import DataError, RunError
 from vggkit.training.distributed import Team
 from vggkit.training.recipe import Recipe
@@ -44,7 +43,7 @@ class RunData:
     fingerprint: str
     """SHA-256 that tells these images from others."""
     loaders: tuple[Loader, ...] = ()
-    """Whose workers are to be ended."""
+    """Which know the bad images."""
     notes: tuple[str, ...] = ()
     """Lines for the user."""
 
@@ -207,10 +206,10 @@ def _sample(
     say(f"reading {min(len(images), STATISTICS_IMAGES):,} images for their mean and standard deviation")
     order = torch.arange(len(images)) if images.is_stream else epoch_order(len(images), recipe.seed, epoch=0)
     parts = in_parts(np.sort(order[:STATISTICS_IMAGES].numpy()), DECODED_TOGETHER)
-    with Loader(
+    loader = Loader(
         images, fit, seed=recipe.seed, num_workers=default_workers(), pin_memory=False, bad_images=recipe.bad_images
-    ) as loader:
-        return torch.cat([pixels[labels != IGNORED_LABEL] for pixels, labels in loader.batches(parts, epoch=0)])
+    )
+    return torch.cat([pixels[labels != IGNORED_LABEL] for pixels, labels in loader.batches(parts, epoch=0)])
 
 
 def _preprocessing(

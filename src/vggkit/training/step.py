@@ -11,7 +11,7 @@ from torch.nn.utils import get_total_norm
 
 from vggkit.data.feed import Batch, network_input
 from vggkit.data.loading import Augmentation, derived_seed
-from vggkit.data.reading import IGNORED_LABEL
+from vggkit.data.samples import IGNORED_LABEL
 from vggkit.training.distributed import Team
 from vggkit.training.recipe import Recipe
 from vggkit.training.run_data import RunData

@@ -108,13 +108,13 @@ def _read(images: "Images", num_workers: int | None) -> tuple[list[int], dict[st
     import numpy as np
 
     from vggkit.data.images import FittedImage
+    from vggkit.data.loader import Loader, default_workers, in_parts
     from vggkit.data.preprocessing import Preprocessing
-    from vggkit.data.workers import Loader, default_workers, in_parts
 
     # Whole images, decoded in colour, are what any training reads; their size does not matter.
     read: Any = FittedImage(3, Preprocessing(8, 3, (0.0,) * 3, (1.0,) * 3))
     parts = in_parts(np.arange(len(images)), 256)
     workers = default_workers() if num_workers is None else num_workers
-    with Loader(images, read, seed=0, num_workers=workers, pin_memory=False, bad_images="skip") as loader:
-        labels = [label for _, some in loader.batches(parts, epoch=0) for label in some.tolist() if label >= 0]
-        return labels, dict(loader.bad)
+    loader = Loader(images, read, seed=0, num_workers=workers, pin_memory=False, bad_images="skip")
+    labels = [label for _, some in loader.batches(parts, epoch=0) for label in some.tolist() if label >= 0]
+    return labels, loader.bad

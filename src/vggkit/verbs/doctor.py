@@ -66,13 +66,13 @@ def _first_batch(
     from vggkit.data.feed import Whole, network_input, open_feed
     from vggkit.data.images import FittedImage
     from vggkit.data.preprocessing import Preprocessing
-    from vggkit.data.reading import IGNORED_LABEL
+    from vggkit.data.samples import IGNORED_LABEL
 
     channels = network.in_channels
     preprocessing = Preprocessing(network.image_size, channels, (0.0,) * channels, (1.0,) * channels)
     options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "bad_images": bad_images}
-    with open_feed(data.train, FittedImage(channels, preprocessing), Whole(torch.device("cpu")), **options) as feed:
-        batch = next(feed.batches(epoch=1))
+    feed = open_feed(data.train, FittedImage(channels, preprocessing), Whole(torch.device("cpu")), **options)
+    batch = next(feed.batches(epoch=1))
     good = batch.labels != IGNORED_LABEL
     if good.sum() < 2:
         raise ValueError(f"expected two images or more that can be read, got {good.sum()}, try a larger --batch-size")

@@ -41,8 +41,8 @@ class Flags:
 def run(arguments: list[str]) -> int:
     """Run the verb; returns the exit code."""
     flags = parse_flags("eval", Flags, arguments)
+    from vggkit.data.loader import default_workers
     from vggkit.data.sources import open_data
-    from vggkit.data.workers import default_workers
     from vggkit.inference.evaluate import draw_confusion, evaluate
     from vggkit.inference.predict import load_classifier
     from vggkit.training.hardware import choose_device, use_huge_pages
