@@ -54,12 +54,12 @@ def evaluate(
         classifier: from `load_classifier`.
         data: from `open_data`.
         batch_size: images together.
-        num_workers: processes that decode image files ahead.
+        num_workers: threads that decode image files ahead.
         bad_images: what to do with files that are no images or broken: fail, or skip, which counts them nowhere.
 
     Raises:
         DataError: the data set has other classes than the network knows, or holds a bad image.
-        LoadingError: a worker ended or hangs.
+        LoadingError: images cannot be loaded for another reason than a bad file.
     """
     check_has_classes(classifier)
     if data.classes != classifier.classes:

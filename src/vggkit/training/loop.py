@@ -107,7 +107,7 @@ def train(
         data_dir: where to look for Fashion-MNIST first.
         progress: show live progress.
         save_seconds: from one checkpoint to the next.
-        num_workers: processes that decode image files ahead; from the number of cores by default.
+        num_workers: threads that decode image files ahead; from the number of cores by default.
 
     Raises:
         DataError: the data is missing or damaged.

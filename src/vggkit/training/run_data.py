@@ -78,7 +78,7 @@ def open_run_data(
         recipe: names the data and says how it is prepared.
         team: the processes that share the batches.
         data_dir: where to look for Fashion-MNIST first.
-        num_workers: processes that decode image files; see `default_workers`.
+        num_workers: threads that decode image files; see `default_workers`.
         pretrained: the preprocessing of the weights to start from, whose mean and std are then taken.
         facts: of the run that is resumed.
         say: is told what takes a while.

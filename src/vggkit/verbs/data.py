@@ -31,7 +31,7 @@ class Flags:
     seed: int = 0
     """Of what is kept out."""
     workers: int | None = None
-    """Processes that decode image files; half of the cores, at most 16, if not given."""
+    """Threads that decode image files; half of the cores, at most 16, if not given."""
     json: bool = False
     """Print JSON instead of a table."""
 

@@ -27,7 +27,7 @@ class Flags:
     bad_images: Literal["fail", "skip"] | None = None
     """What to do with files that are no images or broken; as the recipe says, if not given."""
     workers: int | None = None
-    """Processes that decode image files ahead; half of the cores, at most 16, if not given."""
+    """Threads that decode image files ahead; half of the cores, at most 16, if not given."""
     device: str | None = None
     """cpu, cuda, cuda:1 or mps; a GPU, if there is one, if not given."""
     data_dir: Path | None = None

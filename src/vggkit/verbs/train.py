@@ -31,7 +31,7 @@ class Flags:
     save_seconds: float = 50.0
     """Seconds from one checkpoint to the next; a run is also saved when it is stopped, and at its end."""
     workers: int | None = None
-    """Processes that decode image files ahead; half of the cores, at most 16, if not given."""
+    """Threads that decode image files ahead; half of the cores, at most 16, if not given."""
 
 
 def run(arguments: list[str]) -> int:
