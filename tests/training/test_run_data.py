@@ -134,8 +134,6 @@ def test_the_middle_is_measured_and_random_crops_are_trained_on(recipe, photos):
     assert first.shape == (120, 3, 16, 16)
     assert torch.equal(first, again)
     assert not torch.equal(first.sort(dim=0).values, later.sort(dim=0).values)
-    for loader in data.loaders:
-        loader.close()
 
 
 def test_colours_are_shifted_along_their_principal_components(recipe):
