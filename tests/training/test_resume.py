@@ -174,7 +174,7 @@ def test_other_images_than_the_run_began_with_are_refused_before_they_are_read(r
     mine = replace(of_photos(recipe, copy), epochs=1)
     train(mine, out=tmp_path / "run", device="cpu", progress=False, num_workers=0)
     next((copy / "train").rglob("*.png")).unlink()
-    monkeypatch.setattr("vggkit.training.run_data._decoded", None)
+    monkeypatch.setattr("vggkit.data.feed.LoaderFeed.decoded", None)
     message = "expected the images that the run began with in .*photos, got others, try to put back what was added"
     with pytest.raises(DataError, match=message):
         train(mine, resume=tmp_path / "run", device="cpu", progress=False, num_workers=0)
