@@ -8,7 +8,8 @@ from types import ModuleType
 
 import vggkit
 from vggkit.errors import DivergedError, UserError, VggkitError, one_line, shown
-from vggkit.verbs import bench, data, describe, doctor, draw, evaluate, features, predict, train, weights
+from vggkit.training import stopping
+from vggkit.verbs import bench, data, describe, doctor, draw, evaluate, features, predict, runs, train, weights
 from vggkit.verbs.terminal import DONE, FAILED, INTERRUPTED, USER_ERROR, print_to_stderr
 
 VERBS: dict[str, ModuleType] = {
@@ -16,6 +17,7 @@ VERBS: dict[str, ModuleType] = {
     "draw": draw,
     "data": data,
     "train": train,
+    "runs": runs,
     "eval": evaluate,
     "predict": predict,
     "features": features,
@@ -30,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `vgg` with `argv`, by default the process's own; the exit code is 2 for a user's mistake."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     verb = arguments[0] if arguments else "--help"
+    stopping.ends_with_run = argv is None
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal without UTF-8 gets escapes, and not an error
             stream.reconfigure(errors="backslashreplace")
@@ -40,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `vgg ... | head`: what Python still holds goes nowhere, without a complaint
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    except KeyboardInterrupt as interrupt:  # `vgg train` says by which signal
+        return interrupt.args[0] if interrupt.args else INTERRUPTED
     except (VggkitError, ValueError, OSError, MemoryError, RuntimeError) as error:
         return _told(verb, error)
 

@@ -415,7 +415,7 @@ def test_a_link_in_place_of_an_old_checkpoint_is_removed_and_not_what_it_leads_t
 
 
 def test_watching_for_signals_ends_although_a_forked_process_lives_on():
-    with stop_on_signals("") as stop:
+    with stop_on_signals() as stop:
         reader, writer = os.pipe()
         child = os.fork()
         if child == 0:
@@ -435,7 +435,7 @@ def test_a_signal_that_comes_again_ends_no_process_that_is_ending(is_last, code)
     child = os.fork()
     if child == 0:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        with stop_on_signals("") as stop:
+        with stop_on_signals() as stop:
             os.kill(os.getpid(), signal.SIGTERM)
             stop.is_last = is_last
         os.kill(os.getpid(), signal.SIGTERM)

@@ -278,7 +278,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(recipe, tmp_path, monkeypatch
     descriptor = os.open(run, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     try:
-        with pytest.raises(RunError, match="expected a run that nobody trains, got .*run, which is in use"):
+        with pytest.raises(RunError, match="expected a run that no other process trains, got .*run, which is in use"):
             train(replace(recipe, epochs=1), resume=run, device="cpu", progress=False)
     finally:
         os.close(descriptor)

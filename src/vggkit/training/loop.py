@@ -35,11 +35,11 @@ from vggkit.training.hardware import describe_hardware, keep_freed_memory, use_h
 from vggkit.training.progress import Progress, print_line
 from vggkit.training.recipe import Recipe
 from vggkit.training.run_data import RunData, open_run_data
-from vggkit.training.run_folder import BEST, MODEL, begin, begin_or_find, check_unfinished, claimed, with_whole_paths
+from vggkit.training.run_folder import BEST, MODEL, begun, check_unfinished, resumed, with_whole_paths
 from vggkit.training.run_state import EpochMetrics, RunState
 from vggkit.training.start import pretrained_weights, start_from, with_synchronised_norms
 from vggkit.training.step import Training, make_optimizer
-from vggkit.training.stopping import stop_on_signals
+from vggkit.training.stopping import signals_handled, stop_on_signals
 from vggkit.version import __version__
 from vggkit.weights.files import AnyNetwork, save_weights
 
@@ -81,6 +81,7 @@ class Run:
         )
 
 
+@signals_handled()
 def train(
     recipe: Recipe,
     *,
@@ -142,7 +143,7 @@ def train(
         stack.enter_context(fast_cpu(training.net))
         folder = before.folder
         if folder is None and team.leads:
-            folder = stack.enter_context(claimed(begin(recipe, out)))
+            folder = stack.enter_context(begun(recipe, out))
         folder = Path(os.fsdecode(team.shared({"folder": os.fsencode(folder or "")})["folder"]))
         if team.leads:
             write_whole(folder / METRICS, before.files.get(METRICS, b""))
@@ -192,7 +193,7 @@ def _found(
     """What there is in the folder `resume`, which is locked until `stack` ends; the leader reads it for all."""
     folder, newest = None, None
     if resume is not None and team.leads:
-        folder = stack.enter_context(claimed(begin_or_find(recipe, Path(resume))))
+        folder = stack.enter_context(resumed(recipe, Path(resume)))
         newest = read_newest(folder, say)
         if newest is None:
             check_unfinished(folder)
@@ -269,7 +270,7 @@ def _train_and_save(training: Training, folder: Path, shown: Progress, saver: Sa
         if saver is not None:
             stack.callback(saver.wait)
         stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True))
-        stop = stack.enter_context(stop_on_signals("stopping after this step; Ctrl-C again to leave at once"))
+        stop = stack.enter_context(stop_on_signals())
         is_finished = train_epochs(training, shown, stop, saver, save)
         save()
         if saver is not None:

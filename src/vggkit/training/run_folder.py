@@ -1,34 +1,43 @@
-"""The folder of a run: made once, locked while it is trained, held to its recipe."""
+"""The folder of a run: locked first, then begun or held to its recipe."""
 
+import itertools
 import os
-import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from vggkit.data.files import sync_folder, write_whole
-from vggkit.errors import RunError
+from vggkit.data.files import sync_folder, why_not_a_file, write_whole
+from vggkit.errors import RunError, one_line
 from vggkit.training.recipe import Recipe
 
 RECIPE, MODEL, BEST = "recipe.json", "model.safetensors", "best.safetensors"
+METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
+MAX_RECIPE_BYTES = 2**20
 LOCK_SECONDS = 10.0
 """How long the processes of a run that was killed may take to end."""
 
 
 def read_recipe(run: Path) -> Recipe:
     """The recipe of a run; raises `RunError`."""
+    path = run / RECIPE
     try:
-        return Recipe.from_json((run / RECIPE).read_text())
+        reason = why_not_a_file(path)
+        if reason is None:
+            with path.open("rb") as file:
+                content = file.read(MAX_RECIPE_BYTES + 1)
+            if len(content) <= MAX_RECIPE_BYTES:
+                return Recipe.from_json(content.decode())
+            reason = f"more than {MAX_RECIPE_BYTES:,} bytes"
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise RunError(f"expected a run folder with its {RECIPE}, got {run}: {reason}") from None
+        reason = (error.strerror or "") if isinstance(error, OSError) else one_line(error)
+    raise RunError(f"expected a run folder with its {RECIPE}, got {run}: {reason}")
 
 
 def with_whole_paths(recipe: Recipe) -> Recipe:
-    """`recipe` with the paths in it from the root, so that they are found from elsewhere too.
+    """`recipe` with absolute paths, so that they are found from another working directory too.
 
     Links in them stay: one may lead elsewhere when the run goes on, to the same images.
     """
@@ -41,8 +50,126 @@ def with_whole_paths(recipe: Recipe) -> Recipe:
     return replace(recipe, **whole)
 
 
-def check_same(recipe: Recipe, run: Path) -> None:
-    """Raise `RunError` if `recipe` is not the one of `run`, but for where the data lies: that may have moved.
+@contextmanager
+def begun(recipe: Recipe, out: str | Path | None) -> Iterator[Path]:
+    """Hold a new run folder with its recipe: `out`, or `runs/<name>-<number>`; raises `RunError`."""
+    for number in itertools.count(1):
+        folder = Path("runs") / f"{recipe.name}-{number}" if out is None else Path(out)
+        try:
+            _make(folder)
+            break
+        except FileExistsError:
+            if out is not None:
+                raise _exists(folder) from None
+    with _locked(folder):
+        if os.path.lexists(folder / RECIPE):  # begun by --resume in between
+            raise _exists(folder)
+        write_whole(folder / RECIPE, recipe.to_json().encode() + b"\n")
+        yield folder
+
+
+@contextmanager
+def resumed(recipe: Recipe, run: Path) -> Iterator[Path]:
+    """Hold the folder `run`, which is a run of `recipe` or becomes one if it is empty or missing.
+
+    Nothing is looked at before the folder is locked, and nothing is removed that another run could have made.
+
+    Raises:
+        RunError: another process trains it, it is of another recipe, or it cannot be used.
+    """
+    if not run.is_dir():
+        try:
+            _make(run)
+        except FileExistsError:  # made by another process meanwhile, or a file or a dangling link
+            if not run.is_dir():
+                raise RunError(f"expected a run folder, got {run}: {why_not_a_file(run) or 'a file'}") from None
+    with _locked(run) as names:
+        leftovers = [name for name in names if name.startswith(f".{RECIPE}-")]  # of a kill while it was written
+        if set(names) <= {*leftovers, "lost+found"}:  # which a file system has at its root
+            write_whole(run / RECIPE, recipe.to_json().encode() + b"\n")
+        _check_same(recipe, run)
+        if (run / CHECKPOINTS).is_symlink():
+            raise RunError(
+                f"expected {run / CHECKPOINTS} as a folder, got a link: old checkpoints are removed there, "
+                "which may be another run's; try a link to the whole run"
+            )
+        yield run
+
+
+def _make(folder: Path) -> None:
+    """Make `folder` and its parents, durably.
+
+    Raises:
+        FileExistsError: there is something at `folder`, also when two runs start at once.
+        RunError: it cannot be made.
+    """
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True)
+        for made in new:
+            sync_folder(made.parent)
+    except OSError as error:
+        if isinstance(error, FileExistsError) and os.path.lexists(folder):  # and not a parent that is no folder
+            raise
+        raise RunError(f"expected a folder that can be made, got {folder}: {error.strerror}") from None
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[list[str]]:
+    """Lock `folder` for this process; the names in it. Raises `RunError` if another process keeps the lock."""
+    with ExitStack() as stack:
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            stack.callback(os.close, descriptor)
+            _lock(descriptor, folder)
+            names = [path.name for path in folder.iterdir()]
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise PermissionError(0, "no permission to write")
+        except OSError as error:
+            raise RunError(f"expected a run folder to write in, got {folder}: {error.strerror}") from None
+        yield names
+
+
+def is_locked(run: Path) -> bool:
+    """Whether a process trains `run` now."""
+    import fcntl
+
+    descriptor = os.open(run, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    import fcntl  # which only POSIX systems have
+
+    last = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > last:
+                raise RunError(f"expected a run that no other process trains, got {folder}, which is in use") from None
+            time.sleep(0.1)
+        except OSError:  # a file system without locks
+            break
+
+
+def _exists(folder: Path) -> RunError:
+    return RunError(
+        f"expected a run folder that does not exist yet, got {folder}, try another --out, or --resume {folder} to go on"
+    )
+
+
+def _check_same(recipe: Recipe, run: Path) -> None:
+    """Raise `RunError` if `recipe` is not the one of `run`, except for where the data lies: that may have moved.
 
     Whether it is the same data, the fingerprint in the checkpoint says.
     """
@@ -51,8 +178,8 @@ def check_same(recipe: Recipe, run: Path) -> None:
         expected, got = getattr(kept, field.name), getattr(recipe, field.name)
         if expected != got:
             raise RunError(
-                f"expected {field.name} {expected!r}, which the recipe of {run} decides, got {got!r}, "
-                "try without the flag, or a new run with --out"
+                f"expected {field.name} {expected!r:.80}, which the recipe of {run} decides, got "
+                f"{got!r:.80}, try without the flag, or a new run with --out"
             )
 
 
@@ -60,59 +187,6 @@ def check_unfinished(run: Path) -> None:
     """Raise `RunError` if `run`, which has no checkpoint, is finished: it would be trained anew over its weights."""
     if (run / MODEL).exists():
         raise RunError(
-            f"expected a run with checkpoints to go on from, got {run}, which has a {MODEL} and none, as version 0.2 "
-            "leaves it, try a new run with --out"
+            f"expected a run with checkpoints to go on from, got {run}, which has a {MODEL} and none, as "
+            "version 0.2 leaves it, try a new run with --out"
         )
-
-
-@contextmanager
-def claimed(folder: Path) -> Iterator[Path]:
-    """Hold `folder` for this process alone; raises `RunError` if another one has it for long."""
-    import fcntl  # which only POSIX systems have
-
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        last = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > last:
-                    raise RunError(f"expected a run that nobody trains, got {folder}, which is in use") from None
-                time.sleep(0.1)
-            except OSError:  # a file system without locks
-                break
-        yield folder
-    finally:
-        os.close(descriptor)
-
-
-def begin(recipe: Recipe, out: str | Path | None) -> Path:
-    """A new run folder with its recipe: `out`, or `runs/<name>-<number>`; raises `RunError`."""
-    numbered = (Path("runs") / f"{recipe.name}-{number}" for number in range(1, 100_000))
-    for folder in [Path(out)] if out is not None else numbered:
-        new = [path for path in (folder, *folder.parents) if not path.exists()]
-        try:
-            folder.mkdir(parents=True)  # fails if it exists, also when two runs start at once
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise RunError(f"expected a folder that can be made, got {folder}: {error.strerror}") from None
-        write_whole(folder / RECIPE, recipe.to_json().encode() + b"\n")
-        for made in new:
-            sync_folder(made.parent)
-        return folder
-    raise RunError(
-        f"expected a run folder that does not exist yet, got {out}, try another --out, or --resume {out} to go on"
-    )
-
-
-def begin_or_find(recipe: Recipe, run: Path) -> Path:
-    """The folder `run` if it is a run of `recipe`, else a new run there; raises `RunError`."""
-    if run.is_dir() and all(path.name.startswith(f".{RECIPE}-") for path in run.iterdir()):
-        shutil.rmtree(run)  # begun, and killed before its recipe was written
-    if not run.exists():
-        return begin(recipe, run)
-    check_same(recipe, run)
-    return run

@@ -9,6 +9,7 @@ from tyro.conf import OmitArgPrefixes
 
 from vggkit.errors import DataError, LostError
 from vggkit.training.recipe import Recipe
+from vggkit.training.stopping import signals_handled
 from vggkit.verbs.terminal import DONE, RESUMABLE, parse_flags, print_to_stderr
 
 
@@ -34,6 +35,7 @@ class Flags:
     """Threads that decode image files ahead; half of the cores, at most 16, if not given."""
 
 
+@signals_handled()  # before the slow imports, in which an interrupt could be lost
 def run(arguments: list[str]) -> int:
     """Run the verb; returns the exit code: 75 for a run that a signal stopped, which --resume goes on with."""
     # The recipe comes first, so that --help shows its values as the defaults of the other flags.
