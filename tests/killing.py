@@ -6,6 +6,9 @@ import sys
 import time
 from pathlib import Path
 
+KILLS = int(os.environ.get("VGGKIT_KILLS", "20"))
+"""`make torture` sets it to 200."""
+
 sys.path.append(str(Path(__file__).parents[1]))  # which the children get, to find this module in
 
 FORKS = multiprocessing.get_context("forkserver")

@@ -5,7 +5,6 @@ import os
 import random
 import re
 import shutil
-import signal
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from safetensors.torch import load, save
 
 from tests.checkpoints import RECIPE, equal_bits, files_of, one_step, parts, tensors_of, write
-from tests.killing import FORKS
+from tests.killing import FORKS, KILLS
 from vggkit.errors import CheckpointError
 from vggkit.training.checkpoint import (
     FILES,
@@ -32,11 +31,7 @@ from vggkit.training.checkpoint import (
     snapshot,
 )  # fmt: skip
 from vggkit.training.run_state import RunState
-from vggkit.training.stopping import stop_on_signals
 from vggkit.weights.files import safetensors_pieces
-
-KILLS = int(os.environ.get("VGGKIT_KILLS", "20"))
-"""`make torture` sets it to 200."""
 
 
 @pytest.fixture
@@ -412,32 +407,3 @@ def test_a_link_in_place_of_an_old_checkpoint_is_removed_and_not_what_it_leads_t
     assert [path.name for path in checkpoints_of(run)] == ["step-00000003", "step-00000002"]
     assert not old.is_symlink()
     assert len(list((tmp_path / "elsewhere").iterdir())) == 5
-
-
-def test_watching_for_signals_ends_although_a_forked_process_lives_on():
-    with stop_on_signals() as stop:
-        reader, writer = os.pipe()
-        child = os.fork()
-        if child == 0:
-            os.close(writer)
-            os.read(reader, 1)
-            os._exit(0)
-        os.close(reader)
-        signal.alarm(20)  # ends this process, should the next line hang
-    signal.alarm(0)
-    assert stop.signal_name is None
-    os.close(writer)
-    assert os.waitpid(child, 0)[1] == 0
-
-
-@pytest.mark.parametrize(("is_last", "code"), [(False, -signal.SIGTERM), (True, 0)])
-def test_a_signal_that_comes_again_ends_no_process_that_is_ending(is_last, code):
-    child = os.fork()
-    if child == 0:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        with stop_on_signals() as stop:
-            os.kill(os.getpid(), signal.SIGTERM)
-            stop.is_last = is_last
-        os.kill(os.getpid(), signal.SIGTERM)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code

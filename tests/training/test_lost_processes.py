@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.killing import KILLS
 from tests.teams import Members, steps_of, vgg, wait_for
 from tests.training.test_distributed import TINY, final
-from tests.training.test_resume import KILLS
 
 ENDLESS = [*TINY, "--epochs", "1000"]
 

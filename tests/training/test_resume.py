@@ -15,14 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.killing import killed_until_done, newest, start, trained
+from tests.killing import KILLS, killed_until_done, newest, start, trained
 from tests.own_images import write
 from vggkit import Recipe, cli, load_weights, train
 from vggkit.data.fashion_mnist import load
 from vggkit.errors import CheckpointError, DataError, RunError
-
-KILLS = int(os.environ.get("VGGKIT_KILLS", "20"))
-"""`make torture` sets it to 200."""
 
 
 @pytest.fixture(scope="module")
