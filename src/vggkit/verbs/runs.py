@@ -98,7 +98,8 @@ def _row(run: dict[str, Any]) -> tuple[str, ...]:
     seconds = run["age_seconds"]
     unit, name = next((u, n) for u, n in ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s")) if seconds >= u or u == 1)
     return (
-        *(shown(run[key] or "?", limit=40) for key in ("run", "recipe", "network", "data", "state")),
+        run["run"],
+        *(shown(run[key] or "?", limit=40) for key in ("recipe", "network", "data", "state")),
         f"{run['epochs_done'] or 0}/{run['epochs'] or '?'}",
         "" if run["accuracy"] is None else f"{run['accuracy']:.3f}",
         "" if run["examples_per_second"] is None else f"{run['examples_per_second']:,.0f}",
