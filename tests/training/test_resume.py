@@ -165,13 +165,14 @@ def test_what_contradicts_the_recipe_of_a_run_is_refused(recipe, photos, tmp_pat
         train(changed, resume=run, device="cpu", progress=False)
 
 
-def test_other_images_than_the_run_began_with_are_refused_before_they_are_read(recipe, photos, tmp_path, monkeypatch):
+def test_other_images_than_the_run_began_with_are_refused_before_they_are_read(recipe, photos, tmp_path):
     copy = tmp_path / "photos"
     subprocess.run(["cp", "-r", photos, copy], check=True)
     mine = replace(of_photos(recipe, copy), epochs=1)
     train(mine, out=tmp_path / "run", device="cpu", progress=False, num_workers=0)
-    next((copy / "train").rglob("*.png")).unlink()
-    monkeypatch.setattr("vggkit.data.feed.LoaderFeed.decoded", None)
+    removed, broken, *_ = sorted((copy / "train").rglob("*.png"))
+    removed.unlink()
+    broken.write_bytes(bytes(broken.stat().st_size))  # which would be met if it were read
     message = "expected the images that the run began with in .*photos, got others, try to put back what was added"
     with pytest.raises(DataError, match=message):
         train(mine, resume=tmp_path / "run", device="cpu", progress=False, num_workers=0)
