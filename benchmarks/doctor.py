@@ -24,7 +24,7 @@ from vggkit import VGG, build, examine, parse_network, warm_start
 from vggkit.data.fashion_mnist import load
 from vggkit.data.loading import Split, batches, epoch_order
 from vggkit.data.preprocessing import Preprocessing
-from vggkit.engines.fully_connected import use_fast_cpu
+from vggkit.engines.accelerate import accelerate
 from vggkit.networks.baselines import BaselineNetwork
 from vggkit.training.recipe import Optimizer
 from vggkit.training.step import train_step
@@ -70,12 +70,12 @@ def train_until_it_moves(
         else torch.optim.SGD(net.parameters(), lr=learning_rate, momentum=momentum)
     )
     net.train()
-    use_fast_cpu(net)
+    fast = accelerate(net)
     losses: deque[float] = deque(maxlen=WINDOW)
     done = 0
     while done < most:
         for images, labels in batches(split, BATCH_SIZE, epoch_order(len(split), 0, 1)):
-            sums = train_step(net, optimizer, preprocess(images), labels, learning_rate)
+            sums = train_step(fast, optimizer, preprocess(images), labels, learning_rate)
             losses.append((sums[0] / sums[2]).item())
             done += 1
             if len(losses) == WINDOW and sum(losses) / WINDOW < below:

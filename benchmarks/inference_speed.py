@@ -41,8 +41,8 @@ from measuring import Case, row_header, save_row, spread
 from torch import Tensor, nn
 
 from vggkit import VGG, Architecture, costs
-from vggkit.engines.convolution import engine
-from vggkit.engines.fully_connected import use_fast_cpu
+from vggkit.engines.accelerate import accelerate
+from vggkit.engines.cpu import why_not_compiled
 from vggkit.training.hardware import keep_freed_memory, use_huge_pages
 
 Array = npt.NDArray[np.float32]
@@ -121,7 +121,7 @@ def measure(case: Case, ways: list[str], repeats: int, threads: int) -> dict[str
         "batch_size": case.batch_size,
         "dtype": "float32",
         "threads": threads,
-        "engine": engine()[0],
+        "engine": "torch" if why_not_compiled() else "compiled",
         "versions": versions,
         "missing": missing,
         "milliseconds": {way: spread(values) for way, values in milliseconds.items()},
@@ -214,12 +214,11 @@ def by_torch(case: Case, _scratch: Path, _threads: int, *, how: str) -> Way:
     if how != "torch":
         images = images.contiguous(memory_format=torch.channels_last)
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    use_fast_cpu(net, on=how == "ours")
-    forward: Callable[[Tensor], Tensor] = net
+    forward: Callable[[Tensor], Tensor] = accelerate(net) if how == "ours" else net
     if how == "ours" or how == "torch channels_last":
         pooled = images.new_ones(case.batch_size, 512, case.image_size // 32, case.image_size // 32)
         layers = nn.Sequential(*list(net)[len(net.architecture.blocks) :])
-        head = lambda: without_gradient(layers, pooled)  # noqa: E731
+        head = lambda: without_gradient(accelerate(layers) if how == "ours" else layers, pooled)  # noqa: E731
     if how == "torch compiled":
         forward = torch.compile(net)
     return lambda: without_gradient(forward, images).numpy(), head

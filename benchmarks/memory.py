@@ -14,7 +14,6 @@ Prints one JSON line for each case; --save adds it to benchmarks/results/memory.
 import argparse
 import ctypes
 import json
-import os
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -30,7 +29,7 @@ from vggkit import Recipe, parse_network
 from vggkit.data.preprocessing import _channels_last
 from vggkit.design.memory import Dtype, OptimizerState, training_memory
 from vggkit.design.network import Network
-from vggkit.engines.fully_connected import use_fast_cpu
+from vggkit.engines.accelerate import accelerate
 from vggkit.networks.baselines import build
 from vggkit.training import hardware, step
 
@@ -134,10 +133,9 @@ def resident_bytes(field: str) -> int:
 def train(case: Case, device: torch.device, dtype: Dtype, **options: tuple[int, ...]) -> None:
     """Two steps, as `vggkit.train` takes them: the optimizer's state is there in the second."""
     arch = network(case, **options)
-    net = build(arch, init="torch", checkpoint=case.checkpoint).to(device)
+    net = build(arch, init="torch").to(device)
     net.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    os.environ["VGGKIT_ENGINE"] = "torch"
-    use_fast_cpu(net)
+    fast = accelerate(net, "torch", recompute=case.checkpoint)
     recipe = replace(Recipe.named("d2l"), momentum=0.9 if case.optimizer == "momentum" else 0.0)
     if case.optimizer == "adamw":
         recipe = replace(recipe, optimizer="adamw")
@@ -149,7 +147,7 @@ def train(case: Case, device: torch.device, dtype: Dtype, **options: tuple[int, 
     autocast = mock.patch.object(step, "autocast", return_value=nullcontext())
     with autocast if dtype == "float32" else nullcontext():
         for _ in range(2):
-            step.train_step(net, optimizer, x, labels, learning_rate=0.0)
+            step.train_step(fast, optimizer, x, labels, learning_rate=0.0)
 
 
 def network(case: Case, **options: tuple[int, ...]) -> Network:

@@ -18,7 +18,7 @@ from pathlib import Path
 from measuring import row_header, save_row, spread
 
 from vggkit import Recipe
-from vggkit.engines.convolution import engine
+from vggkit.engines.cpu import why_not_compiled
 from vggkit.training.hardware import choose_device
 
 
@@ -41,7 +41,7 @@ def main() -> None:
     device = choose_device(None)
     row = {
         **row_header(device, flags.seeds),
-        "convolutions": engine()[0] if device.type == "cpu" else "torch",
+        "convolutions": "compiled" if device.type == "cpu" and not why_not_compiled() else "torch",
         "recipe": flags.recipe,
         "epochs": Recipe.named(flags.recipe).epochs,
         "test_accuracy": {**spread(accuracies), "all": accuracies},

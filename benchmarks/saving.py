@@ -31,7 +31,7 @@ import torch
 from measuring import row_header, save_row, spread
 
 from vggkit import Recipe
-from vggkit.engines.fully_connected import use_fast_cpu
+from vggkit.engines.accelerate import accelerate
 from vggkit.networks.baselines import build
 from vggkit.training.checkpoint import SAVE_SECONDS, Saver, checkpoint_path
 from vggkit.training.hardware import choose_device, use_huge_pages
@@ -128,12 +128,12 @@ def training(case: Case, device: torch.device) -> tuple[AnyNetwork, torch.optim.
     recipe = case.recipe
     net = build(recipe.network(case.in_channels, case.num_classes), init="torch").to(device)
     net.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    use_fast_cpu(net)
+    fast = accelerate(net)
     optimizer = make_optimizer(recipe, net)
     shape = (recipe.batch_size, case.in_channels, recipe.image_size, recipe.image_size)
     x = torch.rand(shape).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(case.num_classes, (recipe.batch_size,))
-    return net, optimizer, lambda: train_step(net, optimizer, x, labels, learning_rate=1e-4)
+    return net, optimizer, lambda: train_step(fast, optimizer, x, labels, learning_rate=1e-4)
 
 
 def wait(saver: Saver, ended: list[float]) -> None:

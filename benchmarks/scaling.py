@@ -33,7 +33,7 @@ from vggkit import VGG, Architecture, Recipe, costs, predict_step
 from vggkit.data.preprocessing import _channels_last
 from vggkit.design.architecture import Head
 from vggkit.design.scaling import BUCKET_BYTES, Compression, backward_macs
-from vggkit.engines.fully_connected import use_fast_cpu
+from vggkit.engines.accelerate import Accelerated, accelerate
 from vggkit.training import hardware
 from vggkit.training.distributed import POWERSGD_RANK, POWERSGD_START_STEP, Team
 from vggkit.training.step import make_optimizer, train_step
@@ -177,12 +177,11 @@ def work(case: dict[str, Any], workers: int, rank: int, store: str) -> None:
         print(json.dumps(result))
 
 
-def step_seconds(case: Case, wrapped: Callable[[VGG], nn.Module]) -> tuple[float, float]:
+def step_seconds(case: Case, wrapped: Callable[[Accelerated], nn.Module]) -> tuple[float, float]:
     """Seconds of a step of `case`, and of the optimizer's part in it."""
     torch.manual_seed(0)
     plain = VGG(architecture(case), init="kaiming").train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    use_fast_cpu(plain)
-    net = wrapped(plain)
+    net = wrapped(accelerate(plain))
     recipe = Recipe.named("d2l")
     optimizer = make_optimizer(recipe, plain)
     x = _channels_last(torch.rand(case.images_per_worker, 1, case.image_size, case.image_size))

@@ -48,8 +48,8 @@ from vggkit.data import fashion_mnist
 from vggkit.data.loading import Augmentation, Split, batches, epoch_order
 from vggkit.data.preprocessing import Preprocessing
 from vggkit.design.scaling import backward_macs
-from vggkit.engines.convolution import engine
-from vggkit.engines.fully_connected import use_fast_cpu
+from vggkit.engines.accelerate import accelerate
+from vggkit.engines.cpu import why_not_compiled
 from vggkit.lab.bench import median_seconds, product_flops_per_second, synchronize
 from vggkit.networks.baselines import build
 from vggkit.training import hardware
@@ -135,12 +135,12 @@ def run_ours(case: Case, device: torch.device, data_dir: Path | None, *, is_ours
     if is_ours:
         hardware.keep_freed_memory(costs(arch, case.batch_size).total.activation_bytes)
         net: nn.Module = build(arch, recipe.init)
-        use_fast_cpu(net)
     else:
         net = plain_vgg(case)
     net.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if isinstance(net, VGG):
         optimizer = make_optimizer(recipe, net)
+        net = accelerate(net)
     else:
         optimizer = torch.optim.SGD(net.parameters(), lr=recipe.learning_rate, fused=True)
 
@@ -160,7 +160,7 @@ def run_ours(case: Case, device: torch.device, data_dir: Path | None, *, is_ours
     return {
         "examples_per_second": case.batch_size / step_seconds,
         "data_share": batch_seconds / step_seconds,
-        "convolutions": engine()[0] if is_ours and device.type == "cpu" else "torch",
+        "convolutions": "compiled" if is_ours and device.type == "cpu" and not why_not_compiled() else "torch",
         "peak_megabytes": peak_megabytes(device),
     }
 

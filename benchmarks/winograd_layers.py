@@ -1,9 +1,9 @@
 """From which map on is a convolution faster by Winograd's way? One layer at a time, forward.
 
-    [VGGKIT_ENGINE=plain] python benchmarks/winograd_layers.py [--save]
+    python benchmarks/winograd_layers.py [--save]
 
 Compares the engine's convolution with bias and ReLU with torch's own in channels_last, for maps of few pixels, where
-it is decided, at several batch sizes and widths. `gain` is what `Conv2d.pays` computes, which takes the layer from
+it is decided, at several batch sizes and widths. `gain` is what `convolution.pays` computes, which takes the layer from
 `MIN_GAIN` on, and without a compiler from `PLAIN_MIN_CHANNELS` on; `ratio` is torch's median time over ours, of turns
 of each.
 Prints a JSON line for each layer; --save adds it to benchmarks/results/winograd_layers.jsonl.
@@ -16,9 +16,10 @@ from collections.abc import Callable
 
 import torch
 from measuring import row_header, save_row
+from torch import nn
 from torch.nn import functional as F
 
-from vggkit.engines.convolution import Conv2d, engine, gain
+from vggkit.engines.convolution import fused, gain, pays
 from vggkit.training.hardware import use_huge_pages
 
 WIDTHS, SIDES, BATCHES = (64, 128, 256, 512), (2, 3, 4, 6, 7, 8, 10, 14, 28, 56), (1, 8, 128)
@@ -42,19 +43,18 @@ def main() -> None:
 def measure(width: int, side: int, batch_size: int) -> dict[str, object]:
     """One layer of as many inputs as outputs."""
     x = torch.randn(batch_size, width, side, side).contiguous(memory_format=torch.channels_last)
-    conv = Conv2d(width, width, 3, padding=1).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    conv = nn.Conv2d(width, width, 3, padding=1).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     ways: tuple[Callable[[], object], ...] = (
-        lambda: conv.fused(x, relu=True),
+        lambda: fused(conv, x, None, True, False),
         lambda: F.relu_(F.conv2d(x, conv.weight, conv.bias, padding=1)),
     )
     ours, theirs = zip(*[[seconds(way) for way in ways] for _ in range(REPEATS)], strict=True)
     return {
-        "engine": engine()[0],
         "channels": width,
         "side": side,
         "batch_size": batch_size,
         "gain": round(gain(side, side), 2),
-        "is_taken": conv.pays(x),
+        "is_taken": pays(conv, x),
         "milliseconds": float(f"{1000 * statistics.median(ours):.3g}"),
         "torch_milliseconds": float(f"{1000 * statistics.median(theirs):.3g}"),
         "ratio": round(statistics.median(b / a for a, b in zip(ours, theirs, strict=True)), 2),

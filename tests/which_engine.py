@@ -1,4 +1,4 @@
-"""The engines that a machine has, and turning from one to another."""
+"""Whether this machine has the compiled kernels, and turning from them to others."""
 
 import platform
 from collections.abc import Iterator
@@ -8,14 +8,10 @@ import pytest
 import torch
 
 from vggkit.engines import kernels
-from vggkit.engines.convolution import engine
+from vggkit.engines.cpu import why_not_compiled
+from vggkit.errors import KernelError
 
-try:
-    kernels.library()
-    NO_KERNELS = ""
-except kernels.KernelError as error:
-    NO_KERNELS = str(error)
-
+NO_KERNELS = why_not_compiled()
 needs_kernels = pytest.mark.skipif(bool(NO_KERNELS), reason=NO_KERNELS)
 COMPILED = pytest.param("compiled", marks=needs_kernels)
 NARROW = pytest.param(
@@ -26,23 +22,29 @@ NARROW = pytest.param(
 )
 
 
+def no_library():
+    raise KernelError("turned off by the test")
+
+
 @contextmanager
 def chosen(name: str) -> Iterator[None]:
-    """Within, `name` computes; `narrow` is compiled as for a processor without AVX-512."""
+    """Within, `name` computes: `compiled`, `narrow` (compiled as for a processor without AVX-512) or `torch`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VGGKIT_ENGINE", "compiled" if name == "narrow" else name)
         if name == "narrow":
             patch.setattr(kernels, "FLAGS", (*kernels.FLAGS, "-mno-avx512f"))
         forget()
+        if name == "torch":
+            patch.setattr(kernels, "library", no_library)
         try:
             yield
         finally:
+            patch.undo()
             forget()
 
 
 def forget() -> None:
     kernels.library.cache_clear()
-    engine.cache_clear()
+    why_not_compiled.cache_clear()
 
 
 @contextmanager

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vggkit.design.memory import TrainingMemory, largest_batch, training_memory
     from vggkit.design.network import as_network, costs, draw, parse_network
     from vggkit.design.scaling import StepPrediction, predict_step
+    from vggkit.engines.accelerate import accelerate, describe_engine
     from vggkit.errors import ArchitectureError
     from vggkit.inference.evaluate import Evaluation, evaluate
     from vggkit.inference.features import features
@@ -50,6 +51,8 @@ _HOMES = {
     "training_memory": "design.memory",
     "StepPrediction": "design.scaling",
     "predict_step": "design.scaling",
+    "accelerate": "engines.accelerate",
+    "describe_engine": "engines.accelerate",
     "VGG": "networks.vgg",
     "alexnet": "networks.baselines",
     "build": "networks.baselines",
@@ -103,6 +106,8 @@ __all__ = [  # noqa: RUF022 (in the order of a reader)
     "alexnet",
     "lenet",
     "build",
+    "accelerate",
+    "describe_engine",
     "warm_start",
     "ImageSource",
     "open_data",

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from tests.strategies import architectures
-from vggkit import VGG, Architecture, ArchitectureError, Baseline, Block, Recipe, parse_network
+from vggkit import Architecture, ArchitectureError, Baseline, Block, Recipe, parse_network
 from vggkit.design.memory import largest_batch, training_memory
-from vggkit.engines.fully_connected import use_fast_cpu
+from vggkit.engines import cpu
+from vggkit.engines.accelerate import accelerate
 from vggkit.networks.baselines import build
 from vggkit.training import step
 
@@ -26,10 +27,10 @@ SMALL = architectures(max_channels=9, max_image_size=40, max_blocks=3)
 def made(network, batch_size, checkpoint=False):
     """A network in training and a batch for it, as the training loop has them."""
     torch.manual_seed(0)
-    net = build(network, checkpoint=checkpoint).train().to(memory_format=torch.channels_last)
+    net = build(network).train().to(memory_format=torch.channels_last)
     shape = (batch_size, network.image_size, network.image_size, network.in_channels)
     x = torch.randn(shape).permute(0, 3, 1, 2)  # strides that are channels_last, also with one channel
-    return net, x, torch.zeros(batch_size, dtype=torch.long)
+    return accelerate(net, recompute=checkpoint), x, torch.zeros(batch_size, dtype=torch.long)
 
 
 def saved_bytes(net, x, labels, context=None):
@@ -50,10 +51,9 @@ def saved_bytes(net, x, labels, context=None):
 
 
 @settings(deadline=None, max_examples=40)
-@given(SMALL, st.integers(1, 4), st.booleans(), st.booleans())
-def test_saved_activations_are_what_autograd_saves(arch, batch_size, checkpoint, is_fast):
+@given(SMALL, st.integers(1, 4), st.booleans())
+def test_saved_activations_are_what_autograd_saves(arch, batch_size, checkpoint):
     net, x, labels = made(arch, batch_size, checkpoint)
-    use_fast_cpu(net, is_fast)
     assert training_memory(arch, batch_size, checkpoint=checkpoint).activation_bytes == saved_bytes(net, x, labels)
 
 
@@ -126,13 +126,12 @@ def test_parameters_gradients_and_state_are_what_a_step_leaves(name):
 @pytest.mark.parametrize("chosen", ["torch", "compiled"])
 def test_the_peak_is_what_torchs_allocator_sees(name, options, optimizer, checkpoint, dtype, chosen, monkeypatch):
     """With torch's own convolutions; compiled ones keep less."""
-    monkeypatch.setattr("vggkit.engines.convolution.engine", lambda: (chosen, ""))
+    if chosen == "torch":
+        monkeypatch.setattr(cpu, "why_not_compiled", lambda: "turned off by the test")
     network = parse_network(name, image_size=96, in_channels=3, num_classes=10, **options)
     net, x, labels = made(network, 8, checkpoint)
     if dtype == "bfloat16":
         monkeypatch.setattr(step, "autocast", lambda device: torch.autocast(device.type, torch.bfloat16))
-    else:
-        use_fast_cpu(net)
     steps = optimizer_of(net, optimizer)
     step.train_step(net, steps, x, labels, learning_rate=0.0)
     steps.zero_grad()  # what was there before the profile started would be missing from its sums
@@ -234,40 +233,3 @@ def test_the_largest_batch_of_no_memory_and_of_endless_memory():
 def test_what_cannot_be_is_refused(options, message):
     with pytest.raises(ArchitectureError, match=message):
         training_memory(Architecture.parse("vgg11"), **{"batch_size": 1, **options})
-
-
-def checkpointed(notation="1x4 2x6_bn", **options):
-    torch.manual_seed(0)
-    return VGG(Architecture.parse(notation, image_size=8, hidden=(), num_classes=3, **options), checkpoint=True)
-
-
-def test_checkpointing_goes_back_twice():
-    gradients_of = []
-    for checkpoint in (False, True):
-        net = checkpointed()
-        net.checkpoint = checkpoint
-        loss = net(torch.ones(2, 3, 8, 8)).square().sum()
-        loss.backward(retain_graph=True)
-        loss.backward()
-        gradients_of.append([parameter.grad for parameter in net.parameters()])
-        assert net.block1.bn1_1.num_batches_tracked == 1
-    for a, b in zip(*gradients_of, strict=True):
-        assert torch.equal(a, b)
-
-
-def test_hooks_may_go_between_the_forward_and_the_backward_pass():
-    """As Grad-CAM takes an activation."""
-    net = checkpointed()
-    hook = net.block2.relu2_1.register_forward_hook(lambda *_: None)
-    loss = net(torch.ones(2, 3, 8, 8)).sum()
-    hook.remove()
-    loss.backward()
-    assert net.block1.conv1_1.weight.grad is not None
-
-
-def test_borrowed_parameters_are_never_replaced_by_the_networks_own():
-    net = checkpointed().eval()
-    borrowed = {name: (p.detach() * 1.5).requires_grad_() for name, p in net.named_parameters()}
-    loss = torch.func.functional_call(net, borrowed, (torch.ones(2, 3, 8, 8),)).sum()
-    with pytest.raises(RuntimeError, match="expected the forward pass's parameters in the backward pass too"):
-        loss.backward()

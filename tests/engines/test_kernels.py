@@ -8,11 +8,9 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
-from vggkit.engines import convolution as winograd
 from vggkit.engines import kernels
-from vggkit.engines.convolution import Conv2d, engine
+from vggkit.engines.cpu import why_not_compiled
 
 COMPILER = next(filter(shutil.which, kernels.COMPILERS), None)
 
@@ -23,10 +21,10 @@ def fresh(monkeypatch, tmp_path):
     monkeypatch.delenv("VGGKIT_ENGINE", raising=False)
     monkeypatch.delenv("CXX", raising=False)
     kernels.library.cache_clear()
-    engine.cache_clear()
+    why_not_compiled.cache_clear()
     yield tmp_path / "vggkit" / "kernels"
     kernels.library.cache_clear()
-    engine.cache_clear()
+    why_not_compiled.cache_clear()
 
 
 LOAD = "from vggkit.engines.kernels import library; library()"
@@ -195,11 +193,9 @@ def test_a_compiler_that_fails_is_asked_once(monkeypatch, fresh, tmp_path, stub)
     assert stub.read_text() == "bad\n\n"
 
 
-@pytest.mark.parametrize(("capability", "chosen"), [("AVX2", "plain"), ("AVX512", "torch"), ("DEFAULT", "torch")])
-def test_without_a_compiler_it_is_the_faster_one_and_says_why(monkeypatch, capability, chosen):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+def test_without_a_compiler_it_says_so(monkeypatch):
     monkeypatch.setattr(kernels, "COMPILERS", ("no-such-compiler",))
-    assert engine() == (chosen, "expected a Unix with a C++ compiler, got none of no-such-compiler")
+    assert why_not_compiled() == "expected a Unix with a C++ compiler, got none of no-such-compiler"
 
 
 def test_a_compiler_that_fails_leaves_nothing(monkeypatch, fresh, tmp_path):
@@ -221,61 +217,17 @@ def test_what_is_no_compiler_is_said(monkeypatch, text, said):
         kernels.library()
 
 
-@pytest.mark.parametrize(("wanted", "chosen"), [("torch", "torch"), ("plain", "plain")])
-def test_the_environment_chooses(monkeypatch, wanted, chosen):
-    monkeypatch.setenv("VGGKIT_ENGINE", wanted)
-    assert engine() == (chosen, "VGGKIT_ENGINE says so")
-
-
-def test_another_name_is_refused(monkeypatch):
-    monkeypatch.setenv("VGGKIT_ENGINE", "fastest")
-    with pytest.raises(ValueError, match="expected VGGKIT_ENGINE to be one of compiled, plain, torch, got 'fastest'"):
-        engine()
-
-
 def test_a_compiler_with_arguments_and_a_home_that_cannot_be_found(monkeypatch):
     monkeypatch.setenv("CXX", f"{COMPILER or 'c++'} -DNOTHING")
-    assert (engine()[0] == "compiled") == bool(COMPILER)
+    assert (why_not_compiled() == "") == bool(COMPILER)
     kernels.library.cache_clear()
-    engine.cache_clear()
+    why_not_compiled.cache_clear()
 
     def nowhere():
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(kernels, "user_cache", nowhere)
-    assert engine()[0] != "compiled"
-    assert "Could not determine home directory" in engine()[1]
-
-
-def test_compiled_that_cannot_be_had_is_an_error(monkeypatch):
-    monkeypatch.setenv("VGGKIT_ENGINE", "compiled")
-    monkeypatch.setattr(kernels, "COMPILERS", ())
-    with pytest.raises(kernels.KernelError, match="expected a Unix with a C"):
-        engine()
-
-
-def test_what_does_not_pay_is_torchs(monkeypatch):
-    monkeypatch.setattr(winograd, "engine", lambda: ("compiled", ""))
-    x = torch.zeros(2, 16, 8, 8)
-    assert Conv2d(16, 16, 3, padding=1).pays(x)
-    others = [
-        Conv2d(16, 24, 3, padding=1),  # outputs
-        Conv2d(16, 16, 3),  # padding
-        Conv2d(16, 16, 3, padding=1, stride=2),
-        Conv2d(16, 16, 3, padding=1, groups=2),
-        Conv2d(16, 16, 3, padding=1, padding_mode="reflect"),
-        Conv2d(16, 16, 5, padding=1),
-        Conv2d(16, 16, 3, padding=1).double(),
-    ]
-    assert not any(conv.pays(x.to(conv.weight.dtype)) for conv in others)
-    conv = Conv2d(16, 16, 3, padding=1)
-    assert not conv.pays(torch.zeros(0, 16, 8, 8))
-    assert not conv.pays(torch.zeros(2, 16, 2, 2))  # fills a quarter of its tile
-    with torch.autocast("cpu", torch.bfloat16):
-        assert not conv.pays(x)
-    image = Conv2d(3, 16, 3, padding=1)
-    assert image.pays(torch.zeros(2, 3, 8, 8))
-    assert not image.pays(torch.zeros(2, 3, 8, 8, requires_grad=True))
+    assert "Could not determine home directory" in why_not_compiled()
 
 
 def test_the_library_is_not_built_by_a_description(fresh):

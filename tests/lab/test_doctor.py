@@ -174,11 +174,9 @@ def test_what_is_not_finite_is_named(batch):
     assert diagnosis.findings == ("conv3_1 is not finite, try --init kaiming",)
 
 
-@pytest.mark.parametrize("checkpoint", [False, True])
-def test_the_network_stays_as_it_is(checkpoint, batch):
+def test_the_network_stays_as_it_is(batch):
     network = net("vgg11_bn/16")
     network(batch[0]).sum().backward()
-    network.checkpoint = checkpoint
     network.block2.eval()
     network.fc6.weight.requires_grad_(False)
     network.fc7.register_forward_hook(lambda *_: None)
@@ -195,7 +193,6 @@ def test_the_network_stays_as_it_is(checkpoint, batch):
     assert all(torch.equal(p.grad, gradients[name]) for name, p in network.named_parameters())
     assert parts == [(m, m.training, len(m._forward_hooks), len(m._backward_hooks)) for m in network.modules()]
     assert flags == [(p.requires_grad, p.data_ptr()) for p in network.parameters()]
-    assert network.checkpoint == checkpoint
 
 
 def test_the_baselines_are_examined_too(batch):

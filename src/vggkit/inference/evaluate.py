@@ -13,7 +13,6 @@ from vggkit.data.feed import Whole, network_input, open_feed
 from vggkit.data.files import as_png, write_whole
 from vggkit.data.images import FittedImage
 from vggkit.data.samples import IGNORED_LABEL, ImageSource
-from vggkit.engines.fully_connected import fast_cpu
 from vggkit.errors import DataError
 from vggkit.inference.predict import Classifier, check_has_classes
 
@@ -72,11 +71,10 @@ def evaluate(
     read = FittedImage(preprocessing.channels, preprocessing)
     options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "bad_images": bad_images}
     feed = open_feed(data.held_out, read, Whole(_device(classifier)), **options)
-    with fast_cpu(classifier.net):
-        for batch in feed.batches(epoch=0):
-            predicted = classifier.net(network_input(feed, batch.images, preprocessing)).argmax(dim=1)
-            is_counted = batch.labels != IGNORED_LABEL
-            counts += torch.bincount((batch.labels * num_classes + predicted)[is_counted], minlength=num_classes**2)
+    for batch in feed.batches(epoch=0):
+        predicted = classifier.fast(network_input(feed, batch.images, preprocessing)).argmax(dim=1)
+        is_counted = batch.labels != IGNORED_LABEL
+        counts += torch.bincount((batch.labels * num_classes + predicted)[is_counted], minlength=num_classes**2)
     return Evaluation(classifier.classes, counts.view(num_classes, num_classes).cpu().numpy())
 
 

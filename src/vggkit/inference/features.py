@@ -46,7 +46,7 @@ def feature_batches(
     if any(layer.name in layers for layer in net.architecture.layers() if not layer.part.startswith("block")):
         check_has_classes(classifier)
     for names, x in classifier.batches(images, on_bad):
-        outputs = net.features(x, layers)
+        outputs = classifier.fast.features(x, layers)
         for layer, output in outputs.items():
             check_finite(output, names, layer)
         yield names, outputs

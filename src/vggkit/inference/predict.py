@@ -1,5 +1,6 @@
 """A weight file and images to class probabilities."""
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import Tensor
 from vggkit.data.imagenet import class_names
 from vggkit.data.preprocessing import Preprocessing
 from vggkit.design.network import costs
-from vggkit.engines.fully_connected import use_fast_cpu
+from vggkit.engines.accelerate import Accelerated, accelerate
 from vggkit.errors import DataError, WeightsError
 from vggkit.inference.images import Images, batches, is_several
 from vggkit.networks.baselines import BaselineNetwork
@@ -65,6 +66,11 @@ class Classifier:
 
     def _repr_html_(self) -> str:
         return f"<code>{escape(repr(self))}</code>"
+
+    @functools.cached_property
+    def fast(self) -> Accelerated:
+        """`net`, run by this machine's engine."""
+        return accelerate(self.net)
 
     @property
     def device(self) -> torch.device:
@@ -131,7 +137,6 @@ def load_classifier(
             f"{path}: expected a network whose activations take at most {MAX_ACTIVATION_BYTES:,} bytes for an image, "
             f"got {activation_bytes:,}"
         )
-    use_fast_cpu(net)
     return Classifier(net, classes, preprocessing, str(path))
 
 
@@ -174,7 +179,7 @@ def predictions(
     classifier = as_classifier(model)
     check_has_classes(classifier)
     for names, x in classifier.batches(images, on_bad):
-        probabilities = classifier.net(x).softmax(dim=1)
+        probabilities = classifier.fast(x).softmax(dim=1)
         check_finite(probabilities, names, "probabilities")
         values, indices = probabilities.topk(min(top, len(classifier.classes)))
         for name, row, labels in zip(names, values.tolist(), indices.tolist(), strict=True):

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 
 from vggkit.design.network import Network, costs
 from vggkit.design.scaling import backward_macs
-from vggkit.engines.convolution import Conv2d, engine
-from vggkit.engines.fully_connected import use_fast_cpu
+from vggkit.engines import cpu
+from vggkit.engines.accelerate import Accelerated, accelerate, describe_engine, engine_name
 from vggkit.errors import RunError
 from vggkit.networks.baselines import build
 from vggkit.training.hardware import choose_device, describe_hardware, keep_freed_memory, use_huge_pages
@@ -87,7 +87,8 @@ def bench(network: Network, batch_size: int, *, training: bool, repeats: int = 5
         if value < 1:
             raise ValueError(f"expected {name} from 1, got {value}")
     chosen = choose_device(device)
-    not_compiled = engine()[1] if chosen.type == "cpu" else ""
+    engine_name()  # checks it
+    not_compiled = cpu.why_not_compiled() if chosen.type == "cpu" else ""
     ways: tuple[Way, ...] = get_args(Way)
     context = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
@@ -138,37 +139,26 @@ def _begin(way: Way, network: Network, batch_size: int, training: bool, device: 
     if way != "PyTorch":
         net.to(memory_format=torch.channels_last)
         x = x.contiguous(memory_format=torch.channels_last)
-    use_fast_cpu(net, on=is_ours)
-    _convolutions = _convolved_by(net, x) if is_ours else "torch"
+    fast = accelerate(net)
+    _convolutions = _convolved_by(fast) if is_ours else "torch"
     recipe = Recipe.named("d2l")
     if not training:
-        forward = net if is_ours else _as_it_comes(net)
+        forward = fast if is_ours else _as_it_comes(net)
         _step = lambda: _classified(forward, x)  # noqa: E731
     elif is_ours:
         ours = make_optimizer(recipe, net)
-        _step = lambda: train_step(net, ours, x, labels, learning_rate=1e-4)  # noqa: E731
+        _step = lambda: train_step(fast, ours, x, labels, learning_rate=1e-4)  # noqa: E731
     else:
         plain = _as_it_comes(net)
         theirs = torch.optim.SGD(plain.parameters(), lr=1e-4)
         _step = lambda: _trained(plain, theirs, x, labels)  # noqa: E731
 
 
-@torch.no_grad()
-def _convolved_by(net: nn.Module, x: Tensor) -> str:
-    """What computes the convolutions of `net`, and how many of them."""
-    taken: list[bool] = []
-    convolutions = [module for module in net.modules() if isinstance(module, nn.Conv2d)]
-    handles = [
-        module.register_forward_pre_hook(
-            lambda conv, inputs: taken.append(isinstance(conv, Conv2d) and conv.pays(*inputs))
-        )
-        for module in convolutions
-    ]
-    with autocast(x.device):
-        net(x)
-    for handle in handles:
-        handle.remove()
-    return f"{engine()[0]}, {sum(taken)} of {len(taken)}" if any(taken) else "torch"
+def _convolved_by(fast: Accelerated) -> str:
+    """What computes the convolutions of the network, and how many of them."""
+    names = {name for name, layer in fast.net.named_modules() if isinstance(layer, nn.Conv2d)}
+    chosen = [choice.engine for choice in describe_engine(fast) if choice.layer in names]
+    return f"compiled, {chosen.count('vggkit')} of {len(chosen)}" if "vggkit" in chosen else "torch"
 
 
 def _as_it_comes(net: nn.Module) -> nn.Sequential:

@@ -25,7 +25,6 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from vggkit.design.architecture import Architecture
 from vggkit.design.layers import Block
-from vggkit.networks.vgg import VGG
 from vggkit.training.recipe import Optimizer
 
 Verdict = Literal["learns", "slow", "stalls", "overshoots", "not finite"]
@@ -265,18 +264,13 @@ def _rms(x: Tensor) -> float:
 @contextmanager
 def _as_in_training(net: nn.Module) -> Iterator[None]:
     modes = {module: module.training for module in net.modules()}
-    checkpoint = getattr(net, "checkpoint", False)
     try:
         for module in modes:
             module.training = not isinstance(module, _DropoutNd)
-        if isinstance(net, VGG):  # its second pass would come after the hooks and parameters are gone
-            net.checkpoint = False
         yield
     finally:
         for module, mode in modes.items():
             module.training = mode
-        if isinstance(net, VGG):
-            net.checkpoint = checkpoint
 
 
 @contextmanager

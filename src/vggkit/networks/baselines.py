@@ -2,13 +2,16 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vggkit.design.architecture import Init
 from vggkit.design.baselines import Baseline
 from vggkit.design.network import NetworkLike, as_network
-from vggkit.networks.modules import init_weights, modules_of
+from vggkit.networks.modules import check_images, init_weights, modules_of
 from vggkit.networks.vgg import VGG
+
+torch.fx.wrap("check_images")  # symbolic tracing records the call and does not look inside
 
 
 class BaselineNetwork(nn.Sequential):
@@ -20,16 +23,13 @@ class BaselineNetwork(nn.Sequential):
     def __init__(self, architecture: Baseline, init: Init = "xavier") -> None:
         super().__init__(modules_of(architecture.layers(), architecture.dropout))
         self.architecture = architecture
+        self.in_channels, self.least_size = architecture.in_channels, architecture.image_size
+        self.takes_one_size = True
         init_weights(self, init)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (batch, num_classes) of images (batch, in_channels, image_size, image_size)."""
-        arch = self.architecture
-        if x.ndim != 4 or x.shape[1:] != (arch.in_channels, arch.image_size, arch.image_size):
-            raise ValueError(
-                f"expected images of shape (batch, {arch.in_channels}, {arch.image_size}, {arch.image_size}), "
-                f"got {tuple(x.shape)}"
-            )
+        check_images(x, self.in_channels, self.least_size, self.takes_one_size)
         for layer in self:
             x = layer(x)
         return x
@@ -61,9 +61,7 @@ def alexnet(init: Init = "xavier", **options: Any) -> BaselineNetwork:
     return BaselineNetwork(Baseline.named("alexnet", **options), init)
 
 
-def build(network: NetworkLike, init: Init = "kaiming", *, checkpoint: bool = False) -> VGG | BaselineNetwork:
-    """The module of any network, see `as_network`; `checkpoint` is for VGG networks, see `VGG`."""
+def build(network: NetworkLike, init: Init = "kaiming") -> VGG | BaselineNetwork:
+    """The module of any network, see `as_network`."""
     network = as_network(network)
-    if isinstance(network, Baseline):
-        return BaselineNetwork(network, init)
-    return VGG(network, init, checkpoint=checkpoint)
+    return BaselineNetwork(network, init) if isinstance(network, Baseline) else VGG(network, init)

@@ -9,8 +9,6 @@ from torch.nn import functional as F
 
 from vggkit.design.architecture import Init
 from vggkit.design.layers import Layer
-from vggkit.engines.convolution import Conv2d
-from vggkit.engines.fully_connected import Dropout, Linear
 
 
 class Fit(nn.Module):
@@ -40,7 +38,7 @@ def modules_of(layers: Iterable[Layer], dropout: float = 0.0) -> "OrderedDict[st
 def _module(layer: Layer, dropout: float) -> nn.Module:
     match layer.kind:
         case "conv":  # with a bias also before batch norm, as all published _bn weights have it
-            return Conv2d(layer.inputs, layer.outputs, layer.kernel_size, layer.stride, layer.padding)
+            return nn.Conv2d(layer.inputs, layer.outputs, layer.kernel_size, layer.stride, layer.padding)
         case "bn":
             return nn.BatchNorm2d(layer.outputs)
         case "relu":
@@ -60,9 +58,32 @@ def _module(layer: Layer, dropout: float) -> nn.Module:
         case "flatten":
             return nn.Flatten()
         case "fc":
-            return Linear(layer.inputs, layer.outputs)
+            return nn.Linear(layer.inputs, layer.outputs)
         case "dropout":
-            return Dropout(dropout)
+            return nn.Dropout(dropout)
+
+
+def check_images(x: Tensor, in_channels: int, least_size: int, takes_one_size: bool) -> None:
+    """Raise `ValueError` unless `x` is (batch, in_channels, height, width) with sides that a network takes.
+
+    Args:
+        x: the images.
+        in_channels: channels that they must have.
+        least_size: the least height and width.
+        takes_one_size: whether both must be `least_size`.
+    """
+    if x.dim() == 4 and x.size(1) == in_channels:
+        if x.size(2) == least_size and x.size(3) == least_size:
+            return
+        if not takes_one_size and x.size(2) >= least_size and x.size(3) >= least_size:
+            return
+        if takes_one_size:
+            raise ValueError(
+                f"expected images of shape (batch, {in_channels}, {least_size}, {least_size}), got {list(x.shape)}; "
+                "this head takes one size, try adaptive, conv or gap"
+            )
+    sides = f"{least_size}, {least_size})" if takes_one_size else f"height, width), both from {least_size}"
+    raise ValueError(f"expected images of shape (batch, {in_channels}, {sides}, got {list(x.shape)}")
 
 
 def init_weights(net: nn.Module, init: Init) -> None:

@@ -19,10 +19,10 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from vggkit.engines.accelerate import Accelerated
 from vggkit.errors import LostError, RunError
 from vggkit.training.hardware import choose_device
 from vggkit.training.recipe import Compression
-from vggkit.weights.files import AnyNetwork
 
 JOIN_SECONDS = 120
 """How long a process waits for the others to start: Python with torch, from a slow disk."""
@@ -84,7 +84,7 @@ class Team:
         if self.size > 1:
             dist.barrier(group=self.setup_group)
 
-    def wrapped(self, net: AnyNetwork, compression: Compression) -> nn.Module:
+    def wrapped(self, net: Accelerated, compression: Compression) -> nn.Module:
         """`net` so that a backward pass leaves the mean of all processes' gradients; `net` itself if there is one."""
         if self.size == 1:
             return net
@@ -101,14 +101,15 @@ class Team:
         return parallel
 
 
-def _settle_buckets(parallel: DistributedDataParallel, net: AnyNetwork) -> None:
+def _settle_buckets(parallel: DistributedDataParallel, net: Accelerated) -> None:
     """Let torch form its last buckets now and not after the first step.
 
     In which order three and more gradients are added depends on where they lie in a bucket: the first step of a
     resumed run must find the buckets that the same step of an unbroken run finds.
     """
     training = [module.training for module in net.modules()]
-    shape = (net.architecture.in_channels, net.architecture.image_size, net.architecture.image_size)
+    architecture = net.net.architecture
+    shape = (architecture.in_channels, architecture.image_size, architecture.image_size)
     net.eval()  # which draws nothing and counts nothing
     parallel(next(net.parameters()).new_zeros(1, *shape)).sum().backward()
     for module, was_training in zip(net.modules(), training, strict=True):

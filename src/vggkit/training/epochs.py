@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from vggkit.data.feed import Batch
+from vggkit.engines.accelerate import accelerate
 from vggkit.errors import DivergedError
 from vggkit.training.checkpoint import Saver
 from vggkit.training.evaluate import evaluate
@@ -37,7 +38,7 @@ def train_epochs(
     while state.epoch <= recipe.epochs:
         learning_part(training.net, only_last=state.epoch <= recipe.head_epochs)
         if step is None or state.epoch == recipe.head_epochs + 1:
-            net = team.wrapped(training.net, recipe.compression)
+            net = team.wrapped(accelerate(training.net, recompute=recipe.checkpoint), recipe.compression)
             step = make_step(training, net)
         accuracies = [metrics.test_accuracy for metrics in state.history]
         for batch in _waited_for(data.train.batches(state.epoch, state.epoch_steps), state):

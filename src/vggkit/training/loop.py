@@ -14,8 +14,8 @@ from vggkit.data.fashion_mnist import SAMPLE_NAME, SAMPLE_WARNING
 from vggkit.data.files import write_whole
 from vggkit.data.preprocessing import Preprocessing
 from vggkit.design.network import costs
-from vggkit.engines.convolution import engine
-from vggkit.engines.fully_connected import fast_cpu
+from vggkit.engines import cpu
+from vggkit.engines.accelerate import engine_name
 from vggkit.errors import CheckpointError, RunError
 from vggkit.networks.baselines import build
 from vggkit.training.checkpoint import (
@@ -140,7 +140,6 @@ def train(
             say=say,
         )
         training, notes = _set_up(recipe, team, data, source, before.files)
-        stack.enter_context(fast_cpu(training.net))
         folder = before.folder
         if folder is None and team.leads:
             folder = stack.enter_context(begun(recipe, out))
@@ -217,7 +216,7 @@ def _set_up(
     architecture = recipe.network(in_channels=data.preprocessing.channels, num_classes=len(data.classes))
     keep_freed_memory(costs(architecture, recipe.batch_size).total.activation_bytes // team.size)
     torch.manual_seed(recipe.seed)
-    net = build(architecture, recipe.init, checkpoint=recipe.checkpoint)
+    net = build(architecture, recipe.init)
     notes = [*data.notes, *start_from(net, source, recipe)]
     net.to(team.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if recipe.sync_batch_norm:
@@ -229,8 +228,9 @@ def _set_up(
         raise CheckpointError(f"expected a checkpoint of epochs of {training.steps_per_epoch} steps, got one of others")
     measured_on = {"hardware": describe_hardware(team.device), "processes": team.size, "torch": torch.__version__}
     if team.device.type == "cpu":
-        measured_on["convolutions"], reason = engine()
-        if measured_on["convolutions"] != "compiled":
+        reason = "the engine is torch" if engine_name() == "torch" else cpu.why_not_compiled()
+        measured_on["convolutions"] = "torch" if reason else "compiled"
+        if reason:
             notes.append(f"3x3 convolutions are not compiled, and slower: {reason}")
     if saved:
         notes.append(_resume_note(state, recipe, measured_on))

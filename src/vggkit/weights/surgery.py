@@ -188,7 +188,7 @@ def _first(net: VGG) -> nn.Conv2d:
 def _filled(architecture: Architecture, net: VGG, state: dict[str, Tensor]) -> VGG:
     """A network of `architecture` with copies of the tensors in `state`, in the shapes that it has, as `net` is."""
     with torch.device("meta"):
-        filled = VGG(architecture, init="torch", checkpoint=net.checkpoint)
+        filled = VGG(architecture, init="torch")
         if PADDING_KEY in state:
             pad_with_values(filled)
     shapes = {name: tensor.shape for name, tensor in filled.state_dict().items()}

@@ -5,22 +5,20 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.which_engine import COMPILED, NARROW, chosen, needs_kernels, threads
-from vggkit import vgg
 from vggkit.engines import kernels
-from vggkit.engines.fully_connected import FEW_IMAGES, Dropout, Linear, use_fast_cpu
+from vggkit.engines.cpu import FEW_IMAGES, run
 
 
 def both(module, x, gradient):
     """Output and gradients of the fast way, and of torch's own in float64."""
-    module.is_fast = True
     results = []
-    for net, dtype in ((module, torch.float32), (nn.Linear.forward, torch.float64)):
+    for dtype in (torch.float32, torch.float64):
         leaf = x.to(dtype).requires_grad_()
         parameters = [p.detach().to(dtype).requires_grad_() for p in module.parameters()]
         if dtype == torch.float64:
             y = nn.functional.linear(leaf, *parameters)
         else:
-            y, parameters = net(leaf), list(module.parameters())
+            y, parameters = run(module, leaf), list(module.parameters())
         results.append([y, *torch.autograd.grad(y, [leaf, *parameters], gradient.to(dtype))])
     return results
 
@@ -29,7 +27,7 @@ def both(module, x, gradient):
 @given(st.integers(1, 70), st.integers(1, 300), st.integers(1, 300), st.booleans(), st.booleans())
 def test_the_fast_products_are_float64s(batch, inputs, outputs, bias, transposed):
     torch.manual_seed(batch)
-    module = Linear(inputs, outputs, bias=bias)
+    module = nn.Linear(inputs, outputs, bias=bias)
     x = torch.randn(inputs, batch).t() if transposed else torch.randn(batch, inputs)
     for ours, exact in zip(*both(module, x, torch.randn(batch, outputs)), strict=True):
         error = (ours.double() - exact).norm() / (exact.norm() + 1e-12)
@@ -41,14 +39,13 @@ def test_the_fast_products_are_float64s(batch, inputs, outputs, bias, transposed
 @given(st.integers(1, FEW_IMAGES), st.integers(1, 600), st.integers(1, 30), st.booleans(), st.booleans())
 def test_few_images_without_gradients_are_float64s(name, batch, inputs, outputs, bias, transposed):
     torch.manual_seed(batch)
-    module = Linear(inputs, outputs, bias=bias).requires_grad_(False)
-    module.is_fast = True
+    module = nn.Linear(inputs, outputs, bias=bias).requires_grad_(False)
     x = torch.randn(inputs, batch).t() if transposed else torch.randn(batch, inputs)
     with chosen(name), torch.no_grad():
-        y = module(x)
+        y = run(module, x)
         assert y.is_contiguous()
         with threads(3):
-            assert torch.equal(module(x), y)
+            assert torch.equal(run(module, x), y)
     exact, size = (
         nn.functional.linear(*(None if v is None else f(v.double()) for v in (x, module.weight, module.bias)))
         for f in (torch.clone, torch.abs)
@@ -59,51 +56,47 @@ def test_few_images_without_gradients_are_float64s(name, batch, inputs, outputs,
 @needs_kernels
 @torch.no_grad()
 def test_the_kernel_is_given_only_what_it_can_read(monkeypatch):
-    monkeypatch.setenv("VGGKIT_ENGINE", "compiled")
-    module = Linear(48, 8)
-    module.is_fast = True
+    module = nn.Linear(48, 8)
     x = torch.randn(2, 48)
     given = []
     monkeypatch.setattr(kernels, "fully_connected", lambda *tensors: given.append(tensors))
-    module(x)
+    run(module, x)
     assert len(given) == 1
     with torch.device("meta"):
-        module(x)
+        run(module, x)
     assert len(given) == 2
-    module(torch.randn(FEW_IMAGES + 1, 48))
+    run(module, torch.randn(FEW_IMAGES + 1, 48))
     with torch.enable_grad():
-        module(x)
+        run(module, x)
     with torch.autocast("cpu"):
-        module(x)
+        run(module, x)
     with pytest.raises(RuntimeError):
-        module(torch.randn(2, 47))
+        run(module, torch.randn(2, 47))
     module.weight = nn.Parameter(module.weight[:6])  # pruned by hand
     module.bias = nn.Parameter(module.bias[:6])
-    assert module(x).shape == (2, 6)
+    assert run(module, x).shape == (2, 6)
     module.weight = nn.Parameter(module.weight.double())
     with pytest.raises(RuntimeError):
-        module(x)
+        run(module, x)
     assert len(given) == 2
 
 
 def test_inputs_that_need_no_gradient_get_none():
-    module = Linear(4, 3)
-    module.is_fast = True
-    module(torch.randn(2, 4)).sum().backward()
+    module = nn.Linear(4, 3)
+    run(module, torch.randn(2, 4)).sum().backward()
     assert module.weight.grad is not None
     module.weight.requires_grad_(False)
     x = torch.randn(2, 4, requires_grad=True)
-    module(x).sum().backward()
+    run(module, x).sum().backward()
     torch.testing.assert_close(x.grad, module.weight.sum(dim=0).expand(2, 4))
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.9, 0.999999])
 def test_fast_dropout_drops_and_scales_as_dropout_does(p):
-    module = Dropout(p)
-    module.is_fast = True
+    module = nn.Dropout(p)
     torch.manual_seed(0)
     x = torch.full((1001, 997), 2.0, requires_grad=True)  # a count that four does not divide
-    y = module(x)
+    y = run(module, x)
     kept = y != 0
     # Five standard deviations of a binomial.
     assert abs(1 - kept.float().mean().item() - p) <= 5 * (p * (1 - p) / x.numel()) ** 0.5
@@ -113,20 +106,6 @@ def test_fast_dropout_drops_and_scales_as_dropout_does(p):
     for quarter in range(4):  # each of the four values of a draw is as random as the others
         assert abs(kept.flatten()[quarter::4].float().mean().item() - (1 - p)) < 0.01
     torch.manual_seed(0)
-    assert torch.equal(module(x), y)
-    assert not torch.equal(module(x), y) or p in (0, 0.999999)
-    assert torch.equal(module.eval()(x), x)
-
-
-def test_it_is_off_unless_turned_on_and_changes_no_more_than_rounding():
-    net = vgg("1x4", image_size=8, hidden=(32,), dropout=0.0)
-    assert not any(getattr(module, "is_fast", False) for module in net.modules())
-    x = torch.randn(5, 1, 8, 8)
-    plain = net(x)
-    use_fast_cpu(net)
-    assert net.fc2.is_fast
-    assert net.drop2.is_fast
-    torch.testing.assert_close(net(x), plain)
-    assert net.double()(x.double()).dtype == torch.float64
-    use_fast_cpu(net, on=False)
-    assert not net.fc2.is_fast
+    assert torch.equal(run(module, x), y)
+    assert not torch.equal(run(module, x), y) or p in (0, 0.999999)
+    assert torch.equal(run(module.eval(), x), x)

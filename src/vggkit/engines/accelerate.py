@@ -1,0 +1,248 @@
+"""A plain network run as fast as this machine can: the same parameters, the same outputs up to rounding."""
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeVar, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from vggkit.engines import cpu
+from vggkit.networks.baselines import BaselineNetwork
+from vggkit.networks.modules import check_images
+from vggkit.networks.vgg import VGG
+
+EngineName = Literal["fast", "eager", "torch"]
+"""`fast` is all that this machine can do; `eager` the same without captured steps, which starts at once; `torch` runs
+torch's own layers."""
+
+
+class Engine(Protocol):
+    """What runs layers on a kind of device: the modules `cpu` and `gpu`."""
+
+    def why_not(self, layer: nn.Module) -> str:
+        """Why torch runs `layer`, whatever its input; empty if the engine does."""
+        ...
+
+    def pays(self, conv: nn.Conv2d, x: Tensor) -> bool:
+        """Whether `fused` takes `conv` and `x`, and is faster than torch."""
+        ...
+
+    def folds(self, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
+        """Whether `fused` takes `norm` along."""
+        ...
+
+    def fused(self, conv: nn.Conv2d, x: Tensor, norm: nn.BatchNorm2d | None, relu: bool, pool: bool) -> Tensor:
+        """`pool(relu(norm(conv(x))))`."""
+        ...
+
+    def run(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """`layer(x)`, for every other layer."""
+        ...
+
+
+def engine_name(name: str | None = None) -> EngineName:
+    """The engine that `name` or, without it, the environment variable `VGGKIT_ENGINE` asks for; `fast` by default.
+
+    Raises:
+        ValueError: there is no such engine.
+    """
+    name = name or os.environ.get("VGGKIT_ENGINE") or "fast"
+    for known in get_args(EngineName):
+        if name == known:
+            return known  # type: ignore[no-any-return]
+    raise ValueError(f"expected an engine of {', '.join(get_args(EngineName))}, got {name!r}")
+
+
+def accelerate(net: nn.Module, engine: str | None = None, *, recompute: bool = False) -> "Accelerated":
+    """`net`, run faster: a module on the same parameters and buffers, for training and for inference.
+
+    Layers that the engine does not know (somebody's subclass, parametrised or pruned weights, other types) are run
+    by torch; `describe_engine` says which. Hooks of a layer that is fused with others do not run, and what traces or
+    transforms a network (torch.compile, torch.export, torch.func) is to be given `net` itself.
+
+    Args:
+        net: any module; what is gained is gained in a VGG or an `nn.Sequential`.
+        engine: see `engine_name`.
+        recompute: keep only each block's input for the backward pass and compute the rest of the block again: the
+            same gradients with less memory and about a third more time.
+
+    Raises:
+        ValueError: there is no such engine.
+    """
+    return Accelerated(net, engine_name(engine), recompute)
+
+
+class Accelerated(nn.Module):
+    """What `accelerate` makes; `net` is the plain network."""
+
+    net: Any
+
+    def __init__(self, net: nn.Module, engine: EngineName, recompute: bool) -> None:
+        super().__init__()
+        self.net, self.engine, self.recompute = net, engine, recompute
+        self.training = net.training
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def forward(self, x: Tensor) -> Tensor:
+        """`self.net(x)`."""
+        if type(self.net) not in (VGG, BaselineNetwork, nn.Sequential):
+            y: Tensor = self.net(x)
+            return y
+        if isinstance(self.net, VGG | BaselineNetwork):
+            check_images(x, self.net.in_channels, self.net.least_size, self.net.takes_one_size)
+        for layers, is_block in _stretches(self.net):
+            x = self._run(layers, x, is_block)
+        return x
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def features(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+        """`VGG.features` of `self.net`, which must be a VGG."""
+        missing, taps = set(layers), dict[str, Tensor]()
+        for names, child in self.net.stages(x, layers):
+            inner, start = _leaves(child), 0
+            for end, name in enumerate(names, start=1):
+                if name in missing:
+                    x, start = self._run(inner[start:end], x), end
+                    missing.remove(name)
+                    taps[name] = x.clone() if missing else x  # a later layer may write into its input
+            if not missing:
+                break
+            x = self._run(inner[start:], x)
+        return {name: taps[name] for name in layers}
+
+    def _run(self, layers: list[nn.Module], x: Tensor, is_block: bool = False) -> Tensor:
+        engine = _engine_for(self.engine, x)
+        if self.recompute and is_block and torch.is_grad_enabled():
+            return _recomputed(layers, x, engine)
+        return run_layers(layers, x, engine)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How one layer is run."""
+
+    layer: str
+    """Its name in the plain network, such as `block1.conv1_1`."""
+    engine: str
+    """`vggkit`, or `torch`."""
+    reason: str
+    """Why it is torch; empty for vggkit."""
+
+
+def describe_engine(fast: Accelerated) -> tuple[Choice, ...]:
+    """Which layer of `fast` is run by what, and why, on the device that its parameters are on."""
+    example = next(fast.net.parameters(), torch.empty(0)).detach()
+    engine = _engine_for(fast.engine, example)
+    why = f"engine {fast.engine} on {example.device.type}"
+    if type(fast.net) not in (VGG, BaselineNetwork, nn.Sequential):
+        engine, why = None, f"expected a VGG or an nn.Sequential, got {type(fast.net).__name__}"
+    choices = []
+    for name, layer in fast.net.named_modules():
+        if not list(layer.children()):
+            reason = engine.why_not(layer) if engine is not None else why
+            choices.append(Choice(name, "torch" if reason else "vggkit", reason))
+    return tuple(choices)
+
+
+def run_layers(layers: Sequence[nn.Module], x: Tensor, engine: Engine | None) -> Tensor:
+    """The layers one after the other, with less memory and time, by `engine`; None is torch, as it comes.
+
+    A convolution takes the layers that follow it along where it can. Else the maximum of a window commutes with ReLU,
+    so that pooling first leaves a quarter of the values to rectify; and a ReLU may overwrite what the layer before it
+    has just made.
+    """
+    rest, is_fresh = list(layers), False
+    while rest:
+        layer = rest.pop(0)
+        if engine is None:
+            x = layer(x)
+        elif isinstance(layer, nn.Conv2d) and engine.pays(layer, x):
+            norm = _next(rest, nn.BatchNorm2d, functools.partial(engine.folds, layer))
+            relu = _next(rest, nn.ReLU)
+            pool = _next(rest, nn.MaxPool2d, _halves) if min(x.shape[-2:]) >= 2 else None
+            x = engine.fused(layer, x, norm, relu is not None, pool is not None)
+            is_fresh = relu is None
+        else:
+            if [type(one) for one in (layer, *rest[:1])] == [nn.ReLU, nn.MaxPool2d] and _halves(rest[0]):
+                layer, rest[0] = rest[0], layer
+            x = F.relu_(x) if is_fresh and type(layer) is nn.ReLU else engine.run(layer, x)
+            # None of these keeps its own output for the backward pass.
+            is_fresh = type(layer) in (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.Linear)
+    return x
+
+
+def _engine_for(name: EngineName, x: Tensor) -> Engine | None:
+    return cpu if name != "torch" and x.device.type == "cpu" else None
+
+
+def _stretches(net: nn.Sequential) -> Iterator[tuple[list[nn.Module], bool]]:
+    """The layers of `net` in runs: those of each block, and those that stand between blocks."""
+    loose: list[nn.Module] = []
+    for child in net:
+        if type(child) is nn.Sequential:
+            if loose:
+                yield loose, False
+            yield _leaves(child), True
+            loose = []
+        else:
+            loose.append(child)
+    yield loose, False
+
+
+def _leaves(child: nn.Module) -> list[nn.Module]:
+    if type(child) is not nn.Sequential:
+        return [child]
+    return [leaf for inner in child for leaf in _leaves(inner)]
+
+
+_Kind = TypeVar("_Kind", bound=nn.Module)
+
+
+def _next(layers: list[nn.Module], kind: type[_Kind], fits: Callable[[_Kind], bool] = lambda _: True) -> _Kind | None:
+    """The first of `layers`, taken out of them, if it is of this kind and fits."""
+    if layers and type(layers[0]) is kind and fits(layers[0]):
+        return layers.pop(0)  # type: ignore[return-value]
+    return None
+
+
+_HALVING = {"kernel_size": 2, "stride": 2, "padding": 0, "dilation": 1, "ceil_mode": False, "return_indices": False}
+
+
+def _halves(pool: nn.Module) -> bool:
+    """Whether `pool` takes the maximum of 2x2 windows, as those of `modules_of` do, and nothing else."""
+    return all(getattr(pool, name) == value for name, value in _HALVING.items())
+
+
+def _recomputed(layers: list[nn.Module], x: Tensor, engine: Engine | None) -> Tensor:
+    """`run_layers`, which keeps `x` alone for the backward pass and is done again there."""
+    norms = [layer for layer in layers if isinstance(layer, nn.BatchNorm2d)]
+    y: Tensor = checkpoint(
+        lambda x: run_layers(layers, x, engine),
+        x,
+        use_reentrant=False,
+        preserve_rng_state=False,  # nothing in a block is random
+        context_fn=lambda: (nullcontext(), _Uncounted(norms)),
+    )
+    return y
+
+
+class _Uncounted:
+    """Within, `norms` work as in training, and save for the backward pass as then, but count nothing."""
+
+    def __init__(self, norms: Sequence[nn.BatchNorm2d]) -> None:
+        self.norms = norms
+
+    def __enter__(self) -> None:
+        self.before = [(norm.momentum, norm.num_batches_tracked) for norm in self.norms]
+        for norm in self.norms:
+            norm.momentum, norm.num_batches_tracked = 0.0, None
+
+    def __exit__(self, *_: object) -> None:
+        for norm, (momentum, counter) in zip(self.norms, self.before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, counter

@@ -1,0 +1,109 @@
+"""The engine for a CPU: layers in float32, faster than torch runs them.
+
+torch gives float32 matrix products to MKL, which takes its AVX2 path on other makers' CPUs, and draws dropout's mask
+one float at a time on one thread. oneDNN, which torch brings too and uses for convolutions, has no such bias.
+"""
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from vggkit.engines import convolution, kernels
+from vggkit.errors import KernelError
+
+_LEVELS = 2**16
+FEW_IMAGES = 8
+"""The largest batch whose time is that of reading the weights, which the compiled kernel does faster than oneDNN."""
+
+
+@functools.cache
+def why_not_compiled() -> str:
+    """Why this machine has no compiled kernels, in one line; empty if it has them."""
+    try:
+        kernels.library()
+    except KernelError as error:
+        return str(error)
+    return ""
+
+
+def why_not(layer: nn.Module) -> str:
+    """Why torch runs `layer`, whatever its input; empty if this engine does."""
+    if isinstance(layer, nn.Conv2d):
+        return convolution.why_not(layer) or why_not_compiled()
+    if type(layer) is nn.Linear and type(layer.weight) is nn.Parameter:
+        return "" if torch.backends.mkldnn.is_available() else "torch was built without oneDNN"
+    return "" if type(layer) is nn.Dropout else "torch's own is as fast"
+
+
+def pays(conv: nn.Conv2d, x: Tensor) -> bool:
+    """Whether `fused` takes `conv` and `x`, and is faster than torch."""
+    return not why_not_compiled() and not torch.is_autocast_enabled("cpu") and convolution.pays(conv, x)
+
+
+folds, fused = convolution.folds, convolution.fused
+
+
+def run(layer: nn.Module, x: Tensor) -> Tensor:
+    """`layer(x)`: the same up to rounding, for dropout another draw of the same chance."""
+    if type(layer) is nn.Linear:
+        return _linear(layer, x)
+    if type(layer) is nn.Dropout:
+        return _dropout(layer, x)
+    y: Tensor = layer(x)
+    return y
+
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    weight, bias = (layer.out_features, layer.in_features), (layer.out_features,)
+    if (
+        type(layer.weight) is nn.Parameter
+        and x.numel() > 0
+        and not torch.is_autocast_enabled("cpu")
+        and kernels.can_read((x, (len(x), layer.in_features)), (layer.weight, weight), (layer.bias, bias))
+    ):
+        if len(x) <= FEW_IMAGES and not torch.is_grad_enabled() and not why_not_compiled():
+            return kernels.fully_connected(x, layer.weight, layer.bias)
+        if torch.backends.mkldnn.is_available():
+            y: Tensor = _OneDnnLinear.apply(x, layer.weight, layer.bias)  # type: ignore[no-untyped-call]
+            return y
+    z: Tensor = layer(x)
+    return z
+
+
+def _dropout(layer: nn.Dropout, x: Tensor) -> Tensor:
+    """With four random values from each draw; the probability is the nearest multiple of 1/65536 to `layer.p`."""
+    dropped = round(layer.p * _LEVELS)
+    if not layer.training or layer.inplace or x.dtype != torch.float32 or not x.numel() or not 0 < dropped < _LEVELS:
+        y: Tensor = layer(x)
+        return y
+    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
+    mask = (draws.view(torch.int16)[: x.numel()] >= dropped - _LEVELS // 2).view(x.shape)
+    return x * mask.to(x.dtype).mul_(_LEVELS / (_LEVELS - dropped))
+
+
+class _OneDnnLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        return _product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, _ = ctx.needs_input_grad
+        return (
+            _product(gradient, weight.t()) if needs_x else None,
+            _product(gradient.t(), x.t()) if needs_weight else None,
+            gradient.sum(dim=0) if ctx.has_bias else None,
+        )
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`x @ weight.T + bias`; oneDNN takes transposed operands without a copy."""
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return y
