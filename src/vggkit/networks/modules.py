@@ -80,7 +80,7 @@ def check_images(x: Tensor, in_channels: int, least_size: int, takes_one_size: b
         if takes_one_size:
             raise ValueError(
                 f"expected images of shape (batch, {in_channels}, {least_size}, {least_size}), got {list(x.shape)}; "
-                "this head takes one size, try adaptive, conv or gap"
+                "this network takes one size, a VGG with the head adaptive, conv or gap takes any"
             )
     sides = f"{least_size}, {least_size})" if takes_one_size else f"height, width), both from {least_size}"
     raise ValueError(f"expected images of shape (batch, {in_channels}, {sides}, got {list(x.shape)}")
