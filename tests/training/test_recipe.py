@@ -5,8 +5,7 @@ import pytest
 
 from vggkit import ArchitectureError
 from vggkit.errors import RecipeError
-from vggkit.training.recipe import Recipe
-from vggkit.training.recipes import RECIPES
+from vggkit.training.recipe import RECIPES, Recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)

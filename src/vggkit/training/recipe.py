@@ -1,15 +1,17 @@
-"""All that decides a run, as frozen, validated data. Imports no torch."""
+"""All that decides a run, as frozen, validated data, and the recipes that have a name. Imports no torch."""
 
+import difflib
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from typing import Any, Literal, get_args, get_type_hints
 
 from vggkit.design.architecture import POOLED_SIZE, Architecture, Head, Init
 from vggkit.design.layers import as_tuple
 from vggkit.design.network import Network, parse_network
-from vggkit.errors import RecipeError
+from vggkit.errors import RecipeError, shown
 
 Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["constant", "cosine", "linear", "plateau"]
@@ -21,171 +23,155 @@ PLATEAU_EPOCHS = 5
 """Epochs without a better accuracy after which the schedule `plateau` divides the learning rate."""
 PLATEAU_FACTOR = 10.0
 
+_BOUNDS = {
+    "epochs": (1, 10**6),
+    "batch_size": (1, 10**6),
+    "translate": (0, 10**4),
+    "erase": (0, 10**4),
+    "validation": (0, 10**9),
+    "epoch_images": (0, 10**12),
+    "head_epochs": (0, 10**6),
+    "seed": (0, 2**31 - 1),
+    "learning_rate": (0, 1e6),
+    "warmup": (0, 1),
+    "momentum": (0, 1),
+    "weight_decay": (0, 1e6),
+    "label_smoothing": (0, 1),
+    "color_shift": (0, 1),
+    "holdout": (0, 1),
+}
+"""The least and the highest value of a number; `Architecture` checks the numbers of the network."""
 
 _LATER = {
     *("head", "pooled_size", "checkpoint", "warm_start"),  # since 0.2
     *("channels", "holdout", "stream", "epoch_images", "bad_images", "shorter_side", "color_shift", "pretrained"),
     *("head_epochs", "compression", "sync_batch_norm"),
 }
-"""Fields that the recipe.json of an older run has not: their defaults are what it did."""
+"""Fields that the recipe.json of an older run may lack; their defaults are what that version did."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a run. Checked when made; a value that cannot be raises `RecipeError`."""
+    """Everything that decides a run. It is checked when it is made; an impossible value raises `RecipeError`.
+
+    Attributes:
+        name: Name of the recipe, after which its run folders are called.
+        architecture: A name (vgg11_bn/4, lenet, alexnet) or blocks (1x64 2x128); the data decides channels and classes.
+        image_size: Pixels along a side of the network's input.
+        data: fashion-mnist, fashion-mnist-sample, a folder (of classes, parquet, tar or IDX files) or hub:owner/name.
+        channels: Channels of the network's input: those of the data (colour, for image files), or grey, or rgb.
+        holdout: Share of each class, drawn with the seed, to evaluate on if image files come without a test set.
+        stream: Read parquet files, tar shards or the hub in their order, shuffled through a buffer.
+        epoch_images: Images in an epoch of a stream whose length is unknown.
+        bad_images: What to do with a file that is broken or no image: fail, or skip it.
+        hidden: Widths of the hidden fully connected layers; none with the head gap. lenet and alexnet have their own.
+        dropout: Probability that a hidden unit is dropped.
+        head: flatten (the book's), adaptive (torchvision's), conv (the paper's dense evaluation) or gap.
+        pooled_size: Pixels along a side that the first fully connected layer sees, with the heads adaptive and conv.
+        init: How the weights are initialized.
+        warm_start: A run or weight file from which the first four convolutions and the fully connected layers start.
+        pretrained: A run, weight file or torchvision/vgg16 from which all layers but the last start.
+        head_epochs: Epochs at the start in which only the last layer learns.
+        epochs: Passes over the training images.
+        batch_size: Images in a step, shared by all processes.
+        optimizer: sgd or adamw.
+        learning_rate: The highest learning rate of the schedule.
+        schedule: How the learning rate falls: cosine or linear to 0, plateau by 10 after 5 epochs without a better
+            accuracy, or constant.
+        warmup: Share of the run, 0 to 1, over which the learning rate rises from 0.
+        momentum: Momentum of SGD.
+        nesterov: Use Nesterov's form of the momentum.
+        weight_decay: Weight decay of convolutions and fully connected layers; biases and batch norms have none.
+        label_smoothing: Share of the target that all classes get alike.
+        normalize: Scale pixels to mean 0 and standard deviation 1 over the training images, instead of to [0, 1].
+        shorter_side: Pixels along the shorter side before a random crop, or two numbers to draw them between; if
+            empty, images are stretched.
+        color_shift: Standard deviation of a random shift along the principal components of the images' colours.
+        flip: Mirror training images left and right at random.
+        translate: Shift training images at random by up to this many of their own pixels.
+        erase: Black out a square of this many of their own pixels in training images at random.
+        validation: Keep this many of the last training images out, and evaluate on them instead of on the test set.
+        compression: How processes send gradients to each other: none, bf16 or powersgd.
+        sync_batch_norm: Compute batch norm over the images of all processes, on GPUs.
+        checkpoint: Keep only each block's input for the backward pass and compute the rest again: less memory, more
+            time. (--save-seconds is about saving the run.)
+        seed: Seed of the weights, the order of the images, dropout and augmentation.
+    """
 
     name: str
-    """What the run folder is called after."""
     architecture: str
-    """A name (vgg11_bn/4, lenet, alexnet) or blocks (1x64 2x128); channels and classes come from the data."""
     image_size: int
-    """Pixels along a side of the network's input."""
     data: str = "fashion-mnist"
-    """fashion-mnist, fashion-mnist-sample, a folder (class folders, parquet, tar or IDX files) or hub:owner/name."""
     channels: Channels = "data"
-    """Channels that the network takes: the data's own (colour, for image files), or grey, or rgb."""
     holdout: float = 0.1
-    """Share of each class that is kept out, drawn from the seed, of image files without a validation or test set."""
     stream: bool = False
-    """Read parquet files, tar shards or the hub in their order, through a buffer that shuffles."""
     epoch_images: int = 0
-    """Images in an epoch of a stream that does not say its length."""
     bad_images: BadImages = "fail"
-    """What to do with files that are no images or broken: fail, or skip."""
     hidden: tuple[int, ...] = (4096, 4096)
-    """Widths of the hidden fully connected layers; empty with the head gap. lenet and alexnet have their own."""
     dropout: float = 0.5
-    """Probability of dropping a hidden unit."""
     head: Head = "flatten"
-    """flatten (the book's), adaptive (torchvision's), conv (the paper's dense evaluation), gap."""
     pooled_size: int = POOLED_SIZE
-    """Pixels that the first fully connected layer sees, with adaptive and conv."""
     init: Init = "kaiming"
-    """How the weights start."""
     warm_start: str = ""
-    """A run or a weight file whose first four convolutions and fully connected layers this one starts from, or none."""
     pretrained: str = ""
-    """A run, a weight file or torchvision/vgg16, of the same network, for all but the last layer; or none."""
     head_epochs: int = 0
-    """Epochs in which only the last layer learns, at the start."""
     epochs: int = 10
-    """Passes over the training images."""
     batch_size: int = 128
-    """Images in a step."""
     optimizer: Optimizer = "sgd"
-    """sgd, or adamw."""
     learning_rate: float = 0.05
-    """The highest one."""
     schedule: Schedule = "constant"
-    """How the learning rate falls: cosine and linear to 0, plateau by 10 after 5 epochs without a better accuracy."""
     warmup: float = 0.0
-    """Share of the run over which the learning rate rises from 0, 0 to 1."""
     momentum: float = 0.0
-    """Of SGD."""
     nesterov: bool = False
-    """Nesterov's form of the momentum."""
     weight_decay: float = 0.0
-    """On the weights of convolutions and fully connected layers only."""
     label_smoothing: float = 0.0
-    """Share of the target that goes to all classes alike."""
     normalize: bool = False
-    """Bring the pixels to mean 0 and standard deviation 1 of the training images; otherwise they are in [0, 1]."""
     shorter_side: tuple[int, ...] = ()
-    """Pixels along the shorter side before the random cut, or two to draw them from; if empty, images are stretched."""
     color_shift: float = 0.0
-    """Standard deviation of a random shift along the principal components of the training images' colours."""
     flip: bool = False
-    """Mirror training images left and right at random."""
     translate: int = 0
-    """Shift training images by up to so many of their own pixels at random."""
     erase: int = 0
-    """Black out a square of so many of their own pixels in training images at random."""
     validation: int = 0
-    """Keep the last so many training images out, and evaluate on them instead of the test set."""
     compression: Compression = "none"
-    """Of the gradients that several processes exchange: bf16, or powersgd."""
     sync_batch_norm: bool = False
-    """Batch norm over the images of all processes, on GPUs."""
     checkpoint: bool = False
-    """Keep only each block's input for the backward pass: less memory, more time; not about saving (--save-seconds)."""
     seed: int = 0
-    """Of the weights, the order of the images, dropout and augmentation."""
 
     def __post_init__(self) -> None:
-        for field in ("name", "architecture", "data", "warm_start", "pretrained"):
-            if not isinstance(getattr(self, field), str):
-                raise RecipeError(f"expected {field} to be a text, got {getattr(self, field)!r}")
-        if not self.name or set(self.name) & set("/\\\0") or self.name.startswith("."):
-            raise RecipeError(f"expected a name that can be a folder's, got {self.name!r}")
-        for field, allowed in (
-            ("init", Init),
-            ("optimizer", Optimizer),
-            ("schedule", Schedule),
-            ("channels", Channels),
-            ("bad_images", BadImages),
-            ("compression", Compression),
-        ):
-            if getattr(self, field) not in get_args(allowed):
-                raise RecipeError(
-                    f"expected {field} to be one of {', '.join(get_args(allowed))}, got {getattr(self, field)!r}"
-                )
-        for field, least, most in (
-            ("epochs", 1, 10**6),
-            ("batch_size", 1, 10**6),
-            ("translate", 0, 10**4),
-            ("erase", 0, 10**4),
-            ("validation", 0, 10**9),
-            ("epoch_images", 0, 10**12),
-            ("head_epochs", 0, 10**6),
-            ("seed", 0, 2**31 - 1),
-        ):
-            value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-                raise RecipeError(f"expected {field} to be a whole number from {least} to {most}, got {value!r}")
-        for field, highest in (
-            ("learning_rate", 1e6),
-            ("warmup", 1.0),
-            ("momentum", 1.0),
-            ("weight_decay", 1e6),
-            ("label_smoothing", 1.0),
-            ("color_shift", 1.0),
-        ):
-            value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= highest:
-                raise RecipeError(f"expected {field} from 0 to {highest:g}, got {value!r}")
-        if not self.learning_rate:
-            raise RecipeError("expected a learning_rate above 0, got 0, with which nothing is learnt")
-        if self.momentum and self.optimizer != "sgd":
-            raise RecipeError(f"expected no momentum with {self.optimizer}, which has its own, got {self.momentum}")
-        if self.nesterov and self.momentum == 0:
-            raise RecipeError("expected a momentum above 0 with nesterov, got 0")
-        if isinstance(self.holdout, bool) or not isinstance(self.holdout, int | float) or not 0 < self.holdout < 1:
-            raise RecipeError(f"expected holdout above 0 and below 1, got {self.holdout!r}")
-        for field in ("nesterov", "normalize", "flip", "checkpoint", "stream", "sync_batch_norm"):
-            if not isinstance(getattr(self, field), bool):
-                raise RecipeError(f"expected {field} to be true or false, got {getattr(self, field)!r}")
-        self._check_shorter_side()
-        if self.head_epochs and not self.pretrained:
-            raise RecipeError(f"expected pretrained weights with head_epochs, got none and {self.head_epochs}")
-        if self.head_epochs > self.epochs:
-            raise RecipeError(f"expected head_epochs of at most the {self.epochs} epochs, got {self.head_epochs}")
-        if self.pretrained and self.warm_start:
-            raise RecipeError("expected one of pretrained and warm_start, got both")
+        for name, kind in _kinds().items():
+            _check_value(name, kind, getattr(self, name))
+        self._check_together()
         # Checks the rest; a list, as JSON has it, comes back as a tuple.
         network = self.network(in_channels=1, num_classes=10)
         hidden = network.hidden if isinstance(network, Architecture) else as_tuple("hidden", self.hidden)
         object.__setattr__(self, "hidden", hidden)
+        object.__setattr__(self, "shorter_side", tuple(self.shorter_side))
 
-    def _check_shorter_side(self) -> None:
-        sides = as_tuple("shorter_side", self.shorter_side)
-        if not all(isinstance(side, int) and not isinstance(side, bool) for side in sides) or not (
-            len(sides) <= 2 and sorted(sides) == list(sides) and all(self.image_size <= side <= 10**4 for side in sides)
-        ):
-            raise RecipeError(
-                f"expected shorter_side as at most two numbers from the image_size {self.image_size} to 10000, the "
-                f"lower one first, got {sides}"
-            )
-        object.__setattr__(self, "shorter_side", sides)
+    def _check_together(self) -> None:
+        """Raise `RecipeError` if fields contradict each other."""
+
+        def need(holds: object, message: str) -> None:
+            if not holds:
+                raise RecipeError(f"expected {message}")
+
+        name, epochs, sides = self.name, self.epochs, as_tuple("shorter_side", self.shorter_side)
+        can_be_a_folder = name and name.isprintable() and not set(name) & set("/\\") and not name.startswith(".")
+        need(can_be_a_folder, f"a name that can be a folder's, got {shown(repr(name))}")
+        need(self.learning_rate, "a learning_rate above 0, got 0, with which nothing is learnt")
+        need(0 < self.holdout < 1, f"holdout above 0 and below 1, got {self.holdout!r}")
+        no_momentum = f"no momentum with {self.optimizer}, which has its own, got {self.momentum}"
+        need(self.optimizer == "sgd" or not self.momentum, no_momentum)
+        need(self.momentum or not self.nesterov, "a momentum above 0 with nesterov, got 0")
+        are_ordered = all(type(side) is int for side in sides) and sorted(sides) == list(sides) and len(sides) <= 2
+        need(
+            are_ordered and all(self.image_size <= side <= 10**4 for side in sides),
+            f"shorter_side as at most two numbers from the image_size {self.image_size} to 10000, the lower one first, "
+            f"got {shown(repr(sides))}",
+        )
+        head_epochs = self.head_epochs
+        need(self.pretrained or not head_epochs, f"pretrained weights with head_epochs, got none and {head_epochs}")
+        need(head_epochs <= epochs, f"head_epochs of at most the {epochs} epochs, got {head_epochs}")
+        need(not (self.pretrained and self.warm_start), "one of pretrained and warm_start, got both")
 
     def network(self, in_channels: int, num_classes: int) -> Network:
         """The network for images of `in_channels` and `num_classes`; raises `ArchitectureError`."""
@@ -222,25 +208,74 @@ class Recipe:
 
     @classmethod
     def from_json(cls, text: str) -> "Recipe":
-        """The recipe that `to_json` wrote, checked as if typed by hand; raises `RecipeError`."""
+        """The recipe that `to_json` wrote, checked as if typed by hand.
+
+        Raises:
+            RecipeError: it is no recipe.
+            ArchitectureError: its network is impossible.
+        """
         try:
             values: Any = json.loads(text)
-            known = {field.name for field in fields(cls)}
-            wrong = set(values) - known | known - set(values) - _LATER
-            if wrong:
-                raise RecipeError(f"expected the fields of a recipe, got these too many or too few: {sorted(wrong)}")
-            return cls(**values)
-        except (TypeError, RecursionError, json.JSONDecodeError) as error:
-            raise RecipeError(f"expected a recipe as JSON, got {text[:60]!r}: {error}") from None
+        except (ValueError, RecursionError) as error:  # a ValueError also for an integer of more than 4,300 digits
+            raise RecipeError(f"expected a recipe as JSON, got {shown(repr(text[:60]))}: {shown(str(error))}") from None
+        if not isinstance(values, dict):
+            raise RecipeError(f"expected a recipe as JSON, got {shown(repr(text[:60]))}")
+        wrong = set(values) - set(_kinds()) | set(_kinds()) - set(values) - _LATER
+        if wrong:
+            several = shown(", ".join(sorted(wrong)))
+            raise RecipeError(f"expected the fields of a recipe, got these too many or too few: {several}")
+        return cls(**values)
 
     @classmethod
-    def named(cls, name: str) -> "Recipe":
-        """The recipe called `name`, see `vggkit.training.recipes`; raises `RecipeError`."""
-        from vggkit.training.recipes import RECIPES  # which are made of this class
+    def named(cls, name: str, **changes: Any) -> "Recipe":
+        """The recipe called `name`, with `changes` to its fields.
 
+        Raises:
+            RecipeError: there is no such recipe or field, or a value is impossible.
+
+        >>> Recipe.named("quick", epochs=1).epochs
+        1
+        """
         if name not in RECIPES:
-            raise RecipeError(f"expected a recipe of {', '.join(RECIPES)}, got {name!r}")
-        return RECIPES[name]()
+            raise RecipeError(
+                f"expected a recipe of {', '.join(RECIPES)}, got {shown(repr(name))}{_near(name, RECIPES)}"
+            )
+        return RECIPES[name]().changed(**changes)
+
+    def changed(self, **changes: Any) -> "Recipe":
+        """This recipe with other values of some fields; raises `RecipeError`."""
+        for name in changes.keys() - _kinds().keys():
+            raise RecipeError(f"expected a field of a recipe, got {shown(repr(name))}{_near(name, _kinds())}")
+        return replace(self, **changes)
+
+
+@cache
+def _kinds() -> dict[str, Any]:
+    """The fields of a recipe and their types."""
+    return get_type_hints(Recipe)
+
+
+def _check_value(name: str, kind: Any, value: object) -> None:
+    """Raise `RecipeError` unless `value` is one of `kind` and within its bounds."""
+    told = f"got {shown(repr(value))}"
+    if kind is str and not isinstance(value, str):
+        raise RecipeError(f"expected {name} to be a text, {told}")
+    if kind is bool and not isinstance(value, bool):
+        raise RecipeError(f"expected {name} to be true or false, {told}")
+    if get_args(kind) and name not in ("hidden", "shorter_side") and value not in get_args(kind):
+        raise RecipeError(f"expected {name} to be one of {', '.join(get_args(kind))}, {told}")
+    if name in _BOUNDS:
+        least, most = _BOUNDS[name]
+        is_number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+        if not (is_number and least <= value <= most):  # type: ignore[operator]
+            what = f"{name} to be a whole number" if kind is int else name
+            raise RecipeError(f"expected {what} from {least} to {f'{most:g}' if kind is float else most}, {told}")
+
+
+def _near(name: str, known: Any) -> str:
+    """Advice on what `name` may have been meant to be."""
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return f", try {close[0]}" if close else ""
 
 
 def _plateaus(accuracies: Sequence[float]) -> int:
@@ -252,3 +287,126 @@ def _plateaus(accuracies: Sequence[float]) -> int:
         if since == PLATEAU_EPOCHS:
             since, plateaus = 0, plateaus + 1
     return plateaus
+
+
+def quick() -> Recipe:
+    """The default: VGG-11/4 with batch norm at 32 pixels, made for two CPU cores.
+
+    Command: `vgg train`. Expected on 2 threads of an AMD EPYC (AVX-512): at least 0.925 on the test set in at most
+    3 minutes, start-up and evaluation included. `benchmarks/quick_accuracy.py` measures both, and
+    `benchmarks/results/quick_accuracy.jsonl` holds what it measured. Chosen on the last 5,000 training images, kept
+    out with `--validation 5000`; `docs/decisions.md` has what was compared.
+    """
+    return Recipe(
+        name="quick",
+        architecture="vgg11_bn/4",
+        image_size=32,
+        hidden=(),
+        dropout=0.0,
+        init="kaiming",
+        epochs=6,
+        batch_size=128,
+        optimizer="adamw",
+        learning_rate=0.006,
+        schedule="linear",
+        warmup=0.2,
+        weight_decay=0.05,
+        normalize=True,
+        flip=True,
+    )
+
+
+def d2l() -> Recipe:
+    """The chapter's own: VGG-11/4 at 224 pixels, SGD without momentum, no augmentation.
+
+    Command: `vgg train --recipe d2l`. Expected, from the book: loss 0.177, train acc 0.934, test acc 0.911 to
+    0.920 after 10 epochs, at about 2,500 examples/s on the authors' GPU. Not measured on a GPU by us yet.
+    """
+    return Recipe(
+        name="d2l",
+        architecture="vgg11/4",
+        image_size=224,
+        init="xavier",
+        epochs=10,
+        batch_size=128,
+        learning_rate=0.05,
+    )
+
+
+def d2l_1_0() -> Recipe:
+    """The chapter's, as its 1.0 edition has it: a learning rate of 0.01.
+
+    Command: `vgg train --recipe d2l-1.0`. Not measured by us yet.
+    """
+    return replace(d2l(), name="d2l-1.0", learning_rate=0.01)
+
+
+def gluon() -> Recipe:
+    """The chapter's, for 3 epochs as its Gluon edition had it.
+
+    Command: `vgg train --recipe gluon`. Not measured by us yet.
+    """
+    return replace(d2l(), name="gluon", epochs=3)
+
+
+def paper() -> Recipe:
+    """The paper's own training of VGG-16 (arXiv 1409.1556, section 3.1), for a folder of photos such as ImageNet.
+
+    Command: `vgg train --recipe paper --data path/to/imagenet`. Expected, from the paper: 74 epochs to a top-1 error
+    of 25.6% at one scale. Not measured by us: it takes ImageNet and some hundred GPU hours.
+    """
+    return Recipe(
+        name="paper",
+        architecture="vgg16",
+        image_size=224,
+        data="imagenet",
+        init="kaiming",
+        epochs=74,
+        batch_size=256,
+        learning_rate=0.01,
+        schedule="plateau",
+        momentum=0.9,
+        weight_decay=5e-4,
+        normalize=True,
+        shorter_side=(256, 512),
+        color_shift=0.1,
+        flip=True,
+    )
+
+
+def finetune() -> Recipe:
+    """From published weights to a few hundred images per class: the last layer first, then all.
+
+    Command: `vgg train --recipe finetune --data path/to/folder`.
+    """
+    return Recipe(
+        name="finetune",
+        architecture="vgg16",
+        image_size=224,
+        data="images",
+        channels="rgb",
+        head="adaptive",
+        init="torch",
+        pretrained="torchvision/vgg16",
+        head_epochs=3,
+        epochs=13,
+        batch_size=32,
+        learning_rate=0.001,
+        schedule="cosine",
+        momentum=0.9,
+        weight_decay=5e-4,
+        normalize=True,
+        shorter_side=(256, 320),
+        flip=True,
+    )
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "quick": quick,
+    "d2l": d2l,
+    "d2l-1.0": d2l_1_0,
+    "gluon": gluon,
+    "paper": paper,
+    "finetune": finetune,
+}
+"""The named recipes; each one's docstring says what to expect of it."""
