@@ -1,7 +1,11 @@
 import json
+import pydoc
+import re
 from dataclasses import asdict, replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vggkit import ArchitectureError
 from vggkit.errors import RecipeError
@@ -47,7 +51,10 @@ def test_d2l_is_the_chapters():
         ({"shorter_side": (512, 256)}, "the lower one first, got \\(512, 256\\)"),
         ({"head_epochs": 2}, "pretrained weights with head_epochs, got none and 2"),
         ({"pretrained": "a", "head_epochs": 11}, "head_epochs of at most the 10 epochs, got 11"),
-        ({"pretrained": "a", "warm_start": "b"}, "one of pretrained and warm_start, got both"),
+        (
+            {"pretrained": "a", "warm_start": "b"},
+            "one of pretrained, warm_start and continues, got pretrained and warm_start",
+        ),
         ({"compression": "zip"}, "compression to be one of none, bf16, powersgd, got 'zip'"),
         ({"flip": "yes"}, "flip to be true or false, got 'yes'"),
         ({"data": 3}, "data to be a text, got 3"),
@@ -68,7 +75,16 @@ def test_a_network_that_cannot_be_is_refused_with_its_place():
 
 def test_json_that_is_no_recipe_is_refused():
     fields = asdict(Recipe.named("d2l"))
-    for text in ("", "[]", "null", "{}", "[" * 100_000, json.dumps({**fields, "extra": 1}), json.dumps(fields)[:-1]):
+    for text in (
+        "",
+        "[]",
+        "null",
+        "{}",
+        "[" * 100_000,
+        "9" * 4301,
+        json.dumps({**fields, "extra": 1}),
+        json.dumps(fields)[:-1],
+    ):
         with pytest.raises(RecipeError, match="expected"):
             Recipe.from_json(text)
     with pytest.raises(
@@ -115,3 +131,23 @@ def test_a_recipe_of_an_older_run_is_read():
     for later in ("stream", "compression", "shorter_side", "pretrained", "head", "warm_start"):
         del fields[later]
     assert Recipe.from_json(json.dumps(fields)) == Recipe.named("d2l")
+
+
+WEIRD = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.sampled_from([10**4299, -(10**300), 2**63]), st.floats(), st.text(),
+    st.lists(st.integers() | st.text()), st.dictionaries(st.text(), st.integers()), st.just("9" * 5000),
+)  # fmt: skip
+
+
+@given(st.dictionaries(st.sampled_from(sorted(asdict(Recipe.named("quick")))), WEIRD, min_size=1))
+def test_any_json_is_a_recipe_or_refused(changes):
+    try:
+        recipe = Recipe.from_json(json.dumps({**asdict(Recipe.named("quick")), **changes}))
+    except (RecipeError, ArchitectureError):
+        return
+    assert Recipe.from_json(recipe.to_json()) == recipe
+
+
+def test_help_explains_every_field():
+    shown = pydoc.render_doc(Recipe, renderer=pydoc.plaintext)
+    assert re.findall(r"^ \|      (\w+): [A-Zacfhs]", shown, re.MULTILINE) == list(asdict(Recipe.named("quick")))

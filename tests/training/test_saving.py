@@ -164,7 +164,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(tmp_path, capsys, m
     err = capsys.readouterr().err.splitlines()[-1]
     assert re.fullmatch(
         "vgg train: expected a finite loss and gradients, got a loss of [0-9.]+ at step 3, in epoch 1, which was not "
-        "taken; the checkpoints before are kept; try a lower --learning-rate or --architecture with _bn",
+        "taken; the checkpoints before are kept; try a lower --learning-rate",
         err,
     )
     path, files = read_newest(tmp_path / "run", pytest.fail)

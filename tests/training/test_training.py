@@ -1,4 +1,5 @@
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -10,11 +11,12 @@ import torch
 from torch import nn
 
 from vggkit import Recipe, train, vgg
+from vggkit.cli import main
 from vggkit.data.fashion_mnist import load
 from vggkit.data.feed import DeviceFeed
 from vggkit.data.loading import Augmentation, Split, batches, epoch_order
 from vggkit.data.preprocessing import Preprocessing
-from vggkit.errors import DataError, DivergedError, RunError
+from vggkit.errors import DataError, DivergedError, RecipeError, RunError
 from vggkit.inference.evaluate import evaluate as confusion_of
 from vggkit.inference.predict import load_classifier
 from vggkit.training.distributed import Team
@@ -182,7 +184,8 @@ def test_an_existing_run_is_never_overwritten(run, recipe, tmp_path, monkeypatch
 def test_a_diverging_run_stops_and_says_what_to_try(recipe, tmp_path):
     wild = replace(recipe, architecture="1x8 1x16", learning_rate=1e6, optimizer="sgd")
     with pytest.raises(
-        DivergedError, match="got a loss of .* at step [0-9]+, in epoch 1, which was not taken; .* try a"
+        DivergedError,
+        match="got a loss of .* at step [0-9]+, in epoch 1, which was not taken; try a lower --learning-rate or --architecture with _bn",
     ):
         train(wild, out=tmp_path / "run", progress=False)
     assert (tmp_path / "run" / "recipe.json").exists()
@@ -191,8 +194,66 @@ def test_a_diverging_run_stops_and_says_what_to_try(recipe, tmp_path):
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     # The loss of the only step is finite, what comes out of the network after it is not.
     last_step = replace(wild, architecture="1x4 1x4", image_size=8, batch_size=2000, weight_decay=1e6, epochs=1)
-    with pytest.raises(DivergedError, match="expected finite outputs, got others after step 1, try a --learning-rate"):
+    with pytest.raises(
+        DivergedError, match="expected finite outputs, got others after step 1; try a lower --learning-rate"
+    ):
         train(replace(last_step, warmup=0.0), out=tmp_path / "last", progress=False)
+
+
+def test_a_run_that_diverges_with_finite_losses_is_told_once(recipe, tmp_path, capsys):
+    train(
+        replace(recipe, optimizer="adamw", learning_rate=30.0, momentum=0.0, nesterov=False, epochs=1),
+        out=tmp_path / "run",
+        device="cpu",
+    )
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "diverges" in line]
+    assert re.fullmatch(
+        r"the loss is \S+ over the last 10 steps, at step [0-9]+, and guessing has 2.3: training diverges; "
+        "try a lower --learning-rate",  # and no _bn, which the network has
+        line,
+    )
+
+
+def test_epochs_of_few_steps_are_warned_of(recipe, tmp_path, capsys):
+    train(replace(recipe, batch_size=1000, epochs=1), out=tmp_path / "run", device="cpu")
+    assert (
+        "an epoch is only 2 steps of up to 1000 images, 2 in all: try --batch-size 128 --epochs 63\n"
+        in capsys.readouterr().out
+    )
+
+
+def test_a_finished_run_is_trained_on_as_a_new_run(run, recipe, tmp_path, capsys):
+    command = ["train", "--resume", str(run.folder), "--more-epochs", "1", "--device", "cpu"]
+    assert main([*command, "--out", str(tmp_path / "more")]) == 0
+    assert f"continues from the weights of {run.folder}" in capsys.readouterr().out
+    more = Recipe.from_json((tmp_path / "more" / "recipe.json").read_text())
+    assert more == replace(recipe, continues=str(run.folder), epochs=1)
+    (epoch,) = [json.loads(line) for line in (tmp_path / "more" / "metrics.jsonl").read_text().splitlines()][-1:]
+    assert epoch["train_loss"] < run.history[0].train_loss / 1.5  # it does not begin anew
+    with pytest.raises(RunError, match="expected a run of the same network to continue, got .*try --pretrained"):
+        train(more, hidden=(32,), out=tmp_path / "other", progress=False)
+    assert main([*command[:2], str(tmp_path), *command[3:]]) == 2
+    assert "expected --resume with a finished run for --more-epochs, got " in capsys.readouterr().err
+
+
+def test_a_run_is_used_as_it_is(run):
+    sample = load("fashion-mnist-sample")
+    assert run.evaluate().accuracy == run.history[-1].test_accuracy
+    images = list(sample.test_images[:20])
+    labels = [best.label for best, *_ in run.predict(images, top=1)]
+    by_file = load_classifier(run)
+    assert labels == [best.label for best, *_ in by_file(images, top=1)]
+    assert str(run) == f"{run.folder}: {run.net.architecture.name}, " + run.summary.replace("\n", ", ")
+    assert run._repr_html_().count("<tr>") == 4
+
+
+def test_a_recipe_is_taken_by_its_name(tmp_path):
+    small = {"data": "fashion-mnist-sample", "architecture": "1x8", "image_size": 8, "progress": False}
+    run = train("quick", epochs=1, out=str(tmp_path / "run"), **small)
+    assert (run.recipe.name, run.recipe.epochs) == ("quick", 1)
+    for call, got in ((lambda: train("qiuck"), "'qiuck', try quick"), (lambda: train(epoch=1), "'epoch', try epochs")):
+        with pytest.raises(RecipeError, match=f"expected .* got {got}"):
+            call()
 
 
 def test_augmentation_beyond_the_image_is_refused(recipe, tmp_path):

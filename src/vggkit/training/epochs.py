@@ -12,7 +12,7 @@ from vggkit.training.evaluate import evaluate
 from vggkit.training.outcomes import Outcomes
 from vggkit.training.progress import Progress
 from vggkit.training.run_state import EpochMetrics, RunState
-from vggkit.training.start import learning_part
+from vggkit.training.start import advice, learning_part
 from vggkit.training.step import Training, make_step
 from vggkit.training.stopping import StopFlag
 
@@ -33,7 +33,7 @@ def train_epochs(
         DivergedError: a loss, a gradient or an output is not finite.
     """
     recipe, team, data, state = training.recipe, training.team, training.data, training.state
-    outcomes, lap = Outcomes(team.device, state, shown), _stopwatch()
+    outcomes, lap = Outcomes(training, shown, saver), _stopwatch()
     step, num_bad = None, len(data.bad_images)
     while state.epoch <= recipe.epochs:
         learning_part(training.net, only_last=state.epoch <= recipe.head_epochs)
@@ -41,6 +41,7 @@ def train_epochs(
             net = team.wrapped(accelerate(training.net, recompute=recipe.checkpoint), recipe.compression)
             step = make_step(training, net)
         accuracies = [metrics.test_accuracy for metrics in state.history]
+        state.elapsed_seconds += lap()  # of what came since the last evaluation, such as drawing the curves
         for batch in _waited_for(data.train.batches(state.epoch, state.epoch_steps), state):
             learning_rate = recipe.learning_rate_at(state.step, training.steps_per_epoch, accuracies)
             outcome = step(batch, learning_rate, stop.signal_name is not None)
@@ -78,10 +79,7 @@ def _finish_epoch(training: Training, accuracy: float, accuracies: list[float]) 
     """Add the epoch that has ended with `accuracy` to the history, and bring the state to the next one."""
     state, recipe = training.state, training.recipe
     if not math.isfinite(accuracy):
-        raise DivergedError(
-            f"expected finite outputs, got others after step {state.step}, "
-            f"try a --learning-rate below {recipe.learning_rate:g} or --architecture with _bn"
-        )
+        raise DivergedError(f"expected finite outputs, got others after step {state.step}; {advice(training.net)}")
     loss_sum, correct, count = state.sums
     metrics = EpochMetrics(
         epoch=state.epoch,

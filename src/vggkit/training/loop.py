@@ -1,10 +1,12 @@
 """A recipe to a trained network: `train` reads from top to bottom."""
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +45,13 @@ from vggkit.training.stopping import signals_handled, stop_on_signals
 from vggkit.version import __version__
 from vggkit.weights.files import AnyNetwork, save_weights
 
+MIN_EPOCH_STEPS, FEW_STEPS = 10, 1_000
+"""A run of fewer steps an epoch is warned of, and told how to take about so many in all."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Run:
-    """What `train` leaves behind."""
+    """What `train` leaves behind. It is taken wherever its folder is: `load_classifier(run)`."""
 
     folder: Path
     """Holds recipe.json, metrics.jsonl, curves.png, checkpoints and, of a finished run, model.safetensors."""
@@ -80,20 +85,52 @@ class Run:
             f"{speed:.1f} examples/sec on {self.device}"
         )
 
+    def predict(self, images: Any, top: int = 3) -> list[Any]:
+        """The `top` classes of each image; see `vggkit.predict`."""
+        from vggkit import load_classifier, predict  # from the package's face: this room stands below prediction
+
+        return predict(load_classifier(self, next(self.net.parameters()).device), images, top)
+
+    def evaluate(self, data: Any = None, **options: Any) -> Any:
+        """How well the network does on `data`, by default on the images kept out of training; see `vggkit.evaluate`."""
+        from vggkit import evaluate, load_classifier, open_data
+
+        if data is None:
+            named = ("holdout", "seed", "stream", "epoch_images")
+            data = open_data(self.recipe.data, **{name: getattr(self.recipe, name) for name in named})
+        return evaluate(load_classifier(self, next(self.net.parameters()).device), data, **options)
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.folder)
+
+    def __repr__(self) -> str:
+        return f"{self.folder}: {self.net.architecture.name}, {self.summary}".replace("\n", ", ")
+
+    def _repr_html_(self) -> str:
+        rows = [
+            f"<tr><td>{m.epoch}</td><td>{m.train_loss:.3f}</td><td>{m.train_accuracy:.3f}</td>"
+            f"<td>{m.test_accuracy:.3f}</td><td>{m.examples_per_second:,.0f}</td></tr>"
+            for m in self.history
+        ]
+        names = ("epoch", "train loss", "train acc", f"{self.evaluated_on} acc", "examples/s")
+        header = "".join(f"<th>{name}</th>" for name in names)
+        return f"<p>{escape(repr(self))}</p><table><tr>{header}</tr>{''.join(rows)}</table>"
+
 
 @signals_handled()
 def train(
-    recipe: Recipe,
+    recipe: Recipe | str = "quick",
     *,
-    out: str | Path | None = None,
-    resume: str | Path | None = None,
+    out: str | os.PathLike[str] | None = None,
+    resume: str | os.PathLike[str] | None = None,
     device: str | None = None,
-    data_dir: str | Path | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
     save_seconds: float = SAVE_SECONDS,
     num_workers: int | None = None,
+    **changes: Any,
 ) -> Run:
-    """Train the network of `recipe` on its data, from its seed, into a run folder.
+    """Train the network of a recipe on its data, from its seed, into a run folder: `train("quick", epochs=1)`.
 
     SIGINT (Ctrl-C), SIGTERM and SIGUSR1 end it after the step, with a checkpoint, from which `resume` goes on to the
     same weights, bit for bit, that an unbroken run has (same machine, threads and torch). Under torchrun the
@@ -101,7 +138,7 @@ def train(
     there, for they reach one process after the other, and some twice.
 
     Args:
-        recipe: all that decides the run.
+        recipe: all that decides the run, or the name of a recipe.
         out: the run folder, which must not exist yet; `runs/<name>-<number>` by default.
         resume: a run folder to go on from, of the same recipe; it is begun where there is none.
         device: `cpu`, `cuda`, `cuda:1`, `mps`; by default a GPU if there is one, as the book's `try_gpu()`.
@@ -109,8 +146,10 @@ def train(
         progress: show live progress.
         save_seconds: from one checkpoint to the next.
         num_workers: threads that decode image files ahead; from the number of cores by default.
+        changes: other values for fields of the recipe.
 
     Raises:
+        RecipeError: there is no such recipe or field, or a value is impossible.
         DataError: the data is missing or damaged.
         ArchitectureError: the network does not fit the data.
         ValueError: the weights to start from are missing, damaged or of other shapes.
@@ -120,6 +159,7 @@ def train(
         LoadingError: images cannot be loaded for another reason than a bad file.
     """
     use_huge_pages()
+    recipe = Recipe.named(recipe, **changes) if isinstance(recipe, str) else recipe.changed(**changes)
     recipe = with_whole_paths(recipe)
     with joined(device) as team, ExitStack() as stack:
         is_shown = progress and team.leads
@@ -142,7 +182,7 @@ def train(
         training, notes = _set_up(recipe, team, data, source, before.files)
         folder = before.folder
         if folder is None and team.leads:
-            folder = stack.enter_context(begun(recipe, out))
+            folder = stack.enter_context(begun(recipe, Path(out) if out is not None else None))
         folder = Path(os.fsdecode(team.shared({"folder": os.fsencode(folder or "")})["folder"]))
         if team.leads:
             write_whole(folder / METRICS, before.files.get(METRICS, b""))
@@ -187,7 +227,7 @@ class _Found:
 
 
 def _found(
-    recipe: Recipe, resume: str | Path | None, team: Team, stack: ExitStack, say: Callable[[str], None]
+    recipe: Recipe, resume: str | os.PathLike[str] | None, team: Team, stack: ExitStack, say: Callable[[str], None]
 ) -> _Found:
     """What there is in the folder `resume`, which is locked until `stack` ends; the leader reads it for all."""
     folder, newest = None, None
@@ -253,8 +293,24 @@ def _introduce(shown: Progress, training: Training, event: str, notes: list[str]
         notes.append(named(data.bad_images))
     if data.name == SAMPLE_NAME:
         notes.append(SAMPLE_WARNING)
-    for note in notes:
+    for note in [*notes, *_few_steps(training)]:
         shown.say(note)
+
+
+def _few_steps(training: Training) -> list[str]:
+    """A warning if epochs are too short for the network to learn much, and what to try."""
+    recipe, num_images, steps = training.recipe, training.data.train.num_images, training.steps_per_epoch
+    if steps >= MIN_EPOCH_STEPS:
+        return []
+    batch_size = 2 ** int(math.log2(max(num_images / MIN_EPOCH_STEPS, 1)))
+    epochs = max(recipe.epochs, -(-FEW_STEPS // -(-num_images // batch_size)))
+    other = f"--batch-size {batch_size} --epochs {epochs}"
+    if not recipe.pretrained and not recipe.continues and training.data.train.is_fitted:  # image files
+        other = f"--recipe finetune --data {recipe.data} --batch-size {batch_size}, or {other}"
+    number = f"{steps} step{'s' * (steps > 1)}"
+    return [
+        f"an epoch is only {number} of up to {recipe.batch_size} images, {recipe.epochs * steps} in all: try {other}"
+    ]
 
 
 def _train_and_save(training: Training, folder: Path, shown: Progress, saver: Saver | None) -> str | None:
@@ -292,7 +348,7 @@ def _hardware(facts: Mapping[str, Any]) -> str:
 
 def _resume_note(state: RunState, recipe: Recipe, measured_on: dict[str, object]) -> str:
     if state.epoch > recipe.epochs:
-        return "was trained to its end before; nothing is left to do"
+        return "was trained to its end before; nothing is left to do; --more-epochs N begins a run from it"
     others = [
         f"{what} {state.facts.get(what)}, now {now}"
         for what, now in measured_on.items()

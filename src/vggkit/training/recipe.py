@@ -3,6 +3,7 @@
 import difflib
 import json
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -46,6 +47,7 @@ _LATER = {
     *("head", "pooled_size", "checkpoint", "warm_start"),  # since 0.2
     *("channels", "holdout", "stream", "epoch_images", "bad_images", "shorter_side", "color_shift", "pretrained"),
     *("head_epochs", "compression", "sync_batch_norm"),
+    "continues",  # since 0.5
 }
 """Fields that the recipe.json of an older run may lack; their defaults are what that version did."""
 
@@ -71,6 +73,7 @@ class Recipe:
         init: How the weights are initialized.
         warm_start: A run or weight file from which the first four convolutions and the fully connected layers start.
         pretrained: A run, weight file or torchvision/vgg16 from which all layers but the last start.
+        continues: A finished run of the same network, whose weights this run starts from.
         head_epochs: Epochs at the start in which only the last layer learns.
         epochs: Passes over the training images.
         batch_size: Images in a step, shared by all processes.
@@ -114,6 +117,7 @@ class Recipe:
     init: Init = "kaiming"
     warm_start: str = ""
     pretrained: str = ""
+    continues: str = ""
     head_epochs: int = 0
     epochs: int = 10
     batch_size: int = 128
@@ -171,7 +175,8 @@ class Recipe:
         head_epochs = self.head_epochs
         need(self.pretrained or not head_epochs, f"pretrained weights with head_epochs, got none and {head_epochs}")
         need(head_epochs <= epochs, f"head_epochs of at most the {epochs} epochs, got {head_epochs}")
-        need(not (self.pretrained and self.warm_start), "one of pretrained and warm_start, got both")
+        starts = [field for field in ("pretrained", "warm_start", "continues") if getattr(self, field)]
+        need(len(starts) < 2, f"one of pretrained, warm_start and continues, got {' and '.join(starts)}")
 
     def network(self, in_channels: int, num_classes: int) -> Network:
         """The network for images of `in_channels` and `num_classes`; raises `ArchitectureError`."""
@@ -241,6 +246,10 @@ class Recipe:
                 f"expected a recipe of {', '.join(RECIPES)}, got {shown(repr(name))}{_near(name, RECIPES)}"
             )
         return RECIPES[name]().changed(**changes)
+
+    def continued(self, run: str | os.PathLike[str], epochs: int) -> "Recipe":
+        """A recipe of `epochs` more epochs, with a schedule of their own, from the weights of `run`, a finished run."""
+        return replace(self, continues=os.fspath(run), epochs=epochs, head_epochs=0, pretrained="", warm_start="")
 
     def changed(self, **changes: Any) -> "Recipe":
         """This recipe with other values of some fields; raises `RecipeError`."""

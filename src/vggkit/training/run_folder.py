@@ -41,7 +41,9 @@ def with_whole_paths(recipe: Recipe) -> Recipe:
 
     Links in them stay: one may lead elsewhere when the run goes on, to the same images.
     """
-    named: dict[str, str] = {field: getattr(recipe, field) for field in ("data", "warm_start", "pretrained")}
+    named: dict[str, str] = {
+        field: getattr(recipe, field) for field in ("data", "warm_start", "pretrained", "continues")
+    }
     whole: dict[str, Any] = {
         field: os.path.abspath(path)  # noqa: PTH100 (Path.resolve would follow the links)
         for field, path in named.items()

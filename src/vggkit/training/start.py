@@ -18,16 +18,17 @@ from vggkit.weights.warm_start import last_layer, transfer, warm_start
 
 
 def pretrained_weights(recipe: Recipe, say: Callable[[str], None]) -> tuple[AnyNetwork, Preprocessing] | None:
-    """The network of `recipe.pretrained` and its preprocessing; None if the recipe names none.
+    """The network that `recipe` continues or takes layers from, and its preprocessing; None for a new one.
 
     `say` is told of a download, which may take minutes, and of a preprocessing that is guessed.
 
     Raises:
-        WeightsError: they are missing, damaged, or do not say how to prepare an image.
+        WeightsError: the weights are missing, damaged, or do not say how to prepare an image.
     """
-    if not recipe.pretrained:
+    named = recipe.pretrained or recipe.continues
+    if not named:
         return None
-    path = find_weights(recipe.pretrained, say)
+    path = find_weights(named, say)
     net, metadata = load_weights(path)
     preprocessing = preprocessing_for(net, metadata, say)
     if preprocessing is None:
@@ -39,7 +40,7 @@ def pretrained_weights(recipe: Recipe, say: Callable[[str], None]) -> tuple[AnyN
 
 
 def start_from(net: AnyNetwork, source: tuple[AnyNetwork, Preprocessing] | None, recipe: Recipe) -> list[str]:
-    """Give `net` the weights that `recipe` says to start from, in place; lines for the user.
+    """Give `net` the weights that `recipe` says to start from, in place, and return lines for the user.
 
     Args:
         net: new.
@@ -47,8 +48,17 @@ def start_from(net: AnyNetwork, source: tuple[AnyNetwork, Preprocessing] | None,
         recipe: says where from.
 
     Raises:
-        ValueError: they are missing, damaged or of other shapes.
+        ValueError: the weights are missing, damaged or of other shapes.
     """
+    if source is not None and recipe.continues:
+        if source[0].architecture != net.architecture:
+            raise RunError(
+                f"expected a run of the same network to continue, got {recipe.continues} of "
+                f"{source[0].architecture.name} with {source[0].architecture.num_classes} classes at "
+                f"{source[0].architecture.image_size} px, try --pretrained"
+            )
+        net.load_state_dict(source[0].state_dict())
+        return [f"continues from the weights of {recipe.continues}"]
     if source is not None:
         other, preprocessing = source
         channels = net.architecture.in_channels
@@ -60,6 +70,12 @@ def start_from(net: AnyNetwork, source: tuple[AnyNetwork, Preprocessing] | None,
         copied = warm_start(net, load_weights(find_weights(recipe.warm_start))[0])
         return [f"started from {recipe.warm_start}: {', '.join(copied)}"]
     return []
+
+
+def advice(net: AnyNetwork) -> str:
+    """What to try if the training of `net` diverges."""
+    can_have_norms = isinstance(net, VGG) and not any(isinstance(module, _BatchNorm) for module in net.modules())
+    return "try a lower --learning-rate" + " or --architecture with _bn" * can_have_norms
 
 
 def learning_part(net: AnyNetwork, only_last: bool) -> None:

@@ -25,6 +25,8 @@ class Flags:
     """The run folder, which must not exist yet; runs/<name>-<number> if not given."""
     resume: Path | None = None
     """A run folder to go on from; where there is none, the run is begun, if --recipe or a flag of a recipe is given."""
+    more_epochs: int | None = None
+    """With --resume RUN: begin a new run of so many epochs, with a schedule of its own, from the weights of RUN."""
     device: str | None = None
     """cpu, cuda, cuda:1 or mps; a GPU, if there is one, if not given."""
     data_dir: Path | None = None
@@ -49,25 +51,28 @@ def run(arguments: list[str]) -> int:
         raise ValueError(f"expected a run folder, got {resumed}: nothing there, try it with --recipe, to begin it")
     flags = parse_flags("train", Flags, arguments, Flags(default, named or "quick"))
     _check(flags)
+    recipe, resume = flags.fields, flags.resume
+    if flags.more_epochs is not None and resume is not None:
+        recipe, resume = recipe.continued(resume, flags.more_epochs), None
 
     from vggkit.data import fashion_mnist
 
-    if flags.fields.data == fashion_mnist.FULL_NAME and flags.data_dir is None and not _in_team():
+    if recipe.data == fashion_mnist.FULL_NAME and flags.data_dir is None and not _in_team():
         _find_or_fetch()
     from vggkit.training.loop import train
 
     try:
         run = train(
-            flags.fields,
+            recipe,
             out=flags.out,
-            resume=flags.resume,
+            resume=resume,
             device=flags.device,
             data_dir=flags.data_dir,
             save_seconds=flags.save_seconds,
             num_workers=flags.workers,
         )
     except LostError as error:
-        raise LostError(f"{error}; go on with --resume {flags.resume or flags.out or 'RUN'}") from None
+        raise LostError(f"{error}; go on with --resume {resume or flags.out or 'RUN'}") from None
     if not run.leads:
         return DONE if run.stopped_by is None else RESUMABLE
     if run.stopped_by is not None:
@@ -76,7 +81,7 @@ def run(arguments: list[str]) -> int:
         program = "vgg train" if is_alone else "torchrun ... -m vggkit train"
         print(f"stopped by {run.stopped_by} after {finished}; go on with: {program} --resume {run.folder}")
         return RESUMABLE
-    if flags.fields.data == fashion_mnist.SAMPLE_NAME:
+    if recipe.data == fashion_mnist.SAMPLE_NAME:
         print_to_stderr(fashion_mnist.SAMPLE_WARNING)
     print(run.summary)
     print(run.folder)
@@ -110,7 +115,11 @@ def _names_a_recipe(arguments: list[str]) -> bool:
 
 
 def _check(flags: Flags) -> None:
-    if flags.out is not None and flags.resume is not None:
+    from vggkit.training.run_folder import MODEL
+
+    if flags.more_epochs is not None and (flags.resume is None or not (flags.resume / MODEL).is_file()):
+        raise ValueError(f"expected --resume with a finished run for --more-epochs, got {flags.resume}")
+    if flags.out is not None and flags.resume is not None and flags.more_epochs is None:
         raise ValueError("expected one of --out (a new run) and --resume (one to go on with), got both")
     if not flags.save_seconds > 0:
         raise ValueError(f"expected --save-seconds above 0, got {flags.save_seconds}")
