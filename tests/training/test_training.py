@@ -102,7 +102,7 @@ def test_the_saved_network_is_the_trained_one(run):
     images = torch.from_numpy(sample.test_images).unsqueeze(1)
     x = classifier.preprocessing(images)
     with torch.no_grad():
-        assert torch.equal(classifier.net(x), run.net(x))
+        torch.testing.assert_close(classifier.net(x), run.net(x), rtol=1e-4, atol=1e-4)  # each by its engine
         by_hand = np.mean([classifier.net(classifier.preprocessing(i[None])).argmax().item() for i in images[:200]]
                           == sample.test_labels[:200])  # fmt: skip
     measured = confusion_of(classifier, sample.source)
