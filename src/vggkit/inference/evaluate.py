@@ -1,120 +1,247 @@
-"""A weight file and a labelled data set to accuracy, by class and confused with what."""
+"""A trained network and labelled images to its accuracy, by class, confused with what, and how sure that is."""
 
-import warnings
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from functools import cached_property
+from html import escape
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
-from vggkit.data.feed import Whole, network_input, open_feed
-from vggkit.data.files import as_png, write_whole
+from vggkit.data.feed import Feed, LoaderFeed, Whole, open_feed
 from vggkit.data.images import FittedImage
-from vggkit.data.samples import IGNORED_LABEL, ImageSource
-from vggkit.errors import DataError
-from vggkit.inference.predict import Classifier, check_has_classes
+from vggkit.data.samples import IGNORED_LABEL, Images, ImageSource, split_named
+from vggkit.data.sources import open_data
+from vggkit.errors import DataError, WeightsError, shown
+from vggkit.inference.classes import matched_classes
+from vggkit.inference.predict import AnyModel, Classifier, as_classifier, check_has_classes
+from vggkit.training.evaluate import judged
 
-MAX_DRAWN_CLASSES = 40
+NUM_MISTAKES = 12
+MAX_LISTED_CLASSES = 20
+MAX_NOTES = 3
 
 
-@dataclass(frozen=True)
+class Mistake(NamedTuple):
+    """An image that was taken for another class."""
+
+    name: str
+    label: str
+    predicted: str
+    probability: float
+    """Of the class that it was taken for, 0 to 1."""
+    pixels: npt.NDArray[np.uint8]
+    """(height, width, channels), as the network saw it."""
+
+
+@dataclass(frozen=True, repr=False)
 class Evaluation:
-    """How a network does on a labelled set."""
+    """How a network does on labelled images."""
 
     classes: tuple[str, ...]
-    confusion: npt.NDArray[np.int64]
-    """(classes, classes): images of the row's class that were taken for the column's."""
+    """Of the network."""
+    labels: npt.NDArray[np.int64]
+    """(images,): the true class of each image that could be read and whose class the network knows."""
+    predicted: npt.NDArray[np.int64]
+    """(images,): the most probable class."""
+    measured_on: str = "images"
+    """`test images of fashion-mnist`."""
+    notes: tuple[str, ...] = ()
+    """Lines on what was left out."""
+    mistakes: tuple[Mistake, ...] = ()
+    """Those that the network was surest of, up to 12."""
 
     @property
     def accuracy(self) -> float:
         """Top-1: the share of all images that were classified right, 0 to 1."""
-        return float(self.confusion.trace() / self.confusion.sum())
+        return float((self.labels == self.predicted).mean())
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Where the accuracy on ever more images such as these would be, with 95% probability; see `interval_of`."""
+        return interval_of(int((self.labels == self.predicted).sum()), len(self.labels))
+
+    @property
+    def class_images(self) -> list[int]:
+        """For each class, its images."""
+        return list(np.bincount(self.labels, minlength=len(self.classes)).tolist())
+
+    @property
+    def class_right(self) -> list[int]:
+        """For each class, its images that were classified right."""
+        return list(np.bincount(self.labels[self.labels == self.predicted], minlength=len(self.classes)).tolist())
 
     @property
     def class_accuracy(self) -> tuple[float | None, ...]:
         """For each class, the share of its images that were classified right (its recall); None if it has none."""
-        right, counts = self.confusion.diagonal().tolist(), self.confusion.sum(axis=1).tolist()
-        return tuple(r / n if n else None for r, n in zip(right, counts, strict=True))
+        counts = zip(self.class_right, self.class_images, strict=True)
+        return tuple(right / images if images else None for right, images in counts)
+
+    @cached_property
+    def confusion(self) -> npt.NDArray[np.int64]:
+        """(classes, classes): images of the row's class that were taken for the column's."""
+        size = len(self.classes)
+        return np.bincount(self.labels * size + self.predicted, minlength=size**2).reshape(size, size)
+
+    @property
+    def summary(self) -> str:
+        """The accuracy in a line."""
+        low, high = self.interval
+        return (
+            f"accuracy {self.accuracy:.4f} (95% interval {low:.4f} to {high:.4f}) on the {len(self.labels):,} "
+            f"{self.measured_on}"
+        )
+
+    def _rows(self) -> list[tuple[str, str]]:
+        scores = [
+            (name, f"{right / images:.1%} of {images:,}" if images else "-")
+            for name, right, images in zip(self.classes, self.class_right, self.class_images, strict=True)
+        ]
+        more = [("...", f"{len(scores) - MAX_LISTED_CLASSES:,} more")] * (len(scores) > MAX_LISTED_CLASSES)
+        return [*scores[:MAX_LISTED_CLASSES], *more]
+
+    def __repr__(self) -> str:
+        rows = self._rows()
+        width = max(len(name) for name, _ in rows)
+        return "\n".join([self.summary, *self.notes, *(f"{name:<{width}}  {score}" for name, score in rows)])
+
+    def _repr_html_(self) -> str:
+        cells = "".join(f"<tr><td>{escape(name)}</td><td>{score}</td></tr>" for name, score in self._rows())
+        return f"<p>{'<br>'.join(map(escape, [self.summary, *self.notes]))}</p><table>{cells}</table>"
 
 
-@torch.no_grad()
+def interval_of(right: int, images: int) -> tuple[float, float]:
+    """The 95% confidence interval of a share, `right` of `images`, 0 to 1.
+
+    Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927.
+
+    >>> [round(bound, 3) for bound in interval_of(5, 6)]
+    [0.436, 0.97]
+    """
+    z, share = 1.959964, right / images
+    middle = share + z**2 / (2 * images)
+    half = z * math.sqrt(share * (1 - share) / images + z**2 / (4 * images**2))
+    return max(0.0, (middle - half) / (1 + z**2 / images)), min(1.0, (middle + half) / (1 + z**2 / images))
+
+
 def evaluate(
-    classifier: Classifier,
-    data: ImageSource,
+    model: AnyModel,
+    data: ImageSource | str | os.PathLike[str],
+    split: str | None = None,
     batch_size: int = 128,
     num_workers: int = 0,
     bad_images: Literal["fail", "skip"] = "fail",
 ) -> Evaluation:
-    """The confusion of `classifier` on the test or validation images of `data`, on the network's device.
+    """How a network does on labelled images, on its device.
+
+    Classes are matched by name, by synset or by number, see `matched_classes`; of those that the network does not know
+    no image counts.
 
     Args:
-        classifier: from `load_classifier`.
-        data: from `open_data`.
+        model: from `load_classifier`, or what that takes.
+        data: from `open_data`; or what that takes, of which nothing is kept out then: a folder with a folder for each
+            class is measured whole, and of several splits it is `test`, else `validation`.
+        split: `train`, `validation`, `test`, or `all` splits together; by default what `data` holds out.
         batch_size: images together.
         num_workers: threads that decode image files ahead.
-        bad_images: what to do with files that are no images or broken: fail, or skip, which counts them nowhere.
+        bad_images: what to do with files that are damaged or no images: fail, or skip them, which a note then says.
 
     Raises:
-        DataError: the data set has other classes than the network knows, or holds a bad image.
+        DataError: the data has no class that the network knows, or no such split, or holds a bad image.
         LoadingError: images cannot be loaded for another reason than a bad file.
+        WeightsError: the weights give values that are not finite.
     """
+    classifier = as_classifier(model)
     check_has_classes(classifier)
-    if data.classes != classifier.classes:
-        raise DataError(f"expected data of {_listed(classifier.classes)}, got {_listed(data.classes)}")
     if batch_size < 1:
         raise ValueError(f"expected a batch_size from 1, got {batch_size}")
-    num_classes = len(classifier.classes)
-    counts = torch.zeros(num_classes**2, dtype=torch.int64, device=_device(classifier))
+    source = data if isinstance(data, ImageSource) else open_data(data, holdout=0)
+    matches = matched_classes(classifier.classes, source.classes)
+    # The last entry is for what is ignored already, whose label is negative.
+    table = torch.tensor([IGNORED_LABEL if match is None else match for match in [*matches, None]])
+    default = source.held_out_name if isinstance(data, ImageSource) else default_split(source)
+    name = (split_named(split) or split) if split else default
+    if name != "all" and name not in source.splits:
+        raise DataError(f"{source.name}: expected a split of {', '.join(source.splits)} or all, got {split!r}")
     preprocessing = classifier.preprocessing
-    read = FittedImage(preprocessing.channels, preprocessing)
-    options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "bad_images": bad_images}
-    feed = open_feed(data.held_out, read, Whole(_device(classifier)), **options)
-    for batch in feed.batches(epoch=0):
-        predicted = classifier.fast(network_input(feed, batch.images, preprocessing)).argmax(dim=1)
-        is_counted = batch.labels != IGNORED_LABEL
-        counts += torch.bincount((batch.labels * num_classes + predicted)[is_counted], minlength=num_classes**2)
-    return Evaluation(classifier.classes, counts.view(num_classes, num_classes).cpu().numpy())
-
-
-def _device(classifier: Classifier) -> torch.device:
-    return next(classifier.net.parameters()).device
-
-
-def _listed(classes: tuple[str, ...]) -> str:
-    """Classes for an error message."""
-    return f"{len(classes):,} classes ({', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''})"
-
-
-def draw_confusion(evaluation: Evaluation, path: Path) -> None:
-    """Draw the confusion matrix, each row in percent of its class, into a PNG file at `path`.
-
-    Of more than `MAX_DRAWN_CLASSES` classes it shows numbers instead of names, and colours alone.
-    """
-    from matplotlib.figure import Figure
-
-    classes, counts = evaluation.classes, evaluation.confusion
-    percent = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    has_room = len(classes) <= MAX_DRAWN_CLASSES
-    side = 2.5 + 0.55 * min(len(classes), MAX_DRAWN_CLASSES)
-    figure = Figure(figsize=(side + 0.8, side), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    image = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
-    if has_room:
-        for row, column in np.argwhere(counts).tolist():
-            color = "white" if percent[row, column] > 50 else "black"
-            text = f"{percent[row, column]:.1f}"
-            axes.text(column, row, text, ha="center", va="center", color=color, fontsize=7)
-        axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right", parse_math=False)
-        axes.set_yticks(range(len(classes)), classes, parse_math=False)
-    axes.set(
-        xlabel="predicted",
-        ylabel="true",
-        title=f"accuracy {evaluation.accuracy:.4f} on {counts.sum():,} images",
+    measured, mistakes, bad = list[Tensor](), list[Mistake](), dict[str, str]()
+    for images in source.splits.values() if name == "all" else [source.splits[name]]:
+        feed = open_feed(
+            images,
+            FittedImage(preprocessing.channels, preprocessing),
+            Whole(classifier.device),
+            batch_size=batch_size,
+            num_workers=num_workers,
+            bad_images=bad_images,
+        )
+        outcome, surest = _outcome(classifier, feed, table.to(classifier.device))
+        bad |= feed.loader.bad if isinstance(feed, LoaderFeed) else {}
+        measured.append(outcome)
+        mistakes += _mistakes(classifier, images, surest)
+    given, labels, predicted = torch.cat(measured, dim=1).cpu().numpy()
+    is_counted = labels != IGNORED_LABEL
+    if not is_counted.any():
+        raise DataError(f"{source.name}: expected an image to measure by that can be read, got none")
+    unknown = Counter(source.classes[label] for label in given[(given != IGNORED_LABEL) & ~is_counted].tolist())
+    notes = [
+        f"not counted, as the network has no such class: {images:,} images of {shown(found)}"
+        for found, images in unknown.most_common(MAX_NOTES)
+    ]
+    notes += [f"... and of {len(unknown) - MAX_NOTES:,} more classes"] * (len(unknown) > MAX_NOTES)
+    if bad:
+        first = "; ".join(f"{image}: {reason}" for image, reason in list(bad.items())[:MAX_NOTES])
+        notes.append(f"not counted, as they are bad: {len(bad):,} images ({first}{', ...' * (len(bad) > MAX_NOTES)})")
+    return Evaluation(
+        classifier.classes,
+        labels[is_counted],
+        predicted[is_counted],
+        f"{name.removeprefix('all')} images of {source.name}".lstrip(),
+        tuple(notes),
+        tuple(sorted(mistakes, key=lambda mistake: -mistake.probability)[:NUM_MISTAKES]),
     )
-    figure.colorbar(image, label="% of the class", shrink=0.8)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for it
-        picture = as_png(figure)
-    write_whole(path, picture)
+
+
+def default_split(source: ImageSource) -> str:
+    """What is measured on of data that was not divided for a run: `test`, else `validation`, else all there is."""
+    return next(name for name in ("test", "validation", "all", "train") if name in source.splits)
+
+
+def _outcome(classifier: Classifier, feed: Feed, table: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """What a network makes of a split: int64 (3, images), the labels of the data and of the network, and what it said.
+
+    And the mistakes that it was surest of, as columns: probability, position, label, prediction and pixels. Nothing is
+    asked of the device before the end.
+    """
+    columns: list[Tensor] = []
+    surest: list[Tensor] = []
+    start, is_finite = 0, torch.tensor(True, device=table.device)
+    for batch, logits in judged(classifier.fast, feed, classifier.preprocessing):
+        probability, predicted = logits.softmax(dim=1).max(dim=1)
+        is_finite &= probability.isfinite().all()
+        labels = table[batch.labels.clamp(min=-1)]
+        columns.append(torch.stack([batch.labels, labels, predicted]))
+        wrong = torch.where((labels != predicted) & (labels != IGNORED_LABEL), probability, 0)
+        rows = wrong.topk(min(NUM_MISTAKES, len(wrong))).indices
+        new = [wrong[rows], rows + start, labels[rows], predicted[rows], batch.images[rows]]
+        both = [torch.cat(pair) for pair in zip(surest, new, strict=True)] if surest else new
+        best = both[0].topk(min(NUM_MISTAKES, len(both[0]))).indices
+        surest, start = [values[best] for values in both], start + len(labels)
+    if not is_finite:
+        raise WeightsError("expected weights that give finite outputs, got others, try other weights")
+    return torch.cat(columns, dim=1), surest
+
+
+def _mistakes(classifier: Classifier, images: Images, surest: list[Tensor]) -> Iterator[Mistake]:
+    """The mistakes of a split, by name, from the columns of `_outcome`."""
+    *numbers, pixels = (column.cpu() for column in surest)
+    classes = classifier.classes
+    for probability, position, label, predicted, shot in zip(*(some.tolist() for some in numbers), pixels, strict=True):
+        if probability > 0:
+            name = f"image {position}" if images.is_stream else images.reader(0, 0)(position).name
+            yield Mistake(name, classes[label], classes[predicted], probability, shot.permute(1, 2, 0).numpy())

@@ -1,15 +1,30 @@
-"""Top-1 accuracy while training, by all processes together."""
+"""What a network makes of labelled images; top-1 accuracy while training, by all processes together."""
+
+from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from vggkit.data.feed import Feed, network_input
+from vggkit.data.feed import Batch, Feed, network_input
 from vggkit.data.preprocessing import Preprocessing
 from vggkit.data.samples import IGNORED_LABEL
 from vggkit.errors import DataError
 from vggkit.training.distributed import Team
 from vggkit.training.step import autocast
 from vggkit.training.stopping import StopFlag
+
+
+@torch.no_grad()
+def judged(net: nn.Module, feed: Feed, preprocessing: Preprocessing) -> Iterator[tuple[Batch, Tensor]]:
+    """All batches of `feed` in its order, each with the logits of `net`: float32 (images, classes).
+
+    The network is left in evaluation mode.
+    """
+    net.eval()
+    for batch in feed.batches(epoch=0):
+        with autocast(batch.images.device):
+            logits = net(network_input(feed, batch.images, preprocessing))
+        yield batch, logits.float()
 
 
 @torch.no_grad()
@@ -25,15 +40,12 @@ def evaluate(
     Raises:
         DataError: no image can be read.
     """
-    net.eval()
     sums = torch.zeros(2, device=team.device)  # correct, images
-    for batch in feed.batches(epoch=0):
+    for batch, logits in judged(net, feed, preprocessing):
         if stop is not None and _any_wants_stop(stop, team):
             return None
-        with autocast(batch.images.device):
-            logits = net(network_input(feed, batch.images, preprocessing))
         sums[0] += (logits.argmax(dim=1) == batch.labels).sum()
-        sums[0] += 0 * logits.float().sum()  # NaN from the first output that is not finite
+        sums[0] += 0 * logits.sum()  # NaN from the first output that is not finite
         sums[1] += (batch.labels != IGNORED_LABEL).sum()
     correct, count = team.sum_(sums).tolist()
     if not count:

@@ -1,127 +1,152 @@
-"""`vgg eval`: a trained network on a test set."""
+"""`vgg eval`: a trained network on labelled images."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from tyro.conf import Positional
-
 from vggkit.training.recipe import Recipe
-from vggkit.verbs.terminal import DONE, check_out, parse_flags, print_json, print_table, print_to_stderr
+from vggkit.verbs.predict import ModelFlags, classifier_of
+from vggkit.verbs.terminal import DONE, check_out, parse_flags, print_json, print_table
 
 if TYPE_CHECKING:
+    from vggkit.data.samples import ImageSource
     from vggkit.inference.evaluate import Evaluation
 
-MAX_COLUMNS = 20
-"""Classes that the table of confusions shows in full."""
+MAX_WIDTH = 80
+"""Columns of a terminal: a table of confusions that is wider is not shown."""
+FEW_IMAGES = 100
+"""Of a class; its accuracy is then shown with an interval."""
 
 
-@dataclass(frozen=True)
-class Flags:
-    """Measure a trained network on the images kept out of training: accuracy, by class, and confused with what."""
+@dataclass(frozen=True, kw_only=True)
+class Flags(ModelFlags):
+    """Measure a trained network on the images kept out of training, or on others: accuracy and what is confused."""
 
-    run: Positional[Path]
-    """A run folder, or a model.safetensors."""
+    best: bool = False
+    """Take the weights of the run's best epoch (best.safetensors) instead of the last one's."""
     data: str | None = None
-    """Data to test on, as for vgg train; if not given, what the recipe.json of the run says, else fashion-mnist."""
+    """Data to measure on, named as for vgg train, all of it; if not given, what was kept out of the run's own data."""
+    split: Literal["train", "val", "validation", "test", "all"] | None = None
+    """The part of the data to measure on; if not given and there are several, test, else validation."""
     bad_images: Literal["fail", "skip"] | None = None
-    """What to do with files that are no images or broken; as the recipe says, if not given."""
+    """What to do with files that are damaged or no images; as the recipe says, if not given."""
     workers: int | None = None
     """Threads that decode image files ahead; half of the cores, at most 16, if not given."""
-    device: str | None = None
-    """cpu, cuda, cuda:1 or mps; a GPU, if there is one, if not given."""
     data_dir: Path | None = None
     """Where to look for Fashion-MNIST first."""
     plot: Path | None = None
-    """Draw the confusion matrix into this .png file."""
-    json: bool = False
-    """Print JSON instead of tables."""
+    """Draw the confusion matrix and the surest mistakes into this .png file."""
 
 
 def run(arguments: list[str]) -> int:
     """Run the verb; returns the exit code."""
     flags = parse_flags("eval", Flags, arguments)
-    from vggkit.data.loader import default_workers
-    from vggkit.data.sources import open_data
-    from vggkit.inference.evaluate import draw_confusion, evaluate
-    from vggkit.inference.predict import load_classifier
-    from vggkit.training.hardware import choose_device, use_huge_pages
-
     if flags.plot is not None:
         check_out(flags.plot, ".png", flag="--plot")
-    use_huge_pages()
-    classifier = load_classifier(flags.run, choose_device(flags.device))
-    recipe = _recipe_of_run(flags.run)
-    data = open_data(
-        flags.data or recipe.data,
-        data_dir=flags.data_dir,
-        holdout=recipe.holdout,
-        seed=recipe.seed,
-        stream=recipe.stream,
-        epoch_images=recipe.epoch_images,
+    from vggkit.data.loader import default_workers
+    from vggkit.inference.confusion import draw_confusion
+    from vggkit.inference.evaluate import default_split, evaluate
+
+    classifier = classifier_of(flags, best=flags.best)
+    recipe = _recipe_of_run(Path(flags.model))
+    data, notes = _opened(flags, recipe)
+    evaluation = evaluate(
+        classifier,
+        data,
+        flags.split or (default_split(data) if flags.data else None),
+        num_workers=flags.workers if flags.workers is not None else default_workers(),
+        bad_images=flags.bad_images or (recipe.bad_images if recipe else "fail"),
     )
-    if data.is_drawn and not _recipe_path(flags.run).is_file():
-        print_to_stderr(
-            f"there is no recipe.json beside {flags.run}, whose seed would say which images were kept out of training: "
-            "it may have learnt from those that it is measured on"
-        )
-    bad_images = flags.bad_images or recipe.bad_images
-    workers = flags.workers if flags.workers is not None else default_workers()
-    evaluation = evaluate(classifier, data, num_workers=workers, bad_images=bad_images)
     if flags.plot is not None:
         draw_confusion(evaluation, flags.plot)
-    by_class = dict(zip(evaluation.classes, evaluation.class_accuracy, strict=True))
+    notes += [f"{Path(classifier.source).parent} also has best.safetensors, of its best epoch, which --best takes"] * (
+        not flags.best and Path(classifier.source).with_name("best.safetensors").exists()
+    )
+    notes += evaluation.notes
     if flags.json:
-        confusion = evaluation.confusion.tolist()
-        print_json({"accuracy": evaluation.accuracy, "class_accuracy": by_class, "confusion": confusion})
+        print_json({"weights": classifier.source, "notes": notes, **_facts(evaluation)})
         return DONE
-    count = int(evaluation.confusion.sum())
-    print(f"accuracy {evaluation.accuracy:.4f} on the {count:,} {data.held_out_name} images of {data.name}")
-    if len(by_class) <= MAX_COLUMNS:
-        _print_confusion(evaluation)
-    else:
+    print(f"{classifier.source}: {evaluation.summary}", *notes, sep="\n")
+    if not _print_confusion(evaluation):
         _print_most_confused(evaluation)
     if flags.plot is not None:
         print(flags.plot)
     return DONE
 
 
-def _print_confusion(evaluation: "Evaluation") -> None:
+def _opened(flags: Flags, recipe: Recipe | None) -> "tuple[ImageSource, list[str]]":
+    """The data that the flags or the recipe name, and lines on it."""
+    from vggkit.data.sources import open_data
+
+    if flags.data is not None:
+        data = open_data(flags.data, data_dir=flags.data_dir, holdout=0)
+        notes = [str(data)] * (len(data.splits) > 1)
+        if recipe is not None and Path(recipe.data).resolve() == Path(flags.data).resolve() and "all" in data.splits:
+            notes.append("these are the images it was trained on: without --data, those kept out are measured on")
+        return data, notes
+    known = recipe or Recipe.named("quick")
+    options = {name: getattr(known, name) for name in ("holdout", "seed", "stream", "epoch_images")}
+    data = open_data(known.data, data_dir=flags.data_dir, **options)
+    return data, []
+
+
+def _facts(evaluation: "Evaluation") -> dict[str, object]:
+    return {
+        "measured_on": evaluation.measured_on,
+        "images": len(evaluation.labels),
+        "accuracy": evaluation.accuracy,
+        "interval": evaluation.interval,
+        "class_accuracy": dict(zip(evaluation.classes, evaluation.class_accuracy, strict=True)),
+        "confusion": evaluation.confusion.tolist(),
+    }
+
+
+def _print_confusion(evaluation: "Evaluation") -> bool:
+    """Print the table of confusions, if it fits into a terminal; whether it does."""
+    width = max(len(str(evaluation.confusion.max())), 2) + 1
+    if max(map(len, evaluation.classes)) + 20 + width * len(evaluation.classes) > MAX_WIDTH:
+        return False
     print("a row is a true class; below a number, its images that were taken for the class of that number")
-    shares, counts = evaluation.class_accuracy, evaluation.confusion.tolist()
+    scores, counts = _scores(evaluation), evaluation.confusion.tolist()
     rows = [
-        (f"{index} {name}", _percent(share), *(str(n) if n else "." for n in row))
-        for index, (name, share, row) in enumerate(zip(evaluation.classes, shares, counts, strict=True))
+        (f"{index} {name}", score, *(str(n) if n else "." for n in row))
+        for index, (name, score, row) in enumerate(zip(evaluation.classes, scores, counts, strict=True))
     ]
     print_table(("class", "accuracy", *map(str, range(len(rows)))), [rows], left_aligned=1)
+    return True
 
 
 def _print_most_confused(evaluation: "Evaluation") -> None:
-    """For each class only what it is most often taken for: a column for each would be wider than a screen."""
+    """Print for each class only what it is most often taken for."""
     rows = []
-    for index, (name, share) in enumerate(zip(evaluation.classes, evaluation.class_accuracy, strict=True)):
+    for index, (name, score) in enumerate(zip(evaluation.classes, _scores(evaluation), strict=True)):
         counts = evaluation.confusion[index].copy()
         num_images, counts[index] = counts.sum(), 0
         other = int(counts.argmax())
         wrong = (evaluation.classes[other], f"{counts[other]:,}") if counts[other] else ("", "")
-        rows.append((name, *wrong, f"{num_images:,}", _percent(share)))
+        if num_images:
+            rows.append((name, *wrong, f"{num_images:,}", score))
     print_table(("class", "most taken for", "times", "images", "accuracy"), [rows], left_aligned=2)
     print("all numbers: --json, or --plot")
 
 
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.1%}"
+def _scores(evaluation: "Evaluation") -> list[str]:
+    """The accuracy in each class, with an interval if it has few images."""
+    from vggkit.inference.evaluate import interval_of
+
+    scores = []
+    for right, images in zip(evaluation.class_right, evaluation.class_images, strict=True):
+        low, high = interval_of(right, images) if images else (0, 0)
+        few = f" ({low:.0%} to {high:.0%})" * (images < FEW_IMAGES)
+        scores.append(f"{right / images:.1%}{few}" if images else "-")
+    return scores
 
 
-def _recipe_path(run: Path) -> Path:
-    return (run if run.is_dir() else run.parent) / "recipe.json"
-
-
-def _recipe_of_run(run: Path) -> Recipe:
-    """The recipe beside the weights; where there is none, one that names Fashion-MNIST."""
-    path = _recipe_path(run)
+def _recipe_of_run(model: Path) -> Recipe | None:
+    """The recipe in the run folder, or beside the weight file, that `model` is, if there is one."""
+    path = (model if model.is_dir() else model.parent) / "recipe.json"
     if not path.is_file():
-        return Recipe.named("quick")
+        return None
     try:
         return Recipe.from_json(path.read_text())
     except ValueError as error:

@@ -78,13 +78,20 @@ def opened(flags: ImagesFlags, verb: str) -> "tuple[Classifier, BadImages]":
     return classifier_of(flags), BadImages(verb)
 
 
-def classifier_of(flags: ModelFlags) -> "Classifier":
-    """The classifier that `flags` name, on its device."""
+def classifier_of(flags: ModelFlags, best: bool = False) -> "Classifier":
+    """The classifier that `flags` name, on its device: of a run the last epoch's, or the best one's."""
     from vggkit.design.network import costs
     from vggkit.inference.predict import load_classifier
     from vggkit.training.hardware import choose_device, keep_freed_memory, use_huge_pages
+    from vggkit.training.run_folder import BEST
 
     use_huge_pages()
-    classifier = load_classifier(flags.model, choose_device(flags.device), print_to_stderr, **flags.preparation.given())
+    path = Path(flags.model) / BEST if best else flags.model
+    if best and not Path(path).exists():
+        raise ValueError(
+            f"expected a run folder with {BEST} for --best, which a finished run with a validation set has, got "
+            f"{flags.model}, try without --best"
+        )
+    classifier = load_classifier(path, choose_device(flags.device), print_to_stderr, **flags.preparation.given())
     keep_freed_memory(costs(classifier.net.architecture, 1).total.activation_bytes)
     return classifier

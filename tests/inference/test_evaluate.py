@@ -1,0 +1,165 @@
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.inference.conftest import CLASSES, make_weights
+from vggkit import Evaluation, cli, evaluate, load_classifier, open_data
+from vggkit.inference.classes import matched_classes
+from vggkit.inference.confusion import draw_confusion
+
+
+def write_images(folder, counts, seed=0):
+    """`counts[name]` random images in a folder for each class; the paths by class."""
+    random = np.random.default_rng(seed)
+    written = {}
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True)
+        written[name] = [folder / name / f"{number}.png" for number in range(count)]
+        for path in written[name]:
+            Image.fromarray(random.integers(0, 256, (16, 16, 3), np.uint8)).save(path)
+    return written
+
+
+@pytest.fixture
+def model(weights):
+    return load_classifier(weights)
+
+
+def confusion_by_hand(model, images, names=CLASSES):
+    """What the network says of one image after the other; `names` are those of its classes in the data."""
+    pairs = Counter((name, model(path)[0].label) for name, paths in images.items() for path in paths)
+    return [[pairs[name, predicted] for predicted in CLASSES] for name in names]
+
+
+def test_a_folder_is_measured_whole(model, weights, tmp_path, capsys):
+    images = write_images(tmp_path / "photos", {"owl": 7, "cat": 5, "dog": 9})
+    expected = confusion_by_hand(model, images)
+    evaluation = evaluate(model, tmp_path / "photos", batch_size=4)
+    assert evaluation.confusion.tolist() == expected
+    right = sum(expected[i][i] for i in range(3))
+    assert evaluation.accuracy == pytest.approx(right / 21)
+    assert evaluation.class_accuracy == pytest.approx([expected[i][i] / n for i, n in enumerate((5, 9, 7))])
+    assert len(evaluation.mistakes) == min(12, 21 - right)
+    for mistake in evaluation.mistakes:
+        assert model(tmp_path / "photos" / mistake.name)[0].label == mistake.predicted != mistake.label
+        assert mistake.name.startswith(mistake.label)
+        assert mistake.pixels.shape == (16, 16, 3)
+    assert cli.main(["eval", str(weights), "--data", str(tmp_path / "photos"), "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert (data["confusion"], data["images"], data["weights"]) == (expected, 21, str(weights))
+    assert data["interval"][0] < data["accuracy"] < data["interval"][1]
+
+
+def test_several_splits_are_chosen_from(model, weights, tmp_path, capsys):
+    for split, count in (("train", 6), ("val", 4), ("test", 3)):
+        write_images(tmp_path / "photos" / split, dict.fromkeys(CLASSES, count))
+    sizes = {
+        split: len(evaluate(model, tmp_path / "photos", split).labels)
+        for split in (None, "train", "val", "validation", "test", "all")
+    }
+    assert sizes == {None: 9, "train": 18, "val": 12, "validation": 12, "test": 9, "all": 39}
+    assert len(evaluate(model, open_data(tmp_path / "photos")).labels) == 12
+    with pytest.raises(ValueError, match="photos: expected a split of train, validation, test or all, got 'dev2'"):
+        evaluate(model, tmp_path / "photos", "dev2")
+    assert cli.main(["eval", str(weights), "--data", str(tmp_path / "photos")]) == 0
+    out = capsys.readouterr().out
+    assert "on the 9 test images of photos" in out
+    assert "18 train, 12 validation, 9 test images" in out
+
+
+def test_what_cannot_be_counted_is_told(model, tmp_path):
+    """A broken file, a class without images, one that the network does not know, names in another case."""
+    images = write_images(tmp_path / "photos", {"Owl": 3, "CAT": 2, "yak": 2})
+    (tmp_path / "photos" / "Owl" / "broken.png").write_text("no image")
+    evaluation = evaluate(model, tmp_path / "photos", bad_images="skip")
+    assert evaluation.confusion.tolist() == confusion_by_hand(model, images, ("CAT", "dog", "Owl"))
+    assert evaluation.class_accuracy[1] is None
+    assert [note for note in evaluation.notes if "no such class: 2 images of yak" in note]
+    assert [note for note in evaluation.notes if "Owl/broken.png: expected a PNG" in note]
+    text = repr(evaluation)
+    assert text.startswith(f"accuracy {evaluation.accuracy:.4f} (95% interval ")
+    assert "on the 5 images of photos" in text
+    assert "of 3" in text.splitlines()[-1]
+    assert "<td>owl</td>" in evaluation._repr_html_()
+    with pytest.raises(ValueError, match=r"got 1 in a batch of 8 that cannot: Owl/broken.png"):
+        evaluate(model, tmp_path / "photos")
+    write_images(tmp_path / "others", {"yak": 1, "gnu": 1})
+    with pytest.raises(ValueError, match=r"expected data of 3 classes \(cat, dog, owl\), got 2 classes \(gnu, yak\)"):
+        evaluate(model, tmp_path / "others")
+
+
+def test_classes_are_found_by_synset_and_by_number():
+    """Against the numbers that ImageNet's classes are known by: 0 tench, 1 goldfish, 207 golden retriever, ..."""
+    from vggkit.data.imagenet import class_names
+
+    imagenet = tuple(class_names(1000))
+    known = {"tench": 0, "goldfish": 1, "golden retriever": 207, "tiger": 292, "toilet tissue": 999}
+    synsets = ("n01440764", "n01443537", "n02099601", "n02129604", "n15075141")
+    numbers = list(known.values())
+    assert matched_classes(imagenet, tuple(known)) == numbers
+    assert matched_classes(imagenet, synsets[::-1]) == numbers[::-1]
+    assert matched_classes(imagenet, (*synsets, "n00000000")) == [*numbers, None]
+    assert matched_classes(imagenet, tuple(sorted(map(str, range(1000))))) == sorted(range(1000), key=str)
+    assert matched_classes(imagenet, ("0001", "999", "1000")) == [1, 999, None]
+    assert matched_classes(("4", "2", "0"), ("0", "2")) == [2, 1]  # names first
+    for known_names, found in ((CLASSES, synsets), (("cat", "Cat"), ("CAT",)), (CLASSES, ("3", "-1"))):
+        with pytest.raises(ValueError, match="try folders with the same names"):
+            matched_classes(known_names, found)
+
+
+@pytest.mark.parametrize(
+    ("right", "images", "expected"),
+    [(0, 10, (0, 0.278)), (5, 10, (0.237, 0.763)), (10, 10, (0.722, 1)), (81, 263, (0.255, 0.366))],
+)
+def test_an_interval_is_wilsons(right, images, expected):
+    """The last is the example of Newcombe, "Two-sided confidence intervals for the single proportion", 1998."""
+    labels = np.zeros(images, np.int64)
+    predicted = (np.arange(images) >= right).astype(np.int64)
+    assert Evaluation(("a", "b"), labels, predicted).interval == pytest.approx(expected, abs=0.001)
+
+
+def test_weights_that_are_not_finite_have_no_accuracy(tmp_path, capsys):
+    write_images(tmp_path / "photos", dict.fromkeys(CLASSES, 2))
+    path = make_weights(tmp_path / "huge.safetensors", change=lambda net: net.block1.conv1_1.weight.data.fill_(3e38))
+    assert cli.main(["eval", str(path), "--data", str(tmp_path / "photos")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "expected weights that give finite outputs" in line
+
+
+def test_errors_are_drawn_on_a_scale_of_their_own(tmp_path):
+    """One of 50 images of a class is wrong: its cell is as dark as any, and beside the diagonal."""
+    labels, predicted = np.repeat(np.arange(4), 50), np.repeat(np.arange(4), 50)
+    predicted[10] = 2
+    draw_confusion(Evaluation(tuple("abcd"), labels, predicted), tmp_path / "confusion.png")
+    with Image.open(tmp_path / "confusion.png") as picture:
+        colors = np.asarray(picture.convert("RGB")).reshape(-1, 3).astype(int)
+    is_dark_red = (colors[:, 0] > 80) & (colors[:, 0] < 130) & (colors[:, 1:] < 30).all(axis=1)
+    is_dark_blue = (colors[:, 2] > 80) & (colors[:, 2] < 130) & (colors[:, 0] < 30)
+    assert 2.5 < is_dark_blue.sum() / is_dark_red.sum() < 5.5  # four cells and a bar, to one and a bar
+
+
+@pytest.mark.parametrize("count", [4, 300])
+def test_any_names_and_numbers_of_classes_are_drawn(tmp_path, count):
+    labels = np.arange(count)
+    names = ("$\\bad$", "猫", "a$b$c", "x" * 10_000, *map(str, labels[4:]))
+    draw_confusion(Evaluation(names, labels, labels // 2), tmp_path / "confusion.png")
+    with Image.open(tmp_path / "confusion.png") as picture:
+        assert max(picture.size) < 4000
+
+
+def test_the_best_weights_of_a_run(tmp_path, capsys):
+    make_weights(tmp_path / "model.safetensors")
+    write_images(tmp_path / "photos", dict.fromkeys(CLASSES, 2))
+    arguments = ["eval", str(tmp_path), "--data", str(tmp_path / "photos")]
+    assert cli.main([*arguments, "--best"]) == 2
+    assert "expected a run folder with best.safetensors for --best" in capsys.readouterr().err
+    make_weights(tmp_path / "best.safetensors")
+    assert cli.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{tmp_path / 'model.safetensors'}: accuracy ")
+    assert "also has best.safetensors" in printed
+    assert cli.main([*arguments, "--best"]) == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'best.safetensors'}: accuracy ")
