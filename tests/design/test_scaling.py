@@ -258,7 +258,7 @@ def test_describe_shows_what_is_predicted(compression, capsys):
     arguments = ["vgg16", "--batch-size", "256", "--workers", "8", "64", "512", *LINK, "--compression", compression]
     lines = described(capsys, *arguments).splitlines()
     below = lines[next(i for i, line in enumerate(lines) if line.startswith("prediction")) :]
-    assert all(line.startswith("prediction") for line in below if line.strip("─ "))
+    assert all(line.startswith("prediction") for line in below if line.strip("- "))
     assert max(len(line.rstrip()) for line in below) <= 80
     data = json.loads(described(capsys, *arguments, "--json"))["scaling"]
     assert data["prediction"] is True

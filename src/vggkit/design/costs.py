@@ -14,9 +14,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from vggkit.design.layers import AnyNetwork, Layer, LayerKind, check_int
+from vggkit.design.table import Table
+from vggkit.errors import shown
 
 BYTES_PER_VALUE = 4  # float32
 MAX_BATCH_SIZE = 2**31 - 1
+_COLUMNS = ("output", "parameters", "%", "MMACs", "%", "MB out", "sees", "step")
+_NOTES = (
+    "MMACs: millions of multiply-adds; FLOPs = 2 x MACs",
+    "MB out: activations in float32",
+    "sees, step: receptive field, and pixels from one output to the next",
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,12 @@ class Sum:
     param_bytes: int
     macs: int
     activation_bytes: int
+
+    @property
+    def kinds(self) -> str:
+        """The weight layers by kind: `2 conv`, `1 fc`."""
+        convs = sum(layer.kind == "conv" for layer in self.layers)
+        return " + ".join(f"{n} {kind}" for n, kind in ((convs, "conv"), (self.weight_layers - convs, "fc")) if n)
 
     @classmethod
     def of(cls, layers: Iterable[LayerCost]) -> "Sum":
@@ -130,6 +144,54 @@ class Costs:
     def fully_connected(self) -> Sum:
         """The fully connected layers and what belongs to them, also where they are written as convolutions."""
         return self._where(lambda layer: layer.part.startswith("fc"))
+
+    def table(self, by_layer: bool = False) -> Table:
+        """What `print` shows of these costs: a row for each block and fully connected layer, or for each layer."""
+        total = self.total
+        # A large batch has no room for a tenth and does not need one.
+        mmacs = ",.1f" if total.macs < 1e11 else ",.0f"
+        megabytes = ",.1f" if total.activation_bytes < 1e10 else ",.0f"
+
+        def row(name: str, part: Sum, kind: str = "", is_sum: bool = False) -> tuple[str, ...]:
+            last = part.layers[-1]
+            return (
+                name,
+                kind or part.kinds,
+                "" if is_sum else "x".join(map(str, last.output_shape[1:])),
+                f"{part.parameters:,}",
+                f"{100 * part.parameters / total.parameters:.1f}",
+                f"{part.macs / 1e6:{mmacs}}",
+                f"{100 * part.macs / total.macs:.1f}",
+                f"{part.activation_bytes / 1e6:{megabytes}}",
+                *(("", "") if is_sum else (str(last.receptive_field), str(last.stride))),
+            )
+
+        if by_layer:
+            rows = [row(layer.name, Sum.of([layer]), layer.kind) for layer in self.layers]
+        else:
+            rows = [row(name, part) for name, part in self.parts.items()]
+        sums = {"all conv": self.convolutional, "all fc": self.fully_connected}
+        network, size = self.network, self.network.image_size
+        return Table(
+            header=(*(("layer", "kind") if by_layer else ("part", "layers")), *_COLUMNS),
+            sections=[
+                rows,
+                [
+                    *(row(name, part, is_sum=True) for name, part in sums.items()),
+                    row("total", total, str(total.weight_layers), is_sum=True),
+                ],
+            ],
+            left_aligned=3,
+            title=f"{shown(network.name, quote=False)}: {network.in_channels}x{size}x{size} images "
+            f"in batches of {self.batch_size}, {network.num_classes} classes",
+            notes=(f"parameters: {total.param_bytes / 1e6:,.1f} MB in float32", *_NOTES),
+        )
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
 
     @property
     def parts(self) -> dict[str, Sum]:

@@ -29,12 +29,14 @@ MAX_NETWORKS = 16
 MAX_PARTS = 24  # drawn of a network; 16 blocks and 100 hidden layers can be written
 MAX_BOXES = 9  # drawn of a part; 1000 convolutions can be written
 
-MAX_SIDE, MAX_THICKNESS = 200.0, 64.0  # of the drawing's largest map and of its widest layer, in SVG's pixels
+MAX_SIDE, MAX_THICKNESS = 200.0, 46.0  # of the drawing's largest map and of its widest layer, in SVG's pixels
 SLANT_X, SLANT_Y = 0.31, 0.26  # where the back lies: foreshortened to 0.4, 40 degrees upwards
-MARGIN, CARD_GAP, COLUMN_GAP, BOX_GAP, LINE, BAR = 28.0, 48.0, 16.0, 3.0, 15.0, 52.0
-BOX_HEIGHT, ARROW, FRAME = 24.0, 12.0, 7.0
-PAGE_WIDTHS = {"scale": 1340.0, "blocks": 1760.0}  # where a row of networks ends
+MARGIN, CARD_GAP, COLUMN_GAP, BOX_GAP, LINE, BAR = 20.0, 28.0, 13.0, 3.0, 15.0, 48.0
+BOX_HEIGHT, ARROW, FRAME, PART_GAP, SHARES = 24.0, 12.0, 7.0, 22.0, 26.0
+PAGE_WIDTH = 880.0
+"""Where a row of networks ends: a README shows this width as it is."""
 
+HEADER = svg.TITLE + 3 * LINE + 2 * 19 + 16
 PANEL, EDGE, TRACK, FRAME_FILL, WHITE = "#fcfcfa", "#d5d7db", "#e3e5e8", "#edeff2", "#ffffff"
 PARAMETERS, MACS = "#c2410c", "#0f766e"
 COLOURS = {
@@ -86,6 +88,8 @@ class _View:
     name: str
     parts: tuple[_Part, ...]
     lines: tuple[str, ...]
+    connected: dict[str, float]
+    """The share of the fully connected layers, 0 to 1, in the parameters and in the MACs."""
 
     @property
     def boxes(self) -> tuple[_Box, ...]:
@@ -137,7 +141,9 @@ def _view(network: AnyNetwork) -> _View:
     image = _Box("image", "image", "", "", network.in_channels, network.image_size, shape, f"image: {shape}")
     kind = getattr(network, "head", "flatten")
     head = f", head {kind}" if kind != "flatten" else ""
-    return _View(shown(network.name) + head, (_Part((image,)), *parts), lines)
+    fully = counted.fully_connected
+    connected = {"parameters": fully.parameters / total.parameters, "MACs": fully.macs / total.macs}
+    return _View(shown(network.name, quote=False) + head, (_Part((image,)), *parts), lines, connected)
 
 
 def _part(boxes: list[_Box], part: Sum, total: Sum) -> _Part:
@@ -179,36 +185,36 @@ def _to_scale(views: Sequence[_View]) -> list[_Card]:
     per_side = MAX_SIDE / math.sqrt(max(box.size for box in boxes))
     per_thickness = MAX_THICKNESS / math.sqrt(max(box.channels for box in boxes))
     half = MAX_SIDE * (1 + SLANT_Y) / 2
-    axis = svg.TITLE + 4 * LINE + half  # what all cuboids are centred on
+    axis = HEADER + LINE + half  # what all cuboids are centred on
     labels_top = axis + half + 1.6 * LINE
     shares_top = labels_top + (max(len(_labels(part)) for view in views for part in view.parts) + 0.6) * LINE
     cards = []
     for view in views:
-        (elements, header_width), x = _header(view), 0.0
+        elements, x, last = list[str](), 0.0, 0.0
         for part in view.parts:
-            is_image = part is view.parts[0]
             lengths = [per_thickness * math.sqrt(box.channels) if box.group else 3 * BOX_GAP for box in part.boxes]
             slant = SLANT_X * per_side * math.sqrt(max(box.size for box in part.boxes))
             thickness = sum(lengths) + BOX_GAP * (len(lengths) - 1)
             labels = _labels(part)
-            lines = [f"{words} {tail}" for words, tail, _ in labels] + ["parameters"] * is_image
-            width = max(thickness + slant, BAR, *map(svg.text_width, lines))
+            words = [f"{name} {tail}" for name, tail, _ in labels] + ["parameters"] * (part is view.parts[0])
+            width = max(thickness + slant, BAR, *map(svg.text_width, words))
             middle = x + width / 2
             left = middle - thickness / 2
-            for box, length in zip(part.boxes, lengths, strict=True):
-                elements += _cuboid(left, axis, length, per_side * math.sqrt(box.size), box)
-                left += length + BOX_GAP
-            for row, (words, tail, fill) in enumerate(labels):
-                y = labels_top + row * LINE
-                elements.append(svg.text(middle, y, words, tail=tail, fill=fill, anchor="middle"))
-            if is_image:  # it costs nothing: here is room for the headings
+            if part is view.parts[0]:  # it costs nothing: here is room for the headings
                 elements.append(svg.text(x, shares_top + 3, "parameters", fill=svg.MUTED))
                 elements.append(svg.text(x, shares_top + 2 * LINE + 3, "MACs", fill=svg.MUTED))
             else:
-                elements += _share(middle - BAR / 2, shares_top, part.parameters, PARAMETERS)
-                elements += _share(middle - BAR / 2, shares_top + 2 * LINE, part.macs, MACS)
+                elements += _arrow(last + 3, axis, left - slant / 2 - last - 6)
+                elements += _share(middle - BAR / 2, shares_top, BAR, part.parameters, PARAMETERS)
+                elements += _share(middle - BAR / 2, shares_top + 2 * LINE, BAR, part.macs, MACS)
+            last = left + thickness + slant / 2
+            for box, length in zip(part.boxes, lengths, strict=True):
+                elements += _cuboid(left, axis, length, per_side * math.sqrt(box.size), box)
+                left += length + BOX_GAP
+            for row, label in enumerate(labels):
+                elements += svg.centred(middle, labels_top + row * LINE, *label)
             x += width + COLUMN_GAP
-        cards.append(_Card(max(x - COLUMN_GAP, header_width), shares_top + 3 * LINE, elements))
+        cards.append(_card(view, x - COLUMN_GAP, shares_top + 3 * LINE, elements))
     return cards
 
 
@@ -241,37 +247,34 @@ def _cuboid(x: float, axis: float, thickness: float, side: float, box: _Box) -> 
 
 
 def _as_blocks(views: Sequence[_View]) -> list[_Card]:
-    heights = [len(view.boxes) * (BOX_HEIGHT + ARROW) + 2 * FRAME * len(view.parts) for view in views]
-    height = svg.TITLE + 5 * LINE + max(heights)
+    def height_of(part: _Part, is_image: bool) -> float:
+        return len(part.boxes) * (BOX_HEIGHT + ARROW) - ARROW + (0 if is_image else 2 * FRAME + SHARES)
+
+    heights = [[height_of(part, part is view.parts[0]) + PART_GAP for part in view.parts] for view in views]
+    height = HEADER + max(map(sum, heights))
     cards = []
-    for view in views:
-        elements, header_width = _header(view)
+    for view, part_heights in zip(views, heights, strict=True):
+        elements, y = list[str](), height
         columns = [box.name for box in view.boxes], [box.words for box in view.boxes]
-        inner = sum(max(map(svg.text_width, column)) for column in columns) + 40
-        shapes = [part.boxes[-1].shape for part in view.parts]
-        output = inner + 2 * FRAME + COLUMN_GAP  # the columns beside the stack
-        parameters = output + max(map(svg.text_width, ["output", *shapes])) + COLUMN_GAP
-        macs = parameters + svg.text_width("parameters") + COLUMN_GAP
-        y = height + ARROW
-        for part in view.parts:  # upwards, as in the book
-            frame_height = len(part.boxes) * (BOX_HEIGHT + ARROW) - ARROW + 2 * FRAME
-            top = y - ARROW - frame_height
-            if len(part.boxes) > 1:
-                elements.append(svg.rect(0, top, inner + 2 * FRAME, frame_height, FRAME_FILL, radius=7))
-            for index, box in enumerate(part.boxes):
-                below = y - index * (BOX_HEIGHT + ARROW) - FRAME
-                if box.group != "image":
-                    elements += _arrow(FRAME + inner / 2, below - ARROW, ARROW if index else ARROW + 2 * FRAME)
-                elements += _layer_box(FRAME, below - ARROW - BOX_HEIGHT, inner, box)
-            middle = top + frame_height / 2
-            elements.append(svg.text(output, middle + 4, part.boxes[-1].shape, fill=svg.MUTED))
+        inner = sum(max(map(svg.text_width, column)) for column in columns) + 24
+        middle = FRAME + inner / 2
+        for part, part_height in zip(view.parts, part_heights, strict=True):  # upwards, as in the book
+            top, bottom = y - part_height + PART_GAP, y
             if part is not view.parts[0]:
-                elements += _share(parameters, middle - 1, part.parameters, PARAMETERS)
-                elements += _share(macs, middle - 1, part.macs, MACS)
-            y = top
-        for x, heading in ((output, "output"), (parameters, "parameters"), (macs, "MACs")):
-            elements.append(svg.text(x, y - 0.5 * LINE, heading, fill=svg.MUTED))
-        cards.append(_Card(max(macs + BAR, header_width), height, elements))
+                elements.append(svg.rect(0, top, inner + 2 * FRAME, part_height - PART_GAP, FRAME_FILL, radius=7))
+                elements += _arrow(middle, y + 3, PART_GAP - 5, upwards=True)
+                for x, share, colour in ((FRAME, part.parameters, PARAMETERS), (middle + 4, part.macs, MACS)):
+                    elements += _share(x, top + FRAME + 10, inner / 2 - 4, share, colour)
+                bottom -= FRAME
+            for index, box in enumerate(part.boxes):
+                box_top = bottom - index * (BOX_HEIGHT + ARROW) - BOX_HEIGHT
+                elements += _layer_box(FRAME, box_top, inner, box)
+                if index:
+                    elements += _arrow(middle, box_top + BOX_HEIGHT, ARROW, upwards=True)
+            if part is not view.parts[-1]:
+                elements.append(svg.text(middle + 10, top - PART_GAP / 2 + 4, part.boxes[-1].shape, fill=svg.MUTED))
+            y = top - PART_GAP
+        cards.append(_card(view, inner + 2 * FRAME, height, elements))
     return cards
 
 
@@ -283,17 +286,21 @@ def _layer_box(x: float, y: float, width: float, box: _Box) -> list[str]:
     return svg.hinted(box.hint, [frame, svg.text(x + 10, baseline, box.name), *words])
 
 
-def _arrow(x: float, y: float, length: float) -> list[str]:
-    """Upwards to `y`, from `length` below it."""
-    tip = [(x, y), (x - 3, y + 5), (x + 3, y + 5)]
-    return [svg.rect(x - 0.5, y + 4, 1, length - 4, svg.MUTED), svg.polygon(tip, svg.MUTED)]
+def _arrow(x: float, y: float, length: float, upwards: bool = False) -> list[str]:
+    """To the right from (`x`, `y`), or upwards to it from below."""
+    if upwards:
+        tip = [(x, y), (x - 3, y + 5), (x + 3, y + 5)]
+        return [svg.rect(x - 0.5, y + 4, 1, length - 4, svg.MUTED), svg.polygon(tip, svg.MUTED)]
+    end = x + length
+    tip = [(end, y), (end - 5, y - 3), (end - 5, y + 3)]
+    return [svg.rect(x, y - 0.5, max(0, length - 4), 1, svg.MUTED), svg.polygon(tip, svg.MUTED)]
 
 
 def _page(views: Sequence[_View], cards: Sequence[_Card], style: Style) -> str:
     """The cards in rows, a legend of the colours in use, and the caption, on a panel."""
     elements, x, y, width = list[str](), MARGIN, MARGIN, 0.0
     for card in cards:
-        if x > MARGIN and x + card.width + MARGIN > PAGE_WIDTHS[style]:
+        if x > MARGIN and x + card.width + MARGIN > PAGE_WIDTH:
             x, y = MARGIN, y + card.height + CARD_GAP
         elements += svg.moved(x, y, card.elements)
         x += card.width + CARD_GAP
@@ -320,18 +327,30 @@ def _page(views: Sequence[_View], cards: Sequence[_Card], style: Style) -> str:
     return svg.document(width, height, names, described, [panel, *elements])
 
 
-def _header(view: _View) -> tuple[list[str], float]:
-    """The name and the lines below it, and their width."""
-    lines = [svg.text(0, svg.TITLE + (row + 1) * LINE + 2, line, fill=svg.MUTED) for row, line in enumerate(view.lines)]
-    width = max(svg.text_width(view.name, svg.TITLE), *map(svg.text_width, view.lines))
-    return [svg.text(0, svg.TITLE - 3, view.name, size=svg.TITLE), *lines], width
+def _card(view: _View, width: float, height: float, elements: list[str]) -> _Card:
+    """The drawing below its header: the name, a few lines, and what the fully connected layers hold."""
+    width = max(width, BAR, svg.text_width(view.name, svg.TITLE), *map(svg.text_width, view.lines))
+    header = [svg.text(0, svg.TITLE - 3, view.name, size=svg.TITLE)]
+    header += [
+        svg.text(0, svg.TITLE + (row + 1) * LINE + 2, line, fill=svg.MUTED) for row, line in enumerate(view.lines)
+    ]
+    y = svg.TITLE + (len(view.lines) + 1) * LINE - 4
+    for quantity, share in view.connected.items():
+        held = f"fully connected: {share:.0%}" if share >= 0.5 else f"convolutions: {1 - share:.0%}"
+        words = f"{held} of {quantity}"
+        width = max(width, svg.text_width(words) + 12)
+        for x, part, group in ((0.0, 1 - share, "convolution"), (1 - share, share, "fully connected")):
+            header.append(svg.rect(x * width, y, part * width, 16, svg.mixed(COLOURS[group], WHITE, 0.35)))
+        header.append(svg.text(width / 2, y + 12, words, anchor="middle"))
+        y += 19
+    return _Card(width, height, [*header, *elements])
 
 
-def _share(x: float, y: float, share: float, colour: str) -> list[str]:
+def _share(x: float, y: float, width: float, share: float, colour: str) -> list[str]:
     """A bar that is full at 1, below its percentage."""
     percent = "< 0.1%" if 0 < share < 0.0005 else f"{100 * share:.1f}%"
-    bar = [svg.rect(x, y + 4, BAR, 5, TRACK), svg.rect(x, y + 4, BAR * share, 5, colour)]
-    return [svg.text(x + BAR / 2, y, percent, anchor="middle"), *bar]
+    bar = [svg.rect(x, y + 4, width, 5, TRACK), svg.rect(x, y + 4, width * share, 5, colour)]
+    return [svg.text(x + width / 2, y, percent, anchor="middle"), *bar]
 
 
 def _short(number: int) -> str:

@@ -35,6 +35,7 @@ OptimizerState = Literal["sgd", "momentum", "adamw"]
 
 _LRN_SIZE = 5  # AlexNet's, as the module of a local response normalisation has it
 _INDEX_BYTES = 8
+_UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB", "ZB")
 _STATE_VALUES = {"sgd": 0, "momentum": 1, "adamw": 2}
 
 
@@ -49,6 +50,38 @@ class TrainingMemory:
     """What autograd keeps from the forward pass for the backward pass."""
     peak_bytes: int
     """The most at one moment. Gradients come as activations go, so that it may be less than the sum of the others."""
+
+    def __str__(self) -> str:
+        """Parameters, gradients, the optimizer's state and the rest of the peak, in one unit."""
+        power = _power(self.peak_bytes)
+        parts = {"params": self.param_bytes, "grads": self.gradient_bytes, "optim": self.optimizer_bytes}
+        parts["activations"] = self.peak_bytes - sum(parts.values())
+        decimals = 2 if self.peak_bytes < 100 * 1000**power and power else 0  # enough for the sum to be seen
+
+        def number(num_bytes: int) -> str:
+            return f"{num_bytes / 1000**power:,.{decimals}f}"
+
+        sums = " + ".join(f"{number(part)} {name}" for name, part in parts.items() if part)
+        return f"training: {sums} = {number(self.peak_bytes)} {_UNITS[power]}"
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{self}</pre>"
+
+
+def in_units(num_bytes: int) -> str:
+    """A size with three digits or more and its unit.
+
+    >>> in_units(6_000_000_000), in_units(123)
+    ('6.00 GB', '123 B')
+    """
+    power = _power(num_bytes)
+    whole = len(str(num_bytes // 1000**power))
+    return f"{num_bytes / 1000**power:,.{max(0, 3 - whole) if power else 0}f} {_UNITS[power]}"
+
+
+def _power(num_bytes: int) -> int:
+    """The power of 1000 whose unit `num_bytes` is written in."""
+    return min((len(str(num_bytes)) - 1) // 3, len(_UNITS) - 1)
 
 
 def training_memory(

@@ -33,8 +33,10 @@ def as_network(network: NetworkLike, **options: Any) -> Network:
     """
     if isinstance(network, str):
         return parse_network(network, **options)
-    if isinstance(network, Architecture | Baseline):
-        return replace(network, **options) if options else network
+    if isinstance(network, Architecture):
+        return replace(network, **options)
+    if isinstance(network, Baseline):
+        return replace(network, **_of_baselines(options))
     if isinstance(network, list | tuple):
         return Architecture(tuple(network), **options)
     raise ArchitectureError(f"expected a network, its text or its blocks, got {shown(repr(network))}, try 'vgg16'")
@@ -55,9 +57,12 @@ def parse_network(text: str, **options: Any) -> Network:
     (224, 224)
     """
     if isinstance(text, str) and text.strip().lower() in get_args(BaselineName):
-        own = ("image_size", "in_channels", "num_classes")
-        return Baseline.named(text, **{name: options[name] for name in own if name in options})
+        return Baseline.named(text, **_of_baselines(options))
     return Architecture.parse(text, **options)
+
+
+def _of_baselines(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name in ("image_size", "in_channels", "num_classes")}
 
 
 def network_from_json(text: str) -> Network:

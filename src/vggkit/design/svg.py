@@ -12,6 +12,7 @@ INK, MUTED = "#1f2937", "#64707f"
 # Shares of the type's size. No character of DejaVu Sans, the widest of the usual sans-serif fonts, is wider.
 _NARROW, _MEDIUM, _WIDE, _BOLD = 0.45, 0.66, 1.0, 1.12
 _WIDTHS = dict.fromkeys(" ,.:;()/|-filrtI", _NARROW) | dict.fromkeys("abcdeghknopqsuvxyz0123456789_", _MEDIUM)
+_WIDTHS["×"] = 0.84
 
 
 def text_width(words: str, size: int = SMALL) -> float:
@@ -19,14 +20,19 @@ def text_width(words: str, size: int = SMALL) -> float:
     return sum(_WIDTHS.get(character, _WIDE) for character in words) * size * (_BOLD if size == TITLE else 1)
 
 
-def text(
-    x: float, y: float, words: str, *, tail: str = "", fill: str = INK, anchor: str = "start", size: int = SMALL
-) -> str:
-    """`words`, then `tail` in grey, on the baseline `y`; `anchor` is what lies at `x`: `start`, `middle` or `end`."""
+def text(x: float, y: float, words: str, *, fill: str = INK, anchor: str = "start", size: int = SMALL) -> str:
+    """`words` on the baseline `y`; `anchor` is what lies at `x`: `start`, `middle` or `end`."""
     style = f' font-size="{size}" font-weight="bold"' if size == TITLE else ""
     style += f' text-anchor="{anchor}"' if anchor != "start" else ""
-    more = f' <tspan fill="{MUTED}">{escape(tail)}</tspan>' if tail else ""
-    return f'<text x="{number(x)}" y="{number(y)}" fill="{fill}"{style}>{escape(words)}{more}</text>'
+    return f'<text x="{number(x)}" y="{number(y)}" fill="{fill}"{style}>{escape(words)}</text>'
+
+
+def centred(x: float, y: float, words: str, tail: str = "", fill: str = INK) -> list[str]:
+    """`words`, then `tail` in grey, around `x`: two texts, since CairoSVG centres each part of one by itself."""
+    if not tail:
+        return [text(x, y, words, fill=fill, anchor="middle")]
+    x += (text_width(words) - text_width(tail)) / 2
+    return [text(x - 2, y, words, fill=fill, anchor="end"), text(x + 2, y, tail, fill=MUTED)]
 
 
 def rect(

@@ -1,7 +1,6 @@
 """`vgg describe`: what networks cost, and what it takes to train them."""
 
 import json
-import math
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -9,37 +8,29 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from vggkit.design.architecture import POOLED_SIZE, Architecture, Head
+from vggkit.design.architecture import Architecture
 from vggkit.design.costs import MAX_BATCH_SIZE, Costs, Sum
-from vggkit.design.memory import Dtype, OptimizerState, TrainingMemory, largest_batch, training_memory
-from vggkit.design.network import Network, costs, parse_network
+from vggkit.design.memory import Dtype, OptimizerState, TrainingMemory, in_units, largest_batch, training_memory
+from vggkit.design.network import Network, costs
 from vggkit.design.scaling import StepPrediction
+from vggkit.design.table import Table
+from vggkit.errors import shown
+from vggkit.verbs.network import NetworkFlags
 from vggkit.verbs.scaling import ScalingFlags, predictions, print_scaling, scaling_fields
-from vggkit.verbs.terminal import DONE, given, parse_flags, print_json, print_table
+from vggkit.verbs.terminal import DONE, parse_flags, print_json
 
 _MOST_WITH_RATIOS = 3
 """Networks side by side, so that the table fits a terminal of 80 columns."""
-_UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB", "ZB")
 
 
 @dataclass(frozen=True)
 class Flags:
     """Show what networks cost: shapes, parameters, MACs, activations, receptive field, memory for training."""
 
-    networks: Positional[tuple[str, ...]]
-    """A name (vgg16, vgg11_bn, vgg11/4, alexnet) or blocks ("1x64 2x128 3x256k3,3,1"); several are compared."""
-    in_channels: int = 3
-    """1 for grey images, 3 for RGB."""
-    image_size: int | None = None
-    """Pixels along a side; each network's own if not given: 224, lenet 28."""
-    num_classes: int = 1000
-    """Outputs of the last layer."""
-    head: Head = "flatten"
-    """flatten (the book's), adaptive (torchvision's), conv (the paper's dense evaluation), gap."""
-    pooled_size: int = POOLED_SIZE
-    """Pixels that the first fully connected layer sees, with adaptive and conv."""
-    hidden: tuple[int, ...] | None = None
-    """Widths of the hidden fully connected layers; 4096 4096 if not given, none with the head gap."""
+    networks: Annotated[Positional[tuple[str, ...]], arg(metavar="NETWORK ...")]
+    """A name (vgg16, vgg11_bn, vgg11/4, alexnet), blocks ("1x64 2x128 3x256k3,3,1"), a run folder or a weight file;
+    several are compared."""
+    network: Annotated[NetworkFlags, arg(name="")] = NetworkFlags()  # noqa: RUF009 (frozen)
     batch_size: int = 1
     """Images that MACs, activations and training memory are counted for."""
     optimizer: OptimizerState = "sgd"
@@ -47,7 +38,7 @@ class Flags:
     dtype: Dtype = "float32"
     """What maps are made of in training; bfloat16 under autocast."""
     memory: str | None = None
-    """What there is for training (6GB, 6GiB, 500MB, 6e9): whether it fits, and which batch does."""
+    """Memory for training (6GB, 6GiB, 500MB, 6e9): whether a step fits, and which batch does."""
     scaling: Annotated[ScalingFlags, arg(name="")] = ScalingFlags()  # noqa: RUF009 (frozen)
     layers: bool = False
     """A row for each layer instead of each block."""
@@ -63,18 +54,18 @@ def run(arguments: list[str]) -> int:
     if flags.layers and len(flags.networks) > 1:
         raise ValueError(f"expected one network with --layers, got {len(flags.networks)}")
     memory_bytes = None if flags.memory is None else parse_bytes(flags.memory)
-    described = [_described(_network(text, flags), flags, memory_bytes) for text in flags.networks]
+    described = [_described(flags.network.network(text), flags, memory_bytes) for text in flags.networks]
     if flags.json:
         values = [_json(one, flags, memory_bytes) for one in described]
         print_json(values if len(values) > 1 else values[0])
-    elif len(described) > 1:
-        _print_side_by_side(described, flags)
+        return DONE
+    if len(described) > 1:
+        print(_side_by_side(described, flags))
     else:
         _print_one(described[0], flags, memory_bytes)
-    if not flags.json:
-        for one in described:
-            if one.steps:
-                print_scaling(one.network, one.steps, flags.scaling)
+    for one in described:
+        if one.steps:
+            print_scaling(one.network, one.steps, flags.scaling)
     return DONE
 
 
@@ -103,144 +94,72 @@ class _Described:
 
     network: Network
     costs: Costs
-    training: TrainingMemory
-    largest_batch: int | None
-    """That fits into --memory, where it is given."""
-    checkpointed: TrainingMemory | None
-    """With each block computed again, of a network that has blocks; so is the next."""
-    largest_checkpointed: int | None
+    training: dict[bool, TrainingMemory]
+    """Without and, of a network that has blocks, with --checkpoint."""
+    largest_batch: dict[bool, int]
+    """That fits into --memory; empty if that is not given."""
     steps: list[StepPrediction]
     """One for each number of --workers."""
 
 
-def _network(text: str, flags: Flags) -> Network:
-    return parse_network(
-        text,
-        in_channels=flags.in_channels,
-        num_classes=flags.num_classes,
-        head=flags.head,
-        pooled_size=flags.pooled_size,
-        **given(image_size=flags.image_size, hidden=flags.hidden),
-    )
-
-
 def _described(network: Network, flags: Flags, memory_bytes: int | None) -> _Described:
-    def memory(checkpoint: bool) -> TrainingMemory:
-        return training_memory(
-            network, flags.batch_size, dtype=flags.dtype, optimizer=flags.optimizer, checkpoint=checkpoint
-        )
-
-    def most(checkpoint: bool) -> int | None:
-        if memory_bytes is None:
-            return None
-        return largest_batch(network, memory_bytes, dtype=flags.dtype, optimizer=flags.optimizer, checkpoint=checkpoint)
-
-    has_blocks = isinstance(network, Architecture)
-    return _Described(
-        network=network,
-        costs=costs(network, flags.batch_size),
-        training=memory(checkpoint=False),
-        largest_batch=most(checkpoint=False),
-        checkpointed=memory(checkpoint=True) if has_blocks else None,
-        largest_checkpointed=most(checkpoint=True) if has_blocks else None,
-        steps=predictions(network, flags.batch_size, flags.scaling),
-    )
+    ways = (False, True) if isinstance(network, Architecture) else (False,)
+    options: dict[str, Any] = {"dtype": flags.dtype, "optimizer": flags.optimizer}
+    training = {way: training_memory(network, flags.batch_size, checkpoint=way, **options) for way in ways}
+    most = {}
+    if memory_bytes is not None:
+        most = {way: largest_batch(network, memory_bytes, checkpoint=way, **options) for way in ways}
+    steps = predictions(network, flags.batch_size, flags.scaling)
+    return _Described(network, costs(network, flags.batch_size), training, most, steps)
 
 
 def _json(one: _Described, flags: Flags, memory_bytes: int | None) -> dict[str, Any]:
+    def sums(part: Sum) -> dict[str, int]:
+        return {field.name: getattr(part, field.name) for field in fields(part) if field.name != "layers"}
+
     counted = one.costs
-    sums = {
-        "total": counted.total,
-        "convolutional": counted.convolutional,
-        "fully_connected": counted.fully_connected,
-    }
-    training: dict[str, Any] = {"optimizer": flags.optimizer, "dtype": flags.dtype, **asdict(one.training)}
-    if one.checkpointed is not None:
-        training["checkpoint"] = asdict(one.checkpointed)
+    training: dict[str, Any] = {"optimizer": flags.optimizer, "dtype": flags.dtype, **asdict(one.training[False])}
+    if True in one.training:
+        training["checkpoint"] = asdict(one.training[True])
     if memory_bytes is not None:
         training["memory"] = {
             "memory_bytes": memory_bytes,
-            "fits": one.training.peak_bytes <= memory_bytes,
-            "largest_batch": one.largest_batch,
-            "largest_batch_checkpoint": one.largest_checkpointed,
+            "fits": one.training[False].peak_bytes <= memory_bytes,
+            "largest_batch": one.largest_batch[False],
+            "largest_batch_checkpoint": one.largest_batch.get(True),
         }
-    scaling = {"scaling": scaling_fields(one.steps, flags.scaling)} if one.steps else {}
     return {
         "architecture": json.loads(one.network.to_json()),
         "batch_size": flags.batch_size,
-        **{name: _sum_fields(part) for name, part in sums.items()},
+        "total": sums(counted.total),
+        "convolutional": sums(counted.convolutional),
+        "fully_connected": sums(counted.fully_connected),
         "training": training,
-        **scaling,
-        "parts": {name: _sum_fields(part) for name, part in counted.parts.items()},
+        **({"scaling": scaling_fields(one.steps, flags.scaling)} if one.steps else {}),
+        "parts": {name: sums(part) for name, part in counted.parts.items()},
         "layers": [asdict(layer) for layer in counted.layers],
     }
 
 
 def _print_one(one: _Described, flags: Flags, memory_bytes: int | None) -> None:
-    network, counted = one.network, one.costs
-    total, convolutional, fully_connected = counted.total, counted.convolutional, counted.fully_connected
-
-    # Large batches have no room for a tenth, nor need of it.
-    mmacs = ",.1f" if total.macs < 1e11 else ",.0f"
-    megabytes = ",.1f" if total.activation_bytes < 1e10 else ",.0f"
-
-    def cells(part: Sum) -> tuple[str, ...]:
-        return (
-            f"{part.parameters:,}",
-            f"{100 * part.parameters / total.parameters:.1f}",
-            f"{part.macs / 1e6:{mmacs}}",
-            f"{100 * part.macs / total.macs:.1f}",
-            f"{part.activation_bytes / 1e6:{megabytes}}",
-        )
-
-    rows = []
-    for name, part in ({c.name: Sum.of([c]) for c in counted.layers} if flags.layers else counted.parts).items():
-        last = part.layers[-1]
-        shape = "x".join(map(str, last.output_shape[1:]))
-        sees = (str(last.receptive_field), str(last.stride))
-        rows.append((name, last.kind if flags.layers else _weight_layers(part), shape, *cells(part), *sees))
-    sums_rows = [
-        ("all conv", _weight_layers(convolutional), "", *cells(convolutional), "", ""),
-        ("all fc", _weight_layers(fully_connected), "", *cells(fully_connected), "", ""),
-        ("total", str(total.weight_layers), "", *cells(total), "", ""),
-    ]
-    images = f"{network.in_channels}x{network.image_size}x{network.image_size} images"
-    print(f"{network.name}: {images} in batches of {flags.batch_size}, {network.num_classes} classes")
-    print_table(
-        ("layer" if flags.layers else "part", "kind" if flags.layers else "layers", "output")
-        + ("parameters", "%", "MMACs", "%", "MB out", "sees", "step"),
-        [rows, sums_rows],
-        left_aligned=3,
-    )
-    print(
-        f"parameters: {total.param_bytes / 1e6:,.1f} MB in float32\n"
-        "MMACs: millions of multiply-adds; FLOPs = 2 x MACs\n"
-        "MB out: activations in float32\n"
-        "sees, step: receptive field, and pixels from one output to the next"
-    )
-    print(_training_line(one.training))
+    print(one.costs.table(flags.layers))
+    print(one.training[False])
     print(f"training: the peak of a step with {flags.optimizer} in {flags.dtype}, temporary maps included")
-    if memory_bytes is not None:
-        _print_whether_it_fits(one, flags, memory_bytes)
-
-
-def _print_whether_it_fits(one: _Described, flags: Flags, memory_bytes: int) -> None:
-    fits = "fits" if one.training.peak_bytes <= memory_bytes else "does not fit"
-    print(f"in {_size(memory_bytes)}: a batch of {flags.batch_size} {fits}; {_most(one.largest_batch)}")
-    if one.checkpointed is not None:
-        fits = "fits" if one.checkpointed.peak_bytes <= memory_bytes else "does not fit"
-        peak = _size(one.checkpointed.peak_bytes)
-        print(f"with --checkpoint, blocks computed again: {peak}, {fits}; {_most(one.largest_checkpointed)}")
+    if memory_bytes is None:
+        return
+    for way, memory in one.training.items():
+        fits = "fits" if memory.peak_bytes <= memory_bytes else "does not fit"
+        most = f"at most {one.largest_batch[way]:,}" if one.largest_batch[way] else "not even 1 does"
+        if one.largest_batch[way] == MAX_BATCH_SIZE:
+            most = "so does any other"
+        if way:
+            print(f"with --checkpoint, blocks computed again: {in_units(memory.peak_bytes)}, {fits}; {most}")
+        else:
+            print(f"in {in_units(memory_bytes)}: a batch of {flags.batch_size} {fits}; {most}")
     print("not counted: the program itself, the data, what the allocator keeps")
 
 
-def _most(batch_size: int | None) -> str:
-    if batch_size == MAX_BATCH_SIZE:
-        return "so does any other"
-    return f"at most {batch_size:,}" if batch_size else "not even 1 does"
-
-
-def _print_side_by_side(described: list[_Described], flags: Flags) -> None:
+def _side_by_side(described: list[_Described], flags: Flags) -> Table:
     quantities: list[tuple[str, str, Callable[[_Described], float]]] = [
         ("weight layers", ",.0f", lambda one: one.costs.total.weight_layers),
         ("parameters, conv", ",.0f", lambda one: one.costs.convolutional.parameters),
@@ -250,82 +169,40 @@ def _print_side_by_side(described: list[_Described], flags: Flags) -> None:
         ("MMACs, fc", ",.1f", lambda one: one.costs.fully_connected.macs / 1e6),
         ("MMACs", ",.1f", lambda one: one.costs.total.macs / 1e6),
         ("MB out", ",.1f", lambda one: one.costs.total.activation_bytes / 1e6),
-        ("MB to train", ",.1f", lambda one: one.training.peak_bytes / 1e6),
+        ("MB to train", ",.1f", lambda one: one.training[False].peak_bytes / 1e6),
     ]
     with_ratios = len(described) <= _MOST_WITH_RATIOS
-    header = ["", described[0].network.name]
-    for one in described[1:]:
-        header += [one.network.name, "ratio"] if with_ratios else [one.network.name]
-    rows = []
+
+    def row(name: str, cells: list[str], ratios: list[str]) -> list[str]:
+        beside = [[cell, ratio] if with_ratios else [cell] for cell, ratio in zip(cells[1:], ratios, strict=True)]
+        return [name, cells[0], *(text for pair in beside for text in pair)]
+
+    none = [""] * (len(described) - 1)
+    networks = [one.network for one in described]
+    inputs = [f"{network.in_channels}x{network.image_size}x{network.image_size}" for network in networks]
+    rows = [row("images", inputs, none), row("classes", [f"{network.num_classes:,}" for network in networks], none)]
     for name, form, quantity in quantities:
-        first = quantity(described[0])
-        row = [name, format(first, form)]
-        for one in described[1:]:
-            row += [format(quantity(one), form)] + ([_ratio(quantity(one), first)] if with_ratios else [])
-        rows.append(row)
-    for name, batches in (
-        ("largest batch", [one.largest_batch for one in described]),
-        ("  --checkpoint", [one.largest_checkpointed for one in described]),
-    ):
-        if flags.memory is not None:
-            row = [name]
-            for index, batch_size in enumerate(batches):
-                row += ["-" if batch_size is None else f"{batch_size:,}"] + [""] * (with_ratios and index > 0)
-            rows.append(row)
-    sizes = dict.fromkeys(f"{one.network.image_size}x{one.network.image_size}" for one in described)
-    images = f"{flags.in_channels}x{' or '.join(sizes)} images"
-    print(f"{images} in batches of {flags.batch_size}, {flags.num_classes} classes")
-    print_table(header, [rows], left_aligned=1)
-    print(
-        "MMACs: millions of multiply-adds; FLOPs = 2 x MACs\n"
-        "MB out: activations in float32\n"
-        f"MB to train: the peak of a step with {flags.optimizer} in {flags.dtype}"
-    )
+        first, *others = map(quantity, described)
+        cells = [format(value, form) for value in (first, *others)]
+        rows.append(row(name, cells, [_ratio(value, first) for value in others]))
+    notes = [
+        "MMACs: millions of multiply-adds; FLOPs = 2 x MACs",
+        "MB out: activations in float32",
+        f"MB to train: the peak of a step with {flags.optimizer} in {flags.dtype}",
+    ]
     if with_ratios:
-        print(f"ratio: to {described[0].network.name}")
+        notes.append(f"ratio: to {shown(networks[0].name, quote=False)}")
     if flags.memory is not None:
-        print(f"largest batch: that trains in {flags.memory}; --checkpoint: with vgg train --checkpoint")
+        for way, name in ((False, "largest batch"), (True, "  --checkpoint")):
+            most = [one.largest_batch.get(way) for one in described]
+            rows.append(row(name, ["-" if n is None else f"{n:,}" for n in most], none))
+        notes.append(f"largest batch: that trains in {flags.memory}; --checkpoint: with vgg train --checkpoint")
+    header = row("", [shown(network.name, quote=False) for network in networks], ["ratio"] * len(none))
+    return Table(header, [rows], title=f"batches of {flags.batch_size}", notes=notes)
 
 
 def _ratio(value: float, first: float) -> str:
-    if not first:
+    ratio = value / first if first else 0.0
+    if not ratio:
         return "-"
-    ratio = value / first
-    if ratio < 0.1:
-        return f"{ratio:.1g}"
-    return f"{ratio:.2f}" if ratio < 100 else f"{ratio:,.0f}"
-
-
-def _training_line(memory: TrainingMemory) -> str:
-    """Parameters, gradients, the optimizer's state and the rest of the peak, in one unit."""
-    power = _power(memory.peak_bytes)
-    parts = {"params": memory.param_bytes, "grads": memory.gradient_bytes, "optim": memory.optimizer_bytes}
-    parts["activations"] = memory.peak_bytes - sum(parts.values())
-    decimals = 2 if memory.peak_bytes < 100 * 1000**power and power else 0  # enough for the sum to be seen
-
-    def number(num_bytes: int) -> str:
-        return f"{num_bytes / 1000**power:,.{decimals}f}"
-
-    sums = [f"{number(part)} {name}" for name, part in parts.items() if part]
-    return f"training: {' + '.join(sums)} = {number(memory.peak_bytes)} {_UNITS[power]}"
-
-
-def _power(num_bytes: int) -> int:
-    """Of 1000, for a number before the unit from 1 to below 1000."""
-    return min(int(math.log10(max(num_bytes, 1))) // 3, len(_UNITS) - 1)
-
-
-def _size(num_bytes: int) -> str:
-    power = _power(num_bytes)
-    whole = len(str(num_bytes // 1000**power))
-    return f"{num_bytes / 1000**power:,.{max(0, 3 - whole)}f} {_UNITS[power]}"
-
-
-def _weight_layers(part: Sum) -> str:
-    convs = sum(layer.kind == "conv" for layer in part.layers)
-    connected = part.weight_layers - convs
-    return " + ".join(f"{n} {kind}" for n, kind in ((convs, "conv"), (connected, "fc")) if n)
-
-
-def _sum_fields(part: Sum) -> dict[str, int]:
-    return {field.name: getattr(part, field.name) for field in fields(part) if field.name != "layers"}
+    return f"{ratio:.1g}" if ratio < 0.1 else f"{ratio:.2f}" if ratio < 100 else f"{ratio:,.0f}"

@@ -5,7 +5,7 @@ from typing import Any
 
 from vggkit.design.network import Network
 from vggkit.design.scaling import Compression, StepPrediction, predict_step
-from vggkit.verbs.terminal import print_table
+from vggkit.design.table import Table
 
 _SENT_AS = {"none": "float32", "bf16": "bfloat16", "powersgd": "PowerSGD"}
 
@@ -84,7 +84,7 @@ def print_scaling(network: Network, steps: list[StepPrediction], flags: ScalingF
         sent = f"{step.gradient_bytes / 1e6:,.1f}"
         rows.append((f"prediction, {step.workers:,}", sent, *milliseconds, f"{step.efficiency:.1%}"))
     header = ("prediction, workers", "MB sent", "compute", "network", "exposed", "step", "efficiency")
-    print_table(header, [rows], left_aligned=1)
+    print(Table(header, [rows]))
     print(
         "prediction: times in ms; network: that it is busy; exposed: that workers wait\n"
         "prediction: efficiency: weak scaling, a step of one worker over one of all"

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import tyro
 from tyro.conf import DisallowNone, FlagCreatePairsOff
 
-from vggkit.errors import UserError, shown
+from vggkit.design.table import Table
+from vggkit.errors import UserError
 
 FlagsOfVerb = TypeVar("FlagsOfVerb")
 
@@ -71,17 +72,4 @@ def print_json(value: object) -> None:
 
 def print_table(header: Sequence[str], sections: Sequence[Sequence[Sequence[str]]], left_aligned: int) -> None:
     """A table with a rule between its sections; the first `left_aligned` columns are texts."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    # A table takes the width it needs: no figure is ever cut.
-    console = Console(width=1_000, markup=False, emoji=False, highlight=False)
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
-    for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index < left_aligned else "right")
-    for rows in sections:
-        for row in rows:
-            table.add_row(*(shown(cell, limit=200) for cell in row))
-        table.add_section()
-    console.print(table)
+    print(Table(header, sections, left_aligned))

@@ -1,0 +1,80 @@
+"""A drawing as PNG or PDF, painted by matplotlib, which is there for the curves anyway and needs no system library."""
+
+import io
+import re
+from typing import Any
+from xml.etree import ElementTree
+
+from vggkit.design import svg
+
+POINTS_PER_INCH = 72  # so that a pixel of the drawing is a point of the figure
+SCALE = 2
+"""Pixels of a PNG file for each of the drawing's."""
+MOST_PIXELS, LONGEST_SIDE = 50_000_000, 32_000
+"""Of a PNG file; a larger drawing is scaled down to these."""
+
+
+def rendered(picture: str, suffix: str) -> bytes:
+    """The text of an SVG file that `drawing` made, as the content of a `.png` or `.pdf` file."""
+    from matplotlib.figure import Figure
+
+    root = ElementTree.fromstring(picture)  # noqa: S314 (our own text)
+    width, height = float(root.get("width", 0)), float(root.get("height", 0))
+    figure = Figure(figsize=(width / POINTS_PER_INCH, height / POINTS_PER_INCH))
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), frame_on=False, xticks=(), yticks=())
+    _paint(axes, root, 0, 0)
+    scale = min(SCALE, (MOST_PIXELS / (width * height)) ** 0.5, LONGEST_SIDE / max(width, height))
+    content = io.BytesIO()
+    metadata = {"CreationDate": None} if suffix == ".pdf" else {}
+    figure.savefig(content, format=suffix[1:], dpi=POINTS_PER_INCH * scale, transparent=True, metadata=metadata)
+    return content.getvalue()
+
+
+def _paint(axes: Any, node: ElementTree.Element, x: float, y: float) -> None:
+    """Paint what is below `node`, whose own coordinates begin at (`x`, `y`)."""
+    for child in node:
+        tag = child.tag.rpartition("}")[2]
+        if tag == "g":
+            dx, dy = map(float, re.findall(r"[-\d.]+", child.get("transform", "0 0")))
+            _paint(axes, child, x + dx, y + dy)
+        elif tag == "text":
+            _paint_text(axes, child, x + float(child.get("x", 0)), y + float(child.get("y", 0)))
+        elif tag in ("rect", "polygon"):
+            axes.add_patch(_patch(child, tag, x, y))
+
+
+def _patch(node: ElementTree.Element, tag: str, x: float, y: float) -> Any:
+    from matplotlib.patches import FancyBboxPatch, Polygon, Rectangle
+
+    style: dict[str, Any] = {
+        "facecolor": node.get("fill"),
+        "edgecolor": node.get("stroke", "none"),
+        "linewidth": float(node.get("stroke-width", 0)),
+        "linestyle": "--" if node.get("stroke-dasharray") else "-",
+        "joinstyle": "round",
+    }
+    if tag == "polygon":
+        points = [tuple(map(float, point.split(","))) for point in node.get("points", "").split()]
+        return Polygon([(x + px, y + py) for px, py in points], closed=True, **style)
+    left, top, width, height = (float(node.get(key, 0)) for key in ("x", "y", "width", "height"))
+    if radius := float(node.get("rx", 0)):
+        box = f"round,pad=0,rounding_size={min(radius, width / 2, height / 2)}"
+        return FancyBboxPatch((x + left, y + top), width, height, boxstyle=box, **style)
+    return Rectangle((x + left, y + top), width, height, **style)
+
+
+def _paint_text(axes: Any, node: ElementTree.Element, x: float, y: float) -> None:
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    font = FontProperties(size=float(node.get("font-size", svg.SMALL)), weight=node.get("font-weight", "normal"))
+    pieces = [(node.text or "", node.get("fill"))]
+    pieces += [(f" {piece.text}", piece.get("fill")) for piece in node]  # a space stands before each tspan
+    face, widths = get_font(findfont(font)), []
+    for words, _ in pieces:
+        face.set_size(font.get_size_in_points(), POINTS_PER_INCH)
+        face.set_text(words, 0)
+        widths.append(face.get_width_height()[0] / 64)
+    x -= sum(widths) * {"start": 0, "middle": 0.5, "end": 1}[node.get("text-anchor", "start")]
+    for (words, colour), width in zip(pieces, widths, strict=True):
+        axes.text(x, y, words, color=colour, fontproperties=font, va="baseline", parse_math=False)
+        x += width

@@ -1,0 +1,92 @@
+"""The flags of every verb that takes a network, and the network that they and a text, a run or a file describe."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vggkit.data.files import why_not_a_file
+from vggkit.design.architecture import Head
+from vggkit.design.network import Network, as_network, network_from_json, parse_network
+from vggkit.errors import ArchitectureError, WeightsError, shown
+from vggkit.verbs.terminal import given
+
+MAX_HEADER_BYTES = 2**24
+"""Of a safetensors file; that of the largest network that can be written takes a tenth."""
+SUFFIXES = (".safetensors", ".pth", ".npz", ".h5")
+
+
+@dataclass(frozen=True)
+class NetworkFlags:
+    """What a name or the notation leaves open."""
+
+    in_channels: int | None = None
+    """1 for grey images, 3 for RGB; the network's own if not given: 3, for lenet and alexnet 1."""
+    image_size: int | None = None
+    """Pixels along a side; the network's own if not given: 224, for lenet 28."""
+    num_classes: int | None = None
+    """Outputs of the last layer; the network's own if not given: 1000, for lenet and alexnet 10."""
+    head: Head | None = None
+    """flatten (the book's, the default), adaptive (torchvision's), conv (the paper's dense evaluation), gap."""
+    pooled_size: int | None = None
+    """Pixels that the first fully connected layer sees, with the heads adaptive and conv; 7 if not given."""
+    hidden: tuple[int, ...] | None = None
+    """Widths of the hidden fully connected layers; 4096 4096 if not given, none with the head gap."""
+
+    def network(self, text: str) -> Network:
+        """The network called `text`, or that of the run folder or weight file at the path `text`.
+
+        Raises:
+            ArchitectureError: a network that cannot be.
+            WeightsError: a file that does not say what network it is of.
+        """
+        options = given(**asdict(self))
+        try:
+            return parse_network(text, **options)
+        except ArchitectureError:
+            if not os.path.lexists(text):
+                if not text.startswith((".", "/", "~", "runs/")) and Path(text).suffix not in SUFFIXES:
+                    raise
+                raise WeightsError(f"expected a run or a weight file, got {shown(text)}: nothing there") from None
+        return as_network(_network_at(Path(text)), **options)
+
+
+def _network_at(path: Path) -> Network:
+    """The network of a run folder or of a weight file, of which only the header is read if it is one of vggkit's."""
+    if path.is_dir():
+        path = _weights_of(path)
+    header = read_header(path)
+    if "architecture" in header:
+        return network_from_json(header["architecture"])
+    from vggkit.weights.files import load_weights  # which needs torch
+
+    return load_weights(path)[0].architecture
+
+
+def _weights_of(run: Path) -> Path:
+    """The weights of a run: the trained ones or, of a run that goes on, the newest checkpoint's."""
+    steps = sorted(run.glob("checkpoints/step-*/network.safetensors"), key=lambda path: path.stat().st_mtime)
+    for path in (run / "model.safetensors", *reversed(steps)):
+        if path.is_file():
+            return path
+    raise WeightsError(f"expected a run folder with weights in it, got {shown(str(run))}, try vgg train")
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The metadata of a safetensors file, read without torch and without the tensors; empty for any other file.
+
+    Raises:
+        WeightsError: no regular file.
+        OSError: the file cannot be read.
+    """
+    if found := why_not_a_file(path):
+        raise WeightsError(f"expected a run folder or a weight file, got {shown(str(path))}: {found}")
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        text = file.read(length) if length <= MAX_HEADER_BYTES else b""
+    try:
+        metadata = json.loads(text)["__metadata__"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return {}
+    return metadata if isinstance(metadata, dict) else {}
