@@ -12,12 +12,12 @@ Prints a JSON line for each point; --save adds it to benchmarks/results/growth.j
 """
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from measuring import HERE, row_header, save_row, spread
+from measuring import row_header, save_row, spread
+from table import newest
 
 from vggkit import Architecture, costs, training_memory
 from vggkit.design.scaling import backward_macs
@@ -78,39 +78,30 @@ def plot(path: Path) -> None:
     """Draw the newest row of each point."""
     from matplotlib.figure import Figure
 
-    lines = (HERE / "results" / "growth.jsonl").read_text().splitlines()
-    rows = list({(row["axis"], row["value"]): row for row in map(json.loads, lines)}.values())
-    figure = Figure(figsize=(11, 6.5), dpi=120, layout="constrained")
-    grid = figure.subplots(2, 3, squeeze=False)
-    for column, axis in enumerate(AXES):
-        some = sorted(
-            (row for row in rows if row["axis"] == axis and row["value"] in AXES[axis]), key=lambda row: row["value"]
-        )
+    rows = newest("growth", lambda row: (row["axis"], row["value"]))
+    figure = Figure(figsize=(11, 7), dpi=120, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.15, h_pad=0.12)
+    grid = figure.subplots(2, len(AXES), sharey="row")
+    for column, (axis, values) in enumerate(AXES.items()):
+        some = sorted((row for row in rows if row["axis"] == axis and row["value"] in values), key=lambda r: r["value"])
         x = [1 / row["value"] if axis == "width" else row["value"] for row in some]
         names = [f"/{row['value']}" if axis == "width" and row["value"] > 1 else str(row["value"]) for row in some]
-        for line, (quantity, unit) in enumerate((("step_seconds", "s a step"), ("peak_bytes", "peak GB"))):
-            axes = grid[line, column]
-            for way in some[0][quantity]:
-                values = [row[quantity][way] for row in some]
-                if quantity == "step_seconds":
-                    values = [value["median"] for value in values]
-                else:
-                    values = [value / 1e9 for value in values]
-                axes.plot(x, values, marker="o", markersize=4, label=way)
-            predicted = [row["predicted_seconds"] if not line else row["predicted_bytes"] / 1e9 for row in some]
-            axes.plot(x, predicted, color="black", linestyle="--", label="closed form")
-            axes.set(xscale="log", yscale="linear" if line else "log", xlabel=axis, ylabel=unit)
-            axes.set_xticks(x, names, fontsize=8)
-            if line:
-                axes.set_ylim(bottom=0)
+        seconds, gigabytes = grid[:, column]
+        for way in some[0]["step_seconds"]:
+            seconds.plot(x, [row["step_seconds"][way]["median"] for row in some], marker="o", markersize=4, label=way)
+            gigabytes.plot(x, [row["peak_bytes"][way] / 1e9 for row in some], marker="o", markersize=4)
+        seconds.plot(x, [row["predicted_seconds"] for row in some], "k--", label="closed form")
+        gigabytes.plot(x, [row["predicted_bytes"] / 1e9 for row in some], "k--")
+        for axes, scale in ((seconds, "log"), (gigabytes, "linear")):
+            axes.set(xscale="log", yscale=scale, xlabel=axis)
+            axes.set_xticks(x, names, rotation=45)
             axes.set_xticks([], minor=True)
             axes.grid(alpha=0.3)
-    grid[0, 0].legend(fontsize=8)
-    first = rows[0]
-    figure.suptitle(
-        f"a training step of VGG-11 at {SIZE} px, batch {BATCH}, width /{WIDTH}; {first['hardware']}, {first['date']}",
-        fontsize=10,
-    )
+    grid[0, 0].set_ylabel("seconds a step")
+    grid[1, 0].set(ylabel="peak GB", ylim=(0, None))
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    at = f"{SIZE} px, batch {BATCH}, width /{WIDTH}"
+    figure.suptitle(f"a training step of VGG-11 at {at}; {rows[0]['hardware']}, {rows[0]['date']}", fontsize=10)
     figure.savefig(path)
 
 
