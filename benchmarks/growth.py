@@ -77,10 +77,10 @@ def measure(axis: str, value: int, repeats: int, device: str) -> dict[str, Any]:
 def plot(path: Path) -> None:
     """Draw the newest row of each point."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     rows = newest("growth", lambda row: (row["axis"], row["value"]))
-    figure = Figure(figsize=(11, 7), dpi=120, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.15, h_pad=0.12)
+    figure = Figure(figsize=(11, 7), dpi=120, layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.12))
     grid = figure.subplots(2, len(AXES), sharey="row")
     for column, (axis, values) in enumerate(AXES.items()):
         some = sorted((row for row in rows if row["axis"] == axis and row["value"] in values), key=lambda r: r["value"])

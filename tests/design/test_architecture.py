@@ -1,13 +1,14 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.strategies import architectures
-from vggkit import as_network, build, costs, draw, largest_batch, predict_step, training_memory
+from vggkit import Baseline, as_network, build, costs, draw, largest_batch, parse_network, predict_step, training_memory
 from vggkit.design.architecture import Architecture
 from vggkit.design.layers import Block
+from vggkit.design.network import network_from_json
 from vggkit.design.notation import FAMILY
 from vggkit.errors import ArchitectureError
 
@@ -254,6 +255,57 @@ def test_the_parser_either_refuses_in_one_line_or_round_trips(text):
         assert len(str(error)) < 400
     else:
         assert Architecture.parse(arch.notation) == arch
+
+
+ANYTHING = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.floats(),
+        st.text(max_size=8),
+        st.integers(-2, 300),
+        st.builds(pow, st.just(10), st.just(5000)),
+        st.sampled_from([2**64, "x\x1b[31m" * 10**5, "vgg11", "lenet", "gap", "\n"]),
+    ),
+    lambda values: st.lists(values, max_size=4) | st.dictionaries(st.text(max_size=3), values, max_size=3),
+    max_leaves=6,
+)
+FIELDS = json.loads(Architecture.parse("1x4", image_size=8, hidden=(5,)).to_json())
+BASELINE = json.loads(Baseline.named("lenet").to_json())
+
+
+def read_or_refused(function, *arguments, **options):
+    """Whatever a stranger writes, the only error is the declared one, in one short line that is safe to print."""
+    try:
+        function(*arguments, **options)
+    except ArchitectureError as error:
+        assert str(error).isprintable()
+        assert len(str(error)) < 500
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.one_of(
+        ANYTHING,
+        st.tuples(st.sampled_from([FIELDS, BASELINE]), st.sampled_from([*FIELDS, *BASELINE]), ANYTHING).map(
+            lambda drawn: {**drawn[0], drawn[1]: drawn[2]}
+        ),
+    )
+)
+def test_readers_raise_only_what_they_declare(value):
+    try:
+        text = json.dumps(value)
+    except ValueError:  # Python writes no number of 5,000 digits, but a stranger may
+        text = f'{{"notation": {"9" * 5000}}}'
+    read_or_refused(network_from_json, text)
+    for function in (as_network, parse_network, Architecture):
+        read_or_refused(function, value)
+    read_or_refused(Baseline, value, value)
+    read_or_refused(Block, value, value, value)
+    read_or_refused(predict_step, "1x4", value, 2, 1e9, value)
+    if isinstance(value, dict):
+        options = {key: value[key] for key in FIELDS if key in value and key != "notation"}
+        read_or_refused(Architecture.parse, "1x4", **options)
 
 
 def test_an_architecture_of_version_0_1_is_read():

@@ -22,6 +22,7 @@ from vggkit.design.layers import (
     as_tuple,
     check_int,
     check_one_of,
+    written,
 )
 from vggkit.design.notation import name_of, parse
 from vggkit.errors import ArchitectureError, shown
@@ -94,13 +95,15 @@ class Architecture:
         for width in self.hidden:
             check_int("hidden width", width, 1, MAX_WIDTH)
         if isinstance(self.dropout, bool) or not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
-            raise ArchitectureError(f"expected a dropout of at least 0 and below 1, got {self.dropout!r}")
+            raise ArchitectureError(f"expected a dropout of at least 0 and below 1, got {written(self.dropout)}")
         object.__setattr__(self, "dropout", float(self.dropout))
         check_one_of("norm", self.norm, Norm)
         check_one_of("head", self.head, Head)
         check_int("pooled_size", self.pooled_size, 1, MAX_KERNEL_SIZE)
         if self.head == "gap" and self.hidden:
-            raise ArchitectureError(f"expected no hidden layers with the head gap, got {self.hidden}, try hidden=()")
+            raise ArchitectureError(
+                f"expected no hidden layers with the head gap, got {written(self.hidden)}, try hidden=()"
+            )
         if self.head in ("flatten", "gap") and self.pooled_size != POOLED_SIZE:
             raise ArchitectureError(
                 f"expected a pooled_size only with the heads adaptive and conv, got {self.pooled_size} with {self.head}"
@@ -135,7 +138,7 @@ class Architecture:
         """
         blocks, norm = parse(text)
         if options.setdefault("norm", norm) != norm and norm == "batch":
-            raise ArchitectureError(f"'{shown(text)}' has batch norm, got norm={options['norm']!r} beside it")
+            raise ArchitectureError(f"'{shown(text)}' has batch norm, got norm={written(options['norm'])} beside it")
         if options.get("head") == "gap":
             options.setdefault("hidden", ())
         return cls(blocks, **options)
@@ -215,7 +218,7 @@ class Architecture:
         try:
             values = json.loads(text)
         except (ValueError, TypeError, RecursionError) as error:
-            raise ArchitectureError(f"expected an architecture as JSON, got '{shown(str(text))}': {error}") from None
+            raise ArchitectureError(f"expected an architecture as JSON, got {written(text)}: {error}") from None
         known = {"notation", *(field.name for field in fields(cls))} - {"blocks", "norm"}
         required = known - {"head", "pooled_size"}
         if not isinstance(values, dict) or not required <= set(values) <= known:

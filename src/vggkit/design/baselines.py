@@ -8,10 +8,10 @@ and without local response normalisation.
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from vggkit.design.drawing import drawing
-from vggkit.design.layers import MAX_WIDTH, Layer, LayerKind, check_int
+from vggkit.design.layers import MAX_WIDTH, Layer, LayerKind, check_int, check_one_of
 from vggkit.errors import ArchitectureError
 
 BaselineName = Literal["lenet", "alexnet"]
@@ -48,8 +48,7 @@ class Baseline:
     """Outputs of the last fully connected layer."""
 
     def __post_init__(self) -> None:
-        if self.name not in get_args(BaselineName):
-            raise ArchitectureError(f"expected one of {', '.join(get_args(BaselineName))}, got {self.name!r}")
+        check_one_of("a baseline", self.name, BaselineName)
         for field in ("in_channels", "num_classes", "image_size"):
             check_int(field, getattr(self, field), 1, MAX_WIDTH)
         if self._map_sizes()[-1] < 1:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 from vggkit.design.layers import AnyNetwork, Layer, LayerKind, check_int
 from vggkit.design.table import Table
-from vggkit.errors import shown
 
 BYTES_PER_VALUE = 4  # float32
 MAX_BATCH_SIZE = 2**31 - 1
@@ -182,7 +181,7 @@ class Costs:
                 ],
             ],
             left_aligned=3,
-            title=f"{shown(network.name, quote=False)}: {network.in_channels}x{size}x{size} images "
+            title=f"{network.name}: {network.in_channels}x{size}x{size} images "
             f"in batches of {self.batch_size}, {network.num_classes} classes",
             notes=(f"parameters: {total.param_bytes / 1e6:,.1f} MB in float32", *_NOTES),
         )

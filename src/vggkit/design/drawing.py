@@ -143,7 +143,7 @@ def _view(network: AnyNetwork) -> _View:
     head = f", head {kind}" if kind != "flatten" else ""
     fully = counted.fully_connected
     connected = {"parameters": fully.parameters / total.parameters, "MACs": fully.macs / total.macs}
-    return _View(shown(network.name, quote=False) + head, (_Part((image,)), *parts), lines, connected)
+    return _View(shown(network.name, limit=60) + head, (_Part((image,)), *parts), lines, connected)
 
 
 def _part(boxes: list[_Box], part: Sum, total: Sum) -> _Part:

@@ -118,7 +118,7 @@ class Block:
                 f"expected one kernel size or one for each of the {self.num_convs} convolutions, got {len(sizes)}"
             )
         if not isinstance(self.lrn, bool):
-            raise ArchitectureError(f"expected lrn to be True or False, got {self.lrn!r}")
+            raise ArchitectureError(f"expected lrn to be True or False, got {written(self.lrn)}")
         # One spelling for one block, so that equal blocks compare equal.
         object.__setattr__(self, "kernel_size", sizes[0] if len(set(sizes)) == 1 else tuple(sizes))
 
@@ -157,21 +157,27 @@ class Block:
 def check_int(what: str, value: object, least: int, most: int) -> None:
     """Raise `ArchitectureError` unless `value` is a whole number from `least` to `most`."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        is_endless = isinstance(value, int) and abs(value) > 2**64  # Python refuses to write out the longest
-        got = "a number beyond 64 bits" if is_endless else shown(repr(value))
-        raise ArchitectureError(f"expected {what} from {least} to {most}, got {got}")
+        raise ArchitectureError(f"expected {what} from {least} to {most}, got {written(value)}")
+
+
+def written(value: object) -> str:
+    """A value of any kind and size for an error message."""
+    try:
+        return shown(repr(value))
+    except ValueError:  # Python refuses to write out the longest numbers
+        return "a number beyond 64 bits"
 
 
 def check_one_of(what: str, value: object, allowed: Any) -> None:
     """Raise `ArchitectureError` unless `value` is one of the values of the `Literal` that `allowed` is."""
     if value not in get_args(allowed):
-        raise ArchitectureError(f"expected {what} to be one of {', '.join(get_args(allowed))}, got {value!r}")
+        raise ArchitectureError(f"expected {what} to be one of {', '.join(get_args(allowed))}, got {written(value)}")
 
 
 def as_tuple(what: str, value: object) -> tuple[Any, ...]:
     """`value`, a tuple or a list, as a tuple; raises `ArchitectureError` for anything else."""
     if not isinstance(value, tuple | list):
-        raise ArchitectureError(f"expected {what} as a tuple, got {value!r}")
+        raise ArchitectureError(f"expected {what} as a tuple, got {written(value)}")
     return tuple(value)
 
 
@@ -181,4 +187,4 @@ def as_block(value: object) -> Block:
         return value
     if isinstance(value, tuple | list) and len(value) == 2:
         return Block(cast(int, value[0]), cast(int, value[1]))
-    raise ArchitectureError(f"expected a Block or a pair (num_convs, channels), got {value!r}")
+    raise ArchitectureError(f"expected a Block or a pair (num_convs, channels), got {written(value)}")

@@ -9,7 +9,8 @@ from vggkit.design.architecture import Architecture
 from vggkit.design.baselines import Baseline, BaselineName
 from vggkit.design.costs import Costs
 from vggkit.design.drawing import Style, drawing
-from vggkit.errors import ArchitectureError, shown
+from vggkit.design.layers import written
+from vggkit.errors import ArchitectureError
 
 Network = Architecture | Baseline
 """What modules are made from."""
@@ -39,7 +40,7 @@ def as_network(network: NetworkLike, **options: Any) -> Network:
         return replace(network, **_of_baselines(options))
     if isinstance(network, list | tuple):
         return Architecture(tuple(network), **options)
-    raise ArchitectureError(f"expected a network, its text or its blocks, got {shown(repr(network))}, try 'vgg16'")
+    raise ArchitectureError(f"expected a network, its text or its blocks, got {written(network)}, try 'vgg16'")
 
 
 def parse_network(text: str, **options: Any) -> Network:
@@ -74,7 +75,7 @@ def network_from_json(text: str) -> Network:
     if isinstance(values, dict) and "baseline" in values:
         expected = {"baseline", "image_size", "in_channels", "num_classes"}
         if set(values) != expected or not isinstance(values["baseline"], str):
-            raise ArchitectureError(f"expected the keys {', '.join(sorted(expected))}, got {sorted(values)}")
+            raise ArchitectureError(f"expected the keys {', '.join(sorted(expected))}, got {written(sorted(values))}")
         return Baseline.named(values.pop("baseline"), **values)
     return Architecture.from_json(text)
 

@@ -7,7 +7,7 @@ import difflib
 import re
 from dataclasses import replace
 
-from vggkit.design.layers import MAX_CONVOLUTIONS, MAX_KERNEL_SIZE, MAX_WIDTH, Block, Norm
+from vggkit.design.layers import MAX_CONVOLUTIONS, MAX_KERNEL_SIZE, MAX_WIDTH, Block, Norm, written
 from vggkit.errors import ArchitectureError, shown
 
 MAX_NOTATION_CHARACTERS = 10_000
@@ -35,7 +35,7 @@ _BLOCK = re.compile(
 def parse(text: str) -> tuple[tuple[Block, ...], Norm]:
     """The blocks and the norm that a name or a notation says; raises `ArchitectureError`."""
     if not isinstance(text, str):
-        raise ArchitectureError(f"expected a name or a notation as text, got {text!r}")
+        raise ArchitectureError(f"expected a name or a notation as text, got {written(text)}")
     if len(text) > MAX_NOTATION_CHARACTERS:
         raise ArchitectureError(
             f"'{shown(text)}': expected at most {MAX_NOTATION_CHARACTERS} characters, got {len(text)}"

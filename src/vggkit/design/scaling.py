@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vggkit.design.costs import BYTES_PER_VALUE, MAX_BATCH_SIZE, Costs
-from vggkit.design.layers import Layer, check_int, check_one_of
+from vggkit.design.layers import Layer, check_int, check_one_of, written
 from vggkit.design.network import Network, NetworkLike, as_network
 from vggkit.errors import ArchitectureError
 
@@ -202,4 +202,4 @@ def _gradients(layer: Layer) -> Iterator[tuple[int, int]]:
 def _check_number(what: str, value: object, least: float, most: float) -> None:
     """Raise `ArchitectureError` unless `value` is a number from `least` to `most`; NaN is none."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-        raise ArchitectureError(f"expected {what} from {least:g} to {most:g}, got {str(value)[:40]}")
+        raise ArchitectureError(f"expected {what} from {least:g} to {most:g}, got {written(value)}")

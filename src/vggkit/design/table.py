@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from vggkit.errors import shown
+
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of texts below a header.
+    """Rows of texts below a header; a text may come from a stranger, and is written as `vggkit.errors.shown` has it.
 
     >>> print(Table(("layer", "shape"), [[("conv1_1", "64x224x224")], [("total", "")]]))
     layer        shape
@@ -29,7 +31,8 @@ class Table:
     def __str__(self) -> str:
         from rich.cells import cell_len, set_cell_size  # a Chinese character takes two columns of a terminal
 
-        rows = [self.header, *(row for section in self.sections for row in section)]
+        sections = [[[shown(cell, limit=200) for cell in row] for row in rows] for rows in self.sections]
+        rows = [self.header, *(row for section in sections for row in section)]
         widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
 
         def line(row: Sequence[str]) -> str:
@@ -39,9 +42,9 @@ class Table:
             ]
             return " ".join(cells).rstrip()
 
-        lines = [self.title] if self.title else []
+        lines = [shown(self.title, limit=200)] if self.title else []
         lines += [line(self.header), "-" * (sum(widths) + len(widths) - 1)]
-        for index, section in enumerate(self.sections):
+        for index, section in enumerate(sections):
             lines += [""] * (index > 0) + [line(row) for row in section]
         return "\n".join([*lines, *self.notes])
 

@@ -14,7 +14,7 @@ from vggkit.design.memory import Dtype, OptimizerState, TrainingMemory, in_units
 from vggkit.design.network import Network, costs
 from vggkit.design.scaling import StepPrediction
 from vggkit.design.table import Table
-from vggkit.errors import shown
+from vggkit.errors import UserError, shown
 from vggkit.verbs.network import NetworkFlags
 from vggkit.verbs.scaling import ScalingFlags, predictions, print_scaling, scaling_fields
 from vggkit.verbs.terminal import DONE, parse_flags, print_json
@@ -50,9 +50,9 @@ def run(arguments: list[str]) -> int:
     """Run the verb; returns the exit code."""
     flags = parse_flags("describe", Flags, arguments)
     if not flags.networks:
-        raise ValueError("expected a network, got none, try 'vgg describe vgg16'")
+        raise UserError("expected a network, got none, try 'vgg describe vgg16'")
     if flags.layers and len(flags.networks) > 1:
-        raise ValueError(f"expected one network with --layers, got {len(flags.networks)}")
+        raise UserError(f"expected one network with --layers, got {len(flags.networks)}")
     memory_bytes = None if flags.memory is None else parse_bytes(flags.memory)
     described = [_described(flags.network.network(text), flags, memory_bytes) for text in flags.networks]
     if flags.json:
@@ -70,7 +70,7 @@ def run(arguments: list[str]) -> int:
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes of a size such as 6GB, 6GiB, 500MB or 6e9; raises `ValueError` for anything else.
+    """Bytes of a size such as 6GB, 6GiB, 500MB or 6e9; raises `UserError` for anything else.
 
     >>> parse_bytes("6GB"), parse_bytes("1.5 MiB"), parse_bytes("6e9")
     (6000000000, 1572864, 6000000000)
@@ -80,11 +80,11 @@ def parse_bytes(text: str) -> int:
         r"\s*(\d{1,15}(?:\.\d{1,15})?(?:e\d{1,2})?)\s*(?:([kMGT])(i?)B|B?)\s*", text, re.IGNORECASE | re.ASCII
     )
     if match is None:
-        raise ValueError(f"{expected}, got {text[:60]!r}")
+        raise UserError(f"{expected}, got '{shown(text)}'")
     number, prefix, binary = match.groups()
     num_bytes = int(float(number) * (1024 if binary else 1000) ** (" kmgt".index(prefix.lower()) if prefix else 0))
     if not 10**6 <= num_bytes < 10**21:
-        raise ValueError(f"{expected}, got {text.strip()!r}, which is {num_bytes} bytes")
+        raise UserError(f"{expected}, got '{text.strip()}', which is {num_bytes} bytes")
     return num_bytes
 
 
@@ -191,13 +191,13 @@ def _side_by_side(described: list[_Described], flags: Flags) -> Table:
         f"MB to train: the peak of a step with {flags.optimizer} in {flags.dtype}",
     ]
     if with_ratios:
-        notes.append(f"ratio: to {shown(networks[0].name, quote=False)}")
+        notes.append(f"ratio: to {shown(networks[0].name, limit=40)}")
     if flags.memory is not None:
         for way, name in ((False, "largest batch"), (True, "  --checkpoint")):
             most = [one.largest_batch.get(way) for one in described]
             rows.append(row(name, ["-" if n is None else f"{n:,}" for n in most], none))
         notes.append(f"largest batch: that trains in {flags.memory}; --checkpoint: with vgg train --checkpoint")
-    header = row("", [shown(network.name, quote=False) for network in networks], ["ratio"] * len(none))
+    header = row("", [shown(network.name, limit=40) for network in networks], ["ratio"] * len(none))
     return Table(header, [rows], title=f"batches of {flags.batch_size}", notes=notes)
 
 

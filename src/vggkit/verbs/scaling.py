@@ -6,6 +6,7 @@ from typing import Any
 from vggkit.design.network import Network
 from vggkit.design.scaling import Compression, StepPrediction, predict_step
 from vggkit.design.table import Table
+from vggkit.errors import UserError
 
 _SENT_AS = {"none": "float32", "bf16": "bfloat16", "powersgd": "PowerSGD"}
 
@@ -32,21 +33,21 @@ def predictions(network: Network, batch_size: int, flags: ScalingFlags) -> list[
     """One for each number of workers, each of which has `batch_size` images; none without --workers.
 
     Raises:
-        ValueError: flags that belong together and do not come together, or a value that cannot be.
+        UserError: flags that belong together and do not come together, or a value that cannot be.
     """
     if not flags.workers:
         if flags != ScalingFlags():
-            raise ValueError("expected --workers with the flags of a link, got none, try --workers 8")
+            raise UserError("expected --workers with the flags of a link, got none, try --workers 8")
         return []
     if flags.link_gbps is None or flags.tflops is None:
         given = [f"{name} {value:g}" for name, value in _needed(flags).items() if value is not None]
-        raise ValueError(
+        raise UserError(
             f"expected --link-gbps and --tflops with --workers, got {' '.join(given) or 'neither'}, "
             "try --link-gbps 25 --tflops 10"
         )
     for name, value in _needed(flags).items():
         if value is not None and not 1e-6 <= value <= 1e9:
-            raise ValueError(f"expected {name} from 1e-06 to 1e+09, got {value:g}")
+            raise UserError(f"expected {name} from 1e-06 to 1e+09, got {value:g}")
     return [
         predict_step(
             network,
