@@ -1,6 +1,7 @@
 """Several processes train as one does, and end together, whatever happens to one of them."""
 
 import json
+import math
 import os
 import signal
 from dataclasses import replace
@@ -153,8 +154,9 @@ def counts_images(sizes):
             images = numbers.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
             labels = torch.where(numbers % 2 == 0, numbers, 255)
             feed = DeviceFeed(Split(images, labels), 10, 0, team, is_fitted=True)
-            accuracy = evaluate(Reads(), feed, Preprocessing(2, 1, (0.0,), (1.0,)), team)
+            accuracy, loss = evaluate(Reads(), feed, Preprocessing(2, 1, (0.0,), (1.0,)), team)
             assert accuracy == pytest.approx(-(-size // 2) / size, rel=1e-6), size
+            assert loss == pytest.approx(math.log(math.e + 255) - accuracy, rel=1e-5), size
     return 0
 
 

@@ -5,11 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 from vggkit.data.files import as_png
 from vggkit.errors import shown
+from vggkit.training.run_state import EpochMetrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from vggkit.training.run_state import EpochMetrics
 
 MOST_MARKED = 30
 """Epochs up to which each is marked by a dot; more dots than that hide the line."""
@@ -18,14 +17,12 @@ LEAST_SPAN = 0.1
 TRAIN, EVALUATED = "#4c78a8", "#e45756"
 
 
-def draw_curves(
-    history: "Sequence[EpochMetrics]", num_epochs: int, evaluated_on: str = "test", title: str = ""
-) -> bytes:
+def draw_curves(history: Sequence[EpochMetrics], num_epochs: int, evaluated_on: str = "test", title: str = "") -> bytes:
     """The picture of `curves` as a PNG file's bytes, 1320 x 570."""
     return as_png(curves(history, num_epochs, evaluated_on, title))
 
 
-def curves(history: "Sequence[EpochMetrics]", num_epochs: int, evaluated_on: str, title: str) -> "Figure":
+def curves(history: Sequence[EpochMetrics], num_epochs: int, evaluated_on: str, title: str) -> "Figure":
     """Loss and accuracy over the epochs, with the best epoch marked.
 
     Args:
@@ -51,11 +48,11 @@ def curves(history: "Sequence[EpochMetrics]", num_epochs: int, evaluated_on: str
     return figure
 
 
-def _plot(axes: Any, history: "Sequence[EpochMetrics]", field: str, colour: str, label: str, last_epoch: int) -> None:
+def _plot(axes: Any, history: Sequence[EpochMetrics], field: str, colour: str, label: str, last_epoch: int) -> None:
     """One curve; nothing is plotted if no epoch has a value."""
     from matplotlib.ticker import MaxNLocator
 
-    points = [(metrics.epoch, getattr(metrics, field, None)) for metrics in history]
+    points = [(metrics.epoch, getattr(metrics, field)) for metrics in history]
     points = [(epoch, value) for epoch, value in points if value is not None]
     if points:
         marker = "o" if last_epoch <= MOST_MARKED else None
@@ -65,7 +62,7 @@ def _plot(axes: Any, history: "Sequence[EpochMetrics]", field: str, colour: str,
     axes.grid(alpha=0.3)
 
 
-def _mark_best(axes: Any, history: "Sequence[EpochMetrics]", evaluated_on: str) -> None:
+def _mark_best(axes: Any, history: Sequence[EpochMetrics], evaluated_on: str) -> None:
     """Mark the first epoch of the best accuracy by a ring and a line, and say its value in the panel's title."""
     best = max(history, key=lambda metrics: metrics.test_accuracy)
     axes.plot(best.epoch, best.test_accuracy, "o", color=EVALUATED, fillstyle="none", markersize=10)

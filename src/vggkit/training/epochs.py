@@ -57,14 +57,15 @@ def train_epochs(
                 save()
         outcomes.read_all()  # waits for the device: the only time in an epoch
         _count_seconds(state, lap())
-        accuracy = evaluate(net, data.held_out, data.preprocessing, team, stop)
-        if accuracy is None:
+        measured = evaluate(net, data.held_out, data.preprocessing, team, stop)
+        if measured is None:
             return False
+        accuracy, loss = measured
         state.elapsed_seconds += lap()
         is_best = data.held_out_name == "validation" and accuracy > max(accuracies, default=-1.0)
         if is_best:
             state.best_step = state.step
-        shown.epoch(_finish_epoch(training, accuracy, accuracies))
+        shown.epoch(_finish_epoch(training, accuracy, loss, accuracies))
         if len(data.bad_images) > num_bad:
             num_bad = len(data.bad_images)
             shown.say(named(data.bad_images))
@@ -75,10 +76,10 @@ def train_epochs(
     return True
 
 
-def _finish_epoch(training: Training, accuracy: float, accuracies: list[float]) -> EpochMetrics:
-    """Add the epoch that has ended with `accuracy` to the history, and bring the state to the next one."""
+def _finish_epoch(training: Training, accuracy: float, loss: float, accuracies: list[float]) -> EpochMetrics:
+    """Add the epoch that has ended with this evaluation to the history, and bring the state to the next one."""
     state, recipe = training.state, training.recipe
-    if not math.isfinite(accuracy):
+    if not math.isfinite(accuracy + loss):
         raise DivergedError(f"expected finite outputs, got others after step {state.step}; {advice(training.net)}")
     loss_sum, correct, count = state.sums
     metrics = EpochMetrics(
@@ -92,6 +93,7 @@ def _finish_epoch(training: Training, accuracy: float, accuracies: list[float]) 
         train_seconds=state.train_seconds,
         loading_seconds=state.loading_seconds,
         elapsed_seconds=state.elapsed_seconds,
+        test_loss=loss,
     )
     state.history.append(metrics)
     state.epoch, state.epoch_steps, state.sums = state.epoch + 1, 0, [0.0, 0.0, 0.0]

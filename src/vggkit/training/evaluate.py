@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vggkit.data.feed import Batch, Feed, network_input
 from vggkit.data.preprocessing import Preprocessing
@@ -30,27 +31,28 @@ def judged(net: nn.Module, feed: Feed, preprocessing: Preprocessing) -> Iterator
 @torch.no_grad()
 def evaluate(
     net: nn.Module, feed: Feed, preprocessing: Preprocessing, team: Team, stop: StopFlag | None = None
-) -> float | None:
-    """Top-1 accuracy of `net` on all images of `feed`, each counted once, whatever the number of processes.
+) -> tuple[float, float] | None:
+    """Top-1 accuracy and mean loss of `net` on all images of `feed`, each counted once by all processes together.
 
     Returns:
-        0 to 1; NaN if an output is not finite; None if a process was asked to stop. The network is left in
-        evaluation mode.
+        An accuracy from 0 to 1 and the cross-entropy; NaN if an output is not finite; None if a process was asked to
+        stop. The network is left in evaluation mode.
 
     Raises:
         DataError: no image can be read.
     """
-    sums = torch.zeros(2, device=team.device)  # correct, images
+    sums = torch.zeros(3, device=team.device)  # correct, loss x images, images
     for batch, logits in judged(net, feed, preprocessing):
         if stop is not None and _any_wants_stop(stop, team):
             return None
         sums[0] += (logits.argmax(dim=1) == batch.labels).sum()
         sums[0] += 0 * logits.sum()  # NaN from the first output that is not finite
-        sums[1] += (batch.labels != IGNORED_LABEL).sum()
-    correct, count = team.sum_(sums).tolist()
+        sums[1] += functional.cross_entropy(logits, batch.labels, ignore_index=IGNORED_LABEL, reduction="sum")
+        sums[2] += (batch.labels != IGNORED_LABEL).sum()
+    correct, loss, count = team.sum_(sums).tolist()
     if not count:
         raise DataError("expected an image to measure by that can be read, got none")
-    return float(correct / count)
+    return correct / count, loss / count
 
 
 def _any_wants_stop(stop: StopFlag, team: Team) -> bool:

@@ -195,6 +195,7 @@ def train(
             is_shown,
             state.history,
             state.step,
+            title=f"{recipe.architecture} on {Path(recipe.data).name}",
         )
         stack.callback(shown.close)
         _introduce(shown, training, "start" if before.state is None else "resume", notes)

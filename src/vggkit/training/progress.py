@@ -33,13 +33,14 @@ class Progress:
         show: bool,
         history: Sequence[EpochMetrics] = (),
         start_step: int = 0,
+        title: str = "",
     ) -> None:
         """A run that begins or, with the `history` and `start_step` of before, goes on; metrics are added.
 
-        Without a folder nothing is written.
+        Without a folder nothing is written. `title` stands above the curves.
         """
         self.folder, self.num_epochs, self.steps_per_epoch = folder, num_epochs, steps_per_epoch
-        self.evaluated_on, self.show = evaluated_on, show
+        self.evaluated_on, self.show, self.title = evaluated_on, show, title
         self.history = list(history)
         self.log_steps = -(-num_epochs * steps_per_epoch // LOGGED_STEPS)
         self._start_step = start_step
@@ -124,7 +125,7 @@ class Progress:
     def _draw(self) -> None:
         if self.folder is None:
             return
-        picture = draw_curves(self.history, self.num_epochs, self.evaluated_on)
+        picture = draw_curves(self.history, self.num_epochs, self.evaluated_on, self.title)
         write_whole(self.folder / "curves.png", picture)
         self._last_curves, self._drawn_epochs = time.perf_counter(), len(self.history)
         if self.show and _is_notebook():

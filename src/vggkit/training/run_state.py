@@ -34,6 +34,8 @@ class EpochMetrics:
     """Of that, the time in which training waited for images."""
     elapsed_seconds: float
     """Wall time of the run so far, evaluation included, without the time between a stop and a resume."""
+    test_loss: float | None = None
+    """Mean cross-entropy over the images of `test_accuracy`; None in a run that version 0.4 began."""
 
 
 @dataclass
@@ -86,7 +88,7 @@ class RunState:
 
     def _check(self) -> None:
         """Raise an error unless every field is one that a run can come to."""
-        metrics = [value for epoch in self.history for value in asdict(epoch).values()]
+        metrics = [value for epoch in self.history for value in asdict(epoch).values() if value is not None]
         times = [self.train_seconds, self.loading_seconds, self.elapsed_seconds]
         axes = self.facts["color_axes"]
         channels = Preprocessing.from_json(self.facts["preprocessing"]).channels
