@@ -4,40 +4,34 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from types import ModuleType
 
 import vggkit
-from vggkit.errors import DivergedError, UserError, VggkitError, one_line, shown
+from vggkit.errors import DivergedError, UserError, VggkitError, nearest, one_line, shown
 from vggkit.training import stopping
-from vggkit.verbs import bench, data, describe, doctor, draw, evaluate, features, predict, runs, train, weights
+from vggkit.verbs import VERBS, module_of
 from vggkit.verbs.terminal import DONE, FAILED, INTERRUPTED, USER_ERROR, print_to_stderr
 
-VERBS: dict[str, ModuleType] = {
-    "describe": describe,
-    "draw": draw,
-    "data": data,
-    "train": train,
-    "runs": runs,
-    "eval": evaluate,
-    "predict": predict,
-    "features": features,
-    "weights": weights,
-    "doctor": doctor,
-    "bench": bench,
-}
-"""Each has `Flags`, whose docstring is the help, and `run`."""
+USAGE = """vgg: the workbench for networks made of VGG blocks
+
+  vgg describe vgg16             what a network costs
+  vgg train                      train the quick recipe on Fashion-MNIST
+  vgg VERB --help                a verb's flags, with examples
+
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `vgg` with `argv`, by default the process's own; the exit code is 2 for a user's mistake."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    verb = arguments[0] if arguments else "--help"
+    verb, *arguments = list(sys.argv[1:] if argv is None else argv) or ["help"]
     stopping.ends_with_run = argv is None
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal without UTF-8 gets escapes, and not an error
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = _run(verb, arguments[1:])
+        try:
+            code = _run(verb, arguments)
+        except SystemExit as leaving:  # tyro's, once it has printed what was asked for
+            code = leaving.code if isinstance(leaving.code, int) else DONE
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # `vgg ... | head`: what Python still holds goes nowhere, without a complaint
@@ -69,26 +63,17 @@ def _told(verb: str, error: Exception) -> int:
 
 
 def _run(verb: str, arguments: list[str]) -> int:
-    if verb in ("-h", "--help", "help"):
-        print(_usage())
-        return DONE
     if verb in ("-V", "--version"):
         print(f"vggkit {vggkit.__version__}")
         return DONE
+    if verb in ("-h", "--help", "help") and arguments:
+        verb, arguments = arguments[0], ["--help"]
+    if verb in ("-h", "--help", "help"):
+        lines = [f"  {verb:<11} {module_of(verb).Flags.__doc__.splitlines()[0]}" for verb in VERBS]
+        print(USAGE + "\n".join(lines))
+        return DONE
     if verb not in VERBS:
-        raise UserError(f"expected one of {', '.join(VERBS)}, try 'vgg --help'")
-    code: int = VERBS[verb].run(arguments)
+        close = nearest(verb, VERBS)
+        raise UserError(f"expected one of {', '.join(VERBS)}, try {f'vgg {close}' if close else 'vgg --help'}")
+    code: int = module_of(verb).run(arguments)
     return code
-
-
-def _usage() -> str:
-    lines = [f"  {verb:<9} {module.Flags.__doc__.splitlines()[0]}" for verb, module in VERBS.items()]
-    return "\n".join(
-        [
-            "vgg: the workbench for networks made of VGG blocks",
-            "",
-            "  vgg <verb> --help    shows the verb's flags",
-            "",
-            *lines,
-        ]
-    )

@@ -1,6 +1,8 @@
 """The errors of vggkit, each one line (expected, got, try), and the one way to print text that is not ours."""
 
+import difflib
 import os
+from collections.abc import Iterable
 from typing import ClassVar
 
 ERROR_CHARACTERS = 1_000
@@ -78,6 +80,19 @@ def shown(text: str | bytes | os.PathLike[str], limit: int = 80) -> str:
 def one_line(error: BaseException, limit: int = ERROR_CHARACTERS) -> str:
     """The message of `error` in one line that is safe to print, or the error's type if it has no message."""
     return shown(" ".join(str(error)[: 4 * limit].split()) or type(error).__name__, limit)
+
+
+def nearest(word: str, names: Iterable[str]) -> str | None:
+    """The one of `names` that `word` was probably meant to be: misspelt, cut short or given by its initials.
+
+    >>> nearest("qiuck", ["quick", "d2l"]), nearest("--lr", ["--workers", "--learning-rate"]), nearest("x", ["vgg16"])
+    ('quick', '--learning-rate', None)
+    """
+    asked, known = word[:60].lower().strip("-"), {name.lower().strip("-"): name for name in names}
+    for short, name in known.items():
+        if len(asked) > 1 and (short.startswith(asked) or asked == "".join(part[:1] for part in short.split("-"))):
+            return name
+    return next((known[close] for close in difflib.get_close_matches(asked, known, n=1, cutoff=0.65)), None)
 
 
 def _escaped(character: str) -> str:

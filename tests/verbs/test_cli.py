@@ -1,18 +1,24 @@
-import inspect
 import json
 import os
 import pty
 import re
+import shlex
+import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from vggkit import Recipe, cli
+from vggkit import Recipe, cli, errors
 from vggkit.data.fashion_mnist import SAMPLE_PLACE
-from vggkit.verbs import describe
+from vggkit.verbs import VERBS, describe, module_of, train
+from vggkit.verbs.terminal import parse_flags
+
+ROOT = Path(__file__).parents[2]
+QUICK = train.Flags(Recipe.named("quick"), "quick")
 
 
 def vgg_program(*arguments, **options):
@@ -22,14 +28,15 @@ def vgg_program(*arguments, **options):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A small network trained by the command line, and what the command printed."""
+    """A small network trained by the command line on a terminal without UTF-8, and what the command printed."""
     folder = tmp_path_factory.mktemp("cli")
     done = vgg_program(
         "train", "--data", "fashion-mnist-sample", "--epochs", "2", "--architecture", "1x8 1x16_bn",
-        "--image-size", "16", "--hidden", "32", "--device", "cpu", "--out", "run", cwd=folder,
+        "--image-size", "16", "--hidden", "32", "--device", "cpu", "--out", "r\N{LATIN SMALL LETTER U WITH DIAERESIS}n",
+        cwd=folder, env={**os.environ, "PYTHONIOENCODING": "ascii"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return folder / "run", done
+    return folder / "rün", done
 
 
 def described(capsys, *arguments):
@@ -218,12 +225,12 @@ def test_describe_imports_no_torch():
             ["train", "--data", "fashion-mnist-sample", "--device", "tpu"],
             "expected a device of this machine, got 'tpu'",
         ),
-        (["data", "fetch", "mnist"], "expected fashion-mnist to fetch, got 'mnist'"),
+        (["data", "fetch", "mnist"], "invalid choice 'mnist' for argument"),
         (["eval", "no-such-run"], "no-such-run: expected a weight file, got nothing there"),
         (["predict", "no-such-run", "x.png"], "no-such-run: expected a weight file, got nothing there"),
         (["eval", ".", "--plot", "confusion.txt"], "expected a .png file in a folder that exists for --plot"),
         (["eval", ".", "--plot", "no/confusion.png"], "expected a .png file in a folder that exists for --plot"),
-        (["paint"], f"vgg paint: expected one of {', '.join(cli.VERBS)}, try"),
+        (["paint"], f"vgg paint: expected one of {', '.join(VERBS)}, try"),
     ],
 )
 def test_a_users_mistake_gets_one_line_and_code_2(arguments, message, tmp_path):
@@ -261,37 +268,81 @@ def test_a_wrong_flag_is_one_line_too(arguments, message, capsys):
     assert message in line
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
-def test_every_verb_has_help(verb, capsys):
-    with pytest.raises(SystemExit, match="0"):
-        cli.main([verb, "--help"])
-    assert f"usage: vgg {verb}" in capsys.readouterr().out
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_of_a_verb_fits_a_terminal_and_has_examples_that_parse(verb, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main(["help", verb]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: vgg {verb} ")
+    assert max(map(len, text.splitlines())) <= 80
+    assert not re.search(r"default: ?(None|\)|$)", text.replace("│", "").replace("\n", " "))
+    examples = [line for line in text.splitlines() if re.match(rf"  vgg {verb}\b", line)]
+    assert len(examples) == 2
+    for example in examples:
+        words = shlex.split(example.partition(" > ")[0])
+        parse_flags(verb, module_of(verb).Flags, words[2:], QUICK if verb == "train" else None)
 
 
 def test_the_usage_names_every_verb(capsys):
-    assert cli.main([]) == 0
-    out = capsys.readouterr().out
-    assert all(f"  {verb} " in out for verb in cli.VERBS)
+    for arguments in ([], ["--help"], ["help"], ["-h"]):
+        assert cli.main(arguments) == 0
+        out = capsys.readouterr().out
+        assert all(f"  {verb} " in out for verb in VERBS)
+        assert max(map(len, out.splitlines())) <= 80
     assert cli.main(["--version"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("trian", ", try vgg train"),
+        ("desc", ", try vgg describe"),
+        ("paint", ", try vgg --help"),
+        ("train --lr 0.1", "got '--lr', try --learning-rate"),
+        ("train --image_sise 32", "try --image-size"),
+        ("train --recipe qiuck", "got 'qiuck', try quick"),
+        ("train vgg11_bn", "got 'vgg11_bn', try --architecture 'vgg11_bn'"),
+        ("data chek photos", "got 'chek', try check"),
+        ("data check photos --sed 1", "got '--sed', try --seed"),
+        ("train --\x1b[31m", r"got '--\x1b[31m', try vgg train --help"),
+    ],
+)
+def test_what_was_probably_meant_is_named(arguments, message, capsys):
+    assert cli.main(arguments.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(message)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_verbs_flags_and_choices(shell, capsys):
+    assert cli.main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for word in (*VERBS, "fetch", "--learning-rate", "--no-flip", "adaptive"):
+        assert word in script
+
+
+def test_bash_completes(tmp_path, capsys):
+    assert cli.main(["completion", "bash"]) == 0
+    (tmp_path / "vgg").write_text(capsys.readouterr().out)
+    for words, expected in ((["tr"], "train"), (["data", "ch"], "check"), (["train", "--learn"], "--learning-rate")):
+        program = (
+            f"source {tmp_path}/vgg; COMP_WORDS=(vgg {' '.join(words)}); COMP_CWORD={len(words)}; "
+            'COMP_LINE="${COMP_WORDS[*]}"; COMP_POINT=${#COMP_LINE}; '
+            "$(complete -p vgg | sed 's/.*-F \\([^ ]*\\).*/\\1/'); echo \"${COMPREPLY[*]}\""
+        )
+        done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=60)
+        assert done.stdout.split()[:1] == [expected], done.stderr
 
 
 def test_the_help_of_train_shows_the_chosen_recipes_values(capsys):
     helps = []
     for arguments in ([], ["--recipe", "d2l"], ["--recipe=d2l-1.0"]):
-        with pytest.raises(SystemExit):
-            cli.main(["train", *arguments, "--help"])
+        assert cli.main(["train", *arguments, "--help"]) == 0
         helps.append(" ".join(capsys.readouterr().out.replace("│", " ").split()))
     assert "Pixels along a side of the network's input. (default: 32)" in helps[0]
     assert "Pixels along a side of the network's input. (default: 224)" in helps[1]
     assert "(default: 0.01)" in helps[2]
     assert "--flip, --no-flip Mirror training images left and right at random. (default: True)" in helps[0]
-
-
-def test_no_help_text_breaks_in_the_middle_of_a_line():
-    """tyro keeps the line breaks of an indented docstring."""
-    texts = re.findall(r'^    """(.*?)"""', inspect.getsource(Recipe), flags=re.DOTALL | re.MULTILINE)
-    assert len(texts) > 35
-    assert not [text for text in texts if "\n" in text]
 
 
 @pytest.mark.parametrize(
@@ -310,8 +361,7 @@ def test_no_help_text_breaks_in_the_middle_of_a_line():
 def test_the_flags_of_train_are_the_recipes(arguments, expected, monkeypatch, full_place):
     seen = []
     monkeypatch.setattr("vggkit.training.loop.train", lambda recipe, **_: seen.append(recipe) or exit(7))
-    with pytest.raises(SystemExit, match="7"):
-        cli.main(["train", *arguments])
+    assert cli.main(["train", *arguments]) == 7
     assert seen == [expected]
 
 
@@ -322,7 +372,8 @@ def test_training_ends_with_the_books_two_lines_and_the_folder(trained):
     assert ", train acc " in loss
     assert ", test acc " in loss
     assert speed.endswith(" examples/sec on cpu")
-    assert folder == "run"
+    assert folder == "r\\xfcn"
+    assert done.stdout.count("epoch ") == 2
     assert done.stderr.count("not comparable") == done.stdout.count("not comparable") == 1
 
 
@@ -371,16 +422,81 @@ def test_data_lists_what_is_known(capsys, own_cache):
     assert sample == {"name": "fashion-mnist-sample", "where": str(SAMPLE_PLACE), "state": "verified"}
 
 
-def test_what_the_machine_cannot_hold_is_said_in_one_line(capsys, monkeypatch):
-    def fail(_):
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.\nmore")
+FAMILY = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.VggkitError)]
 
-    monkeypatch.setattr(cli.VERBS["data"], "run", fail)
-    assert cli.main(["data"]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "expected enough memory" in line
-    monkeypatch.setattr(cli.VERBS["data"], "run", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
-    assert cli.main(["data"]) == 130
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        *((kind("it is\nso"), kind.exit_code, "it is so") for kind in FAMILY),
+        (ValueError("a \x1b[2Jb"), 2, r"a \x1b[2Jb"),
+        (OSError(28, "No space left on device", "x"), 1, "No space left on device: 'x'"),
+        (MemoryError(), 1, "expected enough memory, got: MemoryError, try a smaller"),
+        (RuntimeError("can't allocate memory: 1 bytes.\nmore"), 1, "expected enough memory, got: can't allocate"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+@pytest.mark.parametrize("verb", VERBS)
+def test_any_failure_of_any_verb_is_one_line(verb, error, code, message, capsys, monkeypatch):
+    monkeypatch.setattr(module_of(verb), "run", lambda _: (_ for _ in ()).throw(error))
+    assert cli.main([verb]) == code
+    told = capsys.readouterr().err
+    assert message in told
+    assert told.count("\n") == bool(message)
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(module_of("data"), "run", lambda _: (_ for _ in ()).throw(RuntimeError("a fault")))
+    with pytest.raises(RuntimeError, match="a fault"):
+        cli.main(["data"])
+
+
+def broken(kind, folder):
+    """A path that no reader can use."""
+    path = folder / "bad\x1b[31m.safetensors"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "dangling link":
+        path.symlink_to(folder / "gone")
+    elif kind == "link to itself":
+        path.symlink_to(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "run of rubbish":
+        path.mkdir()
+        for name in ("recipe.json", "metrics.jsonl", "model.safetensors"):
+            (path / name).write_bytes(b"\x1b]0;x\x07{\n" * 9)
+    elif kind != "nothing":
+        path.write_bytes({"empty": b"", "rubbish": b"\x1b[2J\n\xff" * 99, "page": b"<!DOCTYPE html><html>"}[kind])
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["nothing", "empty", "rubbish", "page", "fifo", "dangling link", "link to itself", "folder", "run of rubbish"],
+)
+@pytest.mark.parametrize(
+    "command",
+    [
+        "data check BAD", "train --data BAD", "train --resume BAD", "train --warm-start BAD", "train --pretrained BAD",
+        "eval BAD", "eval RUN --data BAD", "predict BAD IMAGE", "predict RUN BAD", "features BAD IMAGE --layers pool1 -o F",
+        "features RUN BAD --layers pool1 -o F", "weights convert BAD -o F", "doctor 1x4 --warm-start BAD",
+        "doctor 1x4 --data BAD",
+    ],
+)  # fmt: skip
+def test_what_no_reader_can_use_is_one_line_for_every_verb(command, kind, trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    image = ROOT / "docs/pictures/ankle-boot.png"
+    words = {"BAD": broken(kind, tmp_path), "RUN": str(trained[0]), "IMAGE": str(image), "F": "out.safetensors"}
+    signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it waits for the pipe"))
+    signal.alarm(60)
+    try:
+        assert cli.main([words.get(word, word) for word in command.split()]) in (1, 2)
+    finally:
+        signal.alarm(0)
+    told = capsys.readouterr().err.splitlines()
+    assert told[-1].startswith("vgg ")
+    assert all(line.isprintable() for line in told)
 
 
 def test_markup_in_a_path_is_shown_as_it_is(capsys, own_cache):
@@ -388,8 +504,9 @@ def test_markup_in_a_path_is_shown_as_it_is(capsys, own_cache):
     assert "[red]foo[/bar]" in capsys.readouterr().out
 
 
-def test_a_closed_pipe_is_no_error():
-    command = f"{sys.executable} -m vggkit describe vgg19 --layers | head -1"
+@pytest.mark.parametrize(("arguments", "start"), [("describe vgg19 --layers", "vgg19"), ("train --help", "usage: vgg")])
+def test_a_closed_pipe_is_no_error(arguments, start):
+    command = f"{sys.executable} -m vggkit {arguments} | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
-    assert done.stdout.startswith("vgg19")
+    assert done.stdout.startswith(start)

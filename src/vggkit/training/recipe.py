@@ -1,10 +1,9 @@
 """All that decides a run, as frozen, validated data, and the recipes that have a name. Imports no torch."""
 
-import difflib
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any, Literal, get_args, get_type_hints
@@ -12,7 +11,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from vggkit.design.architecture import POOLED_SIZE, Architecture, Head, Init
 from vggkit.design.layers import as_tuple
 from vggkit.design.network import Network, parse_network
-from vggkit.errors import RecipeError, shown
+from vggkit.errors import RecipeError, nearest, shown
 
 Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["constant", "cosine", "linear", "plateau"]
@@ -281,10 +280,9 @@ def _check_value(name: str, kind: Any, value: object) -> None:
             raise RecipeError(f"expected {what} from {least} to {f'{most:g}' if kind is float else most}, {told}")
 
 
-def _near(name: str, known: Any) -> str:
-    """Advice on what `name` may have been meant to be."""
-    close = difflib.get_close_matches(str(name), known, n=1)
-    return f", try {close[0]}" if close else ""
+def _near(name: str, known: Iterable[str]) -> str:
+    close = nearest(name, known)
+    return f", try {close}" if close else ""
 
 
 def _plateaus(accuracies: Sequence[float]) -> int:

@@ -12,9 +12,11 @@ from vggkit.verbs.terminal import DONE, given, parse_flags, print_json, print_ta
 
 @dataclass(frozen=True)
 class Flags:
-    """Measure how fast a network trains or classifies here, against PyTorch as it comes.
+    """Measure how fast a network is here, against PyTorch as it comes.
 
-    Takes the memory of three networks in work, and three times (repeats + 1) turns of half a second or three steps.
+    Examples:
+      vgg bench vgg16 --batch-size 1
+      vgg bench vgg11/4 --train --image-size 64 --batch-size 32
     """
 
     architecture: Positional[str]

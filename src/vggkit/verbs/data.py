@@ -3,9 +3,9 @@
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from vggkit.errors import DataError
 from vggkit.verbs.terminal import DONE, FAILED, parse_flags, print_json, print_table, print_to_stderr
@@ -17,58 +17,82 @@ NAMED_IMAGES = 20
 
 
 @dataclass(frozen=True)
-class Flags:
-    """List the data sets and where they lie; 'fetch fashion-mnist' gets it, 'check photos/' reads every image."""
+class List:
+    """List the data sets that are known and where they are."""
 
-    action: Positional[Literal["list", "fetch", "check"]] = "list"
-    """list; fetch; or check, which reads every image of your own data and names the bad ones."""
-    name: Positional[str] = "fashion-mnist"
-    """What to fetch or check, as for vgg train --data."""
+    data_dir: Path | None = None
+    """Where to look for Fashion-MNIST first."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Fetch a data set, and verify what came."""
+
+    name: Positional[Literal["fashion-mnist"]] = "fashion-mnist"
+    """The data set to fetch."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """Read every image of a data set, count the classes and name the bad images."""
+
+    name: Annotated[Positional[str], arg(metavar="DATA")] = "fashion-mnist"
+    """What to check, as for vgg train --data."""
     data_dir: Path | None = None
     """Where to look for Fashion-MNIST first."""
     holdout: float = 0.1
     """Share of each class that is kept out, where there is no validation or test set."""
     seed: int = 0
-    """Of what is kept out."""
+    """Seed that decides which images are kept out."""
     workers: int | None = None
     """Threads that decode image files; half of the cores, at most 16, if not given."""
     json: bool = False
     """Print JSON instead of a table."""
 
 
+@dataclass(frozen=True)
+class Flags:
+    """List, fetch and check data sets: Fashion-MNIST and your own.
+
+    Examples:
+      vgg data fetch fashion-mnist
+      vgg data check photos
+    """
+
+    action: List | Fetch | Check = List()
+
+
 def run(arguments: list[str]) -> int:
     """Run the verb; returns the exit code: 1 if there are bad images."""
-    flags = parse_flags("data", Flags, arguments)
-    if flags.action == "check":
-        return _check(flags)
+    action = parse_flags("data", Flags, arguments).action
+    if isinstance(action, Check):
+        return _check(action)
     from vggkit.data import fashion_mnist
 
-    if flags.action == "fetch":
-        if flags.name != fashion_mnist.FULL_NAME:
-            raise DataError(
-                f"expected {fashion_mnist.FULL_NAME} to fetch, got {flags.name!r}, try 'vgg data check' for your own"
-            )
+    if isinstance(action, Fetch):
         print(fashion_mnist.fetch(print_to_stderr))
         return DONE
     known = []
     for name in (fashion_mnist.FULL_NAME, fashion_mnist.SAMPLE_NAME):
         try:
             place = (
-                fashion_mnist.find(flags.data_dir) if name == fashion_mnist.FULL_NAME else fashion_mnist.SAMPLE_PLACE
+                fashion_mnist.find(action.data_dir) if name == fashion_mnist.FULL_NAME else fashion_mnist.SAMPLE_PLACE
             )
             fashion_mnist.verify(name, place)
             where, state = str(place), "verified"
         except DataError as error:
             where, state = "", str(error)
         known.append({"name": name, "where": where, "state": state})
-    if flags.json:
+    if action.json:
         print_json(known)
     else:
         print_table(("name", "where", "state"), [[tuple(row.values()) for row in known]], left_aligned=3)
     return DONE
 
 
-def _check(flags: Flags) -> int:
+def _check(flags: Check) -> int:
     from vggkit.data.samples import ArrayImages
     from vggkit.data.sources import open_data
 

@@ -25,7 +25,12 @@ _MOST_WITH_RATIOS = 3
 
 @dataclass(frozen=True)
 class Flags:
-    """Show what networks cost: shapes, parameters, MACs, activations, receptive field, memory for training."""
+    """Show what networks cost: parameters, MACs, memory, shapes.
+
+    Examples:
+      vgg describe vgg16 --batch-size 128 --memory 6GB
+      vgg describe alexnet "1x64 2x128 3x256k3,3,1" --image-size 96 --json
+    """
 
     networks: Annotated[Positional[tuple[str, ...]], arg(metavar="NETWORK ...")]
     """A name (vgg16, vgg11_bn, vgg11/4, alexnet), blocks ("1x64 2x128 3x256k3,3,1"), a run folder or a weight file;

@@ -23,7 +23,12 @@ LEAST_EXPONENT = -12
 
 @dataclass(frozen=True)
 class Flags:
-    """Say in seconds whether a network will learn: activations, gradients, dead ReLUs, what to change."""
+    """Say in seconds whether a network will learn, and what to change.
+
+    Examples:
+      vgg doctor vgg19 --init torch --image-size 64
+      vgg doctor vgg11_bn/4 --warm-start runs/quick-1
+    """
 
     architecture: Positional[str]
     """A name (vgg19, vgg11_bn/4, lenet, alexnet) or blocks (1x64 2x128)."""

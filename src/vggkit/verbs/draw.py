@@ -14,7 +14,12 @@ from vggkit.verbs.terminal import DONE, check_out, parse_flags
 
 @dataclass(frozen=True)
 class Flags:
-    """Draw networks, beside and below each other on one scale, into an SVG, PNG or PDF file."""
+    """Draw networks on one scale as SVG, PNG or PDF.
+
+    Examples:
+      vgg draw vgg16 -o vgg16.svg
+      vgg draw lenet alexnet vgg11 --style blocks -o three.svg
+    """
 
     networks: Annotated[Positional[tuple[str, ...]], arg(metavar="NETWORK ...")]
     """Names (vgg16, vgg11_bn, vgg11/4, the paper's A-LRN, lenet, alexnet), blocks ("1x64 2x128 3x256k3,3,1"), run

@@ -20,7 +20,12 @@ FEW_IMAGES = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Flags(ModelFlags):
-    """Measure a trained network on the images kept out of training, or on others: accuracy and what is confused."""
+    """Measure a trained network: accuracy, by class, confusions.
+
+    Examples:
+      vgg eval runs/quick-1 --plot confusion.png
+      vgg eval runs/photos/model.safetensors --data photos --json
+    """
 
     best: bool = False
     """Take the weights of the run's best epoch (best.safetensors) instead of the last one's."""

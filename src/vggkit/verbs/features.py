@@ -15,7 +15,12 @@ from vggkit.verbs.terminal import check_out, parse_flags, print_json, print_tabl
 
 @dataclass(frozen=True, kw_only=True)
 class Flags(ImagesFlags):
-    """Write what named layers of a network put out for images into a safetensors file."""
+    """Write what named layers put out for images into a file.
+
+    Examples:
+      vgg features torchvision/vgg16 a.jpg --layers relu3_3 -o maps.safetensors
+      vgg features runs/quick-1 photos --layers pool4 -o photos.safetensors
+    """
 
     layers: tuple[str, ...]
     """Canonical names, such as relu3_3 conv4_1 pool5 fc7; conv is before its ReLU."""

@@ -36,7 +36,12 @@ class ImagesFlags(ModelFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class Flags(ImagesFlags):
-    """Classify image files with a trained network."""
+    """Classify images with a trained network.
+
+    Examples:
+      vgg predict runs/quick-1 photo.jpg
+      vgg predict torchvision/vgg16 photos --top 5 --json
+    """
 
     top: int = 3
     """Classes to show for each image."""

@@ -21,7 +21,12 @@ TAIL_BYTES = 2**16
 
 @dataclass(frozen=True)
 class Flags:
-    """List the runs in a folder, the newest first."""
+    """List the runs in a folder, the newest first.
+
+    Examples:
+      vgg runs
+      vgg runs /data/runs --json
+    """
 
     folder: Positional[Path] = Path("runs")
     """The folder that holds the run folders, or one run folder."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tyro.conf import OmitArgPrefixes
 
-from vggkit.errors import DataError, LostError
+from vggkit.errors import DataError, LostError, UserError
 from vggkit.training.recipe import Recipe
 from vggkit.training.stopping import signals_handled
 from vggkit.verbs.terminal import DONE, RESUMABLE, parse_flags, print_to_stderr
@@ -15,7 +15,12 @@ from vggkit.verbs.terminal import DONE, RESUMABLE, parse_flags, print_to_stderr
 
 @dataclass(frozen=True)
 class Flags:
-    """Train a network into a run folder. Without flags: the quick recipe on Fashion-MNIST."""
+    """Train a network into a run folder.
+
+    Examples:
+      vgg train --recipe d2l --epochs 1
+      vgg train --data photos --bad-images skip --out runs/photos
+    """
 
     fields: OmitArgPrefixes[Recipe]
     """The recipe: all that decides the run. The defaults are those of the named recipe."""
@@ -47,8 +52,8 @@ def run(arguments: list[str]) -> int:
         from vggkit.training.run_folder import read_recipe
 
         default = read_recipe(Path(resumed))
-    elif resumed and not Path(resumed).exists() and not _names_a_recipe(arguments):
-        raise ValueError(f"expected a run folder, got {resumed}: nothing there, try it with --recipe, to begin it")
+    elif resumed and not _has_recipe(Path(resumed)) and not _names_a_recipe(arguments):
+        raise UserError(f"expected a run folder, got {resumed}: nothing there, try it with --recipe, to begin it")
     flags = parse_flags("train", Flags, arguments, Flags(default, named or "quick"))
     _check(flags)
     recipe, resume = flags.fields, flags.resume

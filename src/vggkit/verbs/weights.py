@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Flags:
-    """List, fetch and convert weights: torchvision's, timm's, Keras's, Caffe's and vggkit's own."""
+    """List, fetch and convert weights of five libraries.
+
+    Examples:
+      vgg weights fetch torchvision/vgg16
+      vgg weights convert torchvision/vgg16 --head conv -o vgg16-conv.safetensors
+    """
 
     action: Positional[Literal["list", "fetch", "convert"]] = "list"
     """list, fetch, or convert."""
