@@ -191,7 +191,7 @@ def check_has_classes(classifier: Classifier) -> None:
     if not classifier.classes:
         raise WeightsError(
             f"expected weights with fully connected layers, got {classifier.source} without, try 'vgg features' for "
-            "the layers of its blocks, or 'vgg train finetune --pretrained' with --head gap to train new ones"
+            "the layers of its blocks, or 'vgg train --recipe finetune --head gap --hidden' to train new ones"
         )
 
 

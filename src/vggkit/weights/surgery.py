@@ -1,4 +1,4 @@
-"""Another network with the same weights: another head, other input channels, preprocessing folded in."""
+"""Networks with the weights of another: with another head, other input channels, or preprocessing folded in."""
 
 from dataclasses import replace
 from typing import Any, cast
@@ -16,15 +16,14 @@ PADDING_KEY = "block1.conv1_1.padding_value"
 
 
 def with_head(net: VGG, head: Head) -> VGG:
-    """A copy of `net` with another head and the same weights.
+    """A copy of `net` with another head: `flatten`, `adaptive` and `conv` have the same weights in other shapes.
 
-    `flatten`, `adaptive` and `conv` have the same weights in other shapes. Their logits are equal where the last map
-    has the size that the first fully connected layer sees, which is the only case that `flatten` takes; `adaptive`
-    and `conv` then take any other size, each in its way.
+    Their logits are equal for images whose last map has the size that the weights are for. `flatten` takes no other
+    images; `adaptive` averages the map to that size, and `conv` averages the logits over all places of the map.
 
     Raises:
-        ArchitectureError: from or to `gap`, which has other weights; or to `flatten` where `image_size` does not give
-            the map that the weights are for.
+        ArchitectureError: from or to `gap`, which has other weights; or to `flatten` if `image_size` gives another map
+            than the weights are for.
 
     >>> net = VGG(Architecture.parse("vgg11/16", image_size=64, hidden=(8,)))
     >>> with_head(net, "conv").fc6
@@ -48,13 +47,13 @@ def with_head(net: VGG, head: Head) -> VGG:
 
 
 def with_common_scale(net: VGG, preprocessing: Preprocessing) -> tuple[VGG, Preprocessing]:
-    """A copy of `net`, and a preprocessing for it, with one mean and one std for all channels.
+    """A copy of `net`, and a preprocessing for it, with one mean and one std, so that channels can be summed.
 
-    What differs goes into the weights and biases of the first convolution: exact but for the outermost pixels, where
-    the zeros that pad an image would stand for another value. With it, channels can be summed: see `with_in_channels`.
+    The difference goes into the weights and biases of the first convolution. This is exact except for the outermost
+    pixels, where the zeros around the image stand for another value than before.
 
     Raises:
-        ArchitectureError: the channels do not agree, or something is folded in already.
+        ArchitectureError: the numbers of channels differ, or preprocessing has been folded in already.
     """
     _check_foldable(net, preprocessing)
     common = preprocessing.for_channels(1).for_channels(preprocessing.channels)
@@ -87,42 +86,35 @@ def with_image_size(net: VGG, image_size: int) -> VGG:
 
 
 def with_in_channels(net: VGG, in_channels: int) -> VGG:
-    """A copy of `net` that takes images of `in_channels`, with the first convolution's weights shared out.
+    """A copy of `net` for images of `in_channels`; channels that are equal modulo the smaller number share weights.
 
-    With fewer channels, the weights of those that fall together are summed: 3 to 1 gives for a grey image what the
-    colour network gives for the same image in all three channels. With more, each weight is divided among its copies:
-    1 to 3 gives for an image with three equal channels what the grey network gives for one of them. Channel i goes
-    with channel j where they are the same modulo the smaller number.
+    With fewer channels, their weights are summed: from 3 to 1, a grey image gives what it gave in all three channels.
+    With more, each weight is divided among its copies: from 1 to 3, three equal channels give what one of them gave.
     """
     if is_folded(net):
         raise ArchitectureError("expected a network without folded preprocessing, got one, try the channels first")
     arch = replace(net.architecture, in_channels=in_channels)
     state = dict(net.state_dict())
-    state["block1.conv1_1.weight"] = _shared_out(state["block1.conv1_1.weight"], in_channels)
+    weight = state["block1.conv1_1.weight"]
+    old, device = weight.shape[1], weight.device
+    if in_channels < old:
+        summed = weight.new_zeros(len(weight), in_channels, *weight.shape[2:], dtype=torch.float64)
+        shared = summed.index_add_(1, torch.arange(old, device=device) % in_channels, weight.double())
+    else:
+        source = torch.arange(in_channels, device=device) % old
+        shared = weight[:, source] / source.bincount(minlength=old)[source].view(1, -1, 1, 1)
+    state["block1.conv1_1.weight"] = shared.to(weight.dtype)
     return _filled(arch, net, state)
 
 
-def _shared_out(weight: Tensor, channels: int) -> Tensor:
-    """`weight` (outputs, old channels, height, width) for `channels` inputs, in a double sum's precision."""
-    old = weight.shape[1]
-    if channels < old:
-        summed = weight.new_zeros(weight.shape[0], channels, *weight.shape[2:], dtype=torch.float64)
-        return summed.index_add_(1, torch.arange(old, device=weight.device) % channels, weight.double()).to(
-            weight.dtype
-        )
-    source = torch.arange(channels, device=weight.device) % old
-    copies = source.bincount(minlength=old)
-    return weight[:, source] / copies[source].view(1, -1, 1, 1).to(weight.dtype)
-
-
 def fold_preprocessing(net: VGG, preprocessing: Preprocessing) -> VGG:
-    """A copy of `net` that takes RGB in [0, 1] itself: order, scale, mean and std go into the first convolution.
+    """A copy of `net` that takes RGB in [0, 1]: order, scale, mean and std are folded into the first convolution.
 
-    Exact, borders included: where the old network padded with zeros, which stood for the mean, the new one pads with
-    the mean (`padding_value`). Resizing remains to be done.
+    This is exact, borders included: the zeros that padded an image stood for the mean, and the copy pads with the mean
+    (`padding_value`). Images must still be resized.
 
     Raises:
-        ArchitectureError: the channels do not agree, or something is folded in already.
+        ArchitectureError: the numbers of channels differ, or preprocessing has been folded in already.
     """
     _check_foldable(net, preprocessing)
     folded = _filled(net.architecture, net, net.state_dict())
@@ -144,7 +136,7 @@ def fold_preprocessing(net: VGG, preprocessing: Preprocessing) -> VGG:
 
 
 def is_folded(net: VGG) -> bool:
-    """Whether `fold_preprocessing` made `net`."""
+    """Whether preprocessing is folded into `net`."""
     return isinstance(_first(net), ValuePaddedConv2d)
 
 
@@ -173,7 +165,7 @@ class ValuePaddedConv2d(nn.Conv2d):
 
 
 def pad_with_values(net: VGG) -> None:
-    """Make the first convolution of `net` a `ValuePaddedConv2d`, in place, with its weights and zeros to pad with."""
+    """Turn the first convolution of `net` into a `ValuePaddedConv2d` that pads with zeros, in place."""
     old = _first(net)
     new = ValuePaddedConv2d(old.in_channels, old.out_channels, old.kernel_size[0], device="meta")
     new.weight, new.bias = old.weight, old.bias
@@ -186,7 +178,7 @@ def _first(net: VGG) -> nn.Conv2d:
 
 
 def _filled(architecture: Architecture, net: VGG, state: dict[str, Tensor]) -> VGG:
-    """A network of `architecture` with copies of the tensors in `state`, in the shapes that it has, as `net` is."""
+    """A network of `architecture` with reshaped copies of the tensors in `state`, frozen and in training as `net`."""
     with torch.device("meta"):
         filled = VGG(architecture, init="torch")
         if PADDING_KEY in state:
