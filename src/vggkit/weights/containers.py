@@ -200,7 +200,7 @@ def _npz(archive: zipfile.ZipFile) -> Container:
             header_bytes = file.tell()
         _check_dtype(name, dtype)
         if member.file_size != header_bytes + math.prod(shape) * dtype.itemsize:
-            raise WeightsError(f"expected a whole array as '{name}', got {member.file_size} bytes")
+            raise WeightsError(f"expected an array of {shape} as '{name}', got {member.file_size} bytes")
         shapes[member.filename.removesuffix(".npy")] = shape
 
     def read(name: str) -> Tensor:

@@ -40,6 +40,8 @@ FEATURES_ONLY = Preprocessing(224, 3, (0.48235, 0.45882, 0.40784), (1 / 255,) * 
 _WRAPPERS = {"module", "_orig_mod"}
 """What DataParallel, DistributedDataParallel and torch.compile put into the names of a network's tensors."""
 
+_CLASSIFIER = re.compile(r"classifier\.(?:([0-9]{1,4})\.)?(?=\w+$)")
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -106,22 +108,21 @@ def plain_names(names: Iterable[str]) -> dict[str, str]:
     >>> plain_names(["net.features.module.0.weight", "net.classifier.1.bias", "net.classifier.4.bias"]).keys()
     dict_keys(['features.0.weight', 'classifier.0.bias', 'classifier.3.bias'])
     """
-    split = {name: [part for part in name.split(".") if part not in _WRAPPERS] for name in names}
+    parts = {name: [part for part in name.split(".") if part not in _WRAPPERS] for name in names}
     while (
-        len({parts[0] for parts in split.values() if len(parts) > 2}) == 1
-        and all(len(parts) > 2 for parts in split.values())
-        and best_match({".".join(parts) for parts in split.values()}) is None
+        all(len(some) > 2 for some in parts.values())
+        and len({some[0] for some in parts.values()}) == 1
+        and best_match(map(".".join, parts.values())) is None
     ):
-        split = {name: parts[1:] for name, parts in split.items()}
-    if all(parts[0].isdecimal() for parts in split.values() if parts):
-        split = {name: ["features", *parts] for name, parts in split.items()}
-    found = {name: re.fullmatch(r"classifier(?:\.([0-9]{1,4}))?\.(\w+)", ".".join(p)) for name, p in split.items()}
-    numbers = sorted({int(match[1] or 0) for match in found.values() if match})
+        parts = {name: some[1:] for name, some in parts.items()}
+    prefix = "features." if all("".join(some[:1]).isdecimal() for some in parts.values()) else ""
+    joined = {name: prefix + ".".join(some) for name, some in parts.items()}
+    numbers = sorted({int(found[1] or 0) for found in map(_CLASSIFIER.match, joined.values()) if found})
     plain = {
-        f"classifier.{3 * numbers.index(int(match[1] or 0))}.{match[2]}" if match else ".".join(split[name]): name
-        for name, match in found.items()
+        _CLASSIFIER.sub(lambda found: f"classifier.{3 * numbers.index(int(found[1] or 0))}.", text): name
+        for name, text in joined.items()
     }
-    return plain if len(plain) == len(split) else {name: name for name in split}
+    return plain if len(plain) == len(parts) else {name: name for name in parts}
 
 
 def matched(shapes: Mapping[str, tuple[int, ...]]) -> Match | None:

@@ -21,7 +21,7 @@ def last_layer(net: VGG | BaselineNetwork) -> str:
     'fc7'
     """
     name = [layer.name for layer in net.architecture.layers() if layer.weights][-1]
-    return next(path for path, _ in net.named_modules() if path.rpartition(".")[2] == name)
+    return next(str(path) for path, _ in net.named_modules() if path.rpartition(".")[2] == name)
 
 
 def transfer(net: VGG | BaselineNetwork, source: VGG | BaselineNetwork) -> tuple[str, ...]:
@@ -60,7 +60,7 @@ def warm_start(net: VGG | BaselineNetwork, source: VGG | BaselineNetwork) -> tup
         )
     names = [layer.name for layer in other.layers()]
     first = [name for name in names if name.startswith("conv")][:NUM_CONVOLUTIONS]
-    norms = {name.replace("conv", "bn") for name in first} & {layer.name for layer in own.layers()}
+    norms = {name.replace("conv", "bn") for name in first}.intersection(names, (layer.name for layer in own.layers()))
     return _copy(net, source, {*first, *norms, *(name for name in names if name.startswith("fc"))})
 
 
