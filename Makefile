@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: bench train test torture setup data lint types tests clean
+.PHONY: bench gpu train test torture setup data lint types tests clean
 
 train: setup data
 	@if [ -f .venv/.no-data ]; then data="--data fashion-mnist-sample"; fi; $(BIN)/vgg train $$data $(ARGS)
@@ -35,6 +35,16 @@ bench: setup data
 	$(BIN)/python benchmarks/train_speed.py --save
 	$(BIN)/python benchmarks/memory.py --save
 	$(BIN)/python benchmarks/table.py
+
+# On a CUDA GPU, in some 8 minutes: its tests and the rows of the documents. PYTHON has torch for CUDA and pytest.
+GPU := PYTHONPATH=src:$$PYTHONPATH $(PYTHON)
+gpu:
+	$(GPU) -m pytest -q -p no:cacheprovider tests/engines/test_gpu.py
+	$(GPU) benchmarks/gpu_speed.py --save
+	$(GPU) benchmarks/memory.py --repeats 1 --save
+	$(GPU) benchmarks/quick_accuracy.py --seeds 3 --save
+	$(GPU) benchmarks/quick_accuracy.py --recipe d2l --seeds 3 --save
+	$(GPU) benchmarks/table.py
 
 lint: setup
 	$(BIN)/ruff check .

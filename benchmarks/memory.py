@@ -6,8 +6,8 @@ Each case runs two steps of training on random images, each time in a process of
 memory: the most of the process, less what was resident before the network was built, with torch's libraries loaded
 and warm from a step of a tiny network; huge pages as in training. Once with freed memory given back at once, where
 what is left over is the libraries' workspace, and once as glibc does by itself, which keeps some of what is freed.
-Convolutions are torch's own, of which the prediction is; compiled ones keep less. On CUDA it compares
-`torch.cuda.max_memory_allocated`, in float32 and in bfloat16.
+Layers are torch's own, of which the prediction is; this engine's kernels keep less. On CUDA it compares
+`torch.cuda.max_memory_allocated`, in bfloat16, with torch's layers and with the engine's.
 Prints one JSON line for each case; --save adds it to benchmarks/results/memory.jsonl.
 """
 
@@ -16,11 +16,9 @@ import ctypes
 import json
 import subprocess
 import sys
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
-from unittest import mock
 
 import torch
 from measuring import row_header, save_row, spread
@@ -29,6 +27,7 @@ from vggkit import Recipe, parse_network
 from vggkit.data.preprocessing import _channels_last
 from vggkit.design.memory import Dtype, OptimizerState, training_memory
 from vggkit.design.network import Network
+from vggkit.engines import cpu, gpu
 from vggkit.engines.accelerate import accelerate
 from vggkit.networks.baselines import build
 from vggkit.training import hardware, step
@@ -56,6 +55,8 @@ CASES = (
 QUICK = Case("vgg11/4", 16, 3, 10, 128)
 """For a test: seconds, and still much larger than what libraries take."""
 FREED = ("given back", "kept by glibc")
+LAYERS = ("torch's layers", "own kernels")
+"""On CUDA."""
 M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 
 
@@ -67,25 +68,25 @@ def main() -> None:
     parser.add_argument("--save", action="store_true")
     parser.add_argument("--case", help="measure one case once (used by the program itself)")
     parser.add_argument("--dtype", choices=get_args(Dtype), default="float32", help="of that case")
-    parser.add_argument("--freed", choices=FREED, default=FREED[0], help="memory of that case")
+    parser.add_argument("--freed", choices=(*FREED, *LAYERS), default=FREED[0], help="memory of that case")
     flags = parser.parse_args()
     device = hardware.choose_device(flags.device)
     if flags.case is not None:
         case = QUICK if flags.case == "quick" else CASES[int(flags.case)]
         if flags.freed == "given back" and sys.platform == "linux":
             ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20)
-        predicted, measured = predicted_bytes(case, flags.dtype), measured_bytes(case, device, flags.dtype)
+        predicted, measured = predicted_bytes(case, flags.dtype), measured_bytes(case, device, flags.freed)
         print(json.dumps({"predicted": predicted, "measured": measured}))
         return
     ways = [("float32", freed) for freed in FREED]
     if device.type == "cuda":
-        ways = [(dtype, "not counted") for dtype in get_args(Dtype)]
+        ways = [("bfloat16", layers) for layers in LAYERS]
     for dtype, freed in ways:
         for index, case in enumerate(CASES):
             if flags.cases is not None and case.network not in flags.cases:
                 continue
             command = [sys.executable, __file__, "--case", str(index), "--dtype", dtype, "--device", str(device)]
-            command += ["--freed", freed] if freed in FREED else []
+            command += ["--freed", freed]
             runs = [
                 json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
                 for _ in range(flags.repeats)
@@ -110,17 +111,20 @@ def predicted_bytes(case: Case, dtype: Dtype) -> int:
     ).peak_bytes
 
 
-def measured_bytes(case: Case, device: torch.device, dtype: Dtype) -> int:
+def measured_bytes(case: Case, device: torch.device, freed: str) -> int:
     """The peak of two steps of `case`; once in a process."""
     hardware.use_huge_pages()
-    train(replace(case, network="1x4_bn", image_size=32, batch_size=8, checkpoint=False), device, dtype, hidden=(8,))
+    if freed != "own kernels":
+        for module, name in ((cpu, "why_not_compiled"), (gpu, "why_no_kernels")):
+            setattr(module, name, lambda: "turned off")
+    train(replace(case, network="1x4_bn", image_size=32, batch_size=8, checkpoint=False), device, hidden=(8,))
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        train(case, device, dtype)
+        train(case, device)
         return torch.cuda.max_memory_allocated(device) - before
     before = resident_bytes("VmRSS")
-    train(case, device, dtype)
+    train(case, device)
     return resident_bytes("VmHWM") - before
 
 
@@ -130,12 +134,12 @@ def resident_bytes(field: str) -> int:
     return 1024 * int(status[field].split()[0])
 
 
-def train(case: Case, device: torch.device, dtype: Dtype, **options: tuple[int, ...]) -> None:
+def train(case: Case, device: torch.device, **options: tuple[int, ...]) -> None:
     """Two steps, as `vggkit.train` takes them: the optimizer's state is there in the second."""
     arch = network(case, **options)
     net = build(arch, init="torch").to(device)
     net.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    fast = accelerate(net, "torch", recompute=case.checkpoint)
+    fast = accelerate(net, recompute=case.checkpoint)
     recipe = replace(Recipe.named("d2l"), momentum=0.9 if case.optimizer == "momentum" else 0.0)
     if case.optimizer == "adamw":
         recipe = replace(recipe, optimizer="adamw")
@@ -143,11 +147,8 @@ def train(case: Case, device: torch.device, dtype: Dtype, **options: tuple[int, 
     shape = (case.batch_size, case.in_channels, case.image_size, case.image_size)
     x = _channels_last(torch.rand(shape, device=device))
     labels = torch.zeros(case.batch_size, dtype=torch.long, device=device)
-    # The step chooses its own type by the device; float32 on CUDA is measured with that turned off.
-    autocast = mock.patch.object(step, "autocast", return_value=nullcontext())
-    with autocast if dtype == "float32" else nullcontext():
-        for _ in range(2):
-            step.train_step(fast, optimizer, x, labels, learning_rate=0.0)
+    for _ in range(2):
+        step.train_step(fast, optimizer, x, labels, learning_rate=0.0)
 
 
 def network(case: Case, **options: tuple[int, ...]) -> Network:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from vggkit.engines import cpu
+from vggkit.engines import cpu, gpu
 from vggkit.networks.baselines import BaselineNetwork
 from vggkit.networks.modules import check_images
 from vggkit.networks.vgg import VGG
@@ -87,6 +87,7 @@ class Accelerated(nn.Module):
         super().__init__()
         self.net, self.engine, self.recompute = net, engine, recompute
         self.training = net.training
+        self._replays = gpu.Replays(net)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, x: Tensor) -> Tensor:
@@ -96,6 +97,14 @@ class Accelerated(nn.Module):
             return y
         if isinstance(self.net, VGG | BaselineNetwork):
             check_images(x, self.net.in_channels, self.net.least_size, self.net.takes_one_size)
+        with gpu.half(x) if self.engine != "torch" else nullcontext() as gives_half:
+            if self.engine == "fast" and self._replays.takes(x):
+                y = self._replays(self._forward, x)
+            else:
+                y = self._forward(x)
+        return y if gives_half else y.to(x.dtype)
+
+    def _forward(self, x: Tensor) -> Tensor:
         for layers, is_block in _stretches(self.net):
             x = self._run(layers, x, is_block)
         return x
@@ -103,6 +112,11 @@ class Accelerated(nn.Module):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def features(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         """`VGG.features` of `self.net`, which must be a VGG."""
+        with gpu.half(x) if self.engine != "torch" else nullcontext() as gives_half:
+            taps = self._features(x, layers)
+        return taps if gives_half else {name: y.to(x.dtype) for name, y in taps.items()}
+
+    def _features(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         missing, taps = set(layers), dict[str, Tensor]()
         for names, child in self.net.stages(x, layers):
             inner, start = _leaves(child), 0
@@ -178,7 +192,11 @@ def run_layers(layers: Sequence[nn.Module], x: Tensor, engine: Engine | None) ->
 
 
 def _engine_for(name: EngineName, x: Tensor) -> Engine | None:
-    return cpu if name != "torch" and x.device.type == "cpu" else None
+    if name == "torch":
+        return None
+    if gpu.has_half(x.device):
+        return gpu
+    return cpu if x.device.type == "cpu" else None
 
 
 def _stretches(net: nn.Sequential) -> Iterator[tuple[list[nn.Module], bool]]:

@@ -16,7 +16,7 @@ from vggkit.data.fashion_mnist import SAMPLE_NAME, SAMPLE_WARNING
 from vggkit.data.files import write_whole
 from vggkit.data.preprocessing import Preprocessing
 from vggkit.design.network import costs
-from vggkit.engines import cpu
+from vggkit.engines import cpu, gpu
 from vggkit.engines.accelerate import engine_name
 from vggkit.errors import CheckpointError, RunError
 from vggkit.networks.baselines import build
@@ -268,6 +268,13 @@ def _set_up(
     if not state.fits(training.steps_per_epoch):
         raise CheckpointError(f"expected a checkpoint of epochs of {training.steps_per_epoch} steps, got one of others")
     measured_on = {"hardware": describe_hardware(team.device), "processes": team.size, "torch": torch.__version__}
+    if team.device.type == "cuda":
+        reason = "" if engine_name() == "torch" else gpu.why_no_kernels()
+        measured_on["engine"] = f"{engine_name()}{' without kernels' * bool(reason)}"
+        if reason:
+            notes.append(f"layers are not fused, and slower: {reason}")
+        if not gpu.has_half(team.device):
+            notes.append("computes in float32: bfloat16 needs compute capability 8.0")
     if team.device.type == "cpu":
         reason = "the engine is torch" if engine_name() == "torch" else cpu.why_not_compiled()
         measured_on["convolutions"] = "torch" if reason else "compiled"

@@ -1,8 +1,11 @@
 """One step of training as one function, and the optimizer that takes it."""
 
+import functools
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +15,8 @@ from torch.nn.utils import get_total_norm
 from vggkit.data.feed import Batch, network_input
 from vggkit.data.loading import Augmentation, derived_seed
 from vggkit.data.samples import IGNORED_LABEL
+from vggkit.engines import gpu
+from vggkit.engines.accelerate import engine_name
 from vggkit.training.distributed import Team
 from vggkit.training.recipe import Recipe
 from vggkit.training.run_data import RunData
@@ -51,10 +56,9 @@ def make_step(training: Training, net: nn.Module) -> Step:
     """
     recipe, team, state = training.recipe, training.team, training.state
     draws = torch.Generator(team.device)
+    may_capture = team.device.type == "cuda" and team.size == 1 and engine_name() == "fast"
 
-    def step(batch: Batch, learning_rate: float, wants_stop: bool) -> Tensor:
-        draws.manual_seed(derived_seed(recipe.seed, "augmentation", state.step))
-        _seed_dropout(team.device, derived_seed(recipe.seed, "dropout", state.step, team.rank))
+    def take(batch: Batch, learning_rate: float | Tensor, wants_stop: bool | Tensor) -> Tensor:
         return train_step(
             net,
             training.optimizer,
@@ -66,6 +70,42 @@ def make_step(training: Training, net: nn.Module) -> Step:
             batch_size=batch.size,
             wants_stop=wants_stop,
         )
+
+    captured: Step | None = None
+
+    def step(batch: Batch, learning_rate: float, wants_stop: bool) -> Tensor:
+        nonlocal captured
+        is_whole = batch.size == recipe.batch_size  # the last batch of an epoch may be smaller, and is taken as it is
+        if may_capture and is_whole and captured is None:
+            begin = time.perf_counter()
+            captured = _captured(take, batch, net, training.optimizer, draws)
+            state.train_seconds -= time.perf_counter() - begin  # the figure is that of training
+        draws.manual_seed(derived_seed(recipe.seed, "augmentation", state.step))
+        _seed_dropout(team.device, derived_seed(recipe.seed, "dropout", state.step, team.rank))
+        way = captured if captured is not None and is_whole else take
+        return way(batch, learning_rate, wants_stop)
+
+    return step
+
+
+def _captured(
+    take: Callable[[Batch, Tensor, Tensor], Tensor],
+    batch: Batch,
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    draws: torch.Generator,
+) -> Step:
+    """`take` as a CUDA graph, for batches of the size of `batch`; it reads tensors of its own, which are filled."""
+    example = replace(batch, images=batch.images.clone(), labels=batch.labels.clone())
+    rate, stop = torch.zeros((2, 1), device=batch.images.device).unbind()
+    replay = gpu.capture_step(lambda: take(example, rate[0], stop[0]), net, optimizer, [draws])
+
+    def step(batch: Batch, learning_rate: float, wants_stop: bool) -> Tensor:
+        example.images.copy_(batch.images)
+        example.labels.copy_(batch.labels)
+        rate.fill_(learning_rate)
+        stop.fill_(float(wants_stop))
+        return replay()
 
     return step
 
@@ -82,12 +122,18 @@ def augmented_input(batch: Batch, recipe: Recipe, data: RunData, draws: torch.Ge
     augment, preprocessing = Augmentation(recipe.flip, recipe.translate, recipe.erase), data.preprocessing
     x = network_input(data.train, augment(batch.images, draws, batch.part, batch.size), preprocessing)
     if recipe.color_shift:
-        axes = torch.tensor(data.color_axes, device=x.device)
+        axes = _constant(data.color_axes, x.device)
         amounts = torch.randn(batch.size, len(axes), generator=draws, device=x.device)[batch.part]
         shift = recipe.color_shift * amounts @ axes
         shift = (shift.flip(1) if preprocessing.order == "bgr" else shift) * preprocessing.scale
-        x += (shift / torch.tensor(preprocessing.std, device=x.device)).view(*shift.shape, 1, 1)
+        x += (shift / _constant(preprocessing.std, x.device)).view(*shift.shape, 1, 1)
     return x
+
+
+@functools.cache
+def _constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
+    """Numbers on a device, where a captured step finds them; to copy them each time would wait for it."""
+    return torch.tensor(values, device=device)
 
 
 def _seed_dropout(device: torch.device, seed: int) -> None:
@@ -104,12 +150,12 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     x: Tensor,
     labels: Tensor,
-    learning_rate: float,
+    learning_rate: float | Tensor,
     label_smoothing: float = 0.0,
     *,
     team: Team | None = None,
     batch_size: int | None = None,
-    wants_stop: bool = False,
+    wants_stop: bool | Tensor = False,
 ) -> Tensor:
     """One step of `optimizer` on a batch, without waiting for the device.
 
@@ -145,7 +191,7 @@ def train_step(
         norm = get_total_norm([p.grad for p in net.parameters() if p.grad is not None])
         correct, count = (logits.argmax(dim=1) == labels).sum(), (labels != IGNORED_LABEL).sum()
         bad = ~(norm.isfinite() & loss_sum.isfinite())
-        stop = torch.full((), float(wants_stop), device=x.device)
+        stop = torch.full((), float(wants_stop), device=x.device) if isinstance(wants_stop, bool) else wants_stop
         outcome = torch.stack([value.detach().float() for value in (loss_sum, correct, count, stop, bad)])
         if team is not None:
             team.sum_(outcome)
@@ -169,12 +215,13 @@ def make_optimizer(recipe: Recipe, net: AnyNetwork) -> torch.optim.Optimizer:
             {"params": [p for p in some if p.ndim <= 1], "weight_decay": 0.0},
         ]
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
+        on_gpu = next(net.parameters()).is_cuda
+        return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True, capturable=on_gpu)
     return torch.optim.SGD(
         groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=True
     )
 
 
 def autocast(device: torch.device) -> torch.autocast | nullcontext[None]:
-    """Mixed precision where it pays: bfloat16 on CUDA, nothing elsewhere."""
-    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+    """Mixed precision where it pays: bfloat16 on NVIDIA's Ampere and later, nothing elsewhere."""
+    return torch.autocast("cuda", torch.bfloat16) if gpu.has_half(device) else nullcontext()

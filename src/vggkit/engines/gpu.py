@@ -1,0 +1,365 @@
+"""The engine for a CUDA GPU: bfloat16 in channels last, fused layers, and steps captured as CUDA graphs.
+
+Convolutions are cuDNN's, with bias and ReLU in the same kernel; the first one, pooling and the way back through ReLU
+and pool are Triton's (`triton_kernels.py`). Nothing is compiled by torch, so that a run starts in seconds.
+"""
+
+import functools
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from vggkit.engines.convolution import scale_and_bias
+
+HALF = torch.bfloat16
+MAX_VALUES = 2**31
+"""Of a map: the kernels count in 32 bits."""
+MAX_GRAPHS = 8
+MAX_REPLAYED_IMAGES = 32
+WARM_UP_STEPS = 3
+
+
+@functools.cache
+def why_no_kernels() -> str:
+    """Why this machine has no Triton kernels, in one line; empty if it has them."""
+    if not any(shutil.which(name) for name in ("cc", "gcc", "clang")):
+        return "Triton needs a C compiler, got none of cc, gcc and clang"
+    try:
+        from vggkit.engines import triton_kernels
+
+        triton_kernels.pool(torch.zeros(1, 16, 2, 2, dtype=HALF, device="cuda"), relu=False, is_kept=False)
+    except Exception as error:
+        return f"Triton does not work here: {' '.join(str(error).split())[:200] or type(error).__name__}"
+    return ""
+
+
+def has_half(device: torch.device) -> bool:
+    """Whether `device` computes in bfloat16 as fast as it can: NVIDIA's Ampere and later."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def why_not(layer: nn.Module) -> str:
+    """Why torch runs `layer`, whatever its input; empty if this engine does."""
+    if isinstance(layer, nn.MaxPool2d):
+        return why_no_kernels()
+    if not isinstance(layer, nn.Conv2d):
+        return "torch's own is as fast"
+    if type(layer) is not nn.Conv2d or type(layer.weight) is not nn.Parameter or layer.bias is None:
+        return "not a plain nn.Conv2d with a bias"
+    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        return "not padded with zeros"
+    return why_no_kernels()
+
+
+def pays(conv: nn.Conv2d, x: Tensor) -> bool:
+    """Whether `fused` takes `conv` and `x`."""
+    return (
+        not why_not(conv)
+        and x.ndim == 4
+        and x.numel() > 0
+        and x.is_floating_point()
+        and max(x.numel(), x.numel() // conv.in_channels * conv.out_channels) < MAX_VALUES
+        and torch.is_autocast_enabled("cuda")
+    )
+
+
+def folds(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
+    """Whether `fused` takes `norm`: its scale is known already, and nobody wants gradients."""
+    tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    return not (norm.training or torch.is_grad_enabled()) and all(
+        tensor is not None and tensor.shape == (conv.out_channels,) for tensor in tensors
+    )
+
+
+def fused(conv: nn.Conv2d, x: Tensor, norm: nn.BatchNorm2d | None, relu: bool, pool: bool) -> Tensor:
+    """`pool(relu(norm(conv(x))))` in bfloat16, of a `norm` that `folds` accepts."""
+    if torch.is_grad_enabled() and (x.requires_grad or conv.weight.requires_grad):
+        y: Tensor
+        if relu:
+            y = _Convolution.apply(x, conv.weight, conv.bias, conv, pool)  # type: ignore[no-untyped-call]
+        else:  # before a norm: torch's own
+            y = run_pool(conv(x)) if pool else conv(x)
+        return y
+    return _forward(conv, x, *half_weights(conv, norm), relu, pool, is_kept=False)[0]
+
+
+def run(layer: nn.Module, x: Tensor) -> Tensor:
+    """`layer(x)`."""
+    if type(layer) is nn.MaxPool2d and not why_no_kernels() and x.ndim == 4 and 0 < x.numel() < MAX_VALUES:
+        shape = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.ceil_mode, layer.return_indices)
+        if shape == (2, 2, 0, 1, False, False) and min(x.shape[-2:]) > 1:
+            return run_pool(x)
+    if type(layer) is nn.Linear and not torch.is_grad_enabled() and torch.is_autocast_enabled("cuda"):
+        return F.linear(x.to(HALF), *half_weights(layer))
+    y: Tensor = layer(x)
+    return y
+
+
+def run_pool(x: Tensor) -> Tensor:
+    """The maxima of 2x2 windows of `x`, of which a byte each is kept for the backward pass."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    if torch.is_grad_enabled() and x.requires_grad:
+        y: Tensor = _Pool.apply(x)  # type: ignore[no-untyped-call]
+        return y
+    from vggkit.engines import triton_kernels
+
+    return triton_kernels.pool(x, relu=False, is_kept=False)[0]
+
+
+def _forward(
+    conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, pool: bool, is_kept: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The output, and where its maxima were if it `is_kept` for a backward pass."""
+    from vggkit.engines import triton_kernels
+
+    if _is_first(conv):
+        return triton_kernels.image_convolution(x, weight, bias, relu, pool, is_kept)
+    x = x.to(weight.dtype).contiguous(memory_format=torch.channels_last)
+    shape: Any = (conv.stride, conv.padding, conv.dilation, conv.groups)
+    if relu and x.is_cuda:
+        y = torch.cudnn_convolution_relu(x, weight, bias, *shape)
+    else:
+        y = F.conv2d(x, weight, bias, *shape)
+        y = F.relu_(y) if relu else y
+    return triton_kernels.pool(y, relu=relu, is_kept=is_kept) if pool else (y, None)
+
+
+def _is_first(conv: nn.Conv2d) -> bool:
+    """Whether `conv` is one that the kernels compute whole: 3x3 over the few channels of an image."""
+    shape = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups)
+    return conv.in_channels <= 4 and shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1)
+
+
+class _Convolution(torch.autograd.Function):
+    """`pool(relu(conv(x)))`; keeps x, and the output or a byte for each window."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, conv: nn.Conv2d, pool: bool) -> Tensor:
+        half = weight.to(HALF if x.is_cuda else weight.dtype).contiguous(memory_format=torch.channels_last)
+        if not _is_first(conv):
+            x = x.to(half.dtype).contiguous(memory_format=torch.channels_last)
+        y, codes = _forward(conv, x, half, bias.to(half.dtype), relu=True, pool=pool, is_kept=True)
+        ctx.save_for_backward(x, half, codes if pool else y)
+        ctx.conv, ctx.pool, ctx.dtype = conv, pool, weight.dtype
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        from vggkit.engines import triton_kernels
+
+        x, weight, gate = ctx.saved_tensors
+        conv, needs_x = ctx.conv, ctx.needs_input_grad[0]
+        dy = dy.contiguous(memory_format=torch.channels_last)
+        if _is_first(conv) and not needs_x:
+            dw, db = triton_kernels.image_weight_gradient(x, dy, gate, relu=True, pool=ctx.pool)
+            return None, dw.to(ctx.dtype), db.to(ctx.dtype), None, None
+        dz, db = triton_kernels.gate_backward(dy, gate, *_map_size(conv, x))
+        shape = (conv.stride, conv.padding, conv.dilation, False, [0], conv.groups)
+        dx, dw, _ = torch.ops.aten.convolution_backward(
+            dz, x.to(weight.dtype), weight, None, *shape, [needs_x, True, False]
+        )
+        return dx, dw.to(ctx.dtype), db.to(ctx.dtype), None, None
+
+
+class _Pool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        from vggkit.engines import triton_kernels
+
+        y, codes = triton_kernels.pool(x, relu=False, is_kept=True)
+        ctx.save_for_backward(codes)
+        ctx.size = x.shape[-2:]
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        from vggkit.engines import triton_kernels
+
+        (codes,) = ctx.saved_tensors
+        return triton_kernels.gate_backward(dy.contiguous(memory_format=torch.channels_last), codes, *ctx.size)[0]
+
+
+def _map_size(conv: nn.Conv2d, x: Tensor) -> tuple[int, int]:
+    height, width = (
+        (pixels + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+        for pixels, padding, dilation, kernel, stride in zip(
+            x.shape[-2:], cast(tuple[int, ...], conv.padding), conv.dilation, conv.kernel_size, conv.stride, strict=True
+        )
+    )
+    return height, width
+
+
+_HALVES: WeakKeyDictionary[nn.Module, tuple[tuple[int, ...], Tensor, Tensor | None]] = WeakKeyDictionary()
+"""Weights as inference reads them, and which versions of the parameters they were made from: by the layer, or by the
+norm that is folded into it."""
+
+
+def half_weights(layer: nn.Conv2d | nn.Linear, norm: nn.BatchNorm2d | None = None) -> tuple[Tensor, Tensor | None]:
+    """The weight and bias of `layer` in bfloat16, with those of a `norm` that follows, made anew when they change.
+
+    They keep their place in memory, which captured graphs read.
+    """
+    versions = _versions([layer] if norm is None else [layer, norm])
+    kept = _HALVES.get(norm or layer)
+    if kept is not None and kept[0] == versions:
+        return kept[1:]
+    weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
+    if norm is not None:
+        scale, bias = scale_and_bias(norm, bias)
+        weight = weight * scale.detach().view(-1, *[1] * (weight.ndim - 1))
+    if kept is not None and kept[1].shape == weight.shape and kept[1].device == weight.device:
+        half, half_bias = kept[1].copy_(weight), kept[2]
+        if half_bias is not None and bias is not None:
+            half_bias.copy_(bias.detach())
+    else:
+        half = weight.to(HALF)
+        if half.ndim == 4:
+            half = half.contiguous(memory_format=torch.channels_last)
+        half_bias = None if bias is None else bias.detach().to(HALF)
+    _HALVES[norm or layer] = (versions, half, half_bias)
+    return half, half_bias
+
+
+def _versions(modules: Iterable[nn.Module]) -> tuple[int, ...]:
+    """What changes when a parameter or buffer does."""
+    found: list[int] = []
+    for module in modules:
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            found += (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version)
+    return tuple(found)
+
+
+@contextmanager
+def half(x: Tensor) -> Iterator[bool]:
+    """Within, autocast computes in bfloat16 if `x` is on a GPU that has it; yields whether it did so outside too."""
+    if not has_half(x.device) or torch.is_autocast_enabled("cuda"):
+        yield True
+        return
+    with torch.autocast("cuda", HALF):
+        yield False
+
+
+class Replays:
+    """Forward passes without gradients as CUDA graphs: a network that is all launches runs several times as fast.
+
+    The first pass of a shape runs as it comes, the second is captured, later ones are replayed.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self._leaves = [module for module in net.modules() if not list(module.children())]
+        self._graphs: dict[Any, tuple[torch.cuda.CUDAGraph, Tensor, Tensor] | None] = {}
+        self._versions: tuple[int, ...] = ()
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether launches are what `x` would wait for, and nothing is random, learnt or counted."""
+        return (
+            x.is_cuda
+            and 0 < len(x) <= MAX_REPLAYED_IMAGES
+            and not torch.is_grad_enabled()
+            and not any(leaf.training for leaf in self._leaves)
+        )
+
+    def __call__(self, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """`forward(x)`."""
+        versions = _versions(self._leaves)
+        if versions != self._versions:
+            if versions[::2] != self._versions[::2]:  # parameters are in other places, which the graphs do not know
+                self._graphs.clear()
+            self._versions = versions
+            if self._graphs:
+                forward(x)  # brings the half weights up to date, in their places
+        key = (x.shape, x.stride(), x.dtype, x.device)
+        if key not in self._graphs:
+            if len(self._graphs) >= MAX_GRAPHS:
+                self._graphs.pop(next(iter(self._graphs)))
+            self._graphs[key] = None
+            return forward(x)
+        captured = self._graphs[key]
+        if captured is None:
+            example = x.clone()
+            graph, y = capture(lambda: forward(example))
+            captured = self._graphs[key] = graph, example, y
+        graph, example, y = captured
+        example.copy_(x)
+        graph.replay()
+        return y.clone()
+
+
+def capture(
+    function: Callable[[], Tensor], generators: Sequence[torch.Generator] = (), warm_up: int = 1
+) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    """`function` as a CUDA graph, and the tensor that a replay writes its result to.
+
+    Args:
+        function: reads and writes tensors that stay in their places, and does not wait for the GPU.
+        generators: that it draws from, beside the device's own; a seed that is set before a replay decides it.
+        warm_up: calls before the one that is captured, in which libraries and kernels get ready.
+    """
+    _warm_up(function, warm_up)
+    graph = torch.cuda.CUDAGraph()
+    for generator in generators:
+        graph.register_generator_state(generator)
+    with torch.cuda.graph(graph):
+        result = function()
+    return graph, result
+
+
+def _warm_up(function: Callable[[], Tensor], times: int) -> None:
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(times):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+def capture_step(
+    step: Callable[[], Tensor], net: nn.Module, optimizer: torch.optim.Optimizer, generators: Sequence[torch.Generator]
+) -> Callable[[], Tensor]:
+    """A step of training as a CUDA graph; the warm-up leaves no trace in the network or the optimizer.
+
+    Args:
+        step: forward, backward and update, see `capture`.
+        net: what it trains.
+        optimizer: whose state it updates.
+        generators: that it draws from, beside the device's own.
+    """
+
+    def states() -> list[Tensor]:
+        values = [value for state in optimizer.state.values() for value in state.values()]
+        return [value for value in values if isinstance(value, Tensor)]
+
+    kept = [(tensor, tensor.detach().clone()) for tensor in (*net.parameters(), *net.buffers(), *states())]
+
+    def restore() -> None:
+        known = {id(tensor) for tensor, _ in kept}
+        with torch.no_grad():
+            for tensor, before in kept:
+                tensor.copy_(before)
+            for tensor in states():  # which the first step made: zero is where each of them starts
+                if id(tensor) not in known:
+                    tensor.zero_()
+
+    _warm_up(step, WARM_UP_STEPS)
+    restore()
+    optimizer.zero_grad()
+    torch.cuda.empty_cache()
+    graph, outcome = capture(step, generators, warm_up=0)
+
+    changed = [*net.parameters(), *net.buffers()]
+
+    def replay(_reads_tensors_of: object = step) -> Tensor:
+        graph.replay()
+        torch.autograd.graph.increment_version(changed)  # which a replay does not, and `half_weights` looks at
+        return outcome
+
+    return replay
