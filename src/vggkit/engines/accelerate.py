@@ -117,7 +117,8 @@ class Accelerated(nn.Module):
         return taps if gives_half else {name: y.to(x.dtype) for name, y in taps.items()}
 
     def _features(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-        missing, taps = set(layers), dict[str, Tensor]()
+        missing = set(layers)
+        taps: dict[str, Tensor] = {}
         for names, child in self.net.stages(x, layers):
             inner, start = _leaves(child), 0
             for end, name in enumerate(names, start=1):

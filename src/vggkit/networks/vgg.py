@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from vggkit.design.architecture import POOLED_SIZE, Architecture, Head, Init
 from vggkit.design.layers import Block, Layer, Norm
+from vggkit.design.network import NetworkLike, as_network
+from vggkit.errors import ArchitectureError
 from vggkit.networks.modules import check_images, init_weights, modules_of
 
 torch.fx.wrap("check_images")  # symbolic tracing records the call and does not look inside
@@ -24,16 +26,17 @@ class VGG(nn.Sequential):
     `block3.conv3_2.weight`. Every layer is torch's own; `vggkit.accelerate` runs the same network faster.
 
     Args:
-        architecture: what to build; a name or notation is taken as `Architecture.parse` does.
+        architecture: what to build; its text or the book's pairs will do, see `as_network`.
         init: how the weights start, see `init_weights`.
 
     >>> VGG(Architecture.parse("vgg11/4", in_channels=1, num_classes=10)).fc8
     Linear(in_features=4096, out_features=10, bias=True)
     """
 
-    def __init__(self, architecture: Architecture | str, init: Init = "kaiming") -> None:
-        if isinstance(architecture, str):
-            architecture = Architecture.parse(architecture)
+    def __init__(self, architecture: NetworkLike, init: Init = "kaiming") -> None:
+        architecture = as_network(architecture)
+        if not isinstance(architecture, Architecture):
+            raise ArchitectureError(f"expected a network of VGG blocks, got {architecture.name}, try build")
         blocks: OrderedDict[str, list[Layer]] = OrderedDict()
         head: list[Layer] = []
         for layer in architecture.layers():
@@ -84,7 +87,8 @@ class VGG(nn.Sequential):
         {'relu3_3': (1, 16, 8, 8), 'fc7': (1, 4096)}
         """
         stages = self.stages(x, layers)
-        missing, taps = set(layers), dict[str, Tensor]()
+        missing = set(layers)
+        taps: dict[str, Tensor] = {}
         for inside, stage in stages:
             asked = missing.intersection(inside)
             for name, layer in stage.named_children() if asked - {inside[-1]} else [(inside[-1], stage)]:
@@ -200,6 +204,4 @@ def vgg(
         "head": head,
         "pooled_size": pooled_size,
     }
-    if isinstance(conv_arch, str):
-        return VGG(Architecture.parse(conv_arch, **options), init)
-    return VGG(Architecture(conv_arch, **options), init)  # type: ignore[arg-type]
+    return VGG(as_network(conv_arch, **options), init)
