@@ -103,7 +103,7 @@ def _whole(function: Callable[..., Any], *arguments: Any) -> Any:
         raise
     except Exception as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise WeightsError(f"expected a whole weight file, got: {shown(reason, limit=120)}") from None
+        raise WeightsError(f"expected a whole weight file, got: {shown(reason, limit=120)}, try another copy") from None
 
 
 def _opened(path: Path, stack: ExitStack) -> Container:

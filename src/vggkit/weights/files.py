@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vggkit.data.files import write_whole
 from vggkit.data.imagenet import class_names
-from vggkit.design.network import Network, network_from_json
+from vggkit.design.network import network_from_json
 from vggkit.errors import ArchitectureError, WeightsError, shown
 from vggkit.networks.baselines import BaselineNetwork, build
 from vggkit.networks.vgg import VGG
@@ -39,13 +39,11 @@ __all__ = ["WeightsError", "load_weights", "metadata_list", "save_torchvision", 
 AnyNetwork = VGG | BaselineNetwork
 
 PIECE_BYTES = 2**20
-"""What is hashed and written together stays in a core's cache between the two."""
+"""A piece that is hashed and then written stays in a core's cache in between."""
 
 
 def save_weights(path: str | os.PathLike[str], net: AnyNetwork, metadata: Mapping[str, str] | None = None) -> None:
-    """Write `net` and `metadata` (texts by name) to `path`, whole or not at all.
-
-    `architecture`, as JSON, is added to the metadata.
+    """Write `net`, its architecture as JSON and `metadata` (texts by name) to `path`, whole or not at all.
 
     Raises:
         WeightsError: the parameters are not float32, which is what a file holds.
@@ -54,18 +52,14 @@ def save_weights(path: str | os.PathLike[str], net: AnyNetwork, metadata: Mappin
         if parameter.dtype != torch.float32:
             raise WeightsError(f"expected {name!r} as float32, got {parameter.dtype}, try net.float()")
     tensors = {name: tensor.detach().cpu() for name, tensor in net.state_dict().items()}
-    write_whole(Path(path), weights_bytes(tensors, net.architecture, metadata or {}))
-
-
-def weights_bytes(tensors: Mapping[str, Tensor], architecture: Network, metadata: Mapping[str, str]) -> bytes:
-    """What `save_weights` writes, for the state dict of a network, on the CPU."""
-    return b"".join(safetensors_pieces(tensors, {**metadata, "architecture": architecture.to_json()}))
+    described = {**(metadata or {}), "architecture": net.architecture.to_json()}
+    write_whole(Path(path), b"".join(safetensors_pieces(tensors, described)))
 
 
 def safetensors_pieces(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
-    """The safetensors file of float32 and int64 tensors on the CPU, without a copy of those that are contiguous.
+    """The safetensors file of float32 and int64 tensors on the CPU, in pieces; contiguous tensors are not copied.
 
-    Equal tensors and metadata are equal files; safetensors itself writes metadata in a random order.
+    Equal tensors and metadata give equal files; safetensors itself writes metadata in a random order.
     """
     names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))  # so all are aligned
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
@@ -86,17 +80,14 @@ def safetensors_pieces(tensors: Mapping[str, Tensor], metadata: Mapping[str, str
 def load_weights(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[AnyNetwork, dict[str, str]]:
     """The network in a weight file, in evaluation mode, and its metadata.
 
-    Takes what `save_weights` wrote, and the VGG networks of torchvision and timm (`.pth`, `.safetensors`), Keras
+    Reads what `save_weights` wrote, and the VGG networks of torchvision and timm (`.pth`, `.safetensors`), Keras
     Applications (HDF5) and Caffe (a state dict or `.npz` with Caffe's layer names); the tensors decide which it is.
-    They may lie in a training checkpoint, have the prefixes of wrappers such as DataParallel, and be of any floating
-    type. For these files the metadata holds `source`, `classes` and `preprocessing`, and under
-    `preprocessing_guessed_from` the source whose names the preprocessing was guessed from.
+    They may be part of a training checkpoint, have the prefixes of wrappers such as DataParallel, and be of any
+    floating type. The metadata then holds `source`, `classes` and `preprocessing`, and `preprocessing_guessed_from`,
+    the source whose names the file has. A file without fully connected layers has no `classes`; its network gets the
+    head `gap` with zeros for one class, and the layers of its blocks can be used.
 
-    Without the fully connected layers, the network gets the head `gap` with zeros for its one class, and `classes` is
-    empty: the layers of its blocks can be used.
-
-    The network is first built without memory and compared with the tensors in the file, so that no header decides
-    what is allocated.
+    Names and shapes are compared with a network that takes no memory before any tensor is read.
 
     Raises:
         WeightsError: one line that names the file, and the tensor if it is about one.
@@ -116,7 +107,7 @@ def load_weights(path: str | os.PathLike[str], device: str | torch.device = "cpu
 
 
 def save_torchvision(path: str | os.PathLike[str], net: VGG) -> None:
-    """Write the weights of `net` under torchvision's names, for its own `load_state_dict`: .safetensors or .pth.
+    """Write the weights of `net` to a .safetensors or .pth file, for torchvision's own `load_state_dict`.
 
     Raises:
         WeightsError: torchvision has no such network, or `path` has another suffix.
@@ -173,9 +164,8 @@ def _translated(container: Container) -> tuple[VGG, dict[str, str]]:
         net = VGG(arch, init="torch")
     missing = {key: torch.zeros(t.shape, dtype=t.dtype) for key, t in net.state_dict().items() if key not in tensors}
     net.load_state_dict(tensors | missing, assign=True)
-    metadata = {"source": f"{source}/{arch.name}", "classes": json.dumps(class_names(arch.num_classes))}
-    if not match.has_top:
-        metadata["classes"] = "[]"
+    classes = class_names(arch.num_classes) if match.has_top else []
+    metadata = {"source": f"{source}/{arch.name}", "classes": json.dumps(classes)}
     if channels in (1, 3):
         preprocessing = (preprocessing or preprocessing_of(source, arch.image_size)).for_channels(channels)
         metadata |= {"preprocessing": preprocessing.to_json(), GUESSED: source}
@@ -188,16 +178,16 @@ def _tensors(container: Container, table: Mapping[str, Entry], network: str) -> 
     Raises:
         WeightsError: a tensor of `network` is missing, unexpected, of another shape or type, or not finite.
     """
-    known = {entry.name: key for key, entry in table.items()}
+    known = {entry.name for entry in table.values()}
     optional = {name for name in known if name.endswith(OPTIONAL_SUFFIX)}
-    for name in sorted((known.keys() ^ container.shapes.keys()) - optional):
+    for name in sorted((known ^ container.shapes.keys()) - optional):
         if name in known:
-            raise WeightsError(f"expected the tensors of {network}, got no {shown(name)!r}, try a whole file of it")
-        raise WeightsError(f"expected the tensors of {network}, got {shown(name)!r} too, try a file without it")
+            raise WeightsError(f"expected the tensors of {network}, got no '{shown(name)}', try a whole file of it")
+        raise WeightsError(f"expected the tensors of {network}, got '{shown(name)}' too, try a file without it")
     for entry in table.values():
         if container.shapes.get(entry.name, entry.shape) != entry.shape:
             got = container.shapes[entry.name]
-            raise WeightsError(f"expected {shown(entry.name)!r} of shape {entry.shape}, got {got}")
+            raise WeightsError(f"expected '{shown(entry.name)}' of shape {entry.shape}, got {got}")
     return {key: entry.to_ours(_read(container, entry.name)).contiguous() for key, entry in table.items()}
 
 
@@ -207,11 +197,13 @@ def _read(container: Container, name: str) -> Tensor:
         return container.read(name).long() if name in container.shapes else torch.tensor(0)
     tensor = container.read(name)
     if not tensor.is_floating_point():
-        raise WeightsError(f"expected {shown(name)!r} as floats, got {tensor.dtype}")
+        raise WeightsError(
+            f"expected '{shown(name)}' as floats, got {tensor.dtype}, try one without quantization"
+        )
     tensor = tensor.float()
     # A sum reads the tensor once; a sum that overflows may still be of finite values.
     if not (tensor.sum().isfinite() or tensor.isfinite().all()):
-        raise WeightsError(f"expected finite values as {shown(name)!r}, got NaN or infinite ones, try another copy")
+        raise WeightsError(f"expected finite values as '{shown(name)}', got NaN or infinite ones, try another copy")
     return tensor
 
 
@@ -221,8 +213,7 @@ def metadata_list(metadata: Mapping[str, str], key: str) -> list[str]:
         value = json.loads(metadata[key])
     except (KeyError, ValueError, RecursionError):
         value = None
-    # Only what a terminal shows as it is: no escape sequences, no line breaks.
     if not isinstance(value, list) or not all(isinstance(item, str) and item.isprintable() for item in value):
-        got = repr(metadata.get(key))[:80]
+        got = shown(metadata.get(key, "none"))
         raise WeightsError(f"expected a list of printable texts as {key!r} in the metadata, got {got}")
     return value

@@ -89,7 +89,7 @@ def fetch_weights(name: str, report: Callable[[str], None] = lambda line: None) 
     if name not in PUBLISHED:
         same = ", ".join(known for known in PUBLISHED if known.endswith(f"/{name}"))
         hint = f", try {same}" if same else ""
-        raise WeightsError(f"expected one of {', '.join(PUBLISHED)}, got {shown(name)!r}{hint}")
+        raise WeightsError(f"expected one of {', '.join(PUBLISHED)}, got '{shown(name)}'{hint}")
     entry = PUBLISHED[name]
     if entry.path.is_file() and entry.is_at(entry.path):
         return entry.path

@@ -142,7 +142,7 @@ def is_folded(net: VGG) -> bool:
 
 def _check_foldable(net: VGG, preprocessing: Preprocessing) -> None:
     if is_folded(net):
-        raise ArchitectureError("expected a network without folded preprocessing, got one with it")
+        raise ArchitectureError("expected a network without folded preprocessing, got one with it, try the one before")
     if net.architecture.in_channels != preprocessing.channels:
         raise ArchitectureError(
             f"expected a network of {preprocessing.channels} channels, as the preprocessing has, got one of "
