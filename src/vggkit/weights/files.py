@@ -197,9 +197,7 @@ def _read(container: Container, name: str) -> Tensor:
         return container.read(name).long() if name in container.shapes else torch.tensor(0)
     tensor = container.read(name)
     if not tensor.is_floating_point():
-        raise WeightsError(
-            f"expected '{shown(name)}' as floats, got {tensor.dtype}, try one without quantization"
-        )
+        raise WeightsError(f"expected '{shown(name)}' as floats, got {tensor.dtype}, try one without quantization")
     tensor = tensor.float()
     # A sum reads the tensor once; a sum that overflows may still be of finite values.
     if not (tensor.sum().isfinite() or tensor.isfinite().all()):
