@@ -1,8 +1,11 @@
 """Training on image files: what comes into the network, and what comes out of it."""
 
+import io
 import json
+import shutil
 import subprocess
 import sys
+import tarfile
 from dataclasses import replace
 
 import numpy as np
@@ -180,6 +183,52 @@ def test_grey_arrays_become_colour_and_files_become_grey(recipe):
 def test_what_does_not_fit_the_data_is_refused(recipe, change, error, message):
     with pytest.raises(error, match=message):
         open_run_data(replace(recipe, **change), TEAM, num_workers=0)
+
+
+@pytest.mark.parametrize("kind", ["in memory", "decoded ahead", "tar"])
+def test_what_was_trained_on_is_known_by_its_content(recipe, photos, tmp_path, kind):
+    """Bytes of an image or of a tar that change at the same size, and files that only look changed."""
+    copy = tmp_path / "photos"
+    shutil.copytree(photos, copy)
+    mine = replace(recipe, data=str(copy), shorter_side=(16,) if kind != "in memory" else ())
+    if kind == "tar":
+        for split in ("train", "val"):
+            with tarfile.open(copy / f"{split}.tar", "w") as tar:
+                for number, path in enumerate(sorted((copy / split).rglob("*.*"))):
+                    tar.add(path, f"{number}{path.suffix}")
+                    label = tarfile.TarInfo(f"{number}.cls")
+                    label.size = len(path.parent.name)
+                    tar.addfile(label, io.BytesIO(path.parent.name.encode()))
+    data = open_run_data(mine, TEAM, num_workers=2)
+    unknown = json.loads(json.dumps(data.facts))
+    for _ in data.train.batches(1):
+        pass
+    for _ in data.held_out.batches(0):
+        pass
+    facts = json.loads(json.dumps(data.facts))
+    victim = copy / "train.tar" if kind == "tar" else sorted((copy / "train").rglob("*.jpg"))[7]
+    said = []
+
+    def reopen(facts):
+        said.clear()
+        return open_run_data(mine, TEAM, num_workers=2, facts=facts, say=said.append)
+
+    assert reopen(facts).facts == facts
+    assert not any("compare their content" in line for line in said)
+    victim.touch()
+    again = reopen(facts)
+    assert again.notes == data.notes
+    assert {**again.facts, "stamp": ""} == {**facts, "stamp": ""}
+    assert any("compare their content" in line for line in said) == (kind != "in memory")
+    content = bytearray(victim.read_bytes())
+    content[content.index(b"\xff\xda") + 40] ^= 1  # within the picture
+    victim.write_bytes(content)
+    with pytest.raises(
+        DataError, match="expected the images that the run began with in .*, got others, try to put back"
+    ):
+        reopen(facts)
+    if kind != "in memory":  # its content is known from the start
+        assert "the images' times have changed before their content was known" in reopen(unknown).notes[-1]
 
 
 def test_fine_tuning_starts_from_all_but_the_last_layer_which_learns_first(recipe, photos, tmp_path):

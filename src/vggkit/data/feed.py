@@ -1,7 +1,7 @@
 """Where training and evaluation take their batches from: images on the device, or files that are decoded ahead."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
@@ -36,6 +36,10 @@ class Share(Protocol):
         """How many processes there are."""
         ...
 
+    def sum_(self, values: Tensor) -> Tensor:
+        """`values` with the sum over all processes, in place."""
+        ...
+
 
 @dataclass(frozen=True)
 class Whole:
@@ -44,6 +48,10 @@ class Whole:
     device: torch.device
     rank: int = 0
     size: int = 1
+
+    def sum_(self, values: Tensor) -> Tensor:
+        """See `Share`."""
+        return values
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,11 @@ class Feed(Protocol):
     @property
     def num_images(self) -> int:
         """Images of an epoch."""
+        ...
+
+    @property
+    def content(self) -> dict[str, int]:
+        """What is known of the images' content: an epoch, and the sum of the digests of the images in it."""
         ...
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
@@ -128,6 +141,8 @@ class DeviceFeed:
     seed: int
     share: Share
     is_fitted: bool
+    content: dict[str, int] = field(default_factory=dict)
+    """What is known of the images' content, see `LoaderFeed`."""
 
     @property
     def num_images(self) -> int:
@@ -156,6 +171,8 @@ class LoaderFeed:
     seed: int
     share: Share
     is_fitted: bool = True
+    content: dict[str, int] = field(default_factory=dict)
+    """After the first whole epoch that was read: its number and the sum of the digests of the images in it."""
 
     @property
     def num_images(self) -> int:
@@ -173,8 +190,11 @@ class LoaderFeed:
             part, counts = _part(self.share, size)
             parts.append(order[start + part.start : start + size : part.step].numpy())
             batches.append((part, size, counts))
-        device = self.share.device
+        device, sum_before = self.share.device, self.loader.content
+        self.loader.is_hashing = first == 0 and not self.content
+        content = 0
         for (part, size, counts), (images, labels) in zip(batches, self.loader.batches(parts, epoch), strict=True):
+            content = self.loader.content - sum_before if counts else content
             on_device = labels.to(device, non_blocking=True)
             yield Batch(
                 images.to(device, non_blocking=True),
@@ -182,11 +202,15 @@ class LoaderFeed:
                 part,
                 size,
             )
+        if self.loader.is_hashing:
+            of_all = self.share.sum_(torch.tensor(_signed(content), device=device))
+            self.content.update(epoch=epoch, sum=int(of_all))
 
     def decoded(self) -> DeviceFeed:
         """All images, decoded once and kept on the device, in their order; bad ones are black and do not count."""
         device, start = self.share.device, 0
         pixels, labels = None, torch.empty(len(self.images), dtype=torch.int64, device=device)
+        self.loader.is_hashing = True
         for some, their_labels in self.loader.batches(in_parts(np.arange(len(self.images)), DECODED_TOGETHER), epoch=0):
             if pixels is None:
                 pixels = torch.empty((len(self.images), *some.shape[1:]), dtype=torch.uint8, device=device)
@@ -195,7 +219,13 @@ class LoaderFeed:
             start += len(some)
         if pixels is None or not (labels != IGNORED_LABEL).any():
             raise DataError("expected an image that can be read, got none")
-        return DeviceFeed(Split(pixels, labels), self.batch_size, self.seed, self.share, is_fitted=True)
+        content = {"epoch": 0, "sum": _signed(self.loader.content)}
+        return DeviceFeed(Split(pixels, labels), self.batch_size, self.seed, self.share, True, content)
+
+
+def _signed(number: int) -> int:
+    """`number` modulo 2^64, as an int64 has it."""
+    return (number + 2**63) % 2**64 - 2**63
 
 
 def _part(share: Share, size: int) -> tuple[slice, bool]:

@@ -7,10 +7,10 @@ from typing import Any
 
 from vggkit.data.fashion_mnist import FILES, FULL_NAME, SAMPLE_NAME, load
 from vggkit.data.folders import open_folder
-from vggkit.data.samples import MAX_CLASSES, ArrayImages, Images, ImageSource, Sample, printable
-from vggkit.data.shards import find_shards
-from vggkit.data.tables import HUB_NAME, HUB_PREFIX, open_tables
-from vggkit.errors import DataError, one_line
+from vggkit.data.hub import HUB_PREFIX, open_hub
+from vggkit.data.samples import MAX_CLASSES, ArrayImages, Images, ImageSource, Sample
+from vggkit.data.shards import find_shards, open_shards
+from vggkit.errors import DataError, one_line, shown
 
 __all__ = ["ArrayImages", "ImageSource", "Images", "Sample", "open_data"]
 
@@ -47,37 +47,35 @@ def open_data(
     >>> len(source.train), len(source.held_out), source.held_out_name, source.classes[0]
     (2000, 1000, 'test', 't-shirt')
     """
-    name, shown = os.fspath(data), printable(os.fspath(data))
+    name, where = os.fspath(data), shown(os.fspath(data), 200)
     folder = Path(name)
     is_idx = any(os.path.isfile(folder / f"{file}{suffix}") for file in FILES for suffix in ("", ".gz"))  # noqa: PTH113
     if name in (FULL_NAME, SAMPLE_NAME) or is_idx:
         if stream:
-            raise DataError(f"expected parquet files, tar shards or the hub to stream, got {shown}")
+            raise DataError(f"expected parquet files, tar shards or the hub to stream, got {where}")
         return load(name, data_dir).source
     options: dict[str, Any] = {"holdout": holdout, "seed": seed, "stream": stream, "epoch_images": epoch_images}
     if name.startswith(HUB_PREFIX):
-        if not HUB_NAME.fullmatch(name.removeprefix(HUB_PREFIX)):
-            raise DataError(f"expected hub:owner/name or hub:owner/name:config, got {shown[:120]!r}")
-        return _checked(open_tables(name, None, **options), holdout)
-    _check_there(folder, shown)
+        return _checked(open_hub(name, **options), holdout)
+    _check_there(folder, where)
     if shards := find_shards(folder):
-        return _checked(open_tables(name, shards, **options), holdout)
+        return _checked(open_shards(shards, **options), holdout)
     if stream:
         raise DataError(
-            f"{shown}: expected parquet files, tar shards or the hub to stream, got a folder, try without --stream"
+            f"{where}: expected parquet files, tar shards or the hub to stream, got a folder, try without --stream"
         )
     return _checked(open_folder(folder, holdout, seed), holdout)
 
 
-def _check_there(path: Path, shown: str) -> None:
+def _check_there(path: Path, where: str) -> None:
     try:
         path.stat()
     except (OSError, ValueError) as error:  # ValueError for a null character
         reason = one_line(error)[:100] if isinstance(error, ValueError) else error.strerror
         known = f"{FULL_NAME}, {SAMPLE_NAME}, a folder of images or hub:owner/name"
-        raise DataError(f"expected {known}, got {shown[:200]!r}: {reason}, try 'vgg data'") from None
+        raise DataError(f"expected {known}, got {where!r}: {reason}, try 'vgg data'") from None
     if path.is_file() and path.suffix.lower() not in (".parquet", ".tar"):
-        raise DataError(f"{shown}: expected a folder of images, a .parquet or a .tar file, got another file")
+        raise DataError(f"{where}: expected a folder of images, a .parquet or a .tar file, got another file")
 
 
 def _checked(source: ImageSource, holdout: float) -> ImageSource:

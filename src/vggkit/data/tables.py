@@ -1,240 +1,131 @@
-"""Images in the rows of parquet files, in tar shards and on the Hugging Face hub, read by the library `datasets`.
+"""Parquet files with a column of encoded images and one of labels, read a few rows at a time."""
 
-The library hands over bytes and never decodes an image; since its version 4 it runs no code that comes with data.
-"""
-
-import glob
-import hashlib
+import contextlib
 import json
-import re
-from pathlib import Path
-from types import ModuleType
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, BinaryIO, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
+from vggkit.data.tars import LABEL_NAMES, Row, as_label
+from vggkit.errors import DataError, one_line, shown
 
-from vggkit.data.rows import Columns, StreamImages, TableImages, short, unreadable
-from vggkit.data.samples import MAX_CLASSES, MAX_NAMED_FILES, HeldOut, ImageSource, printable
-from vggkit.data.shards import Shards, check_whole, count_images, read_class_names
-from vggkit.errors import DataError, one_line
-
-HUB_PREFIX = "hub:"
-HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?", re.ASCII)
-
-LABEL_NAMES = ("label", "labels", "cls", "class", "target")
-"""What a column of integers must be called to be taken for the labels."""
-
-HELD_OUT: tuple[tuple[str, HeldOut], ...] = (
-    ("validation", "validation"), ("valid", "validation"), ("val", "validation"), ("test", "test"),
-)  # fmt: skip
+ROWS_TOGETHER = 16
+MAX_EXPANSION, SMALL_BYTES = 100, 2**26
+"""A file may unpack to so many times its size, and to so many bytes in any case; images are compressed already."""
 
 
-def open_tables(
-    data: str, shards: Shards | None, *, holdout: float, seed: int, stream: bool, epoch_images: int
-) -> ImageSource:
-    """The images of `shards`, or of the hub's data set that `data` names; see `open_images`.
+class Table(NamedTuple):
+    """What a parquet file says of itself."""
+
+    num_rows: int
+    image: str
+    label: str
+    class_names: tuple[str, ...] | None
+    """The names that its columns' description, of the library `datasets`, gives to numbers."""
+
+
+def describe(file: BinaryIO, name: str) -> Table:
+    """Read the description at the end of a parquet file.
 
     Raises:
-        DataError: it cannot be had, or its columns, labels, classes or splits are not clear.
+        DataError: the file is damaged, its columns are not clear, or it would unpack to far more than its size.
     """
-    library, where = _library(), printable(data)
-    if shards:
-        check_whole(shards)
-    builder, splits = _open(library, data, where, shards, stream)
-    held_out = next(((name, role) for name, role in HELD_OUT if name in splits), None)
-    if "train" not in splits:
-        raise DataError(f"{where}: expected a split called train, got {_listed(splits)}")
-    columns = _columns(library, splits["train"].features or {}, where)
-    classes = _class_names(splits["train"].features, columns, shards)
-    named = {"train": "train"}
-    named |= {split: name for name, split in reversed(HELD_OUT) if name in splits}
-    tables = {split: _undecoded(library, splits[name], columns, where) for split, name in named.items()}
-    images: dict[str, Any] = {}
-    if stream:
-        if held_out is None:
-            raise DataError(
-                f"{where}: expected a validation or test split, which a stream needs, got none, try without --stream"
-            )
-        if classes is None:
-            raise DataError(
-                f"{where}: expected the names of the classes, which a stream needs, got none, "
-                "try a classes.txt beside the shards"
-            )
-        names = [name for name in named.values() if name != "train"]
-        lengths = _stream_lengths(builder, shards, names, epoch_images, where)
-        for split, name in named.items():
-            images[split] = StreamImages(tables[split], name, columns, lengths[name], len(classes))
-    else:
-        trusted = () if shards else _caches(library)
-        for split, name in named.items():
-            table = tables[split]
-            labels = _labels(table, columns, f"{where}: {name}")
-            images[split] = TableImages(table, name, columns, np.arange(len(table)), labels, trusted)
-        classes = _fitting(classes, 1 + max(int(split.labels.max(initial=0)) for split in images.values()), where)
-        if not held_out and holdout:
-            images["train"], images["validation"] = images["train"].parted(holdout, seed)
-        elif not held_out:
-            images = {"all": images["train"]}
-    num_rows = [] if stream else [len(table) for table in tables.values()]
-    others = shards.other_files if shards else []
-    fingerprint = _fingerprint(builder, data, shards, [columns.image, columns.label, classes, num_rows])
-    return ImageSource(
-        where,
-        classes,
-        images,
-        fingerprint,
-        tuple(others[:MAX_NAMED_FILES]),
-        len(others),
-        is_drawn=held_out is None and holdout > 0,
-    )
-
-
-def _library() -> ModuleType:
-    try:
-        import datasets
-    except ImportError as error:
-        raise DataError(
-            f"expected the library datasets, got: {one_line(error)}, try pip install 'vggkit[data]'"
-        ) from None
-    return datasets  # type: ignore[no-any-return]
-
-
-def _open(library: ModuleType, data: str, where: str, shards: Shards | None, stream: bool) -> tuple[Any, Any]:
-    """The library's builder, and its data sets by split."""
-    try:
-        if shards:
-            library.logging.set_verbosity(library.logging.CRITICAL)  # what it logs of a file is in its error too
-            files = {name: [glob.escape(str(file)) for file in part] for name, part in shards.files.items()}
-            builder = library.load_dataset_builder(shards.kind, data_files=files)
-        else:
-            name, _, config = data.removeprefix(HUB_PREFIX).partition(":")
-            # With hf:// no folder of that name beside the user is taken for it.
-            builder = library.load_dataset_builder(f"hf://datasets/{name}", config or None)
-        if stream:
-            return builder, builder.as_streaming_dataset()
-        builder.download_and_prepare()
-        return builder, builder.as_dataset()
-    except Exception as error:  # of the network, of files, of the library
-        raise unreadable(where, error) from None
-
-
-def _columns(library: ModuleType, features: Any, where: str) -> Columns:
-    images = [name for name, feature in features.items() if isinstance(feature, library.Image)] or [
-        name for name, feature in features.items() if _may_hold_images(feature)
-    ]
+    parquet = _opened(file, name)
+    schema, metadata = parquet.schema_arrow, parquet.metadata
+    features: dict[str, Any] = {}
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):  # a table of another program
+        features = dict(json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"])
+    images = _columns_of(features, "Image") or [field.name for field in schema if _may_hold_images(field.type)]
     if len(images) != 1:
-        raise DataError(f"{where}: expected one column of images, got {_listed(images)} among {_listed(features)}")
-    labels = [(name,) for name, feature in features.items() if isinstance(feature, library.ClassLabel)] or [
-        (name,) for name in LABEL_NAMES if _is_integer(features.get(name))
-    ]
-    fields = features.get("json")
-    if not labels and isinstance(fields, dict) and _is_integer(fields.get("label")):
-        return Columns(images[0], ("json", "label"), _naming(features))
+        raise DataError(f"{name}: expected one column of images, got {_listed(images)} among {_listed(schema.names)}")
+    described = _columns_of(features, "ClassLabel")
+    labels = described or [field.name for field in schema if _may_be_label(field)]
     if len(labels) != 1:
         raise DataError(
-            f"{where}: expected one column of labels, as class labels or as integers called {', '.join(LABEL_NAMES)}, "
-            f"got {_listed(name for (name,) in labels)} among {_listed(features)}"
+            f"{name}: expected one column of labels, as class labels or as numbers or names called "
+            f"{', '.join(LABEL_NAMES)}, got {_listed(labels)} among {_listed(schema.names)}"
         )
-    return Columns(images[0], labels[0], _naming(features))
+    names = features[labels[0]].get("names") if described else None
+    _refuse_too_large(parquet, (images[0], labels[0]), file, name)
+    class_names = tuple(shown(str(each), 200) for each in names) if isinstance(names, list) and names else None
+    return Table(metadata.num_rows, images[0], labels[0], class_names)
 
 
-def _naming(features: Any) -> tuple[str, ...]:
-    return ("__url__", "__key__") if "__url__" in features and "__key__" in features else ()
-
-
-def _may_hold_images(feature: Any) -> bool:
-    """A table that was not written by the library has bytes, or bytes and a path, without a word of images."""
-    if isinstance(feature, dict):
-        return set(feature) == {"bytes", "path"}
-    return getattr(feature, "dtype", None) in ("binary", "large_binary")
-
-
-def _is_integer(feature: Any) -> bool:
-    return str(getattr(feature, "dtype", "")).startswith(("int", "uint"))
-
-
-def _class_names(features: Any, columns: Columns, shards: Shards | None) -> tuple[str, ...] | None:
-    names = getattr(features[columns.label[0]], "names", None)
-    if names:
-        return tuple(printable(str(name)) for name in names)
-    return read_class_names(shards) if shards else None
-
-
-def _fitting(classes: tuple[str, ...] | None, num_labels: int, where: str) -> tuple[str, ...]:
-    """`classes` if they are enough, numbers if there are none."""
-    if classes is not None and num_labels > len(classes):
-        raise DataError(
-            f"{where}: expected labels from 0 to {len(classes) - 1}, which have the names of classes, "
-            f"got {num_labels - 1}"
-        )
-    return classes or tuple(map(str, range(num_labels)))
-
-
-def _undecoded(library: ModuleType, dataset: Any, columns: Columns, where: str) -> Any:
+def read_table(file: BinaryIO, name: str, table: Table) -> Iterator[Row]:
+    """The rows of a parquet file, in order; columns that nobody asked for are not read. Raises `DataError`."""
+    number = 0
     try:
-        wanted = [columns.image, columns.label[0], *columns.names]
-        return dataset.select_columns(wanted).cast_column(columns.image, library.Image(decode=False))
-    except Exception as error:  # a column that is no image, in the library's words
-        raise unreadable(where, error) from None
+        for batch in _opened(file, name).iter_batches(
+            batch_size=ROWS_TOGETHER, columns=[table.image, table.label], use_threads=False
+        ):
+            images, labels = (batch.column(column).to_pylist() for column in (table.image, table.label))
+            for image, label in zip(images, labels, strict=True):
+                where = f"{name} row {number}"
+                yield Row(where, as_label(label, where), image["bytes"] if isinstance(image, dict) else image)
+                number += 1
+    except DataError:
+        raise
+    except Exception as error:  # of damaged files the library raises almost anything
+        raise DataError(f"{name}: expected a whole .parquet file, got: {one_line(error, 200)}") from None
 
 
-def _stream_lengths(
-    builder: Any, shards: Shards | None, held_out: list[str], epoch_images: int, where: str
-) -> dict[str, int]:
-    """Images in an epoch of training, and all that are held out."""
-    infos = builder.info.splits or {}
-    known = {name: infos[name].num_examples if name in infos else 0 for name in ("train", *held_out)}
-    if shards:
-        # To count what is in tars takes a look at all of them; what is held out is measured in whole and must be known.
-        known = {
-            name: count_images(shards, name) if shards.kind == "parquet" or name in held_out else 0 for name in known
-        }
-    if 0 < known["train"] < epoch_images:
-        raise DataError(f"{where}: expected at most its {known['train']:,} images in an epoch, got {epoch_images:,}")
-    wanted = max(0, epoch_images)
-    lengths = {"train": wanted or known["train"]} | {name: known[name] or wanted for name in held_out}
-    if not all(lengths.values()):
-        raise DataError(f"{where}: expected a stream that says its length, got none, try --epoch-images 100000")
-    return lengths
+def read_labels(file: BinaryIO, name: str, table: Table) -> list[Any]:
+    """The labels alone, which takes no look at the images; raises `DataError`."""
+    try:
+        column = _opened(file, name).read([table.label], use_threads=False).column(table.label)
+        return [as_label(value, f"{name} row {number}") for number, value in enumerate(column.to_pylist())]
+    except Exception as error:
+        raise DataError(f"{name}: expected a whole .parquet file, got: {one_line(error, 200)}") from None
 
 
-def _labels(dataset: Any, columns: Columns, where: str) -> npt.NDArray[np.uint16]:
-    import pyarrow.compute
-
-    column = dataset.data.column(columns.label[0])
-    for field in columns.label[1:]:
-        column = pyarrow.compute.struct_field(column, field)
-    if column.null_count:
-        raise DataError(f"{where}: expected a label in every row, got {column.null_count:,} rows without one")
-    values = column.to_numpy()
-    wrong = np.flatnonzero((values < 0) | (values >= MAX_CLASSES))
-    if wrong.size:
+def _opened(file: BinaryIO, name: str) -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
         raise DataError(
-            f"{where}: expected labels from 0 to {MAX_CLASSES - 1}, got {values[wrong[0]]} in row {wrong[0]} and "
-            f"{wrong.size:,} such in all"
-        )
-    return np.asarray(values, np.uint16)
+            f"{name}: expected the library pyarrow, got: {one_line(error)}, try pip install '.[data]'"
+        ) from None
+    try:
+        return pyarrow.parquet.ParquetFile(file)
+    except Exception as error:
+        raise DataError(f"{name}: expected a whole .parquet file, got: {one_line(error, 200)}") from None
 
 
-def _caches(library: ModuleType) -> tuple[Path, ...]:
-    """Where the library puts a hub's image files that it does not write into a table."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    return Path(HF_HUB_CACHE).resolve(), Path(library.config.HF_DATASETS_CACHE).resolve()
+def _columns_of(features: dict[str, Any], kind: str) -> list[str]:
+    return [name for name, feature in features.items() if isinstance(feature, dict) and feature.get("_type") == kind]
 
 
-def _fingerprint(builder: Any, data: str, shards: Shards | None, contents: list[Any]) -> str:
-    """It does not depend on the version of the library, nor on where files lie or when they were written."""
-    if shards:
-        identity: list[Any] = [[split, len(part)] for split, part in shards.files.items()]
-        identity += [[str(file.relative_to(shards.folder)), file.stat().st_size] for file in shards.files_of_all_splits]
-    else:
-        identity = [data, builder.hash]  # of a hub's data set that is the commit
-    return hashlib.sha256(json.dumps([identity, contents]).encode()).hexdigest()
+def _may_hold_images(type_: Any) -> bool:
+    """A table that was not written by the library has bytes, or bytes and a path, without a word of images."""
+    import pyarrow.types as types
+
+    if types.is_struct(type_):
+        return {type_.field(index).name for index in range(type_.num_fields)} == {"bytes", "path"}
+    return bool(types.is_binary(type_) or types.is_large_binary(type_))
 
 
-def _listed(names: Any) -> str:
-    """Names of columns or splits, for a message."""
-    shown = [short(name) for name in names]
-    return ", ".join(shown[:10] + ["..."] * (len(shown) > 10)) or "none"
+def _may_be_label(field: Any) -> bool:
+    import pyarrow.types as types
+
+    is_text = types.is_string(field.type) or types.is_large_string(field.type)
+    return field.name in LABEL_NAMES and bool(types.is_integer(field.type) or is_text)
+
+
+def _refuse_too_large(parquet: Any, columns: tuple[str, str], file: BinaryIO, name: str) -> None:
+    """Raise `DataError` if the file says that it unpacks to far more than encoded images can."""
+    file_bytes = file.seek(0, 2)
+    for group in range(parquet.metadata.num_row_groups):
+        row_group = parquet.metadata.row_group(group)
+        chunks = [row_group.column(index) for index in range(row_group.num_columns)]
+        unpacked = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.partition(".")[0] in columns)
+        if unpacked > most_bytes(file_bytes):
+            raise DataError(f"{name}: expected images, got a group of {unpacked:,} bytes in a file of {file_bytes:,}")
+
+
+def most_bytes(file_bytes: int) -> int:
+    """How many bytes the images in a file of `file_bytes` may take."""
+    return max(SMALL_BYTES, MAX_EXPANSION * file_bytes)
+
+
+def _listed(names: list[str]) -> str:
+    """Names of columns, for a message."""
+    return ", ".join([shown(name, 60) for name in names[:10]] + ["..."] * (len(names) > 10)) or "none"

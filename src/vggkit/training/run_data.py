@@ -46,12 +46,16 @@ class RunData:
     """Which know the bad images."""
     notes: tuple[str, ...] = ()
     """Lines for the user."""
+    stamp: str = ""
+    """SHA-256 of the files' sizes and times."""
 
     @property
     def facts(self) -> dict[str, Any]:
         """What a checkpoint keeps of it, for `open_run_data`."""
         return {
             "fingerprint": self.fingerprint,
+            "stamp": self.stamp,
+            "content": {"train": self.train.content, "held_out": self.held_out.content},  # which an epoch adds to
             "preprocessing": self.preprocessing.to_json(),
             "color_axes": [list(axis) for axis in self.color_axes],
         }
@@ -125,9 +129,10 @@ def open_run_data(
         source.fingerprint,
         tuple(loaders),
         source.notes,
+        source.stamp,
     )
     if facts is not None:
-        return _as_before(recipe, data, facts)
+        return _as_before(recipe, data, facts, say)
     sample = _sample(recipe, team, splits[0], feeds[0], fit, say)
     mean, std = _moments(sample)
     axes = _color_axes(sample[: STATISTICS_IMAGES if recipe.color_shift else 0])
@@ -169,18 +174,36 @@ def _feed(
     )
 
 
-def _as_before(recipe: Recipe, data: RunData, facts: Mapping[str, Any]) -> RunData:
-    """`data` prepared as it was when the run began, whose `facts` these are."""
+def _as_before(recipe: Recipe, data: RunData, facts: Mapping[str, Any], say: Callable[[str], None]) -> RunData:
+    """`data` prepared as it was when the run began, whose `facts` these are; raises `DataError` if it is another."""
     kept = Preprocessing.from_json(facts["preprocessing"])
     now = data.preprocessing
     _check_fingerprint(
         recipe, facts, data.fingerprint if (kept.image_size, kept.channels) == (now.image_size, now.channels) else ""
     )
+    notes = data.notes
+    for feed, before in zip((data.train, data.held_out), _content_before(facts), strict=True):
+        if not before:
+            if data.stamp != facts.get("stamp", ""):
+                notes = (*notes, "the images' times have changed before their content was known: they may be others")
+            continue
+        if not feed.content and data.stamp != facts.get("stamp"):
+            say("the images' times have changed: reading all of them, to compare their content")
+            for _ in feed.batches(before["epoch"]):
+                pass
+        _check_fingerprint(recipe, {"fingerprint": before["sum"]}, feed.content.setdefault("sum", before["sum"]))
+        feed.content["epoch"] = before["epoch"]
     axes = tuple(tuple(map(float, axis)) for axis in facts["color_axes"])
-    return replace(data, preprocessing=kept, color_axes=axes)
+    return replace(data, preprocessing=kept, color_axes=axes, notes=tuple(dict.fromkeys(notes)))
 
 
-def _check_fingerprint(recipe: Recipe, facts: Mapping[str, Any], fingerprint: str) -> None:
+def _content_before(facts: Mapping[str, Any]) -> list[dict[str, int]]:
+    """What was known of the content of the training and the held-out images; nothing in an older run."""
+    content = facts.get("content", {})
+    return [{key: int(value) for key, value in content.get(split, {}).items()} for split in ("train", "held_out")]
+
+
+def _check_fingerprint(recipe: Recipe, facts: Mapping[str, Any], fingerprint: str | int) -> None:
     if facts.get("fingerprint") != fingerprint:
         raise DataError(
             f"expected the images that the run began with in {recipe.data}, got others, "

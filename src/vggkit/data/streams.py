@@ -1,0 +1,110 @@
+"""Images of files that are read from their start to their end, shuffled on the way."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from vggkit.data.files import MAX_IMAGE_BYTES
+from vggkit.data.samples import Sample
+from vggkit.data.tars import Label, Row
+from vggkit.errors import DataError
+
+NUM_LANES = 16
+"""Files are dealt to so many lanes, and images are taken from the lanes in turn. The order does not depend on how many
+processes share it, and of 2, 4, 8 or 16 processes with whole batches each reads only lanes of its own."""
+
+SHUFFLE_BUFFER_IMAGES = 1_000
+"""Encoded images that a shuffled stream holds in memory, in all lanes together."""
+
+
+@dataclass(frozen=True, eq=False)
+class StreamImages:
+    """Images that come one after another."""
+
+    split: str
+    files: list[str]
+    counts: list[int] | None
+    """Images in each file; None if nobody knows, and then there is one lane."""
+    length: int
+    """Images in an epoch."""
+    rows: Callable[[str], Iterator[Row]]
+    """What is in a file."""
+    label_of: Callable[[Label, str], int]
+    is_stream: bool = True
+
+    def __len__(self) -> int:
+        return self.length
+
+    def reader(self, seed: int, epoch: int) -> Callable[[int], Sample]:
+        """See `Images`; a position that is not above the last one raises `ValueError`."""
+        lanes, turns = self._dealt(seed, epoch)
+        streams = [self._lane(files, len(lanes), [seed, epoch, lane]) for lane, files in enumerate(lanes)]
+        taken, next_position = [0] * len(lanes), 0
+
+        def read(position: int) -> Sample:
+            nonlocal next_position
+            if position < next_position:
+                raise ValueError(
+                    f"expected positions of a stream in ascending order, got {position} after {next_position - 1}"
+                )
+            next_position = position + 1
+            lane, number = turns[position].tolist() if turns is not None else (0, position)
+            row = None
+            while taken[lane] <= number:
+                row = next(streams[lane], None)
+                if row is None:
+                    raise DataError(
+                        f"{self.split}: expected {self.length:,} images, got a stream of {sum(taken):,}, "
+                        f"try --epoch-images {sum(taken)}"
+                    )
+                taken[lane] += 1
+            assert row is not None  # noqa: S101 (positions ascend)
+            if row.content is None or len(row.content) > MAX_IMAGE_BYTES:
+                raise DataError(f"{row.name}: expected an image of 1 to {MAX_IMAGE_BYTES:,} bytes, got none or more")
+            return Sample(row.name, self.label_of(row.label, row.name), row.content)
+
+        return read
+
+    def _dealt(self, seed: int, epoch: int) -> tuple[list[list[str]], npt.NDArray[np.int64] | None]:
+        """The files of each lane; and for each position its lane and number in that, int64 (images, 2)."""
+        order = list(range(len(self.files)))
+        if epoch:
+            order = _random(seed, epoch).permutation(len(self.files)).tolist()
+        if self.counts is None:
+            return [[self.files[index] for index in order]], None
+        lanes: list[list[str]] = [[] for _ in range(min(NUM_LANES, len(self.files)))]
+        sizes = [0] * len(lanes)
+        for index in order:
+            shortest = sizes.index(min(sizes))
+            lanes[shortest].append(self.files[index])
+            sizes[shortest] += self.counts[index]
+        lane_of = np.repeat(np.arange(len(lanes)), sizes)
+        number_in = np.concatenate([np.arange(size) for size in sizes])
+        in_turn = np.lexsort((lane_of, number_in))
+        return lanes, np.stack([lane_of[in_turn], number_in[in_turn]], axis=1)
+
+    def _lane(self, files: list[str], num_lanes: int, seeds: list[int]) -> Iterator[Row]:
+        rows = (row for file in files for row in self.rows(file))
+        _, epoch, _ = seeds
+        return _shuffled(rows, SHUFFLE_BUFFER_IMAGES // num_lanes, _random(*seeds)) if epoch else rows
+
+
+def _shuffled(rows: Iterator[Row], size: int, random: np.random.RandomState) -> Iterator[Row]:
+    """`rows`, each drawn from the next `size` of those that are left."""
+    buffer: list[Row] = []
+    for row in rows:
+        if len(buffer) < size:
+            buffer.append(row)
+            continue
+        index = random.randint(size)
+        yield buffer[index]
+        buffer[index] = row
+    for index in random.permutation(len(buffer)):
+        yield buffer[index]
+
+
+def _random(*seeds: int) -> np.random.RandomState:
+    # Not default_rng: NumPy promises RandomState's numbers for ever (NEP 19), and a resumed run needs them.
+    return np.random.RandomState([seed % 2**32 for seed in seeds])
