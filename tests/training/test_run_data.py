@@ -249,7 +249,7 @@ def test_fine_tuning_starts_from_all_but_the_last_layer_which_learns_first(recip
         torch.equal(tensor, before[name]) for name, tensor in both.net.state_dict().items() if name.endswith("weight")
     )
     with pytest.raises(
-        ValueError, match=r"expected weights of 1x4 1x16_bn, whose block1.conv1_1.weight is \(4, 3, 3, 3\)"
+        ValueError, match=r"expected conv1_1.weight in the shape that 1x4 1x16_bn has, \(4, 3, 3, 3\), got"
     ):
         train(replace(tuned, architecture="1x4 1x16_bn"), out=tmp_path / "wrong", device="cpu", progress=False)
 
