@@ -1,6 +1,5 @@
 """Checkpoints that are cut, changed, swapped, forged or not finite are never loaded."""
 
-import json
 import os
 import random
 import re
@@ -169,9 +168,6 @@ def test_frozen_parts_have_no_momenta_and_come_back_without(kind):
     restore(files_of(net, optimizer, state), other, others)
     assert equal_bits(tensors_of(net, optimizer), tensors_of(other, others))
     assert len(others.state) == 2  # fc3's weight and bias
-    state = replace(state, recipe={**state.recipe, "head_epochs": 0})
-    with pytest.raises(CheckpointError, match=r"expected .* as 'block1.* of this run's checkpoint, got none"):
-        restore(files_of(net, optimizer, state), other, others)
 
 
 def test_our_files_are_those_of_safetensors():
@@ -181,114 +177,31 @@ def test_our_files_are_those_of_safetensors():
     assert equal_bits(load(ours), {name: tensor.contiguous() for name, tensor in tensors.items()})
 
 
-BAD_VALUES = [
-    None,
-    "1",
-    -1,
-    1.5,
-    True,
-    [],
-    {},
-    10**400,
-    2**60,
-    float("nan"),
-    float("inf"),
-    [[]],
-    [None] * 3,
-    [1e999] * 3,
-]
-
-
-@pytest.mark.parametrize("field", RunState.__dataclass_fields__)
-def test_a_state_that_cannot_be_is_refused(field):
-    good = json.loads(files_of(*parts(steps=3))[STATE])
-    bad = [{**good, field: value} for value in BAD_VALUES]
-    if field.endswith("_seconds"):
-        bad = [b for b in bad if b[field] != 1.5 and b[field] != 2**60]
-    if field == "best_step":
-        bad = bad[1:]
-    bad.append({name: value for name, value in good.items() if name != field})
-    bad.append({**good, "more": 1})
-    if field in ("recipe", "facts"):
-        bad += [{**good, field: {**good[field], name: value}} for name in good[field] for value in ([{}], 10**400, -1)]
-    if field == "history":
-        bad += [{**good, field: [{**good[field][0], name: -1}]} for name in good[field][0]]
-        bad += [{**good, field: good[field] * 2}]
-    for state in bad:
-        if field == "facts" and isinstance(state.get("facts"), dict) and state["facts"].get("fingerprint", "f") != "f":
-            continue  # which is compared with that of the images
-        with pytest.raises(CheckpointError, match="expected the state of a run as JSON, got b'"):
-            RunState.from_json(json.dumps(state).encode())
-    RunState.from_json(json.dumps(good).encode())
-
-
 @pytest.mark.parametrize("content", [b"", b"[]", b"null", b"{", b"\xff", b"[" * 100_000, b"1" * 10_000])
 def test_what_is_no_state_at_all_is_refused(content):
     with pytest.raises(CheckpointError, match="expected the state of a run as JSON, got b'"):
         RunState.from_json(content)
 
 
-def forged(files, name, change):
-    """`files` with the tensors of one changed."""
-    tensors = load(files[name])
-    change(tensors)
-    return {**files, name: save(tensors)}
-
-
-def lying(content, **values):
-    length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + length])
-    next(value for name, value in header.items() if name != "__metadata__").update(values)
-    text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + content[8 + length :]
-
-
-def first(tensors, change):
-    name = sorted(tensors)[0]
-    tensors[name] = change(tensors[name])
-
-
 @pytest.mark.parametrize("name", [NETWORK, OPTIMIZER])
 @pytest.mark.parametrize(
-    ("change", "match"),
+    "change",
     [
-        (lambda t: t.pop(sorted(t)[0]), "expected float32 .* as .* got none"),
-        (lambda t: t.update(more=torch.zeros(1)), r"expected none as 'more' of .*, got float32 \(1,\)"),
-        (lambda t: first(t, lambda x: x.double()), "expected float32 .*, got float64"),
-        (lambda t: first(t, lambda x: x.int()), "expected float32 .*, got int32"),
-        (lambda t: first(t, lambda x: x.reshape(-1)[:1].clone()), r"expected float32 .*, got float32 \(1,\)"),
-        (lambda t: first(t, lambda x: x * float("nan")), "expected finite values as .*, got others"),
-        (lambda t: first(t, lambda x: x + float("-inf")), "expected finite values as .*, got others"),
-        (dict.clear, "got none"),
+        lambda files, name: files.update({name: files[name][:-4]}),
+        lambda files, name: files.update({name: b"\xff" * 8}),
+        lambda files, name: files.update({name: save({**load(files[name]), "more.x": torch.zeros(1)})}),
+        lambda files, name: files.update(
+            {name: save({key: value[..., :1].clone() for key, value in load(files[name]).items() if value.ndim})}
+        ),
     ],
 )
-def test_forged_tensors_are_refused_and_touch_nothing(name, change, match):
+def test_tensors_of_another_network_are_refused_in_one_line(name, change):
     files = files_of(*parts())
-    net, optimizer, _ = parts(steps=0, seed=1)
-    before = {key: value.clone() for key, value in tensors_of(net, optimizer).items()}
-    with pytest.raises(CheckpointError, match=match) as raised:
-        restore(forged(files, name, change), net, optimizer)
-    assert "\n" not in str(raised.value)
-    assert equal_bits(tensors_of(net, optimizer), before)
-
-
-@pytest.mark.parametrize("name", [NETWORK, OPTIMIZER])
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"shape": [10**12]}, {"shape": [2**63]}, {"shape": [-1]}, {"data_offsets": [0, 2**60]}, {"dtype": "F64"},
-        {"dtype": "F4"}, {"dtype": "nonsense"}, {"data_offsets": [8, 0]},
-    ],
-)  # fmt: skip
-def test_a_header_that_lies_is_refused(name, values):
-    files = files_of(*parts())
+    change(files, name)
     net, optimizer, _ = parts(steps=0)
-    with pytest.raises(CheckpointError, match="expected (tensors as safetensors|int64 .*), got") as raised:
-        restore({**files, name: lying(files[name], **values)}, net, optimizer)
+    with pytest.raises(CheckpointError, match="expected the tensors of this run's network, got: ") as raised:
+        restore(files, net, optimizer)
     assert "\n" not in str(raised.value)
-    for content in (b"", b"\xff" * 8, (2**40).to_bytes(8, "little") + b"{}"):
-        with pytest.raises(CheckpointError, match="expected tensors as safetensors, got: "):
-            restore({**files, name: content}, net, optimizer)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])

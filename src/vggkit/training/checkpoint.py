@@ -1,9 +1,9 @@
-"""Checkpoints: all that decides the rest of a run, written whole, verified when read, saved beside the training.
+"""Checkpoints: everything that decides the rest of a run, written completely, verified when read.
 
 A checkpoint is a folder `checkpoints/step-<number>` with the network and the optimizer as safetensors, the state as
-JSON, the metrics so far, and, written last, `SHA256SUMS` in the format of `sha256sum`, without which it is none.
-There is no state of a random generator in it: every draw of a run is decided by the seed and the step, see
-`vggkit.data.loading.derived_seed`.
+JSON, the metrics so far, and `SHA256SUMS` in the format of `sha256sum`. The sums are written last: a folder without
+them is no checkpoint. No state of a random generator is saved, because the seed and the step decide every draw of a
+run, see `vggkit.data.loading.derived_seed`.
 """
 
 import hashlib
@@ -18,25 +18,25 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
-from torch import Tensor, nn
+from torch import Tensor
 
 from vggkit.data.files import read_regular, sync_folder, write_synced, write_whole
-from vggkit.errors import CheckpointError
+from vggkit.errors import CheckpointError, one_line
+from vggkit.training.run_folder import CHECKPOINTS
+from vggkit.training.run_folder import METRICS as METRICS
 from vggkit.training.run_state import RunState
 from vggkit.weights.files import AnyNetwork, safetensors_pieces
-from vggkit.weights.warm_start import last_layer
 
-NETWORK, OPTIMIZER, STATE, METRICS = "network.safetensors", "optimizer.safetensors", "state.json", "metrics.jsonl"
+NETWORK, OPTIMIZER, STATE = "network.safetensors", "optimizer.safetensors", "state.json"
 FILES = (NETWORK, OPTIMIZER, STATE, METRICS)
 SUMS = "SHA256SUMS"
-FOLDER = "checkpoints"
 
 SAVE_SECONDS = 50.0
-"""From one checkpoint to the next: with the time to write it, at most a minute is lost."""
+"""The time between two checkpoints: with the time that it takes to write one, a kill loses at most a minute."""
 KEPT = 2
 
 Pieces = Iterable[bytes | memoryview]
-"""Of a file, in their order."""
+"""The content of a file, in order."""
 
 
 def snapshot(
@@ -47,11 +47,18 @@ def snapshot(
     metadata: Mapping[str, str],
     room: dict[str, Tensor] | None = None,
 ) -> Callable[[], dict[str, Pieces]]:
-    """The files of a checkpoint of this moment, as a function that makes them, which another thread may call.
+    """Copy what a checkpoint holds, and return a function that makes its files, which another thread may call.
 
-    It raises `CheckpointError` where a weight, or what the optimizer remembers, is not finite. `room` is where the
-    tensors are copied to; with that of a snapshot before, whose files are all written, no new memory is taken, which
-    takes up to ten times as long as the copy itself.
+    The function raises `CheckpointError` if a weight, or what the optimizer remembers, is not finite.
+
+    Args:
+        net: the network.
+        optimizer: the optimizer of its parameters.
+        state: where the run stands.
+        metrics: the content of metrics.jsonl.
+        metadata: the metadata of the network's file.
+        room: the tensors to copy into. Those of an earlier snapshot, whose files are written, can be used again:
+            taking new memory takes up to ten times as long as the copy.
     """
     room = {} if room is None else room
 
@@ -60,16 +67,26 @@ def snapshot(
             room[name] = torch.empty_like(tensor, device="cpu")
         return room[name].copy_(tensor.detach())
 
-    tensors = {name: copied(name, tensor) for name, tensor in net.state_dict().items()}
-    momenta = {name: copied(f"{name} of the optimizer", tensor) for name, tensor in _optimizer_tensors(net, optimizer)}
+    weights = {name: copied(name, tensor) for name, tensor in net.state_dict().items()}
+    remembered = {
+        f"{name}.{key}": copied(f"{name}.{key} of the optimizer", value)
+        for name, parameter in net.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
     position, described = state.to_json(), {**metadata, "architecture": net.architecture.to_json()}
 
     def files() -> dict[str, Pieces]:
-        _check_finite(tensors)
-        _check_finite(momenta)
+        for name, tensor in (*weights.items(), *remembered.items()):
+            # The sum needs a single pass; the sum of finite values may overflow.
+            if not (tensor.sum().isfinite() or tensor.isfinite().all()):
+                raise CheckpointError(
+                    f"expected finite values as {name}, got others, try a lower --learning-rate or --architecture "
+                    "with _bn"
+                )
         return {
-            NETWORK: safetensors_pieces(tensors, described),
-            OPTIMIZER: safetensors_pieces(momenta, {}),
+            NETWORK: safetensors_pieces(weights, described),
+            OPTIMIZER: safetensors_pieces(remembered, {}),
             STATE: [position],
             METRICS: [metrics],
         }
@@ -78,89 +95,41 @@ def snapshot(
 
 
 def restore(files: Mapping[str, bytes], net: AnyNetwork, optimizer: torch.optim.Optimizer) -> RunState:
-    """Bring `net` and `optimizer` to where the checkpoint of `files` was; its state.
+    """Bring `net` and `optimizer` to where the checkpoint of `files` was, and return the state.
 
     Raises:
-        CheckpointError: it is of another network or optimizer, or not finite; neither is touched then.
+        CheckpointError: it is the checkpoint of another network or optimizer.
     """
-    state = RunState.from_json(files[STATE])
+    state, parameters = RunState.from_json(files[STATE]), dict(net.named_parameters())
     try:
-        weights, momenta = load(files[NETWORK]), load(files[OPTIMIZER])
-    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, MemoryError) as error:
-        raise CheckpointError(
-            f"expected tensors as safetensors, got: {str(error)[:200].partition(chr(10))[0]}"
-        ) from None
-    _check_like(weights, net.state_dict())
-    _check_like(momenta, _optimizer_like(net, optimizer, state))
-    for tensors in (weights, momenta):
-        _check_finite(tensors)
-    net.load_state_dict(weights)
-    parameters = dict(net.named_parameters())
-    for name, tensor in momenta.items():
-        owner, _, key = name.rpartition(".")
-        # In the parameter's strides and with torch's alignment, which the fused step reads it in.
-        kept = torch.empty_like(parameters[owner]) if tensor.ndim else torch.empty_like(tensor)
-        if key == "step" and optimizer.param_groups[0].get("fused") and parameters[owner].is_cuda:
-            kept = kept.to(parameters[owner].device)
-        optimizer.state[parameters[owner]][key] = kept.detach().copy_(tensor)
+        net.load_state_dict(load(files[NETWORK]))
+        for name, tensor in load(files[OPTIMIZER]).items():
+            owner, _, key = name.rpartition(".")
+            parameter = parameters[owner]
+            # In the strides of the parameter and with torch's alignment, which the fused step reads it in.
+            kept = torch.empty_like(parameter if tensor.ndim else tensor)
+            if key == "step" and optimizer.param_groups[0].get("fused") and parameter.is_cuda:
+                kept = kept.to(parameter.device)
+            optimizer.state[parameter][key] = kept.detach().copy_(tensor.view_as(kept))
+    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"expected the tensors of this run's network, got: {one_line(error, 200)}") from None
     return state
-
-
-def _check_like(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raise `CheckpointError`, which names the first, unless these have the names, types and shapes of `expected`."""
-    for name in sorted(tensors.keys() | expected.keys()):
-        got, wanted = (
-            f"{str(some[name].dtype).removeprefix('torch.')} {tuple(some[name].shape)}" if name in some else "none"
-            for some in (tensors, expected)
-        )
-        if got != wanted:
-            raise CheckpointError(f"expected {wanted} as {name[:100]!r} of this run's checkpoint, got {got}")
-
-
-def _check_finite(tensors: Mapping[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        # A sum takes one reading; one that overflows may still be of finite values.
-        if not (tensor.sum().isfinite() or tensor.isfinite().all()):
-            raise CheckpointError(
-                f"expected finite values as {name}, got others, try a lower --learning-rate or --architecture with _bn"
-            )
-
-
-def _optimizer_like(net: AnyNetwork, optimizer: torch.optim.Optimizer, state: RunState) -> dict[str, Tensor]:
-    """What `optimizer` remembers at `state`, by name, without memory: of what learned in the epoch before this step."""
-    epoch = state.epoch if state.epoch_steps else state.epoch - 1
-    is_head_only = epoch <= state.recipe.get("head_epochs", 0)
-    head, keys = last_layer(net), ["momentum_buffer"] * bool(optimizer.defaults.get("momentum"))
-    if isinstance(optimizer, torch.optim.AdamW):
-        keys = ["exp_avg", "exp_avg_sq", "step"]
-    learning = {
-        name: torch.empty_like(parameter, device="meta")
-        for name, parameter in net.named_parameters()
-        if epoch and (not is_head_only or name.rpartition(".")[0] == head)
-    }
-    step = torch.empty((), device="meta")
-    return {f"{name}.{key}": step if key == "step" else p for name, p in learning.items() for key in keys}
-
-
-def _optimizer_tensors(net: nn.Module, optimizer: torch.optim.Optimizer) -> list[tuple[str, Tensor]]:
-    named = [(name, optimizer.state.get(parameter, {})) for name, parameter in net.named_parameters()]
-    return [(f"{name}.{key}", v) for name, values in named for key, v in values.items() if isinstance(v, Tensor)]
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
     """The folder of the checkpoint of `step`."""
-    return run / FOLDER / f"step-{step:08}"
+    return run / CHECKPOINTS / f"step-{step:08}"
 
 
 def write_checkpoint(run: Path, step: int, files: Mapping[str, Pieces]) -> Path:
-    """Write `files` as the checkpoint of `step` into the folder of a run; its folder.
+    """Write `files` as the checkpoint of `step` into the folder of a run, and return its folder.
 
-    At every moment, also after a power cut, the checkpoints written before are whole.
+    At every moment, also after a power cut, the earlier checkpoints are complete.
 
     Raises:
-        OSError: something could not be written; what was begun is no checkpoint.
+        OSError: something could not be written, and there is no checkpoint of `step`.
     """
-    parent = run / FOLDER
+    parent = run / CHECKPOINTS
     target, temporary = checkpoint_path(run, step), parent / ".unfinished"
     if not parent.is_dir():
         os.mkdir(parent)  # noqa: PTH102
@@ -172,10 +141,10 @@ def write_checkpoint(run: Path, step: int, files: Mapping[str, Pieces]) -> Path:
         for name, digest in digests.items():
             write_synced(temporary / name, _hashed(files[name], digest))
         sync_folder(temporary)
-        _remove(target)  # only ever a damaged or an unfinished one
+        _remove(target)  # which can only be damaged or unfinished
         os.rename(temporary, target)  # noqa: PTH104
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)  # a full disk gets its room back
+        shutil.rmtree(temporary, ignore_errors=True)  # to give its space back to a full disk
         raise
     sync_folder(parent)
     write_whole(target / SUMS, _sums(digests))
@@ -189,20 +158,18 @@ def _hashed(pieces: Pieces, digest: "hashlib._Hash") -> Iterator[bytes | memoryv
 
 
 def _sums(digests: Mapping[str, "hashlib._Hash"]) -> bytes:
-    return "".join(f"{digests[name].hexdigest()}  {name}\n" for name in FILES).encode()
+    return "".join(f"{digest.hexdigest()}  {name}\n" for name, digest in digests.items()).encode()
 
 
 def read_checkpoint(folder: Path) -> dict[str, bytes]:
-    """The files of a checkpoint, by name, verified: these bytes are what was hashed.
+    """Read the files of a checkpoint, by name, and verify them: the bytes that are returned are those that were hashed.
 
     Raises:
-        CheckpointError: a file is missing, cut or changed, or the folder has another one's name.
+        CheckpointError: a file is missing, cut or changed, or it is the checkpoint of another step.
     """
     try:
         files = {name: read_regular(folder / name) for name in FILES}
         expected = read_regular(folder / SUMS)
-    except MemoryError:
-        raise CheckpointError(f"{folder}: expected a checkpoint that fits into memory, got a larger one") from None
     except OSError as error:
         raise CheckpointError(
             f"{folder}: expected a whole checkpoint, got: {error.strerror}: {error.filename}"
@@ -223,19 +190,20 @@ def read_checkpoint(folder: Path) -> dict[str, bytes]:
 
 def checkpoints_of(run: Path) -> list[Path]:
     """The finished checkpoints of a run, not verified, the newest first."""
-    return sorted((path for path in _begun(run) if (path / SUMS).exists()), key=_step_of, reverse=True)
+    finished = (path for path in _begun(run) if (path / SUMS).exists())
+    return sorted(finished, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
 
 
 def _begun(run: Path) -> list[Path]:
-    parent = run / FOLDER
+    parent = run / CHECKPOINTS
     return [path for path in parent.iterdir() if re.fullmatch(r"step-\d{8,15}", path.name)] if parent.is_dir() else []
 
 
 def read_newest(run: Path, report: Callable[[str], None]) -> tuple[Path, dict[str, bytes]] | None:
-    """The newest whole checkpoint of a run and its files; None if it has none yet. `report` is told of damaged ones.
+    """Read the newest whole checkpoint of a run; None if it has none yet. `report` is told of damaged ones.
 
     Raises:
-        CheckpointError: all that it has are damaged.
+        CheckpointError: all of its checkpoints are damaged.
     """
     found = checkpoints_of(run)
     for path in found:
@@ -243,7 +211,7 @@ def read_newest(run: Path, report: Callable[[str], None]) -> tuple[Path, dict[st
             return path, read_checkpoint(path)
         except CheckpointError as error:
             report(str(error))
-    # One without sums is what a kill in the first save leaves; afterwards there is always one with sums.
+    # A kill in the first save leaves one without sums; afterwards there always is one with sums.
     if found or len(_begun(run)) > 1:
         raise CheckpointError(
             f"{run}: expected a whole checkpoint, got {len(_begun(run))} damaged, try a new run with --out"
@@ -260,21 +228,15 @@ class Saver:
         self.run, self.save_seconds = run, save_seconds
         self._kept = [(resumed_from, best_step)] if resumed_from is not None else []
         self._last_seconds = time.monotonic()
-        self._thread: threading.Thread | None = None
+        self._thread = threading.Thread()
         self._room: dict[str, Tensor] = {}
         self._failure: CheckpointError | None = None
 
     @property
     def is_due(self) -> bool:
-        """Whether it is time for the next one; raises what writing the last one raised."""
+        """Whether it is time for the next checkpoint; raises what writing the last one raised."""
         self._raise()
-        busy = self._thread is not None and self._thread.is_alive()
-        return not busy and time.monotonic() - self._last_seconds >= self.save_seconds
-
-    @property
-    def last(self) -> Path | None:
-        """The newest checkpoint that is surely written."""
-        return self._kept[-1][0] if self._kept else None
+        return not self._thread.is_alive() and time.monotonic() - self._last_seconds >= self.save_seconds
 
     def save(
         self,
@@ -284,59 +246,56 @@ class Saver:
         metrics: bytes,
         metadata: Mapping[str, str],
     ) -> None:
-        """Begin to write the checkpoint of this moment; when it returns, all of these may change.
+        """Begin to write the checkpoint of this moment; when this returns, the arguments may change.
 
         Raises:
-            CheckpointError: the one before could not be written.
+            CheckpointError: the checkpoint before it could not be written.
         """
-        self.finish()  # before the snapshot, which takes the room of the one before
+        self.finish()  # before the snapshot, which uses the memory of the one before
         self._last_seconds = time.monotonic()
         files = snapshot(net, optimizer, state, metrics, metadata, self._room)
         self._thread = threading.Thread(target=self._write, args=(state.step, state.best_step, files), daemon=True)
         self._thread.start()
 
     def finish(self) -> None:
-        """Wait until all is written; raises `CheckpointError` if it could not be."""
+        """Wait until everything is written; raises `CheckpointError` if it could not be."""
         self.wait()
         self._raise()
 
     def wait(self) -> None:
-        """Wait until nothing is being written, also after an error: whoever takes the folder then has it alone."""
-        if self._thread is not None:
+        """Wait until nothing is being written, also after an error, so that the folder can be given away."""
+        if self._thread.ident is not None:
             self._thread.join()
 
     def _raise(self) -> None:
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
+        failure, self._failure = self._failure, None
+        if failure is not None:
             raise failure
 
     def _write(self, step: int, best_step: int | None, files: Callable[[], Mapping[str, Pieces]]) -> None:
-        path, doing = checkpoint_path(self.run, step), "write the checkpoint"
+        path, task = checkpoint_path(self.run, step), "write the checkpoint"
         try:
             if all(path != kept for kept, _ in self._kept):
                 write_checkpoint(self.run, step, files())
                 self._kept = [*self._kept[1 - KEPT :], (path, best_step)]
-            doing = "remove what is older than the checkpoint"
-            # The best one of before too: a run that goes on from there may not come to another.
+            task = "remove what is older than the checkpoint"
+            # Also the checkpoint that was the best at the time of a kept one: a run that goes on from there may not
+            # come to a better one.
             needed = {kept for kept, _ in self._kept}
             needed |= {checkpoint_path(self.run, best) for _, best in [*self._kept, (path, best_step)] if best}
             for old in _begun(self.run):
                 if old not in needed:
                     _remove(old)
-        except Exception as error:  # a thread has nobody else to tell
-            cause = str(error).partition("\n")[0] or type(error).__name__
+        except Exception as error:  # the training thread raises it
+            cause = one_line(error)
             if isinstance(error, OSError):
-                cause = f"{error.strerror or error}: {error.filename or path}"
-            last = f"{self.last} is whole, and --resume goes on from it" if self.last else "there is none before it"
-            self._failure = CheckpointError(f"could not {doing} of step {step}: {cause}; {last}")
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
+                cause = f"{error.strerror or cause}: {error.filename or path}"
+            last = f"{self._kept[-1][0]} is whole, and --resume goes on from it" if self._kept else "there is no other"
+            self._failure = CheckpointError(f"could not {task} of step {step}: {cause}; {last}")
 
 
 def _remove(checkpoint: Path) -> None:
-    """Without its sums first, a checkpoint that is removed half-way is an unfinished one and not a damaged one."""
+    """Remove a checkpoint, its sums first: half removed it counts as unfinished and not as damaged."""
     if checkpoint.is_dir() and not checkpoint.is_symlink():
         (checkpoint / SUMS).unlink(missing_ok=True)
         shutil.rmtree(checkpoint)

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from vggkit.data.files import write_all, write_whole
+from vggkit.errors import shown
 from vggkit.training.curves import draw_curves
 from vggkit.training.run_state import EpochMetrics
 
 REFRESH_SECONDS = 0.5
 PLAIN_LINE_SECONDS = 30.0
 CURVES_SECONDS = 10.0
+LINE_CHARACTERS = 1_000
 LOGGED_STEPS = 1_000
 """Lines of a whole run in metrics.jsonl, about, beside those of its epochs."""
 
@@ -61,9 +63,9 @@ class Progress:
             raise OSError(error.errno, error.strerror, self._metrics.name) from None
 
     def say(self, line: str) -> None:
-        """Show a line that stays."""
+        """Show a line that stays, with what it quotes from files made safe to print."""
         if self._live is not None:
-            self._live.console.print(line, highlight=False, markup=False)
+            self._live.console.print(shown(line, LINE_CHARACTERS), highlight=False, markup=False)
         elif self.show:
             self.show = print_line(line)
 
@@ -140,7 +142,7 @@ class Progress:
 def print_line(line: str) -> bool:
     """Print `line`; whether somebody reads it: in `vgg train | head` nobody does any more, and training goes on."""
     try:
-        print(line, flush=True)
+        print(shown(line, LINE_CHARACTERS), flush=True)
     except (OSError, ValueError):
         return False
     return True
