@@ -1,4 +1,4 @@
-"""What torchrun gives us, and nothing of our own: the processes of a run, their sums, their wrapped network."""
+"""The processes of a run, as torchrun starts them: their place, their sums, their wrapped network."""
 
 import ctypes
 import datetime
@@ -25,7 +25,7 @@ from vggkit.training.hardware import choose_device
 from vggkit.training.recipe import Compression
 
 JOIN_SECONDS = 120
-"""How long a process waits for the others to start: Python with torch, from a slow disk."""
+"""How long a process waits for the others to start, which may read Python and torch from a slow disk."""
 SETUP_SECONDS = 600
 """How long processes wait for each other before the first step, while data and weights are read."""
 STEP_SECONDS = 25
@@ -47,9 +47,9 @@ class Team:
     rank: int = 0
     size: int = 1
     group: dist.ProcessGroup | None = None
-    """For the collectives of a step, with their short patience."""
+    """For the collectives of a step, which time out soon."""
     setup_group: dist.ProcessGroup | None = None
-    """For those before the first step."""
+    """For the collectives before the first step."""
 
     @property
     def leads(self) -> bool:
@@ -57,18 +57,18 @@ class Team:
         return self.rank == 0
 
     def sum_(self, values: Tensor) -> Tensor:
-        """`values` with the sum over all processes, in place."""
+        """Sum `values` over all processes, in place, and return them."""
         if self.size > 1:
             dist.all_reduce(values, group=self.group)
         return values
 
     def shared(self, files: Mapping[str, bytes] | None) -> dict[str, bytes]:
-        """The leader's `files`, by name, in every process; what the others give is not looked at."""
+        """The leader's `files`, by name, in every process; those of the other processes are ignored."""
+        mine = dict(files or {})
         if self.size == 1:
-            return dict(files or {})
-        header = json.dumps({name: len(content) for name, content in (files or {}).items()}).encode()
-        sizes = json.loads(self._shared_bytes(header))
-        return {name: self._shared_bytes((files or {}).get(name, b"")) for name in sizes}
+            return mine
+        names = json.loads(self._shared_bytes(json.dumps(list(mine)).encode()))
+        return {name: self._shared_bytes(mine.get(name, b"")) for name in names}
 
     def _shared_bytes(self, content: bytes) -> bytes:
         length = torch.tensor([len(content)], device=self.device)
@@ -80,12 +80,12 @@ class Team:
         return buffer.cpu().numpy().tobytes()
 
     def wait(self) -> None:
-        """Wait until all processes are here, with the patience of the set-up: the leader may write a file before."""
+        """Wait until all processes are here, as long as in the set-up: the leader may be writing a file."""
         if self.size > 1:
             dist.barrier(group=self.setup_group)
 
     def wrapped(self, net: Accelerated, compression: Compression) -> nn.Module:
-        """`net` so that a backward pass leaves the mean of all processes' gradients; `net` itself if there is one."""
+        """`net`, whose backward pass leaves the mean of all processes' gradients; unchanged for one process."""
         if self.size == 1:
             return net
         parallel = DistributedDataParallel(net, process_group=self.group, gradient_as_bucket_view=True)
@@ -102,27 +102,27 @@ class Team:
 
 
 def _settle_buckets(parallel: DistributedDataParallel, net: Accelerated) -> None:
-    """Let torch form its last buckets now and not after the first step.
+    """Let torch form its final buckets now instead of after the first step.
 
-    In which order three and more gradients are added depends on where they lie in a bucket: the first step of a
-    resumed run must find the buckets that the same step of an unbroken run finds.
+    The order in which the gradients of three or more processes are added depends on their place in a bucket, so the
+    first step of a resumed run must find the buckets of the same step of an unbroken run.
     """
     training = [module.training for module in net.modules()]
     architecture = net.net.architecture
     shape = (architecture.in_channels, architecture.image_size, architecture.image_size)
-    net.eval()  # which draws nothing and counts nothing
+    net.eval()  # so that dropout draws nothing and batch norms count nothing
     parallel(next(net.parameters()).new_zeros(1, *shape)).sum().backward()
     for module, was_training in zip(net.modules(), training, strict=True):
         module.training = was_training
 
 
 def _bf16(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
-    """Torch's hook, which it takes for NCCL and XCCL only, by its name; gloo adds up bfloat16 too."""
+    """Torch's hook under another name: by its own, torch refuses it for gloo, which can add bfloat16 too."""
     return default_hooks.bf16_compress_hook(group, bucket)
 
 
 def powersgd_over_gloo(state: powerSGD_hook.PowerSGDState, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
-    """Torch's hook, waited for: gloo's threads make its later all-reduces, for several buckets in any order."""
+    """Torch's hook, waited for: otherwise gloo's threads start its later all-reduces, in any order of the buckets."""
     future = powerSGD_hook.powerSGD_hook(state, bucket)
     future.wait()
     return future
@@ -130,7 +130,7 @@ def powersgd_over_gloo(state: powerSGD_hook.PowerSGDState, bucket: dist.GradBuck
 
 @contextmanager
 def joined(device: str | None) -> Iterator[Team]:
-    """This process's place among those that torchrun started; a team of one without torchrun.
+    """Join the processes that torchrun started; without torchrun, the team is this process alone.
 
     Args:
         device: as for `choose_device`; with several processes `cuda` or None is each one's own GPU.
@@ -155,29 +155,27 @@ def joined(device: str | None) -> Iterator[Team]:
     try:
         _end_with_torchrun()
         store, rank, size = next(rendezvous("env://", timeout=join))
-        # In torchrun's store, after a restart, there still are the addresses of the processes before.
+        # After a restart, torchrun's store still holds the addresses of the earlier processes.
         own = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=join)
         groups = [dist.new_group(timeout=timeout, backend=backend) for timeout in (step, setup)]
         yield Team(chosen, rank, size, *groups)
-        # Not after an error: the others may wait in a collective, which ends with an error when this process ends.
+        # Not after an error: then the others may wait in a collective, which fails when this process ends.
         dist.destroy_process_group()
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
-        first_line = str(error).strip().splitlines()[0]
-        cause = (
-            re.sub(r".*\[\S+\.\w+:\d+\] *", "", first_line).partition(". ")[0].rstrip(".")
-        )  # without file and advice
+        first_line = str(error).strip().partition("\n")[0]
+        cause = re.sub(r".*\[\S+\.\w+:\d+\] *", "", first_line).partition(". ")[0].rstrip(".")  # no file, no advice
         raise LostError(f"lost the other processes: {cause}") from error
 
 
 def rank_and_size() -> tuple[int, int]:
-    """The number of this process and how many there are, from torchrun's environment; 0 and 1 without it."""
+    """The number of this process and the number of processes, from torchrun's environment; 0 and 1 without it."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _end_with_torchrun() -> None:
-    """Be asked to stop when torchrun itself is killed, which leaves its processes behind."""
+    """Get SIGTERM when torchrun itself is killed, which would leave its processes behind."""
     if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -118,12 +118,16 @@ def _make(folder: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[list[str]]:
-    """Lock `folder` for this process; the names in it. Raises `RunError` if another process keeps the lock."""
+    """Lock `folder` for this process, and yield the names in it; raises `RunError` if another one keeps the lock."""
     with ExitStack() as stack:
         try:
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             stack.callback(os.close, descriptor)
-            _lock(descriptor, folder)
+            last = time.monotonic() + LOCK_SECONDS
+            while not _lock(descriptor):
+                if time.monotonic() > last:
+                    raise RunError(f"expected a run that no other process trains, got {folder}, which is in use")
+                time.sleep(0.1)
             names = [path.name for path in folder.iterdir()]
             if not os.access(folder, os.W_OK | os.X_OK):
                 raise PermissionError(0, "no permission to write")
@@ -134,34 +138,23 @@ def _locked(folder: Path) -> Iterator[list[str]]:
 
 def is_locked(run: Path) -> bool:
     """Whether a process trains `run` now."""
-    import fcntl
-
     descriptor = os.open(run, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # a file system without locks
-        return False
+        return not _lock(descriptor, shared=True)
     finally:
         os.close(descriptor)
-    return False
 
 
-def _lock(descriptor: int, folder: Path) -> None:
+def _lock(descriptor: int, shared: bool = False) -> bool:
     import fcntl  # which only POSIX systems have
 
-    last = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if time.monotonic() > last:
-                raise RunError(f"expected a run that no other process trains, got {folder}, which is in use") from None
-            time.sleep(0.1)
-        except OSError:  # a file system without locks
-            break
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        pass
+    return True
 
 
 def _exists(folder: Path) -> RunError:

@@ -1,8 +1,8 @@
 """Requests to stop: a signal sets a flag, and the run ends where nothing is lost.
 
-Once training has begun, that is after the step. Before it there is nothing to save, and a `KeyboardInterrupt` ends the
-set-up. It is raised only if the set-up takes longer than `SETUP_SECONDS`: an exception that arrives while workers are
-being started would leave them behind, or be swallowed by whatever runs then.
+During training that is after the step. During the set-up there is nothing to save, and `KeyboardInterrupt` ends it,
+but only if it takes longer than `SETUP_SECONDS`: an exception that arrives while a thread or a process is being started
+may leave it behind, or may be swallowed by whatever runs then.
 """
 
 import os
@@ -19,14 +19,14 @@ from typing import Any
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 INTERRUPTED = 130
 SETUP_SECONDS = 1.0
-"""How long the set-up may go on after a signal, before `KeyboardInterrupt` is raised in it."""
+"""How long a set-up may go on after a signal before it is interrupted."""
 UNWINDING_SECONDS = 2.0
-"""How long a set-up may take to end after that, for instance to remove temporary files."""
+"""How long an interrupted set-up may take to end, for instance to remove temporary files."""
 NOTICE = "stopping after this step; Ctrl-C again to leave at once"
 
 ends_with_run = False
-"""Whether the process has nothing else to do than the run, as the program `vgg` has: once a signal has stopped the run,
-more signals are ignored until the process ends, and a set-up that does not end by itself is left by `os._exit`."""
+"""Whether the process ends with the run, as the program `vgg` does. After a signal it then ignores further ones, until
+it has ended, and a set-up that cannot be interrupted is left by `os._exit`."""
 
 
 class StopFlag:
@@ -34,39 +34,38 @@ class StopFlag:
 
     signal_name: str | None = None
     is_training = False
-    """Whether steps are being taken, of which the last one is to be finished and saved."""
+    """Whether the set-up is over."""
     is_last = False
-    """Whether the process ends now: signals that still come, as Linux sends several for one parent, change nothing."""
-    is_interrupt_due = False
-    """Whether the next signal that the main thread handles raises `KeyboardInterrupt` in it."""
+    """Whether the process ends now: further signals, of which Linux sends several for one parent, change nothing."""
+    _is_interrupt_due = _was_interrupted = False
 
     @property
     def exit_code(self) -> int:
-        """Of a process that a signal ended before the first step: 128 and the signal's number, as a shell says it."""
+        """The exit code after a signal in the set-up: 128 and the signal's number, as shells have it."""
         return 128 + signal.Signals[self.signal_name or "SIGINT"]
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Python's handler, which runs in the main thread between two instructions."""
-        if self.is_interrupt_due and not self.is_training:
-            self.is_interrupt_due = False
+        if self._is_interrupt_due and not self.is_training:
+            self._is_interrupt_due = False
             raise KeyboardInterrupt(self.exit_code)
 
     def watch(self, arriving: socket.socket) -> None:
-        """Note the signals that arrive, in a thread: a handler in Python would wait for a long step in C++ to end."""
+        """Note signals as they arrive, in a thread: a handler in Python would wait for a long step in C++ to end."""
         deadline = None
         while True:
             arriving.settimeout(deadline and max(0.001, deadline - time.monotonic()))
             try:
                 arrived = arriving.recv(1)
             except TimeoutError:
-                deadline = self._end_setup()
+                deadline = self._interrupted()
                 continue
             if not arrived:
                 return
             if arrived[0] not in SIGNALS:  # every signal with a handler comes here, a child's end too
                 continue
             name = signal.Signals(arrived[0]).name
-            if name == "SIGINT" and self.signal_name == "SIGINT":
+            if name == self.signal_name == "SIGINT":
                 os._exit(INTERRUPTED)
             if self.signal_name is None:
                 deadline = time.monotonic() + SETUP_SECONDS
@@ -75,18 +74,16 @@ class StopFlag:
                 if name == "SIGINT" and self.is_training and sys.stderr is not None and sys.stderr.isatty():
                     os.write(2, f"\x1b[?25h\n{NOTICE}\n".encode())  # with the cursor, which a live display hides
 
-    def _end_setup(self) -> float | None:
+    def _interrupted(self) -> float | None:
         """Interrupt the set-up, or leave it if that has not helped; return when to look again."""
         if self.is_training:
             return None
         if self._was_interrupted and ends_with_run:
             os._exit(self.exit_code)
-        self._was_interrupted = self.is_interrupt_due = True
-        # To the main thread itself, where it ends a system call that waits; `watch` has its signal, and ignores this.
+        self._was_interrupted = self._is_interrupt_due = True
+        # Sent to the main thread, it ends a system call that waits there; it also arrives here, and changes nothing.
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
         return time.monotonic() + UNWINDING_SECONDS
-
-    _was_interrupted = False
 
 
 _active: StopFlag | None = None
@@ -94,10 +91,10 @@ _active: StopFlag | None = None
 
 @contextmanager
 def signals_handled() -> Iterator[StopFlag]:
-    """Handle SIGINT, SIGTERM and SIGUSR1 from here on, before a run starts any worker; see the module.
+    """Handle SIGINT, SIGTERM and SIGUSR1, from before anything is started until everything has ended.
 
-    A second SIGINT (Ctrl-C) ends the process at once, with code 130. Within another call of this, it is that one's
-    flag; outside the main thread, where signals cannot be handled, the flag stays unset.
+    A second SIGINT (Ctrl-C) ends the process at once, with code 130. A call within another one yields its flag. Outside
+    the main thread, where signals cannot be handled, the flag stays unset.
     """
     global _active
     if _active is not None or threading.current_thread() is not threading.main_thread():
@@ -118,7 +115,7 @@ def signals_handled() -> Iterator[StopFlag]:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_IGN if is_last else handler)
         signal.set_wakeup_fd(before_fd)
-        writer.shutdown(socket.SHUT_WR)  # closing is not enough: a forked worker has a copy of it
+        writer.shutdown(socket.SHUT_WR)  # closing is not enough: a forked process has a copy of it
         writer.close()
         watcher.join()
         reader.close()
@@ -127,7 +124,7 @@ def signals_handled() -> Iterator[StopFlag]:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopFlag]:
-    """Take steps until a signal sets the flag; from here on the set-up is over, and nothing is interrupted."""
+    """Train until a signal sets the flag: the set-up is over, and nothing is interrupted any more."""
     with signals_handled() as flag:
         flag.is_training = True
         yield flag
