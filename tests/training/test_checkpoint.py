@@ -2,18 +2,15 @@
 
 import os
 import random
-import re
 import shutil
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load, save
 
 from tests.checkpoints import RECIPE, equal_bits, files_of, one_step, parts, tensors_of, write
-from tests.killing import FORKS, KILLS
+from tests.killing import KILLS
 from vggkit.errors import CheckpointError
 from vggkit.training.checkpoint import (
     FILES,
@@ -150,26 +147,6 @@ def test_a_step_from_a_restored_snapshot_is_the_same_step(kind, steps):
         assert equal_bits(tensors_of(net, optimizer), tensors_of(other, others))
 
 
-@pytest.mark.parametrize("kind", ["momentum", "adamw"])
-def test_frozen_parts_have_no_momenta_and_come_back_without(kind):
-    pretrained = {"pretrained": "x", "head_epochs": 1, "architecture": "1x2", "hidden": (5,)}
-    recipe = replace(RECIPE, **VARIANTS[kind] | pretrained)
-
-    def frozen(seed):
-        net, optimizer, _ = parts(recipe, 0, seed)
-        for name, parameter in net.named_parameters():
-            parameter.requires_grad_(name.startswith("fc3"))
-        return net, optimizer
-
-    net, optimizer = frozen(0)
-    one_step(net, optimizer, 0)
-    _, _, state = parts(recipe, 1)
-    other, others = frozen(1)
-    restore(files_of(net, optimizer, state), other, others)
-    assert equal_bits(tensors_of(net, optimizer), tensors_of(other, others))
-    assert len(others.state) == 2  # fc3's weight and bias
-
-
 def test_our_files_are_those_of_safetensors():
     tensors = {"b": torch.rand(3, 2), "a": torch.tensor(5), "c": torch.rand(2, 3, 2, 2).mT, "é": torch.rand(300_000)}
     ours = b"".join(safetensors_pieces(tensors, {}))
@@ -265,47 +242,6 @@ def test_a_step_that_is_not_finite_leaves_every_bit_as_it_was(kind, spoil):
     hook.remove()
     assert one_step(net, optimizer, 2)[4] == 0
     assert not equal_bits(tensors_of(net, optimizer), before)
-
-
-class Unprivileged:
-    """What a user without permission to write gets to read; in a process of its own."""
-
-    def __init__(self, run, answer):
-        self.run, self.answer = run, answer
-
-    def __call__(self):
-        made = parts(steps=3)  # which imports more of torch, and that may lie where only root can read
-        if os.getuid() == 0:
-            os.setgroups([])
-            os.setgid(65534)
-            os.setuid(65534)
-        saver = Saver(self.run, 1.0, self.run / "checkpoints/step-00000002")
-        try:
-            saver.save(*made, b"", {})
-            saver.finish()
-        except CheckpointError as error:
-            self.answer.send(str(error))
-
-
-def test_a_folder_without_permission_to_write_is_told_in_one_line(run):
-    receiver, sender = FORKS.Pipe(duplex=False)
-    with tempfile.TemporaryDirectory() as folder:  # pytest's own is closed to others
-        Path(folder).chmod(0o755)
-        mine = Path(folder) / "run"
-        shutil.copytree(run, mine)
-        (mine / "checkpoints").chmod(0o555)
-        process = FORKS.Process(target=Unprivileged(mine, sender))
-        process.start()
-        process.join(60)
-        (mine / "checkpoints").chmod(0o755)
-        assert process.exitcode == 0
-        assert receiver.poll(0)
-        assert re.fullmatch(
-            "could not write the checkpoint of step 3: Permission denied: .*unfinished; .*step-00000002 is whole, and "
-            "--resume goes on from it",
-            receiver.recv(),
-        )
-        assert read_newest(mine, pytest.fail)[0].name == "step-00000002"
 
 
 def test_a_link_in_place_of_an_old_checkpoint_is_removed_and_not_what_it_leads_to(run, tmp_path):

@@ -9,34 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
-from tests.teams import Members, steps_of, together, vgg, wait_for
-from vggkit import Recipe
-from vggkit.data.fashion_mnist import load
+from tests.teams import Members, steps_of, together, trained, vgg, wait_for
 from vggkit.design.scaling import gradient_buckets, message_bytes
 
 
 @pytest.fixture(scope="module")
-def recipe():
+def recipe(recipe):
     """Neither dropout nor batch norm, which differ by process; 2,000 images in batches of 48 leave 32."""
-    return replace(
-        Recipe.named("quick"),
-        data="fashion-mnist-sample",
-        architecture="1x4 1x8",
-        hidden=(16,),
-        dropout=0.0,
-        image_size=16,
-        batch_size=48,
-        optimizer="sgd",
-        learning_rate=0.02,
-        momentum=0.9,
-        weight_decay=5e-4,
-        epochs=1,
-        flip=True,
-        translate=2,
-        erase=4,
-    )
+    return replace(recipe, architecture="1x4 1x8", hidden=(16,), dropout=0.0, batch_size=48, epochs=1, flip=True)
 
 
 def in_float64(recipe, folder, num_workers=None):
@@ -49,6 +30,7 @@ def in_float64(recipe, folder, num_workers=None):
     loop.build = lambda *given, **options: build(*given, **options).double()
     Preprocessing._standardised = lambda self, x: standardised(self, x).double()
     loop.Saver.save = loop.save_weights = lambda *given: None
+    loop.read_checkpoint = lambda path: {"network.safetensors": b""}
     run = train(recipe, out=folder, device="cpu", progress=False, num_workers=num_workers)
     torch.save(run.net.state_dict(), f"weights-{os.environ['RANK']}.pt")
     return 0
@@ -114,26 +96,20 @@ def test_a_signal_to_some_ends_all_after_the_same_step(size, signalled, compress
     assert final(run) == final(tmp_path / "unbroken")
 
 
-def test_another_number_of_processes_goes_on_and_says_so(tmp_path):
+@pytest.mark.parametrize(
+    ("size", "compression", "reason"),
+    [(1, "none", "it had processes 2, now 1"), (2, "powersgd", "PowerSGD forgets")],
+)
+def test_what_cannot_go_on_exactly_says_so(size, compression, reason, tmp_path):
     run = tmp_path / "run"
-    with Members(2, vgg, [*TINY, "--resume", str(run)], place=tmp_path / "2") as team:
-        wait_for(lambda: steps_of(run) > 20)
-        os.kill(team[0].pid, signal.SIGTERM)
-        assert team.ended() == [75, 75]
-    together(1, vgg, [*TINY, "--resume", str(run)], place=tmp_path / "1")
-    assert "not bit for bit, since it had processes 2, now 1" in (tmp_path / "1" / "out-0").read_text()
-    assert (run / "model.safetensors").exists()
-
-
-def test_powersgd_goes_on_and_says_what_it_forgot(tmp_path):
-    run = tmp_path / "run"
-    arguments = [*TINY, "--compression", "powersgd", "--resume", str(run)]
+    arguments = [*TINY, "--compression", compression, "--resume", str(run)]
     with Members(2, vgg, arguments, place=tmp_path / "0") as team:
         wait_for(lambda: steps_of(run) > 20)
         os.kill(team[1].pid, signal.SIGTERM)
         assert team.ended() == [75, 75]
-    together(2, vgg, arguments, place=tmp_path / "1")
-    assert "not bit for bit, since PowerSGD forgets" in (tmp_path / "1" / "out-0").read_text()
+    together(size, vgg, arguments, place=tmp_path / "1")
+    assert f"not bit for bit, since {reason}" in (tmp_path / "1" / "out-0").read_text()
+    assert (run / "model.safetensors").exists()
 
 
 def counts_images(sizes):
@@ -173,19 +149,6 @@ def test_only_the_first_process_writes(tmp_path):
     assert list((tmp_path / "folder-1").iterdir()) == []
 
 
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    """Images in four classes, as files."""
-    folder, sample = tmp_path_factory.mktemp("photos"), load("fashion-mnist-sample")
-    for split, some in (("train", slice(0, 25)), ("test", slice(25, 36))):
-        for label in range(4):
-            place = folder / split / sample.classes[label]
-            place.mkdir(parents=True)
-            for index, image in enumerate(sample.train_images[sample.train_labels == label][some]):
-                Image.fromarray(image).save(place / f"{index}.png")
-    return folder
-
-
 def test_image_files_are_shared_by_processes_with_workers(recipe, photos, tmp_path):
     recipe = replace(recipe, data=str(photos), channels="grey", shorter_side=(17, 24), translate=0, erase=0, epochs=2)
     (expected,), lines = results(together(1, in_float64, recipe, "run", 0, place=tmp_path / "1"), 1)
@@ -196,21 +159,13 @@ def test_image_files_are_shared_by_processes_with_workers(recipe, photos, tmp_pa
 
 
 def test_a_last_layer_that_learns_first_is_averaged_once(recipe, tmp_path):
-    together(1, in_float32, replace(recipe, epochs=1), "source", place=tmp_path / "0")
-    source = str(tmp_path / "0" / "folder-0" / "source")
-    recipe = replace(recipe, pretrained=source, head_epochs=1, epochs=2)
+    together(1, trained, recipe, tmp_path / "source", place=tmp_path / "0")
+    recipe = replace(recipe, pretrained=str(tmp_path / "source"), head_epochs=1, epochs=2)
     (expected,), _ = results(together(1, in_float64, recipe, "run", place=tmp_path / "1"), 1)
     (one, two), _ = results(together(2, in_float64, recipe, "run", place=tmp_path / "2"), 2)
     for name, tensor in expected.items():
         torch.testing.assert_close(one[name], tensor, rtol=1e-12, atol=1e-13, msg=name)
         assert torch.equal(one[name], two[name])
-
-
-def in_float32(recipe, folder):
-    from vggkit import train
-
-    train(recipe, out=folder, device="cpu", progress=False)
-    return 0
 
 
 def counts_bytes(recipe):
