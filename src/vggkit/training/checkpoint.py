@@ -238,6 +238,11 @@ class Saver:
         self._raise()
         return not self._thread.is_alive() and time.monotonic() - self._last_seconds >= self.save_seconds
 
+    @property
+    def last(self) -> Path | None:
+        """The newest checkpoint that is known to be complete."""
+        return self._kept[-1][0] if self._kept else None
+
     def save(
         self,
         net: AnyNetwork,
@@ -290,7 +295,7 @@ class Saver:
             cause = one_line(error)
             if isinstance(error, OSError):
                 cause = f"{error.strerror or cause}: {error.filename or path}"
-            last = f"{self._kept[-1][0]} is whole, and --resume goes on from it" if self._kept else "there is no other"
+            last = f"{self.last} is whole, and --resume goes on from it" if self.last else "there is no other"
             self._failure = CheckpointError(f"could not {task} of step {step}: {cause}; {last}")
 
 
