@@ -77,13 +77,17 @@ def test_what_cannot_be_counted_is_told(model, tmp_path):
     evaluation = evaluate(model, tmp_path / "photos", bad_images="skip")
     assert evaluation.confusion.tolist() == confusion_by_hand(model, images, ("CAT", "dog", "Owl"))
     assert evaluation.class_accuracy[1] is None
-    assert [note for note in evaluation.notes if "no such class: 2 images of yak" in note]
-    assert [note for note in evaluation.notes if "Owl/broken.png: expected a PNG" in note]
+    unknown, bad = evaluation.notes
+    assert unknown == "not counted, as the network has no such class: 2 of yak"
+    assert bad.startswith("not counted, as they are bad: Owl/broken.png: expected a PNG")
     text = repr(evaluation)
-    assert text.startswith(f"accuracy {evaluation.accuracy:.4f} (95% interval ")
+    assert text.startswith(f"accuracy {evaluation.accuracy:.4f} (95%: ")
     assert "on the 5 images of photos" in text
-    assert "of 3" in text.splitlines()[-1]
-    assert "<td>owl</td>" in evaluation._repr_html_()
+    assert next(line for line in text.splitlines() if line.startswith("2 owl")).split()[2:5] == [
+        f"{evaluation.class_accuracy[2]:.1%}", "of", "3",
+    ]  # fmt: skip
+    assert unknown in text
+    assert ">2 owl</td>" in evaluation._repr_html_()
     with pytest.raises(ValueError, match=r"got 1 in a batch of 8 that cannot: Owl/broken.png"):
         evaluate(model, tmp_path / "photos")
     write_images(tmp_path / "others", {"yak": 1, "gnu": 1})
@@ -141,6 +145,19 @@ def test_errors_are_drawn_on_a_scale_of_their_own(tmp_path):
     assert 2.5 < is_dark_blue.sum() / is_dark_red.sum() < 5.5  # four cells and a bar, to one and a bar
 
 
+def test_of_many_classes_the_worst_confusions_are_shown():
+    labels = np.repeat(np.arange(50), 9)
+    predicted = labels.copy()
+    predicted[9:14], predicted[14:18] = 3, 0
+    labels = np.append(labels, 49)
+    predicted = np.append(predicted, 49)
+    lines = repr(Evaluation(tuple(f"class {number}" for number in range(51)), labels, predicted)).splitlines()
+    assert lines[3].split() == ["class", "0", "100.0%", "of", "9", "(70%", "to", "100%)"]
+    assert lines[4].split()[-3:] == ["class", "3", "5"]
+    assert not [line for line in lines if line.startswith("class 50")]
+    assert max(map(len, lines)) <= 80
+
+
 @pytest.mark.parametrize("count", [4, 300])
 def test_any_names_and_numbers_of_classes_are_drawn(tmp_path, count):
     labels = np.arange(count)
@@ -159,7 +176,7 @@ def test_the_best_weights_of_a_run(tmp_path, capsys):
     make_weights(tmp_path / "best.safetensors")
     assert cli.main(arguments) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith(f"{tmp_path / 'model.safetensors'}: accuracy ")
+    assert printed.startswith(f"weights: {tmp_path / 'model.safetensors'}\n")
     assert "also has best.safetensors" in printed
     assert cli.main([*arguments, "--best"]) == 0
-    assert capsys.readouterr().out.startswith(f"{tmp_path / 'best.safetensors'}: accuracy ")
+    assert capsys.readouterr().out.startswith(f"weights: {tmp_path / 'best.safetensors'}\n")

@@ -403,7 +403,7 @@ def test_eval_agrees_with_training_and_draws(trained, capsys, tmp_path):
     run, done = trained
     assert cli.main(["eval", str(run), "--plot", str(tmp_path / "confusion.png")]) == 0
     out = capsys.readouterr().out
-    accuracy = float(out.partition(": accuracy ")[2].split()[0])
+    accuracy = float(out.partition("accuracy ")[2].split()[0])
     assert f"test acc {accuracy:.3f}" in done.stdout.splitlines()[-3]
     assert "ankle boot" in out
     with Image.open(tmp_path / "confusion.png") as picture:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from vggkit.data.imagenet import class_names, synsets
 from vggkit.errors import DataError
+from vggkit.inference.predict import few
 
 
 def matched_classes(known: tuple[str, ...], found: tuple[str, ...]) -> list[int | None]:
@@ -32,13 +33,9 @@ def matched_classes(known: tuple[str, ...], found: tuple[str, ...]) -> list[int 
     ]
     matches = max(([way(name) for name in found] for way in ways), key=lambda some: len(some) - some.count(None))
     if all(match is None for match in matches):
-        raise DataError(f"expected data of {_listed(known)}, got {_listed(found)}, try folders with the same names")
+        raise DataError(f"expected data of {few(known)}, got {few(found)}, try folders with the same names")
     return matches
 
 
 def _plain(name: str) -> str:
     return re.sub(r"[\s_-]+", " ", name).strip().casefold()
-
-
-def _listed(classes: tuple[str, ...]) -> str:
-    return f"{len(classes):,} classes ({', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''})"

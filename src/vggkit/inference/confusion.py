@@ -30,7 +30,8 @@ def draw_confusion(evaluation: Evaluation, path: str | os.PathLike[str]) -> None
     side = 2.5 + 0.55 * min(len(evaluation.classes), MAX_DRAWN_CLASSES)
     columns = 3 * bool(evaluation.mistakes)
     figure = Figure(figsize=(side + 1.1 + 1.25 * columns, max(side, 4.0)), dpi=120, layout="constrained")
-    figure.suptitle(_title(evaluation), parse_math=False)
+    measured_on = f"{len(evaluation.labels):,} {shown(evaluation.measured_on)}"
+    figure.suptitle(f"{evaluation.summary} on {measured_on}", parse_math=False)
     widths = [side + 1.1, 1.25 * columns][: 1 + bool(columns)]
     matrix, *mistakes = figure.subfigures(1, len(widths), width_ratios=widths, squeeze=False).flat
     _draw_matrix(evaluation, matrix)
@@ -40,12 +41,6 @@ def draw_confusion(evaluation: Evaluation, path: str | os.PathLike[str]) -> None
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for it
         picture = as_png(figure)
     write_whole(Path(path), picture)
-
-
-def _title(evaluation: Evaluation) -> str:
-    low, high = evaluation.interval
-    images = f"{len(evaluation.labels):,} {shown(evaluation.measured_on)}"
-    return f"accuracy {evaluation.accuracy:.4f} ({low:.3f} to {high:.3f}) on {images}"
 
 
 def _draw_matrix(evaluation: Evaluation, part: "SubFigure") -> None:

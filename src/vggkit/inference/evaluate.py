@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from html import escape
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -18,14 +17,16 @@ from vggkit.data.feed import Feed, LoaderFeed, Whole, open_feed
 from vggkit.data.images import FittedImage
 from vggkit.data.samples import IGNORED_LABEL, Images, ImageSource, split_named
 from vggkit.data.sources import open_data
+from vggkit.design.table import Table
 from vggkit.errors import DataError, WeightsError, shown
 from vggkit.inference.classes import matched_classes
-from vggkit.inference.predict import AnyModel, Classifier, as_classifier, check_has_classes
+from vggkit.inference.predict import AnyModel, Classifier, load_classifier
 from vggkit.training.evaluate import judged
 
 NUM_MISTAKES = 12
-MAX_LISTED_CLASSES = 20
 MAX_NOTES = 3
+MAX_COLUMNS = 80
+FEW_IMAGES = 100
 
 
 class Mistake(NamedTuple):
@@ -64,24 +65,26 @@ class Evaluation:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Where the accuracy on ever more images such as these would be, with 95% probability; see `interval_of`."""
+        """The 95% confidence interval of the accuracy, see `interval_of`."""
         return interval_of(int((self.labels == self.predicted).sum()), len(self.labels))
 
     @property
-    def class_images(self) -> list[int]:
-        """For each class, its images."""
-        return list(np.bincount(self.labels, minlength=len(self.classes)).tolist())
+    def summary(self) -> str:
+        """The accuracy and its interval."""
+        low, high = self.interval
+        return f"accuracy {self.accuracy:.4f} (95%: {low:.3f} to {high:.3f})"
 
     @property
-    def class_right(self) -> list[int]:
-        """For each class, its images that were classified right."""
-        return list(np.bincount(self.labels[self.labels == self.predicted], minlength=len(self.classes)).tolist())
+    def class_counts(self) -> list[tuple[int, int]]:
+        """For each class, how many of its images were classified right, and how many it has."""
+        chosen = (self.labels[self.labels == self.predicted], self.labels)
+        right, images = (np.bincount(labels, minlength=len(self.classes)).tolist() for labels in chosen)
+        return list(zip(right, images, strict=True))
 
     @property
     def class_accuracy(self) -> tuple[float | None, ...]:
         """For each class, the share of its images that were classified right (its recall); None if it has none."""
-        counts = zip(self.class_right, self.class_images, strict=True)
-        return tuple(right / images if images else None for right, images in counts)
+        return tuple(right / images if images else None for right, images in self.class_counts)
 
     @cached_property
     def confusion(self) -> npt.NDArray[np.int64]:
@@ -89,31 +92,33 @@ class Evaluation:
         size = len(self.classes)
         return np.bincount(self.labels * size + self.predicted, minlength=size**2).reshape(size, size)
 
-    @property
-    def summary(self) -> str:
-        """The accuracy in a line."""
-        low, high = self.interval
-        return (
-            f"accuracy {self.accuracy:.4f} (95% interval {low:.4f} to {high:.4f}) on the {len(self.labels):,} "
-            f"{self.measured_on}"
-        )
-
-    def _rows(self) -> list[tuple[str, str]]:
-        scores = [
-            (name, f"{right / images:.1%} of {images:,}" if images else "-")
-            for name, right, images in zip(self.classes, self.class_right, self.class_images, strict=True)
-        ]
-        more = [("...", f"{len(scores) - MAX_LISTED_CLASSES:,} more")] * (len(scores) > MAX_LISTED_CLASSES)
-        return [*scores[:MAX_LISTED_CLASSES], *more]
+    def table(self) -> Table:
+        """The accuracy in each class; what is confused with what, if that fits into 80 columns, else the most of it."""
+        title = f"{self.summary} on the {len(self.labels):,} {self.measured_on}"
+        names, scores = self.classes, [_score(*counts) for counts in self.class_counts]
+        count_columns = (1 + max(len(str(images)) for _, images in self.class_counts)) * len(names)
+        if max(map(len, names)) + max(map(len, scores)) + count_columns <= MAX_COLUMNS - 4:
+            rows = [
+                (f"{index} {name}", score, *(str(n) if n else "." for n in row))
+                for index, (name, score, row) in enumerate(zip(names, scores, self.confusion.tolist(), strict=True))
+            ]
+            notes = ["a row is a true class; below a number, its images that were taken for the class of that number"]
+            return Table(("class", "accuracy", *map(str, range(len(names)))), [rows], 1, title, [*self.notes, *notes])
+        rows = []
+        for index in np.unique(self.labels).tolist():
+            wrong = np.bincount(self.predicted[self.labels == index], minlength=len(names))
+            wrong[index] = 0
+            most = int(wrong.argmax())
+            rows.append(
+                (names[index], scores[index], *((names[most], f"{wrong[most]:,}") if wrong[most] else ("", "")))
+            )
+        return Table(("class", "accuracy", "most taken for", "times"), [rows], 3, title, self.notes)
 
     def __repr__(self) -> str:
-        rows = self._rows()
-        width = max(len(name) for name, _ in rows)
-        return "\n".join([self.summary, *self.notes, *(f"{name:<{width}}  {score}" for name, score in rows)])
+        return str(self.table())
 
     def _repr_html_(self) -> str:
-        cells = "".join(f"<tr><td>{escape(name)}</td><td>{score}</td></tr>" for name, score in self._rows())
-        return f"<p>{'<br>'.join(map(escape, [self.summary, *self.notes]))}</p><table>{cells}</table>"
+        return self.table()._repr_html_()
 
 
 def interval_of(right: int, images: int) -> tuple[float, float]:
@@ -130,6 +135,14 @@ def interval_of(right: int, images: int) -> tuple[float, float]:
     return max(0.0, (middle - half) / (1 + z**2 / images)), min(1.0, (middle + half) / (1 + z**2 / images))
 
 
+def _score(right: int, images: int) -> str:
+    """The share that is right, with its interval if there are few images."""
+    if not images:
+        return "-"
+    low, high = interval_of(right, images)
+    return f"{right / images:.1%} of {images:,}" + f" ({low:.0%} to {high:.0%})" * (images < FEW_IMAGES)
+
+
 def evaluate(
     model: AnyModel,
     data: ImageSource | str | os.PathLike[str],
@@ -144,7 +157,7 @@ def evaluate(
     no image counts.
 
     Args:
-        model: from `load_classifier`, or what that takes.
+        model: a classifier, or what `load_classifier` takes.
         data: from `open_data`; or what that takes, of which nothing is kept out then: a folder with a folder for each
             class is measured whole, and of several splits it is `test`, else `validation`.
         split: `train`, `validation`, `test`, or `all` splits together; by default what `data` holds out.
@@ -157,54 +170,54 @@ def evaluate(
         LoadingError: images cannot be loaded for another reason than a bad file.
         WeightsError: the weights give values that are not finite.
     """
-    classifier = as_classifier(model)
-    check_has_classes(classifier)
+    classifier = load_classifier(model)
+    classifier.check_has_classes()
     if batch_size < 1:
         raise ValueError(f"expected a batch_size from 1, got {batch_size}")
     source = data if isinstance(data, ImageSource) else open_data(data, holdout=0)
-    matches = matched_classes(classifier.classes, source.classes)
-    # The last entry is for what is ignored already, whose label is negative.
-    table = torch.tensor([IGNORED_LABEL if match is None else match for match in [*matches, None]])
     default = source.held_out_name if isinstance(data, ImageSource) else default_split(source)
     name = (split_named(split) or split) if split else default
     if name != "all" and name not in source.splits:
         raise DataError(f"{source.name}: expected a split of {', '.join(source.splits)} or all, got {split!r}")
-    preprocessing = classifier.preprocessing
+    matches = matched_classes(classifier.classes, source.classes)
+    # The last entry is for what is ignored already, whose label is negative.
+    table = torch.tensor([IGNORED_LABEL if match is None else match for match in [*matches, None]])
     measured, mistakes, bad = list[Tensor](), list[Mistake](), dict[str, str]()
     for images in source.splits.values() if name == "all" else [source.splits[name]]:
         feed = open_feed(
             images,
-            FittedImage(preprocessing.channels, preprocessing),
+            FittedImage(classifier.preprocessing.channels, classifier.preprocessing),
             Whole(classifier.device),
             batch_size=batch_size,
             num_workers=num_workers,
             bad_images=bad_images,
         )
         outcome, surest = _outcome(classifier, feed, table.to(classifier.device))
-        bad |= feed.loader.bad if isinstance(feed, LoaderFeed) else {}
         measured.append(outcome)
         mistakes += _mistakes(classifier, images, surest)
+        bad |= feed.loader.bad if isinstance(feed, LoaderFeed) else {}
     given, labels, predicted = torch.cat(measured, dim=1).cpu().numpy()
     is_counted = labels != IGNORED_LABEL
     if not is_counted.any():
         raise DataError(f"{source.name}: expected an image to measure by that can be read, got none")
     unknown = Counter(source.classes[label] for label in given[(given != IGNORED_LABEL) & ~is_counted].tolist())
-    notes = [
-        f"not counted, as the network has no such class: {images:,} images of {shown(found)}"
-        for found, images in unknown.most_common(MAX_NOTES)
-    ]
-    notes += [f"... and of {len(unknown) - MAX_NOTES:,} more classes"] * (len(unknown) > MAX_NOTES)
-    if bad:
-        first = "; ".join(f"{image}: {reason}" for image, reason in list(bad.items())[:MAX_NOTES])
-        notes.append(f"not counted, as they are bad: {len(bad):,} images ({first}{', ...' * (len(bad) > MAX_NOTES)})")
     return Evaluation(
         classifier.classes,
         labels[is_counted],
         predicted[is_counted],
         f"{name.removeprefix('all')} images of {source.name}".lstrip(),
-        tuple(notes),
+        (
+            *_listed("not counted, as the network has no such class", [f"{n:,} of {k}" for k, n in unknown.items()]),
+            *_listed("not counted, as they are bad", [f"{image}: {reason}" for image, reason in bad.items()]),
+        ),
         tuple(sorted(mistakes, key=lambda mistake: -mistake.probability)[:NUM_MISTAKES]),
     )
+
+
+def _listed(what: str, items: list[str]) -> list[str]:
+    """A note on some items, of which it shows a few."""
+    more = f"; and {len(items) - MAX_NOTES:,} more" * (len(items) > MAX_NOTES)
+    return [f"{what}: {'; '.join(shown(item, limit=300) for item in items[:MAX_NOTES])}{more}"] * bool(items)
 
 
 def default_split(source: ImageSource) -> str:

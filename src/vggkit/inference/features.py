@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vggkit.errors import DataError
 from vggkit.inference.images import Images
-from vggkit.inference.predict import AnyModel, as_classifier, check_finite, check_has_classes
+from vggkit.inference.predict import AnyModel, check_finite, load_classifier
 from vggkit.networks.vgg import VGG
 
 
@@ -15,7 +15,7 @@ def features(model: AnyModel, images: Images, layers: Sequence[str]) -> dict[str
     """What the named layers of a network put out for images, prepared as its weights expect.
 
     Args:
-        model: from `load_classifier`, or what that takes.
+        model: a classifier, or what `load_classifier` takes.
         images: one image, a list of images or a folder, as for `predict`.
         layers: canonical names, such as `relu3_3`, see `VGG.features`, which this calls; use that for gradients.
 
@@ -35,17 +35,14 @@ def features(model: AnyModel, images: Images, layers: Sequence[str]) -> dict[str
 def feature_batches(
     model: AnyModel, images: Images, layers: Sequence[str], on_bad: Callable[[DataError], None] | None = None
 ) -> Iterator[tuple[list[str], dict[str, Tensor]]]:
-    """The names of images and their `features`, batch by batch, so that memory holds one batch alone.
-
-    With `on_bad`, which is told of them, bad images are left out.
-    """
-    classifier = as_classifier(model)
+    """The names of images and their `features`, batch by batch; `on_bad` is told of bad images, which are left out."""
+    classifier = load_classifier(model)
     net = classifier.net
     if not isinstance(net, VGG):
         raise ValueError(f"expected a VGG network, got {net.architecture.name}")
     if any(layer.name in layers for layer in net.architecture.layers() if not layer.part.startswith("block")):
-        check_has_classes(classifier)
-    for names, x in classifier.batches(images, on_bad):
+        classifier.check_has_classes()
+    for names, x in classifier.inputs(images, on_bad):
         outputs = classifier.fast.features(x, layers)
         for layer, output in outputs.items():
             check_finite(output, names, layer)

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from html import escape
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from vggkit.data.imagenet import class_names
 from vggkit.data.preprocessing import Preprocessing
 from vggkit.design.network import costs
 from vggkit.engines.accelerate import Accelerated, accelerate
-from vggkit.errors import DataError, WeightsError
+from vggkit.errors import DataError, WeightsError, shown
 from vggkit.inference.images import Images, batches, is_several
 from vggkit.networks.baselines import BaselineNetwork
 from vggkit.networks.vgg import VGG
@@ -59,9 +59,8 @@ class Classifier:
     def __repr__(self) -> str:
         arch = self.net.architecture
         return (
-            f"{arch.name}: {len(self.classes):,} classes ({_few(self.classes)}), {arch.in_channels} x "
-            f"{arch.image_size} x {arch.image_size} pixels, {costs(arch).total.parameters:,} parameters, "
-            f"on {self.device}{f', from {self.source}' * bool(self.source)}"
+            f"{arch.name}: {few(self.classes)}, {arch.in_channels} x {arch.image_size} x {arch.image_size} pixels, "
+            f"{costs(arch).total.parameters:,} parameters, on {self.device}, from {shown(self.source, limit=500)}"
         )
 
     def _repr_html_(self) -> str:
@@ -77,29 +76,28 @@ class Classifier:
         """Where the network is."""
         return next(self.net.parameters()).device
 
-    def batches(
+    def inputs(
         self, images: Images, on_bad: Callable[[DataError], None] | None = None
     ) -> Iterator[tuple[list[str], Tensor]]:
-        """The names and the network's input of images, in batches that fit into memory; see `images.batches`."""
-        fitting = BATCH_BYTES // costs(self.net.architecture).total.activation_bytes
-        return batches(images, self.preprocessing, self.device, min(BATCH_IMAGES, max(1, fitting)), on_bad)
+        """The names of images and what the network takes for them, in batches that fit into memory; see `batches`."""
+        fitting = max(1, BATCH_BYTES // costs(self.net.architecture).total.activation_bytes)
+        for names, pixels in batches(images, self.preprocessing, min(BATCH_IMAGES, fitting), on_bad):
+            yield names, self.preprocessing.scaled(pixels.to(self.device))
+
+    def check_has_classes(self) -> None:
+        """Raise `WeightsError` if the weight file has no fully connected layers."""
+        if not self.classes:
+            raise WeightsError(
+                f"expected weights with fully connected layers, got {self.source} without, try 'vgg features' for "
+                "the layers of its blocks, or 'vgg train --recipe finetune --head gap --hidden' to train new ones"
+            )
 
 
-class TrainedRun(Protocol):
-    """What `train` returns, as far as it is needed here."""
-
-    @property
-    def folder(self) -> os.PathLike[str]:
-        """With its weights."""
-        ...
-
-
-AnyModel = Classifier | TrainedRun | str | os.PathLike[str]
-"""A classifier, or what `load_classifier` takes."""
+AnyModel = Classifier | str | os.PathLike[str]
 
 
 def load_classifier(
-    run: TrainedRun | str | os.PathLike[str],
+    run: AnyModel,
     device: str | torch.device = "cpu",
     report: Callable[[str], None] = lambda line: None,
     **preparation: Any,
@@ -107,9 +105,9 @@ def load_classifier(
     """The network of a run, of a weight file, or of published weights, run by the fast engine of its device.
 
     Args:
-        run: what `train` returned; a run folder; a weight file of vggkit, torchvision, timm, Keras or Caffe, see
+        run: what `train` returned, or its folder; a weight file of vggkit, torchvision, timm, Keras or Caffe, see
             `load_weights`; or a name such as `torchvision/vgg16`, whose file is fetched into the user's cache if it
-            is not there.
+            is not there. A classifier is returned as it is.
         device: where to put it.
         report: is told in a line of a download, and of a preprocessing that is guessed from the names in the file.
         preparation: `mean`, `std`, `order` or `preprocessing` instead of what the file says, see `preprocessing_for`.
@@ -117,7 +115,9 @@ def load_classifier(
     Raises:
         WeightsError: there is none, it is damaged, or nothing says how to prepare an image for it.
     """
-    path = find_weights(os.fspath(run if isinstance(run, str | os.PathLike) else run.folder), report)
+    if isinstance(run, Classifier):
+        return run
+    path = find_weights(run, report)
     net, metadata = load_weights(path, device)
     try:
         preprocessing = preprocessing_for(net, metadata, report, **preparation)
@@ -140,16 +140,11 @@ def load_classifier(
     return Classifier(net, classes, preprocessing, str(path))
 
 
-def as_classifier(model: AnyModel) -> Classifier:
-    """`model` itself, or loaded; see `load_classifier`."""
-    return model if isinstance(model, Classifier) else load_classifier(model)
-
-
 def predict(model: AnyModel, images: Images, top: int = 3) -> list[Any]:
     """The `top` classes of each image, the most probable first.
 
     Args:
-        model: from `load_classifier`, or what that takes.
+        model: a classifier, or what `load_classifier` takes.
         images: one image: a path, the bytes or the open file of a PNG, JPEG, WebP, GIF, BMP or TIFF of any size and
             mode, an image of Pillow's, a uint8 array (height, width[, channels]) or a tensor (channels, height,
             width), uint8 or float in [0, 1]; or a list of these, or a folder, which are predicted in batches.
@@ -176,23 +171,14 @@ def predictions(
     """
     if top < 1:
         raise ValueError(f"expected a top from 1, got {top}")
-    classifier = as_classifier(model)
-    check_has_classes(classifier)
-    for names, x in classifier.batches(images, on_bad):
+    classifier = load_classifier(model)
+    classifier.check_has_classes()
+    for names, x in classifier.inputs(images, on_bad):
         probabilities = classifier.fast(x).softmax(dim=1)
         check_finite(probabilities, names, "probabilities")
         values, indices = probabilities.topk(min(top, len(classifier.classes)))
         for name, row, labels in zip(names, values.tolist(), indices.tolist(), strict=True):
             yield name, [Prediction(classifier.classes[i], p) for i, p in zip(labels, row, strict=True)]
-
-
-def check_has_classes(classifier: Classifier) -> None:
-    """Raise `WeightsError` if the file of `classifier` has no fully connected layers."""
-    if not classifier.classes:
-        raise WeightsError(
-            f"expected weights with fully connected layers, got {classifier.source} without, try 'vgg features' for "
-            "the layers of its blocks, or 'vgg train --recipe finetune --head gap --hidden' to train new ones"
-        )
 
 
 def check_finite(outputs: Tensor, names: list[str], what: str) -> None:
@@ -203,5 +189,6 @@ def check_finite(outputs: Tensor, names: list[str], what: str) -> None:
         raise WeightsError(f"expected weights that give finite {what}, got others for {name}, try other weights")
 
 
-def _few(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:3]) + ", ..." * (len(names) > 3)
+def few(names: tuple[str, ...]) -> str:
+    """The number of classes and the first of them."""
+    return f"{len(names):,} classes ({shown(', '.join(names[:3]))}{', ...' * (len(names) > 3)})"

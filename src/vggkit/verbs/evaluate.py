@@ -6,16 +6,11 @@ from typing import TYPE_CHECKING, Literal
 
 from vggkit.training.recipe import Recipe
 from vggkit.verbs.predict import ModelFlags, classifier_of
-from vggkit.verbs.terminal import DONE, check_out, parse_flags, print_json, print_table
+from vggkit.verbs.terminal import DONE, check_out, parse_flags, print_json
 
 if TYPE_CHECKING:
     from vggkit.data.samples import ImageSource
     from vggkit.inference.evaluate import Evaluation
-
-MAX_WIDTH = 80
-"""Columns of a terminal: a table of confusions that is wider is not shown."""
-FEW_IMAGES = 100
-"""Of a class; its accuracy is then shown with an interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +62,10 @@ def run(arguments: list[str]) -> int:
     notes += [f"{Path(classifier.source).parent} also has best.safetensors, of its best epoch, which --best takes"] * (
         not flags.best and Path(classifier.source).with_name("best.safetensors").exists()
     )
-    notes += evaluation.notes
     if flags.json:
-        print_json({"weights": classifier.source, "notes": notes, **_facts(evaluation)})
+        print_json({"weights": classifier.source, "notes": [*notes, *evaluation.notes], **_facts(evaluation)})
         return DONE
-    print(f"{classifier.source}: {evaluation.summary}", *notes, sep="\n")
-    if not _print_confusion(evaluation):
-        _print_most_confused(evaluation)
+    print(f"weights: {classifier.source}", *notes, evaluation, sep="\n")
     if flags.plot is not None:
         print(flags.plot)
     return DONE
@@ -104,47 +96,6 @@ def _facts(evaluation: "Evaluation") -> dict[str, object]:
         "class_accuracy": dict(zip(evaluation.classes, evaluation.class_accuracy, strict=True)),
         "confusion": evaluation.confusion.tolist(),
     }
-
-
-def _print_confusion(evaluation: "Evaluation") -> bool:
-    """Print the table of confusions, if it fits into a terminal; whether it does."""
-    width = max(len(str(evaluation.confusion.max())), 2) + 1
-    if max(map(len, evaluation.classes)) + 20 + width * len(evaluation.classes) > MAX_WIDTH:
-        return False
-    print("a row is a true class; below a number, its images that were taken for the class of that number")
-    scores, counts = _scores(evaluation), evaluation.confusion.tolist()
-    rows = [
-        (f"{index} {name}", score, *(str(n) if n else "." for n in row))
-        for index, (name, score, row) in enumerate(zip(evaluation.classes, scores, counts, strict=True))
-    ]
-    print_table(("class", "accuracy", *map(str, range(len(rows)))), [rows], left_aligned=1)
-    return True
-
-
-def _print_most_confused(evaluation: "Evaluation") -> None:
-    """Print for each class only what it is most often taken for."""
-    rows = []
-    for index, (name, score) in enumerate(zip(evaluation.classes, _scores(evaluation), strict=True)):
-        counts = evaluation.confusion[index].copy()
-        num_images, counts[index] = counts.sum(), 0
-        other = int(counts.argmax())
-        wrong = (evaluation.classes[other], f"{counts[other]:,}") if counts[other] else ("", "")
-        if num_images:
-            rows.append((name, *wrong, f"{num_images:,}", score))
-    print_table(("class", "most taken for", "times", "images", "accuracy"), [rows], left_aligned=2)
-    print("all numbers: --json, or --plot")
-
-
-def _scores(evaluation: "Evaluation") -> list[str]:
-    """The accuracy in each class, with an interval if it has few images."""
-    from vggkit.inference.evaluate import interval_of
-
-    scores = []
-    for right, images in zip(evaluation.class_right, evaluation.class_images, strict=True):
-        low, high = interval_of(right, images) if images else (0, 0)
-        few = f" ({low:.0%} to {high:.0%})" * (images < FEW_IMAGES)
-        scores.append(f"{right / images:.1%}{few}" if images else "-")
-    return scores
 
 
 def _recipe_of_run(model: Path) -> Recipe | None:

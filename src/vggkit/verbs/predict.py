@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
+from vggkit.errors import one_line, shown
 from vggkit.verbs.preparation import Preparation, PreparationFlags
 from vggkit.verbs.terminal import DONE, USER_ERROR, parse_flags, print_json, print_to_stderr
 
@@ -58,7 +59,7 @@ def run(arguments: list[str]) -> int:
         if flags.json:
             found.append({"image": name, "predictions": [p._asdict() for p in best]})
         else:
-            print(f"{name}: {', '.join(map(str, best))}", flush=True)
+            print(f"{shown(name, limit=500)}: {', '.join(map(str, best))}", flush=True)
     if flags.json:
         print_json(found)
     return bad.code
@@ -72,7 +73,7 @@ class BadImages:
 
     def __call__(self, error: ValueError) -> None:
         """Tell of one."""
-        print_to_stderr(f"vgg {self.verb}: {error}")
+        print_to_stderr(f"vgg {self.verb}: {one_line(error)}")
         self.code = USER_ERROR
 
 
