@@ -106,7 +106,7 @@ def test_an_image_of_pillows_is_read_as_its_file_is_and_left_alone(model, tmp_pa
         (torch.full((3, 4, 4), torch.nan), r"float in \[0, 1\], got .* from nan to nan"),
         (torch.zeros(2, 4, 4), r"got float32 Tensor of \(2, 4, 4\)"),
         (b"no image", "the image: expected a PNG, JPEG, WebP, GIF, BMP or TIFF image, got something else"),
-        (io.StringIO("text"), "got str"),
+        (io.StringIO("text"), "got StringIO"),
     ],
 )
 def test_what_is_no_image_is_refused_in_one_line(model, image, message):
