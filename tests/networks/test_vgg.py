@@ -194,7 +194,7 @@ def test_what_cannot_be_is_refused_before_anything_is_allocated():
         vgg_block(1, 0, 4)
     with pytest.raises(ArchitectureError, match="norm to be one of none, batch, got 'bn'"):
         vgg_block(1, 3, 4, norm="bn")
-    with pytest.raises(ArchitectureError, match="blocks as a tuple, got 5"):
+    with pytest.raises(ArchitectureError, match="expected a network, its text or its blocks, got 5"):
         vgg(5)
     with pytest.raises(ValueError, match="expected init to be one of kaiming, xavier, paper, torch, got 'he'"):
         vgg("vgg11/16", init="he")
