@@ -38,7 +38,8 @@ def train_epochs(
     while state.epoch <= recipe.epochs:
         learning_part(training.net, only_last=state.epoch <= recipe.head_epochs)
         if step is None or state.epoch == recipe.head_epochs + 1:
-            net = team.wrapped(accelerate(training.net, recompute=recipe.checkpoint), recipe.compression)
+            fast = accelerate(training.net, training.engine, recompute=recipe.checkpoint)
+            net = team.wrapped(fast, recipe.compression)
             step = make_step(training, net)
         accuracies = [metrics.test_accuracy for metrics in state.history]
         state.elapsed_seconds += lap()  # of what came since the last evaluation, such as drawing the curves

@@ -17,7 +17,7 @@ from vggkit.data.files import write_whole
 from vggkit.data.preprocessing import Preprocessing
 from vggkit.design.network import costs
 from vggkit.engines import cpu, gpu
-from vggkit.engines.accelerate import engine_name
+from vggkit.engines.accelerate import EngineName, engine_name
 from vggkit.errors import CheckpointError, RunError
 from vggkit.networks.baselines import build
 from vggkit.training.checkpoint import (
@@ -128,6 +128,7 @@ def train(
     progress: bool = True,
     save_seconds: float = SAVE_SECONDS,
     num_workers: int | None = None,
+    engine: str | None = None,
     **changes: Any,
 ) -> Run:
     """Train the network of a recipe on its data, from its seed, into a run folder: `train("quick", epochs=1)`.
@@ -146,6 +147,7 @@ def train(
         progress: show live progress.
         save_seconds: from one checkpoint to the next.
         num_workers: threads that decode image files ahead; from the number of cores by default.
+        engine: `fast`, `eager` or `torch`, see `accelerate`.
         changes: other values for fields of the recipe.
 
     Raises:
@@ -179,7 +181,7 @@ def train(
             facts=before.state.facts if before.state is not None else None,
             say=say,
         )
-        training, notes = _set_up(recipe, team, data, source, before.files)
+        training, notes = _set_up(recipe, team, data, source, before.files, engine_name(engine))
         folder = before.folder
         if folder is None and team.leads:
             folder = stack.enter_context(begun(recipe, Path(out) if out is not None else None))
@@ -252,6 +254,7 @@ def _set_up(
     data: RunData,
     source: tuple[AnyNetwork, Preprocessing] | None,
     saved: Mapping[str, bytes],
+    engine: EngineName,
 ) -> tuple[Training, list[str]]:
     """The network and its optimizer where the run begins, or where `saved` left it; and lines for the user."""
     architecture = recipe.network(in_channels=data.preprocessing.channels, num_classes=len(data.classes))
@@ -264,19 +267,19 @@ def _set_up(
         net = with_synchronised_norms(net, team)
     optimizer = make_optimizer(recipe, net)
     state = restore(saved, net, optimizer) if saved else RunState(asdict(recipe), data.facts)
-    training = Training(recipe, team, data, net, optimizer, state)
+    training = Training(recipe, team, data, net, optimizer, state, engine)
     if not state.fits(training.steps_per_epoch):
         raise CheckpointError(f"expected a checkpoint of epochs of {training.steps_per_epoch} steps, got one of others")
     measured_on = {"hardware": describe_hardware(team.device), "processes": team.size, "torch": torch.__version__}
     if team.device.type == "cuda":
-        reason = "" if engine_name() == "torch" else gpu.why_no_kernels()
-        measured_on["engine"] = f"{engine_name()}{' without kernels' * bool(reason)}"
+        reason = "" if engine == "torch" else gpu.why_no_kernels()
+        measured_on["engine"] = f"{engine}{' without kernels' * bool(reason)}"
         if reason:
             notes.append(f"layers are not fused, and slower: {reason}")
         if not gpu.has_half(team.device):
             notes.append("computes in float32: bfloat16 needs compute capability 8.0")
     if team.device.type == "cpu":
-        reason = "the engine is torch" if engine_name() == "torch" else cpu.why_not_compiled()
+        reason = "the engine is torch" if engine == "torch" else cpu.why_not_compiled()
         measured_on["convolutions"] = "torch" if reason else "compiled"
         if reason:
             notes.append(f"3x3 convolutions are not compiled, and slower: {reason}")

@@ -16,7 +16,7 @@ from vggkit.data.feed import Batch, network_input
 from vggkit.data.loading import Augmentation, derived_seed
 from vggkit.data.samples import IGNORED_LABEL
 from vggkit.engines import gpu
-from vggkit.engines.accelerate import engine_name
+from vggkit.engines.accelerate import EngineName
 from vggkit.training.distributed import Team
 from vggkit.training.recipe import Recipe
 from vggkit.training.run_data import RunData
@@ -38,6 +38,7 @@ class Training:
     net: AnyNetwork
     optimizer: torch.optim.Optimizer
     state: RunState
+    engine: EngineName = "fast"
 
     @property
     def steps_per_epoch(self) -> int:
@@ -56,7 +57,7 @@ def make_step(training: Training, net: nn.Module) -> Step:
     """
     recipe, team, state = training.recipe, training.team, training.state
     draws = torch.Generator(team.device)
-    may_capture = team.device.type == "cuda" and team.size == 1 and engine_name() == "fast"
+    may_capture = team.device.type == "cuda" and team.size == 1 and training.engine == "fast"
 
     def take(batch: Batch, learning_rate: float | Tensor, wants_stop: bool | Tensor) -> Tensor:
         return train_step(

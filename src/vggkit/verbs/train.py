@@ -4,6 +4,7 @@ import itertools
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 from tyro.conf import OmitArgPrefixes
 
@@ -40,6 +41,8 @@ class Flags:
     """Seconds from one checkpoint to the next; a run is also saved when it is stopped, and at its end."""
     workers: int | None = None
     """Threads that decode image files ahead; half of the cores, at most 16, if not given."""
+    engine: Literal["fast", "eager", "torch"] | None = None
+    """fast: all that this machine can do; eager: nothing captured ahead; torch: torch's own layers."""
 
 
 @signals_handled()  # before the slow imports, in which an interrupt could be lost
@@ -75,6 +78,7 @@ def run(arguments: list[str]) -> int:
             data_dir=flags.data_dir,
             save_seconds=flags.save_seconds,
             num_workers=flags.workers,
+            engine=flags.engine,
         )
     except LostError as error:
         raise LostError(f"{error}; go on with --resume {resume or flags.out or 'RUN'}") from None
