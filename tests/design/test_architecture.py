@@ -94,10 +94,10 @@ def test_the_blocks_of_a_network_are_pairs_too():
         Architecture.parse("C").blocks[2][0]
 
 
-@pytest.mark.parametrize("given", [None, 5, {"vgg16"}, b"vgg16"])
-def test_what_is_no_network_is_refused(given):
-    with pytest.raises(ArchitectureError, match="expected a network, its text or its blocks, got .*, try 'vgg16'"):
-        costs(given)
+def test_what_is_no_network_is_refused():
+    for value in (None, 5, {"vgg16"}, b"vgg16"):
+        with pytest.raises(ArchitectureError, match="expected a network, its text or its blocks, got .*, try 'vgg16'"):
+            costs(value)
 
 
 @pytest.mark.parametrize("name", [*FAMILY, *(f"{n}_bn" for n in FAMILY), "vgg11/4", "vgg16_bn/2", "1x8 3x9k5,3,1"])
@@ -182,6 +182,10 @@ def test_what_cannot_be_is_refused_in_one_line_that_points_at_the_place(text, me
         ({"dropout": float("nan")}, "dropout of at least 0 and below 1, got nan"),
         ({"dropout": "0.5"}, "dropout of at least 0 and below 1"),
         ({"norm": "layer"}, "norm to be one of none, batch, got 'layer'"),
+        ({"head": "dense"}, "expected head to be one of flatten, adaptive, conv, gap, got 'dense'"),
+        ({"head": "gap", "hidden": (8,)}, r"expected no hidden layers with the head gap, got \(8,\), try hidden=\(\)"),
+        ({"pooled_size": 3}, "expected a pooled_size only with the heads adaptive and conv, got 3 with flatten"),
+        ({"head": "conv", "pooled_size": 0}, "expected pooled_size from 1 to 255, got 0"),
     ],
 )
 def test_the_other_fields_are_checked_too(fields, message):
@@ -218,30 +222,14 @@ def test_blocks_given_as_data_are_checked(blocks, message):
 )
 def test_broken_json_is_refused(text):
     with pytest.raises(ArchitectureError, match=r"expected|character"):
-        Architecture.from_json(text)
+        network_from_json(text)
 
 
 NOTATION_PIECES = st.sampled_from(
     [
-        "1",
-        "2",
-        "64",
-        "x",
-        "k",
-        "3",
-        ",",
         " ",
-        "+lrn",
-        "_bn",
-        "/",
-        "4",
-        "vgg",
-        "vgg16",
-        "c",
-        "A",
-        "-LRN",
+        *["1", "2", "64", "x", "k", "3", ",", "+lrn", "_bn", "/", "4", "vgg", "vgg16", "c", "A", "-LRN", "0"],
         "9" * 50,
-        "0",
     ]
 )
 
@@ -313,20 +301,6 @@ def test_an_architecture_of_version_0_1_is_read():
     expected = Architecture(((1, 8), (2, 16)), 1, 10, 16, (5,), 0.2, "batch")
     assert Architecture.from_json(old) == expected
     assert expected.head == "flatten"
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"head": "dense"}, "expected head to be one of flatten, adaptive, conv, gap, got 'dense'"),
-        ({"head": "gap", "hidden": (8,)}, r"expected no hidden layers with the head gap, got \(8,\), try hidden=\(\)"),
-        ({"pooled_size": 3}, "expected a pooled_size only with the heads adaptive and conv, got 3 with flatten"),
-        ({"head": "conv", "pooled_size": 0}, "expected pooled_size from 1 to 255, got 0"),
-    ],
-)
-def test_a_head_that_cannot_be_is_refused(options, message):
-    with pytest.raises(ArchitectureError, match=message):
-        Architecture.parse("vgg11", **options)
 
 
 def test_gap_has_no_hidden_layers_unless_told():

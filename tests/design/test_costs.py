@@ -1,3 +1,5 @@
+from xml.etree import ElementTree
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -6,41 +8,35 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.strategies import architectures, blocks
-from vggkit import VGG, Architecture, ArchitectureError, costs
+from vggkit import VGG, Architecture, ArchitectureError, Baseline, build, cli, costs, predict_step, training_memory
 
-
-@pytest.mark.parametrize(
-    ("name", "parameters", "macs", "receptive_field"),
-    [
-        ("vgg11", 132_863_336, 7_609_090_048, 150),
-        ("vgg13", 133_047_848, 11_308_466_176, 156),
-        ("vgg16", 138_357_544, 15_470_264_320, 212),
-        ("vgg19", 143_667_240, 19_632_062_464, 268),
-    ],
-)
-def test_the_known_counts(name, parameters, macs, receptive_field):
-    counted = costs(Architecture.parse(name))
-    assert counted.total.parameters == parameters
-    assert counted.total.macs == macs
-    pool5 = next(layer for layer in counted.layers if layer.name == "pool5")
-    assert (pool5.receptive_field, pool5.stride) == (receptive_field, 32)
-
-
+KNOWN = {
+    "vgg11": (132_863_336, 7_609_090_048, 150),
+    "vgg13": (133_047_848, 11_308_466_176, 156),
+    "vgg16": (138_357_544, 15_470_264_320, 212),
+    "vgg19": (143_667_240, 19_632_062_464, 268),
+}
 # By hand from the sums above: an LRN has no parameters; C has 1x1 in place of 3x3 in one convolution of 256 channels
 # and two of 512; batch norm has two for each channel of each convolution.
-@pytest.mark.parametrize(
-    ("name", "parameters"),
-    [
-        ("A-LRN", 132_863_336),
-        ("C", 138_357_544 - 8 * (256 * 256 + 2 * 512 * 512)),
-        ("vgg11_bn", 132_863_336 + 2 * (64 + 128 + 2 * 256 + 4 * 512)),
-        ("vgg13_bn", 133_047_848 + 2 * 2 * (64 + 128 + 256 + 2 * 512)),
-        ("vgg16_bn", 138_357_544 + 2 * (2 * 64 + 2 * 128 + 3 * 256 + 6 * 512)),
-        ("vgg19_bn", 143_667_240 + 2 * (2 * 64 + 2 * 128 + 4 * 256 + 8 * 512)),
-    ],
-)
-def test_the_counts_of_the_others(name, parameters):
-    assert costs(Architecture.parse(name)).total.parameters == parameters
+OTHERS = {
+    "A-LRN": 132_863_336,
+    "C": 138_357_544 - 8 * (256 * 256 + 2 * 512 * 512),
+    "vgg11_bn": 132_863_336 + 2 * (64 + 128 + 2 * 256 + 4 * 512),
+    "vgg13_bn": 133_047_848 + 2 * 2 * (64 + 128 + 256 + 2 * 512),
+    "vgg16_bn": 138_357_544 + 2 * (2 * 64 + 2 * 128 + 3 * 256 + 6 * 512),
+    "vgg19_bn": 143_667_240 + 2 * (2 * 64 + 2 * 128 + 4 * 256 + 8 * 512),
+}
+TABLE_2 = {"A": 133, "A-LRN": 133, "B": 133, "C": 134, "D": 138, "E": 144}  # of the paper, in millions
+
+
+def test_the_known_counts():
+    for name, (parameters, macs, receptive_field) in KNOWN.items():
+        counted = costs(name)
+        assert (counted.total.parameters, counted.total.macs) == (parameters, macs)
+        pool5 = next(layer for layer in counted.layers if layer.name == "pool5")
+        assert (pool5.receptive_field, pool5.stride) == (receptive_field, 32)
+    assert {name: costs(name).total.parameters for name in OTHERS} == OTHERS
+    assert {name: round(costs(name).total.parameters / 1e6) for name in TABLE_2} == TABLE_2
 
 
 @pytest.mark.parametrize("head", ["adaptive", "conv"])
@@ -62,13 +58,6 @@ def test_the_dense_evaluation_of_the_paper_grows_with_the_image():
 
 def test_a_global_average_has_the_parameters_of_one_layer():
     assert costs(Architecture.parse("vgg16", head="gap")).fully_connected.parameters == 512 * 1000 + 1000
-
-
-@pytest.mark.parametrize(
-    ("letter", "millions"), [("A", 133), ("A-LRN", 133), ("B", 133), ("C", 134), ("D", 138), ("E", 144)]
-)
-def test_the_papers_table_2(letter, millions):
-    assert round(costs(Architecture.parse(letter)).total.parameters / 1e6) == millions
 
 
 @pytest.mark.parametrize(("name", "percent"), [("vgg11", 92.8), ("vgg11/4", 98.7)])
@@ -138,6 +127,66 @@ def test_the_receptive_field_is_what_the_gradient_of_the_input_sees(drawn):
         assert columns[-1] < size - 1
     predicted = [c.receptive_field for c in costs(arch).layers if c.kind in ("conv", "pool")]
     assert list(seen.values()) == predicted
+
+
+# The shapes that the book prints, with the sizes of LeNet's and AlexNet's maps.
+SHAPES = {
+    "lenet": "conv1 6x28x28 pool1 6x14x14 conv2 16x10x10 pool2 16x5x5 flatten 400 fc3 120 fc4 84 fc5 10",
+    "alexnet": "conv1 96x54x54 pool1 96x26x26 conv2 256x26x26 pool2 256x12x12 conv3 384x12x12 conv4 384x12x12 "
+    "conv5 256x12x12 pool5 256x5x5 flatten 6400 fc6 4096 fc7 4096 fc8 10",
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_books_shapes(name):
+    words = SHAPES[name].split()
+    expected = {layer: tuple(map(int, shape.split("x"))) for layer, shape in zip(words[::2], words[1::2], strict=True)}
+    found = {layer.name: layer.output_shape for layer in costs(name, batch_size=2).layers}
+    assert {layer: found[layer][1:] for layer in expected} == expected
+    assert {shape[0] for shape in found.values()} == {2}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("lenet", {}),
+        ("lenet", {"image_size": 45, "in_channels": 3, "num_classes": 7}),
+        ("alexnet", {}),
+        ("alexnet", {"image_size": 131, "in_channels": 3, "num_classes": 1000}),
+    ],
+)
+def test_costs_of_baselines_are_what_torch_counts(name, options):
+    baseline = Baseline.named(name, **options)
+    with torch.device("meta"):
+        net = build(baseline, init="torch")
+        x = torch.empty(3, baseline.in_channels, baseline.image_size, baseline.image_size)
+    counted = costs(baseline, batch_size=3)
+    assert counted.total.parameters == sum(p.numel() for p in net.parameters())
+    with FlopCounterMode(display=False) as counter:
+        for layer, module in zip(counted.layers, net, strict=True):
+            x = module(x)
+            assert layer.output_shape == tuple(x.shape)
+            assert layer.activation_bytes == (0 if layer.kind == "flatten" else 4 * x.numel())
+    assert counter.get_total_flops() == 2 * counted.total.macs
+
+
+def test_what_is_printed_and_shown_is_a_table_and_not_a_dump(capsys):
+    counted = costs("vgg16", batch_size=32)
+    assert cli.main(["describe", "vgg16", "--batch-size", "32"]) == 0
+    assert capsys.readouterr().out.startswith(f"{counted}\n{training_memory('vgg16', 32)}\n")
+    rows = str(counted).splitlines()
+    assert max(map(len, rows)) <= 80
+    assert rows[0] == "vgg16: 3x224x224 images in batches of 32, 1000 classes"
+    assert next(row for row in rows if row.startswith("fc6")).split() == (
+        ["fc6", "1", "fc", "4096", "102,764,544", "74.3", "3,288", "0.7", "1.6", "404", "32"]
+    )
+    html = ElementTree.fromstring(f"<div>{counted._repr_html_().replace('<br>', '')}</div>")
+    cells = [[cell.text for cell in row] for row in html.iter("tr")]
+    assert ["fc6", "1 fc", "4096", "102,764,544", "74.3", "3,288", "0.7", "1.6", "404", "32"] in cells
+    assert [row[0] for row in cells] == ["part", *counted.parts, "all conv", "all fc", "total"]
+    for shown in (training_memory("lenet", 8), predict_step("lenet", 8, 2, 1e9, 1e9)):
+        assert str(shown) in shown._repr_html_()
+        assert len(str(shown).splitlines()) == 1
 
 
 def test_bytes_and_macs_grow_with_the_batch_and_parameters_do_not():

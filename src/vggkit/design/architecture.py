@@ -1,4 +1,4 @@
-"""What a network is: blocks of convolutions, then a head of fully connected layers, as frozen, validated data.
+"""A network as data: blocks of convolutions, then a head of fully connected layers.
 
 Source: Simonyan & Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition",
 arXiv 1409.1556, Table 1; the head as convolutions is its section 3.2.
@@ -28,10 +28,10 @@ from vggkit.design.notation import name_of, parse
 from vggkit.errors import ArchitectureError, shown
 
 Init = Literal["kaiming", "xavier", "paper", "torch"]
-"""How the weights start; `vggkit.init_weights` says what each name means."""
+"""How weights are initialised; see `vggkit.init_weights`."""
 
 Head = Literal["flatten", "adaptive", "conv", "gap"]
-"""How the map of the last block becomes classes; `Architecture.head` says what each name means."""
+"""How the last map becomes classes; see `Architecture.head`."""
 
 MAX_HIDDEN_LAYERS = 100
 POOLED_SIZE = 7
@@ -42,8 +42,7 @@ POOLED_SIZE = 7
 class Architecture:
     """A network of VGG blocks and a head: everything that decides its shape.
 
-    Every value is checked when the architecture is made; nothing is allocated.
-    A value that cannot be raises `ArchitectureError`.
+    Every value is checked when the architecture is made; an impossible one raises `ArchitectureError`.
 
     >>> arch = Architecture(((1, 64), (1, 128), (2, 256), (2, 512), (2, 512)))
     >>> arch.name, arch == Architecture.parse("vgg11")
@@ -57,10 +56,10 @@ class Architecture:
     num_classes: int = 1000
     """Outputs of the last fully connected layer."""
     image_size: int = 224
-    """Height and width of the input, in pixels; each block halves it, rounding down. The one size that `flatten`
-    takes; with another head, the one that is counted and drawn."""
+    """Height and width of the input, in pixels; each block halves it, rounding down. The head `flatten` takes only
+    this size; with another head, it is the size that costs and drawings assume."""
     hidden: tuple[int, ...] = (4096, 4096)
-    """Widths of the hidden fully connected layers; may be empty, and is with `gap`."""
+    """Widths of the hidden fully connected layers; may be empty, and must be with `gap`."""
     dropout: float = 0.5
     """Probability of dropping a hidden unit in training, 0 to below 1."""
     norm: Norm = "none"
@@ -72,7 +71,7 @@ class Architecture:
     the class map (the paper's dense evaluation; any size of input).
     `gap`: the mean of the map, one fully connected layer (any size of input)."""
     pooled_size: int = POOLED_SIZE
-    """Height and width of what the first fully connected layer sees, with `adaptive` and `conv`."""
+    """Height and width of the first fully connected layer's input, with `adaptive` and `conv`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "blocks", tuple(as_block(block) for block in as_tuple("blocks", self.blocks)))
@@ -122,11 +121,10 @@ class Architecture:
         Args:
             text: a name (`vgg16`, `vgg11_bn`, the paper's `A-LRN`) or blocks (`1x64 2x128k5 3x256k3,3,1+lrn`),
                 separated by spaces or commas; `_bn` and `/4` may follow either.
-            options: the other fields of `Architecture`; `norm` is what the text says, and `hidden` is empty with the
-                head `gap` unless given.
+            options: the other fields of `Architecture`. Without `hidden`, the head `gap` has no hidden layers.
 
         Raises:
-            ArchitectureError: one line that says what was expected, what was found and at which character.
+            ArchitectureError: the text or a field is wrong; the message gives the character.
 
         >>> Architecture.parse("vgg11/4", in_channels=1, num_classes=10).blocks[0]
         Block(num_convs=1, channels=16, kernel_size=3, lrn=False)
@@ -145,7 +143,7 @@ class Architecture:
 
     @property
     def notation(self) -> str:
-        """The convolutional part as text; `parse` gives the same one back."""
+        """The convolutional part as text, which `parse` reads back."""
         return " ".join(block.notation for block in self.blocks) + ("_bn" if self.norm == "batch" else "")
 
     @property
@@ -164,11 +162,11 @@ class Architecture:
 
     @property
     def min_image_size(self) -> int:
-        """The least side of an image that the network takes; `flatten` takes `image_size` alone."""
+        """The least side of an image that the network takes; the head `flatten` takes only `image_size`."""
         return self.image_size if self.head == "flatten" else 2 ** len(self.blocks)
 
     def layers(self) -> Iterator[Layer]:
-        """Every layer in order: the one description that costs, modules, names and drawings derive from."""
+        """Every layer in order; costs, modules, names and drawings all derive from this list."""
         channels = self.in_channels
         for index, block in enumerate(self.blocks, start=1):
             yield from block.layers(channels, index, self.norm)
@@ -200,18 +198,18 @@ class Architecture:
             yield Layer("flatten", "flatten", part, self.num_classes, self.num_classes)
 
     def _repr_svg_(self) -> str:
-        """What a notebook shows: the drawing."""
+        """A notebook shows the drawing."""
         return drawing([self])
 
     def to_json(self) -> str:
-        """This architecture as one line of JSON; `from_json` gives an equal one back."""
+        """This architecture as one line of JSON, which `from_json` reads back."""
         values = asdict(self)
         del values["blocks"], values["norm"]  # the notation holds both
         return json.dumps({"notation": self.notation, **values})
 
     @classmethod
     def from_json(cls, text: str) -> "Architecture":
-        """The architecture that `to_json` wrote, checked as if typed by hand; raises `ArchitectureError`.
+        """The architecture that `to_json` wrote, checked in full; raises `ArchitectureError`.
 
         `head` and `pooled_size` may be missing, as in files of version 0.1.
         """

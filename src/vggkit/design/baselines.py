@@ -1,4 +1,4 @@
-"""LeNet and AlexNet as the book defines them, as data beside `Architecture`, so that they can be compared.
+"""LeNet and AlexNet as the book defines them, for comparison with VGG networks.
 
 Sources: LeCun et al., "Gradient-Based Learning Applied to Document Recognition", 1998, as the book modernises it;
 Krizhevsky et al., "ImageNet Classification with Deep Convolutional Neural Networks", 2012, without its two halves
@@ -33,7 +33,7 @@ _IMAGE_SIZE = {"lenet": 28, "alexnet": 224}
 
 @dataclass(frozen=True)
 class Baseline:
-    """One of the book's other networks, for images of a size of your own. Checked as `Architecture` is.
+    """One of the book's other networks, for images of any size; checked as `Architecture` is.
 
     >>> [layer.name for layer in Baseline.named("lenet").layers()][:6]
     ['conv1', 'sigmoid1', 'pool1', 'conv2', 'sigmoid2', 'pool2']
@@ -41,7 +41,7 @@ class Baseline:
 
     name: BaselineName
     image_size: int
-    """Height and width of the input, in pixels: the one size that it takes."""
+    """Height and width of the input, in pixels; the network takes no other size."""
     in_channels: int = 1
     """Channels of the input image."""
     num_classes: int = 10
@@ -60,7 +60,7 @@ class Baseline:
 
     @classmethod
     def named(cls, name: str, **options: Any) -> "Baseline":
-        """The network called `name` at the book's size (28 for LeNet, 224 for AlexNet), unless `options` say else."""
+        """The network called `name`; the image size is the book's (28 for LeNet, 224 for AlexNet) unless given."""
         key = name.strip().lower()
         return cls(key, **{"image_size": _IMAGE_SIZE.get(key, 0), **options})  # type: ignore[arg-type]
 
@@ -71,7 +71,7 @@ class Baseline:
 
     @property
     def min_image_size(self) -> int:
-        """The size that it takes, as `Architecture.min_image_size`."""
+        """The only size that it takes."""
         return self.image_size
 
     def layers(self) -> Iterator[Layer]:
@@ -113,10 +113,10 @@ class Baseline:
         return sizes
 
     def _repr_svg_(self) -> str:
-        """What a notebook shows: the drawing."""
+        """A notebook shows the drawing."""
         return drawing([self])
 
     def to_json(self) -> str:
-        """This network as one line of JSON; `vggkit.design.network.network_from_json` gives an equal one back."""
+        """This network as one line of JSON, which `network_from_json` reads back."""
         values = asdict(self)
         return json.dumps({"baseline": values.pop("name"), **values})

@@ -1,12 +1,13 @@
 """What a network costs, layer by layer, in closed form: nothing is built, nothing is run.
 
-How it counts. Parameters: every trainable number, biases and batch norm's two per channel included. MACs: one
-multiply-add of a convolution or fully connected layer, bias excluded, in one forward pass; FLOPs = 2 x MACs.
-Activation bytes: the float32 output of the layer (`flatten` is a view and has none of its own,
-nor has `fit` where nothing is stretched). Receptive
-field: the side, in input pixels, of the square that one output value sees were the image unbounded; stride: the
-input pixels from one output value to the next. A fully connected layer counts as the convolution that it is
-equivalent to (fc6 of VGG-16 as 7x7: 404 pixels, more than the image has).
+- Parameters: every trainable number, with biases and the two of batch norm for each channel.
+- MACs: the multiply-adds of convolutions and fully connected layers in one forward pass, biases excluded.
+  FLOPs = 2 x MACs.
+- Activation bytes: the float32 output of a layer; 0 for a view (`flatten`, and `fit` if it stretches nothing).
+- Receptive field: the side, in input pixels, of the square that one output value sees in an unbounded image.
+- Stride: the input pixels from one output value to the next.
+
+A fully connected layer counts as the equivalent convolution: fc6 of VGG-16, 7x7, sees 404 pixels, more than the image.
 """
 
 import math
@@ -28,7 +29,7 @@ _NOTES = (
 
 @dataclass(frozen=True)
 class LayerCost:
-    """What one layer costs for a whole batch."""
+    """The cost of one layer for a whole batch."""
 
     name: str
     kind: LayerKind
@@ -47,11 +48,11 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class Sum:
-    """What several layers cost together."""
+    """The cost of several layers together."""
 
     layers: tuple[LayerCost, ...]
     weight_layers: int
-    """Convolutions and fully connected layers: what the 11 of VGG-11 counts."""
+    """Convolutions and fully connected layers, the 11 of VGG-11."""
     parameters: int
     param_bytes: int
     macs: int
@@ -136,16 +137,16 @@ class Costs:
 
     @property
     def convolutional(self) -> Sum:
-        """What comes before the first fully connected layer: the blocks."""
+        """All before the first fully connected layer: the blocks."""
         return self._where(lambda layer: not layer.part.startswith("fc"))
 
     @property
     def fully_connected(self) -> Sum:
-        """The fully connected layers and what belongs to them, also where they are written as convolutions."""
+        """The fully connected layers, with their activations and dropout, also if they are written as convolutions."""
         return self._where(lambda layer: layer.part.startswith("fc"))
 
     def table(self, by_layer: bool = False) -> Table:
-        """What `print` shows of these costs: a row for each block and fully connected layer, or for each layer."""
+        """The table that `print` shows: a row for each block and fully connected layer, or for each layer."""
         total = self.total
         # A large batch has no room for a tenth and does not need one.
         mmacs = ",.1f" if total.macs < 1e11 else ",.0f"
@@ -203,7 +204,7 @@ class Costs:
 
 
 def _widest_window(size: int, outputs: int) -> int:
-    """The most values that one output of adaptive average pooling from `size` to `outputs` is the mean of."""
+    """The most inputs along a side that one output of adaptive average pooling from `size` to `outputs` averages."""
     return max(-(-(i + 1) * size // outputs) - i * size // outputs for i in range(outputs))
 
 

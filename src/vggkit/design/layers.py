@@ -1,4 +1,4 @@
-"""A VGG block, and the layers that it and everything else is made of, as frozen, validated data."""
+"""A VGG block and the layers of every network, as frozen, validated data."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from vggkit.errors import ArchitectureError, shown
 LayerKind = Literal[
     "conv", "bn", "relu", "sigmoid", "lrn", "pool", "avgpool", "adaptive", "fit", "flatten", "fc", "dropout"
 ]
-"""`pool` takes maxima; `adaptive` averages to `kernel_size`, whatever the size; `fit` to at least `kernel_size`."""
+"""`pool` takes maxima; `adaptive` averages any map to `kernel_size`; `fit` stretches smaller ones to it."""
 Norm = Literal["none", "batch"]
 
 # Far above any network in use, and low enough that no count below overflows 64 bits.
@@ -21,7 +21,7 @@ MAX_LAYER_WEIGHTS = 2**40
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer under its canonical name, with what it takes to build it or to count its costs."""
+    """One layer under its canonical name, with all that is needed to build it and to count its costs."""
 
     name: str
     """`conv3_2`, `bn3_2`, `relu3_2`, `lrn1`, `pool3`, `avgpool`, `flatten`, `fc6`, `relu6`, `drop6`, ..."""
@@ -42,7 +42,7 @@ class Layer:
         return self.inputs * self.outputs * self.kernel_size**2 if self.kind in ("conv", "fc") else 0
 
     def output_size(self, size: int) -> int:
-        """Pixels along a side of the output for a map of `size`; 1 for what has no map; below 1 if nothing is left."""
+        """Pixels along a side of the output for a map of `size`; 1 for features; below 1 if nothing is left."""
         match self.kind:
             case "conv" | "pool" | "avgpool":
                 return (size + 2 * self.padding - self.kernel_size) // self.stride + 1
@@ -57,7 +57,7 @@ class Layer:
 
 
 class AnyNetwork(Protocol):
-    """What costs and drawings are made from; `Architecture` and `Baseline` are such networks."""
+    """What costs and drawings need of a network; `Architecture` and `Baseline` have it."""
 
     @property
     def name(self) -> str:
@@ -169,7 +169,7 @@ def written(value: object) -> str:
 
 
 def check_one_of(what: str, value: object, allowed: Any) -> None:
-    """Raise `ArchitectureError` unless `value` is one of the values of the `Literal` that `allowed` is."""
+    """Raise `ArchitectureError` unless `value` is one of the `Literal` `allowed`."""
     if value not in get_args(allowed):
         raise ArchitectureError(f"expected {what} to be one of {', '.join(get_args(allowed))}, got {written(value)}")
 

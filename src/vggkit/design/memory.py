@@ -1,22 +1,20 @@
-"""What training a network needs, in closed form: nothing is built, nothing is run.
+"""The memory that training a network takes, in closed form: nothing is built, nothing is run.
 
-How it counts. A step as the training loop takes it: maps in channels_last strides, the forward pass of `VGG` (in the
-last convolution of a block the pool comes before the ReLU, and ReLUs are in place), the gradients of the step before
-there until the forward pass is done, the optimizer's state there. Activations: every byte that autograd keeps from
-the forward pass for the backward pass, each storage once: the images, the inputs of convolutions and fully connected
-layers, of batch norm (and its statistics) and of pools (and the int64 positions of maxima), the results of ReLUs and
-sigmoids, dropout's masks, what a local response normalisation is composed of, and the loss's log-probabilities and
-labels. With bfloat16 that is autocast's rule: float32 weights and their bfloat16 copies, bfloat16 maps, float32 from
-a local response normalisation on and in the loss. The operators are torch's own: the compiled convolutions of a CPU
-keep a byte for each window of a pool instead of its input and int64 positions. The numbers are a CPU's: on CUDA a
-dropout mask takes 1 byte a value, and with bfloat16 the padded squares of a local response normalisation 2 bytes
-instead of 4.
+What is counted is a step of `vgg train` with torch's own operators on a CPU: maps in channels_last order, the forward
+pass (the last pool of a block comes before its ReLU, and ReLUs work in place), the gradients of the step before until
+the forward pass is done, and the optimizer's state. Activations are all bytes that autograd keeps from the forward
+pass for the backward pass, each storage once: the images, the inputs of convolutions, fully connected layers, norms
+and pools, the results of ReLUs and sigmoids, dropout's masks, the indices of a pool's maxima, the parts of a local
+response normalisation, and the loss's log-probabilities and labels. With bfloat16, autocast decides: the weights are
+float32 and have bfloat16 copies, maps are bfloat16, and all is float32 after a local response normalisation and in the
+loss. The peak is the most that exists at one moment of the step.
 
-The peak is the most that is there at one moment of the step: those, the map that a layer makes, the gradients of the
-maps before and after the layer that the backward pass is at, the gradients of parameters so far. What libraries take
-as workspace, batch norm's running statistics and the program itself are not in it.
+Not counted are the workspace of libraries, the running statistics of batch norm and the program itself. The compiled
+convolutions keep less: a byte for each window of a pool in place of its input and indices. On CUDA a dropout mask takes
+1 byte a value, and the padded squares of a local response normalisation take 2 with bfloat16.
 """
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -29,59 +27,40 @@ from vggkit.design.layers import Layer, check_one_of
 from vggkit.design.network import Network, NetworkLike, as_network
 
 Dtype = Literal["float32", "bfloat16"]
-"""What maps are made of; `bfloat16` under autocast, with float32 weights."""
+"""The type of maps; `bfloat16` means autocast, with float32 weights."""
 OptimizerState = Literal["sgd", "momentum", "adamw"]
 """`sgd` keeps nothing from step to step, `momentum` one number for each parameter, `adamw` two."""
 
 _LRN_SIZE = 5  # AlexNet's, as the module of a local response normalisation has it
 _INDEX_BYTES = 8
-_UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB", "ZB")
 _STATE_VALUES = {"sgd": 0, "momentum": 1, "adamw": 2}
 
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """What a training step holds; see the module for how it counts."""
+    """The memory of a training step; the module says how it is counted."""
 
     param_bytes: int
     gradient_bytes: int
     optimizer_bytes: int
     activation_bytes: int
-    """What autograd keeps from the forward pass for the backward pass."""
+    """Kept by autograd from the forward pass for the backward pass."""
     peak_bytes: int
-    """The most at one moment. Gradients come as activations go, so that it may be less than the sum of the others."""
+    """The most at one moment. Gradients come as activations go, so it may be less than the sum of the others."""
 
     def __str__(self) -> str:
         """Parameters, gradients, the optimizer's state and the rest of the peak, in one unit."""
-        power = _power(self.peak_bytes)
+        from rich.filesize import pick_unit_and_suffix
+
+        unit, suffix = pick_unit_and_suffix(self.peak_bytes, ["B", "kB", "MB", "GB", "TB", "PB", "EB", "ZB"], 1000)
         parts = {"params": self.param_bytes, "grads": self.gradient_bytes, "optim": self.optimizer_bytes}
         parts["activations"] = self.peak_bytes - sum(parts.values())
-        decimals = 2 if self.peak_bytes < 100 * 1000**power and power else 0  # enough for the sum to be seen
-
-        def number(num_bytes: int) -> str:
-            return f"{num_bytes / 1000**power:,.{decimals}f}"
-
-        sums = " + ".join(f"{number(part)} {name}" for name, part in parts.items() if part)
-        return f"training: {sums} = {number(self.peak_bytes)} {_UNITS[power]}"
+        decimals = 2 if unit > 1 and self.peak_bytes < 100 * unit else 0  # enough for the sum to be seen
+        sums = " + ".join(f"{part / unit:,.{decimals}f} {name}" for name, part in parts.items() if part)
+        return f"training: {sums} = {self.peak_bytes / unit:,.{decimals}f} {suffix}"
 
     def _repr_html_(self) -> str:
         return f"<pre>{self}</pre>"
-
-
-def in_units(num_bytes: int) -> str:
-    """A size with three digits or more and its unit.
-
-    >>> in_units(6_000_000_000), in_units(123)
-    ('6.00 GB', '123 B')
-    """
-    power = _power(num_bytes)
-    whole = len(str(num_bytes // 1000**power))
-    return f"{num_bytes / 1000**power:,.{max(0, 3 - whole) if power else 0}f} {_UNITS[power]}"
-
-
-def _power(num_bytes: int) -> int:
-    """The power of 1000 whose unit `num_bytes` is written in."""
-    return min((len(str(num_bytes)) - 1) // 3, len(_UNITS) - 1)
 
 
 def training_memory(
@@ -92,17 +71,18 @@ def training_memory(
     optimizer: OptimizerState = "sgd",
     checkpoint: bool = False,
 ) -> TrainingMemory:
-    """What a step of training `network` on `batch_size` images holds; see the module for how it counts.
+    """The memory of a step of training `network` on `batch_size` images; the module says how it is counted.
 
     Args:
-        network: see `as_network`; a baseline has no blocks, so that `checkpoint` says nothing about it.
+        network: see `as_network`.
         batch_size: images, from 1.
-        dtype: `float32`, or `bfloat16` under autocast.
-        optimizer: `sgd`, `momentum` or `adamw`.
-        checkpoint: keep each block's input alone, and compute the rest again, as `VGG(..., checkpoint=True)` does.
+        dtype: of the maps.
+        optimizer: see `OptimizerState`.
+        checkpoint: keep only the input of each block and compute the rest again, as `vgg train --checkpoint` does; a
+            baseline has no blocks.
 
     Raises:
-        ArchitectureError: another `batch_size`, `dtype` or `optimizer`.
+        ArchitectureError: a network or another value that cannot be.
 
     >>> memory = training_memory("vgg16", 32, optimizer="momentum")
     >>> memory.param_bytes, memory.optimizer_bytes
@@ -115,14 +95,9 @@ def training_memory(
     optimizer_bytes = _STATE_VALUES[optimizer] * param_bytes
     if optimizer == "adamw":  # counts its steps, in float32, for each tensor of parameters
         optimizer_bytes += BYTES_PER_VALUE * sum(2 for layer in network.layers() if layer.kind in ("conv", "fc", "bn"))
-    operations = list(_operations(network, batch_size, dtype))
-    activation_bytes, peak_bytes = _walk(operations, checkpoint)
+    activation_bytes, peak_bytes = _walk(list(_operations(network, batch_size, dtype)), checkpoint)
     return TrainingMemory(
-        param_bytes=param_bytes,
-        gradient_bytes=param_bytes,
-        optimizer_bytes=optimizer_bytes,
-        activation_bytes=activation_bytes,
-        peak_bytes=param_bytes + optimizer_bytes + peak_bytes,
+        param_bytes, param_bytes, optimizer_bytes, activation_bytes, param_bytes + optimizer_bytes + peak_bytes
     )
 
 
@@ -136,25 +111,18 @@ def largest_batch(
 ) -> int:
     """The most images in a step whose peak is within `memory_bytes`; 0 if not even one fits.
 
-    The other arguments, and what is raised, are those of `training_memory`.
+    The other arguments and the errors are those of `training_memory`.
 
     >>> largest_batch("vgg16", 6e9), largest_batch("vgg16", 1e9)
     (66, 0)
     """
     network = as_network(network)
 
-    def fits(batch_size: int) -> bool:
-        options = {"dtype": dtype, "optimizer": optimizer, "checkpoint": checkpoint}
-        return training_memory(network, batch_size, **options).peak_bytes <= memory_bytes  # type: ignore[arg-type]
+    def peak_bytes(batch_size: int) -> int:
+        memory = training_memory(network, batch_size, dtype=dtype, optimizer=optimizer, checkpoint=checkpoint)
+        return memory.peak_bytes
 
-    least, most = 0, 1  # least fits, most does not
-    while most <= MAX_BATCH_SIZE and fits(most):
-        least, most = most, 2 * most
-    most = min(most, MAX_BATCH_SIZE + 1)
-    while most - least > 1:
-        middle = (least + most) // 2
-        least, most = (middle, most) if fits(middle) else (least, middle)
-    return least
+    return bisect_right(range(1, MAX_BATCH_SIZE + 1), memory_bytes, key=peak_bytes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,75 +139,72 @@ class _Tensor:
 
 @dataclass(frozen=True)
 class _Operation:
-    """What one layer makes of `x` in the forward pass, and keeps for the backward pass."""
+    """The forward pass of one layer: `x` becomes `y`, and `saved` is kept for the backward pass."""
 
     part: str
     x: _Tensor
     y: _Tensor
-    """`x` itself where the layer writes in place."""
+    """`x` itself if the layer works in place."""
     saved: tuple[_Tensor, ...]
     copies: tuple[_Tensor, ...] = ()
     """Of weights, in autocast's type."""
     gradient_bytes: int = 0
     """Of its parameters."""
     backward_bytes: int = 0
-    """What the backward pass needs beside the gradients."""
+    """Needed in the backward pass beside the gradients."""
 
 
 def _operations(network: Network, batch_size: int, dtype: Dtype) -> Iterator[_Operation]:
     """The operations of a forward pass and its loss, in the order in which they run."""
-    map_bytes = 2 if dtype == "bfloat16" else BYTES_PER_VALUE
     size = network.image_size
     x = _Tensor(batch_size * network.in_channels * size * size)
     for layer in _in_running_order(network):
         before, size = size, layer.output_size(size)
-        values = batch_size * layer.outputs * size * size
-        y, part = _Tensor(values, x.bytes_per_value), layer.part
-        match layer.kind:
-            case "conv" | "fc":
-                y = _Tensor(values, map_bytes)
-                # Autocast's copy of what is not in its type.
-                kept = x if x.bytes_per_value == map_bytes else _Tensor(x.values, map_bytes)
-                copies = (_Tensor(layer.weights, map_bytes),) if dtype == "bfloat16" else ()
-                gradient_bytes = BYTES_PER_VALUE * (layer.weights + layer.outputs)
-                yield _Operation(part, x, y, (kept, *copies), copies, gradient_bytes)
-            case "bn":
-                statistics = _Tensor(2 * layer.outputs)
-                yield _Operation(part, x, y, (x, statistics), gradient_bytes=2 * BYTES_PER_VALUE * layer.outputs)
-            case "relu" | "sigmoid":
-                if part.startswith("block"):
-                    y = x
-                yield _Operation(part, x, y, (y,))
-            case "lrn":
-                y = _Tensor(values)
-                padded = _Tensor(values // layer.outputs * (layer.outputs + _LRN_SIZE - 1))
-                saved = (x, padded, _Tensor(values), _Tensor(values))
-                yield _Operation(part, x, y, saved, backward_bytes=3 * y.num_bytes)  # of the quotient's denominator
-            case "pool":
-                yield _Operation(part, x, y, (x, _Tensor(values, _INDEX_BYTES)))
-            case "dropout":
-                if not network.dropout:
-                    continue
-                yield _Operation(part, x, y, (_Tensor(values, x.bytes_per_value),))
-            case "adaptive" if size == 1:  # torch takes the mean, which needs nothing
-                yield _Operation(part, x, y, ())
-            case "fit" if size == before:
-                continue
-            case "flatten":
-                if before == 1 or layer.inputs == 1:  # a view
-                    continue
-                y = _Tensor(x.values, x.bytes_per_value)
-                yield _Operation(part, x, y, ())
-            case _:
-                yield _Operation(part, x, y, (x,))
-        x = y
-    labels, divisor = _Tensor(batch_size, _INDEX_BYTES), _Tensor(1)
+        is_view = layer.kind == "flatten" and (before == 1 or layer.inputs == 1)
+        if is_view or (layer.kind == "fit" and size == before) or (layer.kind == "dropout" and not network.dropout):
+            continue
+        operation = _operation(layer, x, batch_size * layer.outputs * size * size, dtype)
+        yield operation
+        x = operation.y
     log_probabilities = _Tensor(x.values)
+    labels, divisor = _Tensor(batch_size, _INDEX_BYTES), _Tensor(1)
     yield _Operation("loss", x, log_probabilities, (log_probabilities, labels, divisor))
 
 
+def _operation(layer: Layer, x: _Tensor, values: int, dtype: Dtype) -> _Operation:
+    """The operation of `layer` on `x`, whose result has so many `values`."""
+    y, part = _Tensor(values, x.bytes_per_value), layer.part
+    match layer.kind:
+        case "conv" | "fc":
+            y = _Tensor(values, 2 if dtype == "bfloat16" else BYTES_PER_VALUE)
+            # Autocast copies an input of another type.
+            kept = x if x.bytes_per_value == y.bytes_per_value else _Tensor(x.values, y.bytes_per_value)
+            copies = (_Tensor(layer.weights, y.bytes_per_value),) if dtype == "bfloat16" else ()
+            return _Operation(part, x, y, (kept, *copies), copies, BYTES_PER_VALUE * (layer.weights + layer.outputs))
+        case "bn":
+            statistics = _Tensor(2 * layer.outputs)
+            return _Operation(part, x, y, (x, statistics), gradient_bytes=statistics.num_bytes)
+        case "relu" | "sigmoid":
+            y = x if part.startswith("block") else y
+            return _Operation(part, x, y, (y,))
+        case "lrn":
+            y = _Tensor(values)
+            padded = _Tensor(values // layer.outputs * (layer.outputs + _LRN_SIZE - 1))
+            # The gradient of the quotient's denominator takes three more maps.
+            return _Operation(part, x, y, (x, padded, _Tensor(values), _Tensor(values)), backward_bytes=3 * y.num_bytes)
+        case "pool":
+            return _Operation(part, x, y, (x, _Tensor(values, _INDEX_BYTES)))
+        case "dropout":
+            return _Operation(part, x, y, (_Tensor(values, x.bytes_per_value),))
+        case "flatten":
+            return _Operation(part, x, y, ())
+        case "adaptive" if layer.kernel_size == 1:  # torch takes the mean, which keeps nothing
+            return _Operation(part, x, y, ())
+    return _Operation(part, x, y, (x,))
+
+
 def _in_running_order(network: Network) -> list[Layer]:
-    """The layers of `network`, where the pool of a VGG block comes before the block's last ReLU."""
+    """The layers of `network`; in a VGG block the pool comes before the last ReLU."""
     layers = list(network.layers())
     if isinstance(network, Architecture):
         for index, layer in enumerate(layers):
@@ -249,12 +214,11 @@ def _in_running_order(network: Network) -> list[Layer]:
 
 
 class _Ledger:
-    """The storages that are held, by how many hold them, and the most bytes that there ever were."""
+    """The storages that exist, by the number of their holders, and the most bytes that there ever were."""
 
     def __init__(self) -> None:
         self.holders = Counter[_Tensor]()
-        self.held_bytes = 0
-        self.peak_bytes = 0
+        self.held_bytes = self.peak_bytes = 0
 
     def hold(self, tensors: Iterable[_Tensor]) -> None:
         for tensor in tensors:
@@ -267,43 +231,42 @@ class _Ledger:
             self.held_bytes -= 0 if self.holders[tensor] else tensor.num_bytes
 
     def pass_by(self, tensors: Iterable[_Tensor], more_bytes: int = 0) -> None:
-        """A moment at which `tensors` are there too, and `more_bytes`."""
+        """A moment at which `tensors` and `more_bytes` exist too."""
         passing_bytes = sum(tensor.num_bytes for tensor in set(tensors) if not self.holders[tensor])
         self.peak_bytes = max(self.peak_bytes, self.held_bytes + passing_bytes + more_bytes)
 
 
-def _is_recomputed(part: list[_Operation], checkpoint: bool) -> bool:
-    return checkpoint and part[0].part.startswith("block")
-
-
 def _walk(operations: list[_Operation], checkpoint: bool) -> tuple[int, int]:
     """Bytes saved at the end of the forward pass, and the peak without parameters and the optimizer's state."""
-    images, logits = operations[0].x, operations[-1].x
     parts = [list(part) for _, part in groupby(operations, lambda operation: operation.part)]
+    recomputed = [checkpoint and part[0].part.startswith("block") for part in parts]
     saved, ledger = _Ledger(), _Ledger()
     last_gradient_bytes = sum(operation.gradient_bytes for operation in operations)
-    ledger.hold([images])  # as the step itself does
-    for part in parts:
-        is_recomputed = _is_recomputed(part, checkpoint)
-        for operation in part:
-            kept = [part[0].x] if is_recomputed and operation is part[0] else []
-            kept += [] if is_recomputed else operation.saved
+    ledger.hold([operations[0].x])  # the images, which the step itself holds
+    for part, is_recomputed in zip(parts, recomputed, strict=True):
+        for index, operation in enumerate(part):
+            kept = operation.saved if not is_recomputed else () if index else (operation.x,)
             saved.hold(kept)
-            ledger.hold([*kept, *operation.copies])  # the copies until autocast ends
+            ledger.hold([*kept, *operation.copies])
             ledger.pass_by((operation.x, operation.y, *operation.saved), last_gradient_bytes)
     for operation in operations:
-        ledger.release(operation.copies)
+        ledger.release(operation.copies)  # at the end of autocast
+    _walk_back(parts, recomputed, ledger)
+    return saved.held_bytes, ledger.peak_bytes
+
+
+def _walk_back(parts: list[list[_Operation]], recomputed: list[bool], ledger: _Ledger) -> None:
+    """The backward pass: gradients of parameters are added up as the activations go."""
+    images, logits = parts[0][0].x, parts[-1][-1].x
     ledger.hold([logits])
     gradient_bytes, dy_bytes = 0, logits.num_bytes
-    for part in reversed(parts):
-        is_recomputed = _is_recomputed(part, checkpoint)
-        if is_recomputed:
-            for operation in part:
-                ledger.hold(operation.saved)
-                ledger.pass_by((operation.x, operation.y), gradient_bytes + dy_bytes)
+    for part, is_recomputed in zip(reversed(parts), reversed(recomputed), strict=True):
+        for operation in part if is_recomputed else ():
+            ledger.hold(operation.saved)
+            ledger.pass_by((operation.x, operation.y), gradient_bytes + dy_bytes)
         for operation in reversed(part):
             dx_bytes = 0 if operation.x is images else operation.x.num_bytes
-            # The gradient of a copy is of its type, and becomes the weights' when the copy is gone.
+            # The gradient of a copy has its type; the weights' own is made from it when the copy is gone.
             copies_bytes = sum(copy.num_bytes for copy in operation.copies)
             made_bytes = (copies_bytes or operation.gradient_bytes) + operation.backward_bytes
             ledger.pass_by((), gradient_bytes + dy_bytes + dx_bytes + made_bytes)
@@ -313,4 +276,3 @@ def _walk(operations: list[_Operation], checkpoint: bool) -> tuple[int, int]:
             dy_bytes = dx_bytes
         if is_recomputed:
             ledger.release([part[0].x])
-    return saved.held_bytes, ledger.peak_bytes

@@ -1,4 +1,4 @@
-"""Any network by its text or its data, and what is asked of one: the names `vggkit.costs` and `vggkit.draw`."""
+"""Networks of any kind, given as data or as text, and the public functions `costs` and `draw`."""
 
 import json
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ NetworkLike = Network | str | Sequence[Any]
 
 
 def as_network(network: NetworkLike, **options: Any) -> Network:
-    """The network that `network` is or describes: everything that takes a network takes all of these.
+    """The network that `network` describes. Everything in vggkit that takes a network calls this function.
 
     Args:
         network: an `Architecture` or a `Baseline`; its text, as `parse_network` takes it; or the blocks of an
             `Architecture`, as the book's pairs.
-        options: other values for fields of the network.
+        options: fields of the network that replace its own.
 
     Raises:
         ArchitectureError: a network that cannot be.
@@ -44,12 +44,11 @@ def as_network(network: NetworkLike, **options: Any) -> Network:
 
 
 def parse_network(text: str, **options: Any) -> Network:
-    """`Architecture.parse`, which also knows `lenet` and `alexnet`; these have heads of their own.
+    """The network called `lenet` or `alexnet`, or the one that `Architecture.parse` reads.
 
     Args:
-        text: `lenet`, `alexnet`, or what `Architecture.parse` takes.
-        options: the other fields; `hidden`, `dropout`, `head`, `pooled_size` and `norm` are for VGG networks only and
-            say nothing about a baseline.
+        text: a name or the notation.
+        options: other fields of the network; a baseline ignores those that it does not have, such as `head`.
 
     Raises:
         ArchitectureError: a network that cannot be.
@@ -67,7 +66,7 @@ def _of_baselines(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def network_from_json(text: str) -> Network:
-    """The network whose `to_json` this is, checked as if typed by hand; raises `ArchitectureError`."""
+    """The network that `to_json` of either kind wrote, checked in full; raises `ArchitectureError`."""
     try:
         values = json.loads(text)
     except (ValueError, TypeError, RecursionError):
@@ -81,7 +80,7 @@ def network_from_json(text: str) -> Network:
 
 
 def costs(network: NetworkLike, batch_size: int = 1) -> Costs:
-    """What a network costs for a batch of `batch_size` images; `vggkit.design.costs` says how it counts.
+    """The costs of a network for a batch of `batch_size` images; `vggkit.design.costs` says how they are counted.
 
     Args:
         network: see `as_network`.

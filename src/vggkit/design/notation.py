@@ -1,4 +1,4 @@
-"""The notation of blocks, the named family, and one line for every text that is neither.
+"""The notation of blocks, the named family, and the errors for texts that are neither.
 
 Source of the family: Simonyan & Zisserman, arXiv 1409.1556, Table 1.
 """
@@ -33,7 +33,7 @@ _BLOCK = re.compile(
 
 
 def parse(text: str) -> tuple[tuple[Block, ...], Norm]:
-    """The blocks and the norm that a name or a notation says; raises `ArchitectureError`."""
+    """The blocks and the norm of a name or a notation; raises `ArchitectureError`."""
     if not isinstance(text, str):
         raise ArchitectureError(f"expected a name or a notation as text, got {written(text)}")
     if len(text) > MAX_NOTATION_CHARACTERS:
@@ -61,7 +61,7 @@ def parse(text: str) -> tuple[tuple[Block, ...], Norm]:
 
 
 def name_of(blocks: tuple[Block, ...]) -> str | None:
-    """The family's name for `blocks` (`vgg16`, `vgg11/4`), if it has one."""
+    """The name of `blocks` in the family (`vgg16`, `vgg11/4`), if they have one."""
     for name, notation in FAMILY.items():
         widest = _parse_blocks(notation, notation)
         divisor, remainder = divmod(widest[0].channels, blocks[0].channels)
@@ -71,7 +71,7 @@ def name_of(blocks: tuple[Block, ...]) -> str | None:
 
 
 def _checked_number(text: str, digits: str, place: int, what: str, most: int) -> int:
-    """The number from 1 to `most` that `digits`, which stand in `text` at the character `place`, say."""
+    """The number from 1 to `most` that `digits` are; they stand at the character `place` of `text`."""
     # int() of a text of thousands of digits is slow, then refused by Python itself: length comes first.
     if not re.fullmatch(r"[0-9]{1,9}", digits) or not 1 <= int(digits) <= most:
         raise ArchitectureError(
@@ -81,7 +81,7 @@ def _checked_number(text: str, digits: str, place: int, what: str, most: int) ->
 
 
 def _parse_blocks(text: str, body: str) -> list[Block]:
-    """The blocks of `body`, a part of `text`, to whose characters the errors point."""
+    """The blocks of `body`, which is a part of `text`; errors point to characters of `text`."""
     offset = text.find(body)
     blocks: list[Block] = []
     position = 0

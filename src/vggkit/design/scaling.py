@@ -1,26 +1,26 @@
-"""How long a step of data-parallel training takes with more workers, in closed form: a prediction, nothing is run.
+"""The time of a step of data-parallel training with more workers, predicted in closed form: nothing is run.
 
-What is modelled is torch's DistributedDataParallel. Each of W workers computes forward and backward on its share of
-the batch. As the backward pass goes from the last layer to the first, gradients fill buckets; a full bucket is
-averaged over all workers while the backward pass goes on. Compute is one resource and the network another, which
-takes one bucket after the other:
+The model is torch's DistributedDataParallel. Each of W workers computes forward and backward on its share of the batch.
+As the backward pass goes from the last layer to the first, gradients fill buckets, and a full bucket is averaged over
+all workers while the backward pass goes on. Compute is one resource and the network another, which takes one bucket
+after the other:
 
     step = forward + max(backward, the last bucket's all-reduce is done) + update
 
-- Compute: the MACs of `costs` over those that a worker does in a second. Backward is twice forward, one product for
-  the input's gradient and one for the weights'; the first layer's input needs no gradient. Layers without MACs (ReLU,
-  pools, norms) take no time of their own: measure the rate on a whole step, and they are in it.
-- Buckets: as torch makes them, after its first step, in the order in which gradients come; one is full as soon as it
-  holds at least 25 MiB, the first 1 MiB. (Li et al., "PyTorch Distributed", VLDB 2020, section 3.2.3.)
-- All-reduce: a ring. In each of 2 (W - 1) steps every worker sends 1/W of the bucket and receives as much, so that n
-  bytes take 2 (W - 1) (latency + n / W / bandwidth). (Patarasuk & Yuan, "Bandwidth optimal all-reduce algorithms for
-  clusters of workstations", 2009; Horovod, arXiv 1802.05799, does so for networks.)
-- Compression: `bf16` sends 2 bytes for each parameter. `powersgd` sends r (m + n) values for a matrix of m x n where
-  this is less than half of m n, as torch's hook does by default, in three all-reduces a bucket: vectors and small
-  matrices, then P, then Q. (Vogels et al., arXiv 1905.13727.) What compressing itself computes is not counted.
+- Compute: the MACs of `costs` over those that a worker does in a second. Backward takes twice as many as forward, one
+  product for the gradient of the input and one for that of the weights; the first layer's input needs none. Layers
+  without MACs take no time of their own: measure the rate on a whole step, which includes them.
+- Buckets: as torch makes them after its first step, in the order in which gradients arrive. A bucket is full when it
+  holds at least 25 MiB, the first one at 1 MiB. (Li et al., "PyTorch Distributed", VLDB 2020, section 3.2.3.)
+- All-reduce: a ring. In each of 2 (W - 1) steps every worker sends 1/W of the bucket and receives as much, so n bytes
+  take 2 (W - 1) (latency + n / W / bandwidth). (Patarasuk & Yuan, "Bandwidth optimal all-reduce algorithms for
+  clusters of workstations", 2009; Horovod, arXiv 1802.05799, applies it to networks.)
+- Compression: `bf16` sends 2 bytes for each parameter. `powersgd` sends r (m + n) values for a matrix of m x n if that
+  is less than half of m n, as torch's hook does by default, in three all-reduces a bucket: vectors and small matrices,
+  then P, then Q. (Vogels et al., arXiv 1905.13727.) The arithmetic of compression is not counted.
 
-Not modelled: copies into buckets and out of them, contention, stragglers, trees or faster links inside a machine,
-loading data.
+Not modelled are copies into and out of buckets, contention, stragglers, trees, faster links inside a machine, and the
+loading of data.
 """
 
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ from vggkit.design.network import Network, NetworkLike, as_network
 from vggkit.errors import ArchitectureError
 
 Compression = Literal["none", "bf16", "powersgd"]
-"""What of a gradient is sent: float32, bfloat16, or two thin matrices in its place."""
+"""How a gradient is sent: as float32, as bfloat16, or as two thin matrices."""
 
 FIRST_BUCKET_BYTES, BUCKET_BYTES = 2**20, 25 * 2**20  # torch's defaults
 MAX_WORKERS = 2**20
@@ -49,16 +49,25 @@ class StepPrediction:
     workers: int
     images_per_worker: int
     compute_seconds: float
-    """Forward, backward and update on one worker's images: what a step takes where there is one worker."""
+    """Forward, backward and update on one worker's images: the step of a single worker."""
     communication_seconds: float
-    """That the network is busy for, hidden behind the backward pass or not."""
+    """The network's busy time, whether or not the backward pass hides it."""
     exposed_seconds: float
-    """That the workers wait for the network, with nothing left to compute."""
+    """The time in which the workers wait for the network."""
     step_seconds: float
     gradient_bytes: float
-    """That each worker sends; it receives as many."""
+    """Sent by each worker, which receives as many."""
     efficiency: float
-    """Weak scaling, 0 to 1: the step of one worker over the step of all, with the same images for each."""
+    """Weak scaling, 0 to 1: the step of one worker over the step of all, with equally many images for each."""
+
+    def __str__(self) -> str:
+        return (
+            f"prediction: {1000 * self.step_seconds:,.1f} ms a step with {self.workers:,} workers of "
+            f"{self.images_per_worker:,} images, {self.efficiency:.1%} efficiency"
+        )
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{self}</pre>"
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,7 @@ class Bucket:
     matrices: tuple[tuple[int, int], ...]
     """Rows and columns of each gradient, outputs first; a vector has one column."""
     ready_macs: int
-    """MACs of the backward pass, from its beginning, after which all of them are there."""
+    """MACs from the beginning of the backward pass until all of them exist."""
 
 
 def predict_step(
@@ -83,22 +92,21 @@ def predict_step(
     powersgd_rank: int = 4,
     update_seconds: float = 0.0,
 ) -> StepPrediction:
-    """What a data-parallel training step of `network` takes; see the module for what is modelled.
+    """The time of a data-parallel training step of `network`; the module says what is modelled.
 
     Args:
         network: see `as_network`.
         batch_size: images of the whole step, a multiple of `workers`, which share them.
         workers: 1 to 2^20.
-        macs_per_second: that one worker reaches, measured; at least 1.
-        bytes_per_second: that a worker sends while it receives as many, at least 1; `math.inf` is a link that takes
-            no time.
+        macs_per_second: measured on one worker; at least 1.
+        bytes_per_second: sent by a worker while it receives as many, at least 1; `math.inf` for an instant link.
         latency_seconds: of one message to the next worker, 0 to a million.
-        compression: see the module.
-        powersgd_rank: r, 1 to 65536; says nothing with another compression.
-        update_seconds: of the optimizer, on each worker alike; 0 where `macs_per_second` has it in it.
+        compression: how gradients are sent.
+        powersgd_rank: r, 1 to 65536; ignored with another compression.
+        update_seconds: of the optimizer on each worker; 0 if `macs_per_second` includes it.
 
     Raises:
-        ArchitectureError: a value that cannot be.
+        ArchitectureError: a network or another value that cannot be.
 
     >>> step = predict_step("vgg16", 32 * 64, 64, macs_per_second=5e12, bytes_per_second=25e9 / 8)
     >>> round(step.gradient_bytes / 1e6), round(step.efficiency, 2)
@@ -120,30 +128,29 @@ def predict_step(
 
     forward_seconds = Costs.of(network, images).total.macs / macs_per_second
     backward_seconds = backward_macs(network, images) / macs_per_second
-    sent_bytes, communication_seconds, network_is_free_at = 0, 0.0, 0.0  # seconds from the backward pass's beginning
+    sent_bytes, busy_seconds, network_is_free_at = 0, 0.0, 0.0  # seconds from the backward pass's beginning
     for bucket in gradient_buckets(network, images):
         messages = message_bytes(bucket, compression, powersgd_rank)
         seconds = sum(allreduce_seconds(n, workers, bytes_per_second, latency_seconds) for n in messages)
         network_is_free_at = max(network_is_free_at, bucket.ready_macs / macs_per_second) + seconds
-        communication_seconds += seconds
+        busy_seconds += seconds
         sent_bytes += sum(messages)
     compute_seconds = forward_seconds + backward_seconds + update_seconds
     exposed_seconds = max(0.0, network_is_free_at - backward_seconds)
-    step_seconds = compute_seconds + exposed_seconds
     return StepPrediction(
         workers=workers,
         images_per_worker=images,
         compute_seconds=compute_seconds,
-        communication_seconds=communication_seconds,
+        communication_seconds=busy_seconds,
         exposed_seconds=exposed_seconds,
-        step_seconds=step_seconds,
+        step_seconds=compute_seconds + exposed_seconds,
         gradient_bytes=2 * (workers - 1) * sent_bytes / workers,
-        efficiency=compute_seconds / step_seconds,
+        efficiency=compute_seconds / (compute_seconds + exposed_seconds),
     )
 
 
 def allreduce_seconds(num_bytes: int, workers: int, bytes_per_second: float, latency_seconds: float) -> float:
-    """What a ring takes to average `num_bytes` bytes of each worker; 0 where there is one."""
+    """The time in which a ring averages `num_bytes` of each worker; 0 for a single worker."""
     return 2 * (workers - 1) * (latency_seconds + num_bytes / workers / bytes_per_second)
 
 
@@ -173,7 +180,7 @@ def gradient_buckets(network: Network, batch_size: int) -> tuple[Bucket, ...]:
 
 
 def message_bytes(bucket: Bucket, compression: Compression, powersgd_rank: int) -> tuple[int, ...]:
-    """Bytes of each all-reduce that `bucket` takes, one after the other."""
+    """The bytes of each all-reduce of `bucket`, one after the other."""
     if compression != "powersgd":
         bytes_per_value = 2 if compression == "bf16" else BYTES_PER_VALUE
         return (bytes_per_value * sum(rows * columns for rows, columns in bucket.matrices),)
@@ -188,7 +195,7 @@ def message_bytes(bucket: Bucket, compression: Compression, powersgd_rank: int) 
 
 
 def _gradients(layer: Layer) -> Iterator[tuple[int, int]]:
-    """Rows and columns of the gradients of a layer's parameters, in the order in which autograd hands them out."""
+    """Rows and columns of the gradients of a layer's parameters, in autograd's order."""
     vector = (layer.outputs, 1)
     match layer.kind:
         case "conv":

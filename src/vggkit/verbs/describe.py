@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any
 
+from rich.filesize import decimal
 from tyro.conf import Positional, arg
 
 from vggkit.design.architecture import Architecture
 from vggkit.design.costs import MAX_BATCH_SIZE, Costs, Sum
-from vggkit.design.memory import Dtype, OptimizerState, TrainingMemory, in_units, largest_batch, training_memory
+from vggkit.design.memory import Dtype, OptimizerState, TrainingMemory, largest_batch, training_memory
 from vggkit.design.network import Network, costs
 from vggkit.design.scaling import StepPrediction
 from vggkit.design.table import Table
@@ -158,9 +159,10 @@ def _print_one(one: _Described, flags: Flags, memory_bytes: int | None) -> None:
         if one.largest_batch[way] == MAX_BATCH_SIZE:
             most = "so does any other"
         if way:
-            print(f"with --checkpoint, blocks computed again: {in_units(memory.peak_bytes)}, {fits}; {most}")
+            peak = decimal(memory.peak_bytes, precision=2)
+            print(f"with --checkpoint, blocks computed again: {peak}, {fits}; {most}")
         else:
-            print(f"in {in_units(memory_bytes)}: a batch of {flags.batch_size} {fits}; {most}")
+            print(f"in {decimal(memory_bytes, precision=2)}: a batch of {flags.batch_size} {fits}; {most}")
     print("not counted: the program itself, the data, what the allocator keeps")
 
 
