@@ -8,7 +8,8 @@ from io import BytesIO
 import pytest
 from PIL import Image
 
-from vggkit import VGG, Architecture, build, cli, parse_network, save_weights
+from vggkit import VGG, Architecture, build, cli, save_weights
+from vggkit.verbs.network import NetworkFlags
 
 ARCH = Architecture.parse("1x4 2x8_bn", in_channels=1, num_classes=3, image_size=16, hidden=(5,))
 
@@ -119,10 +120,11 @@ def test_draw_writes_png_and_pdf(suffix, style, tmp_path, capsys):
         assert len(picture.convert("RGB").resize((200, 200)).getcolors(40_000)) > 20
 
 
-def test_the_flags_of_networks_are_the_same_in_every_verb(capsys):
-    for verb in ("describe", "draw"):
-        with pytest.raises(SystemExit):
-            cli.main([verb, "--help"])
-        text = " ".join(capsys.readouterr().out.replace("│", " ").split())
-        assert "1 for grey images, 3 for RGB; the network's own if not given: 3, for lenet and alexnet 1." in text
-    assert parse_network("lenet").in_channels == 1
+@pytest.mark.parametrize("verb", ["describe", "draw", "bench"])
+def test_the_flags_of_networks_are_the_same_in_every_verb(verb, capsys):
+    assert cli.main([verb, "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for name, value in NetworkFlags().__dict__.items():
+        assert value is None
+        assert f"--{name.replace('_', '-')} " in text
+    assert "1 for grey images, 3 for RGB; the network's own if not given: 3, for lenet and alexnet 1." in text

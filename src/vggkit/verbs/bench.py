@@ -2,12 +2,12 @@
 
 import statistics
 from dataclasses import asdict, dataclass
+from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
-from vggkit.design.architecture import Head
-from vggkit.design.network import parse_network
-from vggkit.verbs.terminal import DONE, given, parse_flags, print_json, print_table, print_to_stderr
+from vggkit.verbs.network import NetworkFlags
+from vggkit.verbs.terminal import DONE, parse_flags, print_json, print_table, print_to_stderr
 
 
 @dataclass(frozen=True)
@@ -25,16 +25,7 @@ class Flags:
     """Forward, backward and update; forward alone if not given."""
     batch_size: int = 8
     """Images in a step."""
-    image_size: int | None = None
-    """Pixels along a side; the published size (224, for lenet 28) if not given."""
-    in_channels: int | None = None
-    """1 for grey images, 3 for RGB; the published number if not given."""
-    num_classes: int | None = None
-    """Outputs of the last layer; the published number if not given."""
-    hidden: tuple[int, ...] | None = None
-    """Widths of the hidden fully connected layers; 4096 4096 if not given, none with the head gap."""
-    head: Head = "flatten"
-    """flatten, adaptive, conv or gap."""
+    network: Annotated[NetworkFlags, arg(name="")] = NetworkFlags()  # noqa: RUF009 (frozen)
     repeats: int = 5
     """Turns of each way."""
     device: str | None = None
@@ -49,14 +40,7 @@ def run(arguments: list[str]) -> int:
     for name, value in (("--batch-size", flags.batch_size), ("--repeats", flags.repeats)):
         if value < 1:
             raise ValueError(f"expected {name} of 1 or more, got {value}")
-    options = given(
-        image_size=flags.image_size,
-        in_channels=flags.in_channels,
-        num_classes=flags.num_classes,
-        hidden=flags.hidden,
-        head=flags.head,
-    )
-    network = parse_network(flags.architecture, **options)
+    network = flags.network.network(flags.architecture)
     from vggkit.lab.bench import bench
 
     what = "training" if flags.train else "inference"
