@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from vggkit.engines import cpu, gpu
+from vggkit.engines import cpu, gpu, waiting
 from vggkit.networks.baselines import BaselineNetwork
 from vggkit.networks.modules import check_images
 from vggkit.networks.vgg import VGG
@@ -105,8 +105,9 @@ class Accelerated(nn.Module):
         return y if gives_half else y.to(x.dtype)
 
     def _forward(self, x: Tensor) -> Tensor:
-        for layers, is_block in _stretches(self.net):
-            x = self._run(layers, x, is_block)
+        with waiting.watched((id(self), x.shape[1:]), len(x), x.device.type):
+            for layers, is_block in _stretches(self.net):
+                x = self._run(layers, x, is_block)
         return x
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from vggkit.data.feed import Batch
+from vggkit.engines import waiting
 from vggkit.engines.accelerate import accelerate
 from vggkit.errors import DivergedError
 from vggkit.training.checkpoint import Saver
@@ -45,7 +46,8 @@ def train_epochs(
         state.elapsed_seconds += lap()  # of what came since the last evaluation, such as drawing the curves
         for batch in _waited_for(data.train.batches(state.epoch, state.epoch_steps), state):
             learning_rate = recipe.learning_rate_at(state.step, training.steps_per_epoch, accuracies)
-            outcome = step(batch, learning_rate, stop.signal_name is not None)
+            with waiting.watched("step", batch.size, team.device.type):
+                outcome = step(batch, learning_rate, stop.signal_name is not None)
             state.step += 1
             state.epoch_steps += 1
             # Before the outcome, which is shown with the share of loading; waiting for it counts to the next step.

@@ -293,7 +293,7 @@ def _introduce(shown: Progress, training: Training, event: str, notes: list[str]
     """Say what is trained, on what."""
     data, team, recipe, facts = training.data, training.team, training.recipe, training.state.facts
     measured_on = {name: value for name, value in facts.items() if name not in data.facts}
-    shown.log(event, device=str(team.device), vggkit=__version__, **measured_on)
+    shown.log(event, device=str(team.device), vggkit=__version__, threads=torch.get_num_threads(), **measured_on)
     shown.say(
         f"{training.net.architecture.name}: {sum(p.numel() for p in training.net.parameters()):,} parameters, "
         f"{recipe.image_size} px, {data.name}: {data.train.num_images:,} training and {data.held_out.num_images:,} "

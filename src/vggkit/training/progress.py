@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vggkit.data.files import write_all, write_whole
+from vggkit.engines import waiting
 from vggkit.errors import shown
 from vggkit.training.curves import draw_curves
 from vggkit.training.run_state import EpochMetrics
@@ -51,6 +52,7 @@ class Progress:
         self._metrics = (folder / "metrics.jsonl").open("ab", buffering=0) if folder is not None else None
         self._live = _live_display(num_epochs * steps_per_epoch, start_step) if show and _is_terminal() else None
         self._notebook_display: Any = None
+        self._was_asleep = False
 
     def log(self, event: str, **values: object) -> None:
         """Add a line to `metrics.jsonl`; raises `OSError`."""
@@ -80,6 +82,9 @@ class Progress:
         loss, accuracy = (value / max(sums[2], 1) for value in sums[:2])
         if step % self.log_steps == 0:  # by steps and not by time: a run that was resumed logs the same
             self.log("step", step=step, train_loss=loss, train_accuracy=accuracy)
+        if waiting.is_asleep() != self._was_asleep:
+            self._was_asleep = not self._was_asleep
+            self.log("threads", step=step, sleep_while_waiting=self._was_asleep)
         now = time.perf_counter()
         if now - self._last_refresh >= REFRESH_SECONDS:
             self._last_refresh = now
@@ -149,8 +154,9 @@ def print_line(line: str) -> bool:
 
 
 def _bound(loading_share: float) -> str:
-    """What a run is bound by, and the share of its wall time in which it waits for images."""
-    return f"{'loading' if loading_share > 0.5 else 'compute'}-bound (loading {loading_share:.0%})"
+    """What a run is bound by, the share of its wall time in which it waits for images, and who else is there."""
+    bound = "loading" if loading_share > 0.5 else "compute"
+    return f"{bound}-bound (loading {loading_share:.0%})" + ", beside a busy process" * waiting.is_asleep()
 
 
 def clock(seconds: float) -> str:
