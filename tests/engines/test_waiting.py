@@ -23,9 +23,16 @@ def test_threads_sleep_beside_a_neighbour_and_spin_when_it_has_gone():
     assert not any(after(chooser, 60, (3000, 2300), missing=0.04))  # an idle machine is never tried
     beside = after(chooser, 60, (900, 1700), missing=0.7)
     assert beside.index(True) < 1 / 0.05
-    assert sum(beside) > 0.93 * len(beside)  # spinning is tried again, for a short while
-    gone = after(chooser, 60, (3000, 2300), missing=0.04)
+    assert sum(beside) > 0.97 * len(beside)  # spinning is tried again, for a short while
+    gone = after(chooser, 60, (3000, 2300), missing=0.04)  # which a faster step shows
     assert not any(gone[int((PAUSE_SECONDS + 1) / 0.05) :])
+
+
+def test_without_a_sign_spinning_is_tried_once_a_minute():
+    chooser = Waiting(threads=2)
+    after(chooser, 10, (900, 1700), missing=0.7)
+    gone = after(chooser, 200, (3000, 1700), missing=0.04)
+    assert not any(gone[int(70 / 0.05) :])
 
 
 def test_what_is_slower_is_not_kept():
@@ -43,7 +50,7 @@ def test_calls_of_another_kind_decide_nothing():
     chooser = Waiting(threads=2)
     after(chooser, 0.4, (900, 1700), missing=0.7)
     assert chooser.is_asleep  # on trial, by a kind that never comes again
-    after(chooser, 60, (900, 800), missing=0.04, kind="evaluation")
+    after(chooser, 80, (900, 800), missing=0.04, kind="evaluation")
     assert not chooser.is_asleep
 
 

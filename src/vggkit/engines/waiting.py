@@ -18,12 +18,13 @@ import torch
 
 WINDOW_SECONDS = 0.3
 """How long a way of waiting is measured."""
-PAUSE_SECONDS = 8.0
-"""How long the faster way is kept before the other one is tried again."""
+PAUSE_SECONDS, LONG_PAUSE_SECONDS = 8.0, 60.0
+"""How long the faster way is kept at least, and how long threads sleep without a sign that the neighbour has gone: a
+single step with spinning threads may take seconds beside several neighbours."""
 MISSING_CORES = 0.25
 """A process that spins and gets this much less processor time than its threads ask for has a neighbour."""
-MIN_GAIN = 1.1
-"""How much faster sleeping must be than spinning."""
+MIN_GAIN = 1.15
+"""How much faster sleeping must be than spinning, and how much faster than before once the neighbour may have gone."""
 
 
 class Waiting:
@@ -35,6 +36,8 @@ class Waiting:
         self._clock = self._next_trial = 0.0
         self._left: tuple[Hashable, float] | None = None
         """While a way is tried: the kind of call that decides, and its rate before."""
+        self._kept: tuple[Hashable, float] | None = None
+        """Of the way that was found faster, while it is kept."""
 
     def add(self, kind: Hashable, amount: float, seconds: float, cpu_seconds: float) -> None:
         """Count a call of `kind` that did `amount` of work, and change the way of waiting if that pays.
@@ -49,14 +52,22 @@ class Waiting:
         del self._sums[kind]
         rate, missing = sums[0] / sums[1], self.threads - sums[2] / sums[1]
         if self._left is None:
-            if self._clock >= self._next_trial and (self.is_asleep or missing > MISSING_CORES):
+            if self._clock >= self._next_trial and self._doubts(kind, rate, missing):
                 self._left = kind, rate
                 self._change()
-        elif self._left[0] == kind or self._clock > self._next_trial + 2 * PAUSE_SECONDS:
+        elif self._left[0] == kind or self._clock > self._next_trial + LONG_PAUSE_SECONDS:
             is_better = self._left[0] == kind and rate > self._left[1] * (MIN_GAIN if self.is_asleep else 1)
+            self._kept = (kind, rate) if is_better else self._left
             self._left, self._next_trial = None, self._clock + PAUSE_SECONDS
             if not is_better:
                 self._change()
+
+    def _doubts(self, kind: Hashable, rate: float, missing: float) -> bool:
+        """Whether the other way may be faster."""
+        if not self.is_asleep:
+            return missing > MISSING_CORES
+        is_faster_than_before = self._kept is not None and self._kept[0] == kind and rate > MIN_GAIN * self._kept[1]
+        return is_faster_than_before or self._clock > self._next_trial + LONG_PAUSE_SECONDS
 
     def _change(self) -> None:
         self.is_asleep = not self.is_asleep
