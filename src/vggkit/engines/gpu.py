@@ -212,19 +212,19 @@ def half_weights(layer: nn.Conv2d | nn.Linear, norm: nn.BatchNorm2d | None = Non
     kept = _HALVES.get(norm or layer)
     if kept is not None and kept[0] == versions:
         return kept[1:]
-    weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
-    if norm is not None:
-        scale, bias = scale_and_bias(norm, bias)
-        weight = weight * scale.detach().view(-1, *[1] * (weight.ndim - 1))
-    if kept is not None and kept[1].shape == weight.shape and kept[1].device == weight.device:
-        half, half_bias = kept[1].copy_(weight), kept[2]
-        if half_bias is not None and bias is not None:
-            half_bias.copy_(bias.detach())
-    else:
-        half = weight.to(HALF)
-        if half.ndim == 4:
-            half = half.contiguous(memory_format=torch.channels_last)
-        half_bias = None if bias is None else bias.detach().to(HALF)
+    with torch.inference_mode(False), torch.no_grad():  # inference mode's own tensors could not be written to later
+        weight, bias = layer.weight, layer.bias
+        if norm is not None:
+            scale, bias = scale_and_bias(norm, bias)
+            weight = weight * scale.view(-1, *[1] * (weight.ndim - 1))
+        if kept is not None and kept[1].shape == weight.shape and kept[1].device == weight.device:
+            half, half_bias = kept[1].copy_(weight), kept[2]
+            if half_bias is not None:
+                half_bias.copy_(bias)
+        else:
+            half = weight.to(HALF)
+            half = half.contiguous(memory_format=torch.channels_last) if half.ndim == 4 else half
+            half_bias = None if bias is None else bias.to(HALF)
     _HALVES[norm or layer] = (versions, half, half_bias)
     return half, half_bias
 
@@ -255,8 +255,9 @@ class Replays:
     """
 
     def __init__(self, net: nn.Module) -> None:
-        self._leaves = [module for module in net.modules() if not list(module.children())]
+        self._net = net
         self._graphs: dict[Any, tuple[torch.cuda.CUDAGraph, Tensor, Tensor] | None] = {}
+        self._places: list[int] = []
         self._versions: tuple[int, ...] = ()
 
     def takes(self, x: Tensor) -> bool:
@@ -265,19 +266,20 @@ class Replays:
             x.is_cuda
             and 0 < len(x) <= MAX_REPLAYED_IMAGES
             and not torch.is_grad_enabled()
-            and not any(leaf.training for leaf in self._leaves)
+            and not any(module.training for module in self._net.modules())
         )
 
     def __call__(self, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """`forward(x)`."""
-        versions = _versions(self._leaves)
-        if versions != self._versions:
-            if versions[::2] != self._versions[::2]:  # parameters are in other places, which the graphs do not know
-                self._graphs.clear()
-            self._versions = versions
-            if self._graphs:
-                forward(x)  # brings the half weights up to date, in their places
-        key = (x.shape, x.stride(), x.dtype, x.device)
+        modules = list(self._net.modules())
+        versions = _versions(modules)
+        places = [*map(id, modules), *versions[::2]]
+        if places != self._places:  # of layers and parameters, of which the graphs know the old ones
+            self._graphs.clear()
+        elif versions != self._versions:
+            forward(x)  # brings the half weights up to date, in their places
+        self._places, self._versions = places, versions
+        key = (x.shape, x.stride(), x.dtype, x.device, torch.is_inference_mode_enabled())
         if key not in self._graphs:
             if len(self._graphs) >= MAX_GRAPHS:
                 self._graphs.pop(next(iter(self._graphs)))
