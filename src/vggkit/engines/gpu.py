@@ -219,7 +219,7 @@ def half_weights(layer: nn.Conv2d | nn.Linear, norm: nn.BatchNorm2d | None = Non
             weight = weight * scale.view(-1, *[1] * (weight.ndim - 1))
         if kept is not None and kept[1].shape == weight.shape and kept[1].device == weight.device:
             half, half_bias = kept[1].copy_(weight), kept[2]
-            if half_bias is not None:
+            if half_bias is not None and bias is not None:
                 half_bias.copy_(bias)
         else:
             half = weight.to(HALF)
