@@ -2,27 +2,43 @@
 # make test    every check that a change must pass
 # make torture all checks of what a kill, a fault or a damage may do to a run, some 40 minutes at most
 # make bench   measure what the README shows, on this machine
+# make dist    the files to publish, installed into an empty environment and tried there
+# make docs    the documentation as a site, in site/
 # ARGS="..." adds flags to `vgg train`, PYTHON=... chooses the interpreter (3.11 to 3.13).
 
 PYTHON ?= python3
+# The program's own environment, and one for development on top of it, which sees its packages and has more.
 BIN := .venv/bin
+DEV := .venv-dev/bin
 ARGS ?=
+INSTALL := -m pip install --quiet --quiet --disable-pip-version-check
 
-.PHONY: bench gpu train test torture setup data lint types tests clean
+.PHONY: bench gpu train test torture setup dev data lint types tests dist docs clean
 
 train: setup data
 	@if [ -f .venv/.no-data ]; then data="--data fashion-mnist-sample"; fi; $(BIN)/vgg train $$data $(ARGS)
 
-test: setup data lint types tests
+test: dev data lint types tests
 
 setup: .venv/.installed
+dev: .venv-dev/.installed
 
-.venv/.installed: requirements.txt requirements-peers.txt pyproject.toml
+# Modules are compiled at their first import: of the 30,000 that are installed, a few thousand are ever imported.
+.venv/.installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; (3, 11) <= v < (3, 14) or sys.exit(f"expected Python 3.11 to 3.13, got {v.major}.{v.minor}: try make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps -r requirements-peers.txt
-	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(BIN)/python $(INSTALL) --no-compile -r requirements.txt --editable .
+	@touch $@
+
+# The peers lie apart, where only benchmarks/peers.py finds them: beside a CPU build of torch, torchvision cannot be
+# imported as it is, and other libraries take a torchvision that is there for one that works.
+.venv-dev/.installed: .venv/.installed requirements-dev.txt requirements-peers.txt
+	$(BIN)/python -m venv --clear .venv-dev
+	@program=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	$(DEV)/python -c "import pathlib, sysconfig; pathlib.Path(sysconfig.get_path('purelib'), 'program.pth').write_text('$$program')"
+	$(DEV)/python $(INSTALL) -r requirements-dev.txt
+	$(DEV)/python $(INSTALL) --no-deps --upgrade --target .venv-dev/peers -r requirements-peers.txt
+	$(DEV)/python $(INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $@
 
 # Where Fashion-MNIST cannot be had, the sample in the package takes its place, and every run says so.
@@ -30,11 +46,11 @@ data: setup
 	@rm -f .venv/.no-data; $(BIN)/vgg data fetch fashion-mnist || touch .venv/.no-data
 
 # The rows behind the README's table; on a CUDA GPU, its rows.
-bench: setup data
-	$(BIN)/python benchmarks/quick_accuracy.py --save
-	$(BIN)/python benchmarks/train_speed.py --save
-	$(BIN)/python benchmarks/memory.py --save
-	$(BIN)/python benchmarks/table.py
+bench: dev data
+	$(DEV)/python benchmarks/quick_accuracy.py --save
+	$(DEV)/python benchmarks/train_speed.py --save
+	$(DEV)/python benchmarks/memory.py --save
+	$(DEV)/python benchmarks/table.py
 
 # On a CUDA GPU, in some 8 minutes: its tests and the rows of the documents. PYTHON has torch for CUDA and pytest.
 GPU := PYTHONPATH=src:$$PYTHONPATH $(PYTHON)
@@ -46,20 +62,31 @@ gpu:
 	$(GPU) benchmarks/quick_accuracy.py --recipe d2l --seeds 3 --save
 	$(GPU) benchmarks/table.py
 
-lint: setup
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+lint: dev
+	$(DEV)/ruff check .
+	$(DEV)/ruff format --check .
 
-types: setup
-	$(BIN)/mypy
+types: dev
+	$(DEV)/mypy
 
 # A process for each core, of one thread each: two that train with two threads each wait for each other.
-tests: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
+tests: dev
+	OMP_NUM_THREADS=1 $(DEV)/pytest -n auto --dist loadfile
 
 # Every call killed or made to fail, every bit flipped, 200 kills at random; prints how many.
-torture: setup
-	VGGKIT_KILLS=200 $(BIN)/pytest -m torture -s
+torture: dev dist
+	VGGKIT_KILLS=200 $(DEV)/pytest -m torture -s
+
+# The sdist, the wheel made of it, and the quick start with that wheel in an environment that has nothing else.
+dist: dev
+	rm -rf dist .venv-dist && mkdir dist
+	$(DEV)/python -c 'from flit_core.buildapi import build_sdist; build_sdist("dist")'
+	$(DEV)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist dist/vggkit-*.tar.gz
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python $(INSTALL) --no-compile dist/vggkit-*.whl
+	cd .venv-dist && bin/vgg describe vgg11/4 && bin/vgg train --data fashion-mnist-sample --epochs 1 --out run && \
+	bin/vgg predict run ../docs/pictures/ankle-boot.png
+	rm -rf .venv-dist
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf .venv .venv-dev .venv-dist .mypy_cache .pytest_cache .ruff_cache .hypothesis dist site

@@ -1,11 +1,9 @@
 """What every benchmark's row says about where it was measured, and where rows go."""
 
 import datetime
-import importlib
 import json
 import statistics
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,23 +42,6 @@ def row_header(device: torch.device, repeats: int) -> dict[str, Any]:
         "torch": torch.__version__,
         "repeats": repeats,
     }
-
-
-def import_torchvision() -> Any:
-    """torchvision, whose compiled part need not load: its Python asks for two operators, which are defined here.
-
-    Raises:
-        ImportError, RuntimeError: it is not installed, or fits no torch that is.
-    """
-    if "torchvision" not in sys.modules:
-        library = torch.library.Library("torchvision", "DEF")
-        for operator in ("nms", "qnms"):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _KEPT.append(library)  # what it defines goes when it goes
-    return importlib.import_module("torchvision")
-
-
-_KEPT: list[torch.library.Library] = []
 
 
 def _git(*arguments: str) -> str:

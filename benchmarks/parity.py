@@ -10,8 +10,6 @@ Needs the peers of requirements-peers.txt.
 """
 
 import argparse
-import importlib
-import os
 import sys
 import tempfile
 import warnings
@@ -19,13 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from measuring import import_torchvision, row_header, save_row
+from measuring import row_header, save_row
+from peers import import_peer
 from torch import Tensor, nn
 
 from vggkit.weights.files import load_weights
 from vggkit.weights.translation import NETWORKS
-
-os.environ.setdefault("KERAS_BACKEND", "torch")
 
 
 def main() -> None:
@@ -33,14 +30,13 @@ def main() -> None:
     parser.add_argument("--save", action="store_true")
     flags = parser.parse_args()
     warnings.simplefilter("ignore")  # the peers', at import
-    import_torchvision()
     for source in ("torchvision", "timm", "keras"):
         for network in NETWORKS[source]:
             print(f"{source} {network}", file=sys.stderr)
             row = {
                 **row_header(torch.device("cpu"), 1),
                 "source": source,
-                "version": importlib.import_module(source).__version__,
+                "version": import_peer(source).__version__,
                 "network": network,
                 **(keras_errors(network) if source == "keras" else torch_errors(source, network)),
             }
@@ -51,7 +47,7 @@ def main() -> None:
 def torch_errors(source: str, network: str) -> dict[str, float]:
     """Against torchvision or timm, through a file of torch.save."""
     torch.manual_seed(0)
-    peer = importlib.import_module(source)
+    peer = import_peer(source)
     theirs = (peer.create_model(network) if source == "timm" else peer.models.get_model(network)).eval()
     randomize(theirs)
     with tempfile.TemporaryDirectory() as folder:

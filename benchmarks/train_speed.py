@@ -39,7 +39,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import Case, import_torchvision, row_header, save_row, spread
+from measuring import Case, row_header, save_row, spread
+from peers import import_peer
 from PIL import Image
 from torch import Tensor, nn
 
@@ -240,7 +241,7 @@ class ChapterDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
 def peer_transforms() -> tuple[Callable[[Image.Image, int], Tensor], str]:
     """Resize and ToTensor, and who they are from."""
     try:
-        torchvision = import_torchvision()
+        torchvision = import_peer("torchvision")
         from torchvision.transforms import functional
     except (ImportError, RuntimeError):
         return resize_by_hand, "Pillow and torch by hand"
