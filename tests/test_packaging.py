@@ -13,9 +13,13 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    target = tmp_path_factory.mktemp("installed")
+    """What the sdist installs; `make dist` does it with all requirements, in an environment of its own."""
+    made, target = tmp_path_factory.mktemp("made"), tmp_path_factory.mktemp("installed")
+    program = f"from flit_core.buildapi import build_sdist; print(build_sdist({str(made)!r}))"
+    built = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert built.returncode == 0, built.stderr
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-    done = subprocess.run([*command, "--target", target, ROOT], capture_output=True, text=True)
+    done = subprocess.run([*command, "--target", target, made / built.stdout.strip()], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return target
 
@@ -41,13 +45,16 @@ def test_the_package_is_whole(installed):
 
 
 def test_the_pins_satisfy_the_ranges():
-    pins = dict(re.findall(r"^([a-zA-Z0-9_.-]+)==(\S+)$", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
+    texts = [(ROOT / f"requirements{which}.txt").read_text() for which in ("", "-dev")]
+    program, development = (dict(re.findall(r"^([a-zA-Z0-9_.-]+)==(\S+)$", text, re.MULTILINE)) for text in texts)
+    assert not program.keys() & development.keys()
+    pins = program | development
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for requirement in project["dependencies"] + project["optional-dependencies"]["dev"]:
         name, _, least = requirement.partition(">=")
         pinned = pins[name.replace("-", "_") if name.replace("-", "_") in pins else name]
         assert [int(n) for n in pinned.split(".")[:2]] >= [int(n) for n in (least or "0").split(".")[:2]], name
-    assert pins["torch"] == "2.13.0"
+    assert {"torchvision", "keras", "mypy", "pandas"}.isdisjoint(program)
 
 
 def test_the_public_names_are_all_there():
