@@ -62,7 +62,7 @@ def test_several_splits_are_chosen_from(model, weights, tmp_path, capsys):
     }
     assert sizes == {None: 9, "train": 18, "val": 12, "validation": 12, "test": 9, "all": 39}
     assert len(evaluate(model, open_data(tmp_path / "photos")).labels) == 12
-    with pytest.raises(ValueError, match="photos: expected a split of train, validation, test or all, got 'dev2'"):
+    with pytest.raises(ValueError, match="photos: expected a split of train, validation, test, all, got 'dev2'"):
         evaluate(model, tmp_path / "photos", "dev2")
     assert cli.main(["eval", str(weights), "--data", str(tmp_path / "photos")]) == 0
     out = capsys.readouterr().out

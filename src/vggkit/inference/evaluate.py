@@ -178,7 +178,8 @@ def evaluate(
     default = source.held_out_name if isinstance(data, ImageSource) else default_split(source)
     name = (split_named(split) or split) if split else default
     if name != "all" and name not in source.splits:
-        raise DataError(f"{source.name}: expected a split of {', '.join(source.splits)} or all, got {split!r}")
+        known = ", ".join(dict.fromkeys([*source.splits, "all"]))
+        raise DataError(f"{source.name}: expected a split of {known}, got {split!r}")
     matches = matched_classes(classifier.classes, source.classes)
     # The last entry is for what is ignored already, whose label is negative.
     table = torch.tensor([IGNORED_LABEL if match is None else match for match in [*matches, None]])

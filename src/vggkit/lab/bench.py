@@ -4,6 +4,7 @@ Each way has a process of its own, since how a process gets its memory decides m
 what disturbs the machine disturbs all of them alike.
 """
 
+import itertools
 import multiprocessing
 import statistics
 import time
@@ -67,7 +68,15 @@ class Bench:
     """Why this CPU's convolutions are not compiled, if they are not."""
 
 
-def bench(network: Network, batch_size: int, *, training: bool, repeats: int = 5, device: str | None = None) -> Bench:
+def bench(
+    network: Network,
+    batch_size: int,
+    *,
+    training: bool,
+    repeats: int = 5,
+    device: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Bench:
     """Train or classify random images in turns of half a second or three steps, after a turn to warm up.
 
     All ways are in memory at once, each in a process of its own.
@@ -78,19 +87,20 @@ def bench(network: Network, batch_size: int, *, training: bool, repeats: int = 5
         training: forward, backward and update, or forward alone.
         repeats: turns of each way.
         device: as `torch.device` takes it; a CUDA GPU if there is one, else the CPU.
+        say: is told what is being measured, and each turn's speed.
 
     Raises:
-        ValueError: a batch_size or a number of repeats below 1; or `VGGKIT_ENGINE` cannot be.
-        RunError: there is no such device; or a process was ended, for lack of memory perhaps.
+        ValueError: a batch_size or a number of repeats below 1; or `VGGKIT_ENGINE` names no engine.
+        RunError: there is no such device; or a process ended, perhaps for lack of memory.
     """
     for name, value in (("batch_size", batch_size), ("repeats", repeats)):
         if value < 1:
             raise ValueError(f"expected {name} from 1, got {value}")
     chosen = choose_device(device)
     engine_name()  # checks it
-    not_compiled = cpu.why_not_compiled() if chosen.type == "cpu" else ""
     ways: tuple[Way, ...] = get_args(Way)
     context = multiprocessing.get_context("spawn")
+    turns: dict[Way, list[float]] = {way: [] for way in ways}
     with ExitStack() as stack:
         processes = {way: stack.enter_context(ProcessPoolExecutor(1, context)) for way in ways}
 
@@ -101,18 +111,22 @@ def bench(network: Network, batch_size: int, *, training: bool, repeats: int = 5
                 raise RunError(f"expected {way} to end its turn, got an ended process, try a smaller batch") from None
 
         for way in ways:  # one at a time
+            say(f"{way}: warming up")
             asked(way, _begin, way, network, batch_size, training, str(chosen), torch.get_num_threads())
             asked(way, _turn)
-        turns = [{way: asked(way, _turn) for way in ways} for _ in range(repeats)]
+        for turn, way in itertools.product(range(1, repeats + 1), ways):
+            turns[way].append(asked(way, _turn))
+            say(f"turn {turn} of {repeats}, {way}: {batch_size / turns[way][-1]:,.1f} examples/s")
         ends = {way: asked(way, _end) for way in ways}
     macs = costs(network, batch_size).total.macs + (backward_macs(network, batch_size) if training else 0)
     rate = product_flops_per_second(chosen)
-    speeds = []
-    for way in ways:
-        examples = tuple(batch_size / turn[way] for turn in turns)
-        share = statistics.median(examples) / batch_size * 2 * macs / rate
-        peak, convolutions = ends[way]
-        speeds.append(Speed(way, examples, share, peak, convolutions))
+    speeds = [
+        Speed(
+            way, tuple(batch_size / s for s in turns[way]), 2 * macs / statistics.median(turns[way]) / rate, *ends[way]
+        )
+        for way in ways
+    ]
+    not_compiled = cpu.why_not_compiled() if chosen.type == "cpu" else ""
     return Bench(tuple(speeds), rate, describe_hardware(chosen), not_compiled)
 
 

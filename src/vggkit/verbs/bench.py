@@ -1,13 +1,15 @@
 """`vgg bench`: how fast is a network on this machine, against PyTorch as it comes?"""
 
 import statistics
+import sys
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from vggkit.design.table import Table
 from vggkit.verbs.network import NetworkFlags
-from vggkit.verbs.terminal import DONE, parse_flags, print_json, print_table, print_to_stderr
+from vggkit.verbs.terminal import DONE, parse_flags, print_json, print_to_stderr
 
 
 @dataclass(frozen=True)
@@ -21,11 +23,11 @@ class Flags:
 
     architecture: Positional[str]
     """A name (vgg16, vgg11_bn/4, lenet, alexnet) or blocks (1x64 2x128)."""
+    network: Annotated[NetworkFlags, arg(name="")] = NetworkFlags()  # noqa: RUF009 (frozen)
     train: bool = False
     """Forward, backward and update; forward alone if not given."""
     batch_size: int = 8
     """Images in a step."""
-    network: Annotated[NetworkFlags, arg(name="")] = NetworkFlags()  # noqa: RUF009 (frozen)
     repeats: int = 5
     """Turns of each way."""
     device: str | None = None
@@ -44,29 +46,33 @@ def run(arguments: list[str]) -> int:
     from vggkit.lab.bench import bench
 
     what = "training" if flags.train else "inference"
-    if not flags.json:
-        print_to_stderr(f"{network.name}, {network.image_size} px, batch {flags.batch_size}, {what}: measuring ...")
-    result = bench(network, flags.batch_size, training=flags.train, repeats=flags.repeats, device=flags.device)
+    title = f"{network.name}, {network.image_size} px, batch {flags.batch_size}, {what}"
+    print_to_stderr(f"{title}: measuring")
+    try:
+        result = bench(
+            network,
+            flags.batch_size,
+            training=flags.train,
+            repeats=flags.repeats,
+            device=flags.device,
+            say=_show_live,
+        )
+    finally:
+        _show_live("")
     ours = result.speeds[0]
     ratios = {
         speed.way: [a / b for a, b in zip(ours.examples_per_second, speed.examples_per_second, strict=True)]
         for speed in result.speeds[1:]
     }
     if flags.json:
-        measured = {
-            "network": network.name,
-            "image_size": network.image_size,
-            "in_channels": network.in_channels,
-            "num_classes": network.num_classes,
-            "batch_size": flags.batch_size,
-            "training": flags.train,
-        }
+        names = ("name", "image_size", "in_channels", "num_classes")
+        measured = {"network" if name == "name" else name: getattr(network, name) for name in names}
+        measured |= {"batch_size": flags.batch_size, "training": flags.train}
         print_json({**measured, **asdict(result), "examples_per_second_over": ratios})
         return DONE
     rows = [
         (
             speed.way,
-            speed.convolutions,
             f"{speed.median:,.3g}" if speed.median < 100 else f"{speed.median:,.0f}",
             f"{1000 * flags.batch_size / speed.median:,.1f}",
             f"{speed.share_of_product_rate:.0%}",
@@ -75,17 +81,24 @@ def run(arguments: list[str]) -> int:
         )
         for speed in result.speeds
     ]
-    header = ("way", "convolutions", "examples/s", "ms a step", "of product rate", "peak MB", "vggkit is")
-    print_table(header, [rows], left_aligned=2)
-    print(
-        f"{result.hardware}; matrix product {result.product_flops_per_second / 1e9:,.0f} GFLOP/s; "
-        f"median of {flags.repeats} turn{'s' * (flags.repeats > 1)}, without data\n"
-        "of product rate: operations of the network as it is defined, over those of the matrix product\n"
-        "peak MB: beyond what the process held before; vggkit is: median and range of the turns' ratios"
-    )
+    notes = [
+        f"{result.hardware}",
+        f"matrix product {result.product_flops_per_second / 1e9:,.0f} GFLOP/s; vggkit's convolutions: "
+        f"{ours.convolutions}",
+        f"median of {flags.repeats} turn{'s' * (flags.repeats > 1)}, without data; peak MB: beyond the process's own",
+        "of rate: the network's operations as defined, over those of a matrix product",
+        "vggkit is: median and range of the turns' ratios",
+    ]
+    print(Table(("way", "examples/s", "ms a step", "of rate", "peak MB", "vggkit is"), [rows], 1, title, notes))
     if result.not_compiled:
         print_to_stderr(f"convolutions are not compiled, and slower: {result.not_compiled}")
     return DONE
+
+
+def _show_live(line: str) -> None:
+    """Show `line` in place of the one before, on a terminal alone."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{line[:79]}", end="", file=sys.stderr, flush=True)
 
 
 def _spread(ratios: list[float]) -> str:
