@@ -295,16 +295,13 @@ def test_a_users_mistake_in_describe_gets_one_line(arguments, message, capsys):
     assert message in line
 
 
-def test_the_predictions_of_the_documentation_are_what_the_command_prints():
+def test_the_predictions_of_the_documentation_are_what_the_command_prints(capsys):
     page = (ROOT / "docs" / "scaling.md").read_text()
-    shown = re.findall(r"`vgg (describe [^`]*) \| grep prediction`:\n\n```\n(.*?)```", page, re.DOTALL)
+    shown = re.findall(r"`vgg describe ([^`]*) \| grep prediction`:\n\n```\n(.*?)```", page, re.DOTALL)
     assert len(shown) == 2
     for command, block in shown:
-        done = subprocess.run(
-            [sys.executable, "-m", "vggkit", *command.split()], capture_output=True, text=True, check=True
-        )
-        printed = [line.rstrip() for line in done.stdout.splitlines() if "prediction" in line]
-        assert printed == [line.rstrip() for line in block.splitlines()]
+        printed = [line for line in described(capsys, *command.split()).splitlines() if "prediction" in line]
+        assert printed == block.splitlines()
 
 
 @pytest.mark.slow

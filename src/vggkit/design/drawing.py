@@ -1,13 +1,12 @@
-"""A network as a picture: one SVG text that needs nothing beside itself. Imports no torch.
+"""Networks as a picture: one SVG text that depends on no other file.
 
-`scale` shows what every layer puts out as a cuboid: its height and width are the map's, its thickness the channels.
-Lengths grow with the square root of what they stand for, because on a linear scale the last map of VGG-16 (7 of
-224 pixels) vanishes beside the first; one scale holds for the whole drawing. `blocks` is the book's diagram: a box
-for each layer, a frame for each block, not to scale. Both show each part's share of the parameters and of the MACs,
-as `vggkit.costs` counts them.
+The style `scale` shows the output of each layer as a cuboid: its height and width are those of the map, its thickness
+is the number of channels. Lengths are square roots, because on a linear scale the last map of VGG-16 (7 of 224 pixels)
+vanishes beside the first; one scale holds for the whole drawing. The style `blocks` is the book's diagram: a box for
+each layer and a frame for each block, not to scale. Both show each part's share of the parameters and of the MACs.
 
-A drawing has a light panel of its own, so that it reads on any page, and neither styles nor ids, which would leak
-into a notebook that it is shown in.
+A drawing has a light panel, so that it is legible on any page. It has no styles and no ids, which would leak into the
+notebook that shows it, and no `tspan`, which CairoSVG misplaces.
 """
 
 import itertools
@@ -18,16 +17,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vggkit.design import svg
-from vggkit.design.costs import Costs, LayerCost, Sum
-from vggkit.design.layers import AnyNetwork, Layer, check_one_of
-from vggkit.errors import ArchitectureError, shown
+from vggkit.design.layers import AnyNetwork, check_one_of
+from vggkit.design.view import Box, Part, View, view_of
+from vggkit.errors import ArchitectureError
 
 Style = Literal["scale", "blocks"]
 """`scale`: cuboids to scale. `blocks`: a box for each layer, stacked as in the book."""
 
 MAX_NETWORKS = 16
-MAX_PARTS = 24  # drawn of a network; 16 blocks and 100 hidden layers can be written
-MAX_BOXES = 9  # drawn of a part; 1000 convolutions can be written
 
 MAX_SIDE, MAX_THICKNESS = 200.0, 46.0  # of the drawing's largest map and of its widest layer, in SVG's pixels
 SLANT_X, SLANT_Y = 0.31, 0.26  # where the back lies: foreshortened to 0.4, 40 degrees upwards
@@ -46,10 +43,6 @@ COLOURS = {
     "normalisation": "#b79ad8",
     "fully connected": "#7fbf8a",
 }
-GROUPS = {"conv": "convolution", "lrn": "normalisation", "fc": "fully connected"} | dict.fromkeys(
-    ("pool", "avgpool", "adaptive", "fit"), "pooling"
-)
-NOT_DRAWN = {"bn": "batch norm", "relu": "ReLU", "sigmoid": "sigmoid", "flatten": "flatten", "dropout": "dropout"}
 
 CAPTIONS = {
     "scale": "A cuboid is what a layer puts out. Lengths are square roots: twice the height and width is four times "
@@ -59,46 +52,8 @@ CAPTIONS = {
 
 
 @dataclass(frozen=True)
-class _Box:
-    """What a layer puts out; or, without a `group`, the layers that there is no room for."""
-
-    name: str
-    group: str
-    kernel: str
-    words: str
-    channels: int
-    size: int
-    shape: str
-    hint: str
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A block or a fully connected layer, with its shares of the costs, 0 to 1."""
-
-    boxes: tuple[_Box, ...]
-    parameters: float = 0
-    macs: float = 0
-
-
-@dataclass(frozen=True)
-class _View:
-    """All that is shown of a network; the first part is the image."""
-
-    name: str
-    parts: tuple[_Part, ...]
-    lines: tuple[str, ...]
-    connected: dict[str, float]
-    """The share of the fully connected layers, 0 to 1, in the parameters and in the MACs."""
-
-    @property
-    def boxes(self) -> tuple[_Box, ...]:
-        return tuple(itertools.chain.from_iterable(part.boxes for part in self.parts))
-
-
-@dataclass(frozen=True)
 class _Card:
-    """The drawing of one network, from the origin to the right and down; all cards of a page are of one height."""
+    """The drawing of one network, from its upper left corner; all cards of a page have the same height."""
 
     width: float
     height: float
@@ -110,77 +65,11 @@ def drawing(networks: Sequence[AnyNetwork], style: Style = "scale") -> str:
     check_one_of("a style", style, Style)
     if not 1 <= len(networks) <= MAX_NETWORKS:
         raise ArchitectureError(f"expected 1 to {MAX_NETWORKS} networks to draw, got {len(networks)}")
-    views = [_view(network) for network in networks]
+    views = [view_of(network) for network in networks]
     return _page(views, _to_scale(views) if style == "scale" else _as_blocks(views), style)
 
 
-def _view(network: AnyNetwork) -> _View:
-    counted = Costs.of(network)
-    total, sums = counted.total, counted.parts
-    boxes: dict[str, list[_Box]] = {}
-    for layer, cost in zip(network.layers(), counted.layers, strict=True):
-        is_idle = layer.kind == "fit" and not cost.activation_bytes  # nothing is stretched
-        if layer.kind in GROUPS and not is_idle:
-            boxes.setdefault(layer.part, []).append(_box(layer, cost))
-    parts = [_part(boxes[name], part, total) for name, part in sums.items()]
-    if len(parts) > MAX_PARTS:
-        middle = list(sums)[MAX_PARTS - 4 : -3]
-        gap = _gap([box for name in middle for box in boxes[name]])
-        merged = Sum.of(layer for name in middle for layer in sums[name].layers)
-        parts[MAX_PARTS - 4 : -3] = [_part([gap], merged, total)]
-    absent = [words for kind, words in NOT_DRAWN.items() if any(layer.kind == kind for layer in counted.layers)]
-    left_out = sum(map(len, boxes.values())) - sum(bool(box.group) for part in parts for box in part.boxes)
-    if left_out:
-        absent.append(f"{left_out:,} layers, for want of room")
-    lines = (
-        f"{_short(total.parameters)} parameters, {_short(total.macs)} MACs",
-        f"{total.weight_layers:,} weight layers, {network.num_classes:,} classes",
-        f"not drawn: {', '.join(absent)}",
-    )
-    shape = f"{network.in_channels}×{network.image_size}×{network.image_size}"
-    image = _Box("image", "image", "", "", network.in_channels, network.image_size, shape, f"image: {shape}")
-    kind = getattr(network, "head", "flatten")
-    head = f", head {kind}" if kind != "flatten" else ""
-    fully = counted.fully_connected
-    connected = {"parameters": fully.parameters / total.parameters, "MACs": fully.macs / total.macs}
-    return _View(shown(network.name, limit=60) + head, (_Part((image,)), *parts), lines, connected)
-
-
-def _part(boxes: list[_Box], part: Sum, total: Sum) -> _Part:
-    """What `part` costs of `total`; the middle of many boxes becomes one that says how many there are."""
-    if len(boxes) > MAX_BOXES:
-        half = MAX_BOXES // 2
-        boxes = [*boxes[:half], _gap(boxes[half:-half]), *boxes[-half:]]
-    return _Part(tuple(boxes), part.parameters / total.parameters, part.macs / total.macs)
-
-
-def _box(layer: Layer, cost: LayerCost) -> _Box:
-    square = f"{layer.kernel_size}×{layer.kernel_size}"
-    match layer.kind:
-        case "conv":
-            stride = f", stride {layer.stride}" if layer.stride > 1 else ""
-            kernel, words = square, f"{square} conv ({layer.outputs:,}){stride}, pad {layer.padding}"
-        case "pool" | "avgpool":
-            kind = "max" if layer.kind == "pool" else "mean"
-            kernel, words = square, f"{square} {kind} pool, stride {layer.stride}"
-        case "adaptive" | "fit":
-            kernel, words = "", f"{'mean' if layer.kind == 'adaptive' else 'stretch'} to {square}"
-        case "fc":
-            kernel, words = "", f"FC ({layer.outputs:,})"
-        case _:
-            kernel, words = "", "local response norm"
-    shape = "×".join(map(str, cost.output_shape[1:]))
-    hint = f"{layer.name}: {words}, output {shape}, {cost.parameters:,} parameters, {cost.macs:,} MACs"
-    size = cost.output_shape[-1] if len(cost.output_shape) == 4 else 1
-    return _Box(layer.name, GROUPS[layer.kind], kernel, words, layer.outputs, size, shape, hint)
-
-
-def _gap(boxes: Sequence[_Box]) -> _Box:
-    hint = f"{boxes[0].name} to {boxes[-1].name}"
-    return _Box(f"… {len(boxes):,} more", "", "", "", boxes[-1].channels, 1, boxes[-1].shape, hint)
-
-
-def _to_scale(views: Sequence[_View]) -> list[_Card]:
+def _to_scale(views: Sequence[View]) -> list[_Card]:
     boxes = [box for view in views for box in view.boxes]
     per_side = MAX_SIDE / math.sqrt(max(box.size for box in boxes))
     per_thickness = MAX_THICKNESS / math.sqrt(max(box.channels for box in boxes))
@@ -218,16 +107,16 @@ def _to_scale(views: Sequence[_View]) -> list[_Card]:
     return cards
 
 
-def _labels(part: _Part) -> list[tuple[str, str, str]]:
-    """Lines of words, a grey tail and a colour: the name and kernel of each box; the shape where boxes of it end."""
+def _labels(part: Part) -> list[tuple[str, str, str]]:
+    """The lines below a part, as words, a grey tail and a colour: names with kernels, then the shape of the output."""
     lines = []
     for shape, alike in itertools.groupby(part.boxes, key=lambda box: box.shape):
         lines += [(box.name, box.kernel, svg.INK) for box in alike] + [(shape, "", svg.MUTED)]
     return lines
 
 
-def _cuboid(x: float, axis: float, thickness: float, side: float, box: _Box) -> list[str]:
-    """A cuboid from `x` to the right, centred on `axis`; what is to its right stands in front and is drawn later."""
+def _cuboid(x: float, axis: float, thickness: float, side: float, box: Box) -> list[str]:
+    """A cuboid from `x` to the right, centred on `axis`; those to its right stand in front and are drawn later."""
     if not box.group:
         return svg.hinted(box.hint, [svg.rect(x + i * BOX_GAP, axis - 1, 2, 2, svg.INK, radius=1) for i in range(3)])
     back_x, back_y = side * SLANT_X, side * SLANT_Y
@@ -246,8 +135,8 @@ def _cuboid(x: float, axis: float, thickness: float, side: float, box: _Box) -> 
     )
 
 
-def _as_blocks(views: Sequence[_View]) -> list[_Card]:
-    def height_of(part: _Part, is_image: bool) -> float:
+def _as_blocks(views: Sequence[View]) -> list[_Card]:
+    def height_of(part: Part, is_image: bool) -> float:
         return len(part.boxes) * (BOX_HEIGHT + ARROW) - ARROW + (0 if is_image else 2 * FRAME + SHARES)
 
     heights = [[height_of(part, part is view.parts[0]) + PART_GAP for part in view.parts] for view in views]
@@ -278,7 +167,7 @@ def _as_blocks(views: Sequence[_View]) -> list[_Card]:
     return cards
 
 
-def _layer_box(x: float, y: float, width: float, box: _Box) -> list[str]:
+def _layer_box(x: float, y: float, width: float, box: Box) -> list[str]:
     baseline, colour = y + BOX_HEIGHT / 2 + 4, COLOURS.get(box.group, PANEL)
     fill, stroke = svg.mixed(colour, WHITE, 0.35), svg.mixed(colour, svg.INK, 0.35)
     frame = svg.rect(x, y, width, BOX_HEIGHT, fill, stroke=stroke, radius=4, dashes="" if box.group else "3 3")
@@ -287,7 +176,7 @@ def _layer_box(x: float, y: float, width: float, box: _Box) -> list[str]:
 
 
 def _arrow(x: float, y: float, length: float, upwards: bool = False) -> list[str]:
-    """To the right from (`x`, `y`), or upwards to it from below."""
+    """An arrow to the right from (`x`, `y`), or upwards to that point."""
     if upwards:
         tip = [(x, y), (x - 3, y + 5), (x + 3, y + 5)]
         return [svg.rect(x - 0.5, y + 4, 1, length - 4, svg.MUTED), svg.polygon(tip, svg.MUTED)]
@@ -296,7 +185,7 @@ def _arrow(x: float, y: float, length: float, upwards: bool = False) -> list[str
     return [svg.rect(x, y - 0.5, max(0, length - 4), 1, svg.MUTED), svg.polygon(tip, svg.MUTED)]
 
 
-def _page(views: Sequence[_View], cards: Sequence[_Card], style: Style) -> str:
+def _page(views: Sequence[View], cards: Sequence[_Card], style: Style) -> str:
     """The cards in rows, a legend of the colours in use, and the caption, on a panel."""
     elements, x, y, width = list[str](), MARGIN, MARGIN, 0.0
     for card in cards:
@@ -327,8 +216,8 @@ def _page(views: Sequence[_View], cards: Sequence[_Card], style: Style) -> str:
     return svg.document(width, height, names, described, [panel, *elements])
 
 
-def _card(view: _View, width: float, height: float, elements: list[str]) -> _Card:
-    """The drawing below its header: the name, a few lines, and what the fully connected layers hold."""
+def _card(view: View, width: float, height: float, elements: list[str]) -> _Card:
+    """The drawing below a header: the name, a few lines, and bars that say what the larger share holds."""
     width = max(width, BAR, svg.text_width(view.name, svg.TITLE), *map(svg.text_width, view.lines))
     header = [svg.text(0, svg.TITLE - 3, view.name, size=svg.TITLE)]
     header += [
@@ -351,9 +240,3 @@ def _share(x: float, y: float, width: float, share: float, colour: str) -> list[
     percent = "< 0.1%" if 0 < share < 0.0005 else f"{100 * share:.1f}%"
     bar = [svg.rect(x, y + 4, width, 5, TRACK), svg.rect(x, y + 4, width * share, 5, colour)]
     return [svg.text(x + width / 2, y, percent, anchor="middle"), *bar]
-
-
-def _short(number: int) -> str:
-    """`number` with one decimal and k, M, G, T, P or E."""
-    thousands = min((len(str(number)) - 1) // 3, 6)
-    return f"{number / 1000**thousands:,.1f} {' kMGTPE'[thousands]}" if thousands else str(number)

@@ -85,12 +85,13 @@ def parse_bytes(text: str) -> int:
     match = re.fullmatch(
         r"\s*(\d{1,15}(?:\.\d{1,15})?(?:e\d{1,2})?)\s*(?:([kMGT])(i?)B|B?)\s*", text, re.IGNORECASE | re.ASCII
     )
-    if match is None:
-        raise UserError(f"{expected}, got '{shown(text)}'")
-    number, prefix, binary = match.groups()
-    num_bytes = int(float(number) * (1024 if binary else 1000) ** (" kmgt".index(prefix.lower()) if prefix else 0))
+    num_bytes = 0
+    if match is not None:
+        number, prefix, binary = match.groups()
+        power = " kmgt".index(prefix.lower()) if prefix else 0
+        num_bytes = int(float(number) * (1024 if binary else 1000) ** power)
     if not 10**6 <= num_bytes < 10**21:
-        raise UserError(f"{expected}, got '{text.strip()}', which is {num_bytes} bytes")
+        raise UserError(f"{expected}, got '{shown(text)}'")
     return num_bytes
 
 
