@@ -154,7 +154,8 @@ def turn(step: Step, device: torch.device) -> float:
 def made(case: Case, way: str, device: torch.device) -> Step:
     """A step of `case` on one batch, by a network of its own."""
     torch.manual_seed(0)
-    net = build(architecture(case)).to(device).train(case.is_training)
+    with device:
+        net = build(architecture(case)).train(case.is_training)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     x = torch.rand(case.batch_size, case.in_channels, case.image_size, case.image_size, device=device)
     x = x.contiguous(memory_format=torch.channels_last)
