@@ -12,8 +12,8 @@ A loss that stays at the entropy of the labels has one of these causes; each is 
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -94,16 +94,6 @@ class Diagnosis:
     """A line for each: what was found, or what to try."""
 
 
-@dataclass
-class _Seen:
-    """What the forward pass shows of a layer."""
-
-    output: float
-    contrast: float
-    is_normalized: bool = False
-    dead: float | None = None
-
-
 def examine(
     net: nn.Module,
     images: Tensor,
@@ -129,6 +119,47 @@ def examine(
         ValueError: labels or settings that cannot be, or images that `net` does not take.
     """
     _check(images, labels, optimizer, learning_rate, momentum)
+    seen, loss, weights, gradients, telling_apart = _passes(net, images, labels)
+    layers = tuple(
+        replace(layer, gradient=_rms(gradient), relative_gradient=_ratio(_rms(gradient), _rms(weight)))
+        for layer, weight, gradient in zip(seen, weights, gradients, strict=True)
+    )
+
+    def plateau(name: Optimizer, step: float) -> float:
+        of = zip(layers, weights, telling_apart, strict=True)
+        return _ratio(PLATEAU, sum(_growth(w, g, name, step) for layer, w, g in of if not layer.is_normalized))
+
+    squares = sum(_rms(gradient) ** 2 * gradient.numel() for gradient in gradients)
+    is_bounded = optimizer == "adamw" or any(layer.is_normalized for layer in layers)
+    facts = Diagnosis(
+        layers=layers,
+        loss=loss,
+        # What a sum of n roundings comes to (Higham & Mary, SIAM J. Sci. Comput. 41, 2019).
+        rounding=torch.finfo(weights[-1].dtype).eps * math.sqrt(weights[-1][0].numel()),
+        plateau=plateau(optimizer, learning_rate / (1 - momentum)),
+        overshoot=0.0 if is_bounded else learning_rate * _ratio(squares, loss),
+        verdict="learns",
+        findings=(),
+    )
+    verdict = _verdict(facts)
+    adam = ""
+    if optimizer == "sgd" and plateau("adamw", ADAM_LEARNING_RATE) <= PATIENCE / 10:
+        adam = f"--optimizer adamw --learning-rate {ADAM_LEARNING_RATE:g}"
+    return replace(facts, verdict=verdict, findings=tuple(_findings(facts, verdict, net, learning_rate, adam)))
+
+
+Tensors = Sequence[Tensor]
+
+
+def _passes(
+    net: nn.Module, images: Tensor, labels: Tensor
+) -> tuple[list[LayerDiagnosis], float, Tensors, Tensors, Tensors]:
+    """One forward and one backward pass.
+
+    Returns:
+        The layers in the order of the calls, without their gradients; the loss; and for each layer the weight, the
+        loss's gradient in it, and the part of that gradient which tells images apart.
+    """
     parameters = {name: parameter.detach() for name, parameter in net.named_parameters()}
     buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
     for name, module in net.named_modules():
@@ -149,46 +180,11 @@ def examine(
         residual = (logits.softmax(dim=1) - F.one_hot(labels, logits.shape[1])).detach() / len(labels)
         # What is alike for all images only teaches the last bias how frequent the classes are.
         telling_apart = torch.autograd.grad(logits, weights, residual - residual.mean(dim=0))
-    weights = [weight.detach() for weight in weights]
-
-    def plateau(name: Optimizer, step: float) -> float:
-        of = zip(seen.values(), weights, telling_apart, strict=True)
-        return _ratio(PLATEAU, sum(_growth(w, g, name, step) for layer, w, g in of if not layer.is_normalized))
-
-    layers = tuple(
-        LayerDiagnosis(
-            name=name.rpartition(".")[2] if hasattr(net, "architecture") else name,
-            output=layer.output,
-            contrast=layer.contrast,
-            gradient=_rms(gradient),
-            relative_gradient=_ratio(_rms(gradient), _rms(weight)),
-            gain=_rms(weight) * math.sqrt(weight[0].numel() / 2),
-            is_normalized=layer.is_normalized,
-            dead=layer.dead,
-        )
-        for (name, layer), weight, gradient in zip(seen.items(), weights, gradients, strict=True)
-    )
-    squares = sum(_rms(gradient) ** 2 * gradient.numel() for gradient in gradients)
-    is_bounded = optimizer == "adamw" or any(layer.is_normalized for layer in layers)
-    facts = Diagnosis(
-        layers=layers,
-        loss=loss.item(),
-        # What a sum of n roundings comes to (Higham & Mary, SIAM J. Sci. Comput. 41, 2019).
-        rounding=torch.finfo(logits.dtype).eps * math.sqrt(weights[-1][0].numel()),
-        plateau=plateau(optimizer, learning_rate / (1 - momentum)),
-        overshoot=0.0 if is_bounded else learning_rate * _ratio(squares, loss.item()),
-        verdict="learns",
-        findings=(),
-    )
-    verdict = _verdict(facts)
-    adam = ""
-    if optimizer == "sgd" and plateau("adamw", ADAM_LEARNING_RATE) <= PATIENCE / 10:
-        adam = f"--optimizer adamw --learning-rate {ADAM_LEARNING_RATE:g}"
-    return replace(facts, verdict=verdict, findings=tuple(_findings(facts, verdict, net, learning_rate, adam)))
+    return list(seen.values()), loss.item(), [weight.detach() for weight in weights], gradients, telling_apart
 
 
 def _growth(weight: Tensor, gradient: Tensor, optimizer: Optimizer, step: float) -> float:
-    """Relative growth in one step, at most, of what a layer makes of that which tells images apart.
+    """The most by which a step makes that part of a layer's output grow which tells images apart, as a share of it.
 
     The update has hardly more than one direction, and answers a gradient coming back along it with its whole length;
     random weights answer any with rms(weight) x sqrt(fan_in) of its length.
@@ -209,15 +205,15 @@ def _verdict(facts: Diagnosis) -> Verdict:
 
 
 def _findings(facts: Diagnosis, verdict: Verdict, net: nn.Module, learning_rate: float, adam: str) -> Iterator[str]:
-    """`adam` is the flags with which AdamW would learn, if it would."""
-    last = facts.layers[-1]
+    """What was found and what to try; `adam` is the flags with which AdamW would learn, if it would."""
+    last, dead = facts.layers[-1], [layer.name for layer in facts.layers if (layer.dead or 0) > DEAD]
     if verdict == "not finite":
-        odd = [layer.name for layer in facts.layers if not math.isfinite(layer.output)]
-        yield f"{odd[0] if odd else 'the gradient'} is not finite, try --init kaiming"
+        odd = next((layer.name for layer in facts.layers if not math.isfinite(layer.output)), "the gradient")
+        yield f"{odd} is not finite, try --init kaiming"
         return
     if verdict == "overshoots":
-        lower = learning_rate * OVERSHOOT / facts.overshoot
         times = facts.overshoot / OVERSHOOT
+        lower = learning_rate / times
         yield f"the first step is {times:.3g} times too long on this batch, try --learning-rate {lower:.1g}"
     if verdict in ("slow", "stalls"):
         if last.contrast <= facts.rounding:
@@ -234,7 +230,6 @@ def _findings(facts: Diagnosis, verdict: Verdict, net: nn.Module, learning_rate:
                 yield f"it is deep, try AdamW and --warm-start RUN, of a trained {shallow}"
         if last.contrast > facts.rounding and adam:
             yield f"the gradient is small, not lost, try {adam}"
-    dead = [layer.name for layer in facts.layers if layer.dead is not None and layer.dead > DEAD]
     if dead:
         names = ", ".join(dead)
         yield f"over {DEAD:.0%} of the ReLUs are dead in {names}, try --init kaiming, or a lower --learning-rate"
@@ -274,30 +269,31 @@ def _as_in_training(net: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _watch(net: nn.Module) -> Iterator[dict[str, _Seen]]:
-    """What each layer puts out, by name, in the order of the calls; measured at once, so that nothing is kept."""
-    seen: dict[str, _Seen] = {}
+def _watch(net: nn.Module) -> Iterator[dict[str, LayerDiagnosis]]:
+    """Each layer by the path of its module, in the order of the calls; measured at once, so that no output is kept."""
+    seen: dict[str, LayerDiagnosis] = {}
+    is_ours = hasattr(net, "architecture")
 
-    def watch(name: str, module: nn.Module, output: Tensor) -> None:
+    def watch(path: str, module: nn.Module, output: Tensor) -> None:
         output = output.detach()
         if isinstance(module, nn.Conv2d | nn.Linear):
-            rms = _rms(output)
-            seen[name] = _Seen(rms, _ratio(_rms(output - output.mean(dim=0)), rms))
-        elif seen and isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            next(reversed(seen.values())).is_normalized = True
-        elif seen and isinstance(module, nn.ReLU):
+            name, rms = path.rpartition(".")[2] if is_ours else path, _rms(output)
+            gain = _rms(module.weight.detach()) * math.sqrt(module.weight[0].numel() / 2)
+            contrast = _ratio(_rms(output - output.mean(dim=0)), rms)
+            seen[path] = LayerDiagnosis(name, rms, contrast, math.nan, math.nan, gain, is_normalized=False, dead=None)
+            return
+        last = next(reversed(seen), None)
+        if last is not None and isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            seen[last] = replace(seen[last], is_normalized=True)
+        elif last is not None and isinstance(module, nn.ReLU):
             is_dead = (output == 0).transpose(0, 1).flatten(1).all(dim=1)
-            next(reversed(seen.values())).dead = is_dead.double().mean().item()
+            seen[last] = replace(seen[last], dead=is_dead.double().mean().item())
 
-    handles = [
-        module.register_forward_hook(lambda module, _inputs, output, name=name: watch(name, module, output))
-        for name, module in net.named_modules()
-    ]
-    try:
+    with ExitStack() as hooks:
+        for path, module in net.named_modules():
+            handle = module.register_forward_hook(lambda module, _, output, path=path: watch(path, module, output))
+            hooks.callback(handle.remove)
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _check(images: Tensor, labels: Tensor, optimizer: Optimizer, learning_rate: float, momentum: float) -> None:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vggkit.data.samples import ImageSource
+    from vggkit.lab.doctor import Diagnosis
+    from vggkit.networks.baselines import BaselineNetwork
+    from vggkit.networks.vgg import VGG
 
 LEAST_EXPONENT = -12
 """Of the bars, which have two characters for each power of ten."""
@@ -62,9 +65,55 @@ class Flags:
     """Print JSON instead of a table."""
 
 
-def _first_batch(
-    data: "ImageSource", network: Network, batch_size: int, seed: int, bad_images: BadImages
-) -> tuple["Tensor", "Tensor"]:
+def run(arguments: list[str]) -> int:
+    """Run the verb; returns the exit code."""
+    flags = parse_flags("doctor", Flags, arguments)
+    options = {"head": flags.head, **given(image_size=flags.image_size, hidden=flags.hidden)}
+    parse_network(flags.architecture, in_channels=1, **options)  # a wrong one is said before torch is imported
+
+    from vggkit.data.sources import open_data
+    from vggkit.lab.doctor import examine
+
+    data = open_data(flags.data, data_dir=flags.data_dir)
+    if not 2 <= flags.batch_size <= len(data.train):
+        raise ValueError(f"expected a batch_size from 2 to {len(data.train)}, got {flags.batch_size}")
+    if not 0 <= flags.seed < 2**31:
+        raise ValueError(f"expected a seed from 0 to {2**31 - 1}, got {flags.seed}")
+    network = parse_network(flags.architecture, in_channels=data.channels, num_classes=len(data.classes), **options)
+    net = _at_start(network, flags)
+    images, labels = _first_batch(data, network, flags)
+    how: dict[str, Any] = {name: getattr(flags, name) for name in ("optimizer", "learning_rate", "momentum")}
+    diagnosis = examine(net, images, labels, **how)
+    if flags.json:
+        print_json(_without_infinities({"architecture": network.name, **asdict(diagnosis)}))
+        return DONE
+    start = f"init {flags.init}" + (f", warm-started from {flags.warm_start}" if flags.warm_start else "")
+    print(f"{network.name}, {start}: {len(images)} images of {data.name} at {network.image_size} px")
+    _print_layers(diagnosis)
+    rate = f"{flags.optimizer} at a learning rate of {flags.learning_rate:g}"
+    print(_verdict(diagnosis, rate, math.log(network.num_classes)))
+    for finding in diagnosis.findings:
+        print(f"- {finding}")
+    return DONE
+
+
+def _at_start(network: Network, flags: Flags) -> "VGG | BaselineNetwork":
+    """The network with the weights that `vgg train` begins with."""
+    import torch
+
+    from vggkit.networks.baselines import build
+    from vggkit.training.run_weights import find_weights
+    from vggkit.weights.files import load_weights
+    from vggkit.weights.warm_start import warm_start
+
+    torch.manual_seed(flags.seed)
+    net = build(network, flags.init)
+    if flags.warm_start:
+        warm_start(net, load_weights(find_weights(flags.warm_start, print_to_stderr))[0])
+    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def _first_batch(data: "ImageSource", network: Network, flags: Flags) -> tuple["Tensor", "Tensor"]:
     """The images and labels that `vgg train` begins with."""
     import torch
 
@@ -75,7 +124,7 @@ def _first_batch(
 
     channels = network.in_channels
     preprocessing = Preprocessing(network.image_size, channels, (0.0,) * channels, (1.0,) * channels)
-    options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "bad_images": bad_images}
+    options: dict[str, Any] = {name: getattr(flags, name) for name in ("batch_size", "seed", "bad_images")}
     feed = open_feed(data.train, FittedImage(channels, preprocessing), Whole(torch.device("cpu")), **options)
     batch = next(feed.batches(epoch=1))
     good = batch.labels != IGNORED_LABEL
@@ -84,84 +133,40 @@ def _first_batch(
     return network_input(feed, batch.images[good], preprocessing), batch.labels[good]
 
 
-def run(arguments: list[str]) -> int:
-    """Run the verb; returns the exit code."""
-    flags = parse_flags("doctor", Flags, arguments)
-    options = {"head": flags.head, **given(image_size=flags.image_size, hidden=flags.hidden)}
-    parse_network(flags.architecture, in_channels=1, **options)  # a wrong one is said before torch is imported
-
-    import torch
-
-    from vggkit.data.sources import open_data
-    from vggkit.lab.doctor import PATIENCE, examine
-    from vggkit.networks.baselines import build
-    from vggkit.training.run_weights import find_weights
-    from vggkit.weights.files import load_weights
-    from vggkit.weights.warm_start import warm_start
-
-    data = open_data(flags.data, data_dir=flags.data_dir)
-    num_images, in_channels = len(data.train), data.channels
-    if not 2 <= flags.batch_size <= num_images:
-        raise ValueError(f"expected a batch_size from 2 to {num_images}, got {flags.batch_size}")
-    if not 0 <= flags.seed < 2**31:
-        raise ValueError(f"expected a seed from 0 to {2**31 - 1}, got {flags.seed}")
-    network = parse_network(flags.architecture, in_channels=in_channels, num_classes=len(data.classes), **options)
-    torch.manual_seed(flags.seed)
-    net = build(network, flags.init).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if flags.warm_start:
-        warm_start(net, load_weights(find_weights(flags.warm_start, print_to_stderr))[0])
-    images, labels = _first_batch(data, network, flags.batch_size, flags.seed, flags.bad_images)
-    diagnosis = examine(
-        net,
-        images,
-        labels,
-        optimizer=flags.optimizer,
-        learning_rate=flags.learning_rate,
-        momentum=flags.momentum,
-    )
-    if flags.json:
-        print_json(_without_infinities({"architecture": network.name, **asdict(diagnosis)}))
-        return DONE
-    start = f"init {flags.init}" + (f", warm-started from {flags.warm_start}" if flags.warm_start else "")
-    print(f"{network.name}, {start}: {len(images)} images of {data.name} at {network.image_size} px")
-    print_table(
-        ("layer", "output", "differs", "gradient", "/ weight", "dead", "", "gradient, 1e-12 to 1"),
-        [
-            [
-                (
-                    layer.name,
-                    *(f"{v:.1e}" for v in (layer.output, layer.contrast, layer.gradient, layer.relative_gradient)),
-                    "" if layer.dead is None else f"{layer.dead:.0%}",
-                    "",
-                    _bar(layer.gradient),
-                )
-                for layer in diagnosis.layers
-            ]
-        ],
-        left_aligned=1,
-    )
+def _print_layers(diagnosis: "Diagnosis") -> None:
+    rows = [
+        (
+            layer.name,
+            *(f"{v:.1e}" for v in (layer.output, layer.contrast, layer.gradient, layer.relative_gradient)),
+            "" if layer.dead is None else f"{layer.dead:.0%}",
+            "",
+            _bar(layer.gradient),
+        )
+        for layer in diagnosis.layers
+    ]
+    header = ("layer", "output", "differs", "gradient", "/ weight", "dead", "", "gradient, 1e-12 to 1")
+    print_table(header, [rows], left_aligned=1)
     print(
         "output: root mean square, before norm and ReLU\n"
         "differs: share of the output that differs between images\n"
         "gradient: root mean square in the weights, and over that of the weights\n"
         "dead: ReLU units that are 0 for every image"
     )
-    rate = f"{flags.optimizer} at a learning rate of {flags.learning_rate:g}"
-    steps = diagnosis.plateau
-    print(
-        {
-            "learns": f"learns: {rate} should move the loss within {PATIENCE:,} steps",
-            "slow": f"slow: {rate}: hundreds of steps near a loss of {math.log(network.num_classes):.2f}",
-            "stalls": f"stalls: {rate}: "
-            + (f"{steps:.0e} steps" if PATIENCE < steps < math.inf else f"over {PATIENCE:,} steps")
-            + f" near a loss of {math.log(network.num_classes):.2f}",
-            "overshoots": f"overshoots: {rate} takes too long a first step",
-            "not finite": "not finite: there is nothing to learn from",
-        }[diagnosis.verdict]
-    )
-    for finding in diagnosis.findings:
-        print(f"- {finding}")
-    return DONE
+
+
+def _verdict(diagnosis: "Diagnosis", rate: str, guessing: float) -> str:
+    """The verdict in a sentence; `guessing` is the loss of a network that knows nothing."""
+    from vggkit.lab.doctor import PATIENCE
+
+    is_counted = PATIENCE < diagnosis.plateau < math.inf
+    steps = f"{diagnosis.plateau:.0e} steps" if is_counted else f"over {PATIENCE:,} steps"
+    return {
+        "learns": f"learns: {rate} should move the loss within {PATIENCE:,} steps",
+        "slow": f"slow: {rate}: hundreds of steps near a loss of {guessing:.2f}",
+        "stalls": f"stalls: {rate}: {steps} near a loss of {guessing:.2f}",
+        "overshoots": f"overshoots: {rate} takes too long a first step",
+        "not finite": "not finite: there is nothing to learn from",
+    }[diagnosis.verdict]
 
 
 def _bar(value: float) -> str:
