@@ -288,7 +288,13 @@ def test_vgg_doctor_examines_a_warm_start_and_json_has_no_nan(capsys, tmp_path):
 def test_vgg_doctor_leaves_out_bad_images_only_when_told(tmp_path, capsys):
     write(tmp_path, [f"{name}/{index}.png" for name in "ab" for index in range(5)])
     (tmp_path / "a" / "0.png").write_text("not an image")
-    command = ["doctor", "vgg11/64", "--data", str(tmp_path), *["--image-size", "32", "--hidden", "8", "--batch-size", "8"]]
+    command = [
+        "doctor",
+        "vgg11/64",
+        "--data",
+        str(tmp_path),
+        *["--image-size", "32", "--hidden", "8", "--batch-size", "8"],
+    ]
     assert cli.main(command) == 2
     assert "a/0.png: expected a PNG" in (err := capsys.readouterr().err) and "try --bad-images skip" in err
     assert cli.main([*command, "--bad-images", "skip"]) == 0

@@ -9,22 +9,30 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.peers import peer
-from tests.weights.test_containers import state_of
+from tests.weights.test_containers import SMALL, state_of
 from tests.weights.test_translation import relative_error
 from vggkit import Preprocessing, cli, load_classifier, save_weights, vgg
 from vggkit.weights.files import load_weights
 from vggkit.weights.published import PUBLISHED, Published
 
 
+def saved(folder, *hidden):
+    torch.manual_seed(0)
+    path, first = folder / "vgg11-12345678.pth", torch.randn(64, 3, 3, 3)
+    torch.save(state_of("torchvision", "vgg11", *hidden, features__0__weight=first), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A file as torchvision publishes it, with constant weights, so that it takes no space."""
+    return saved(tmp_path_factory.mktemp("weights"))
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A file as torchvision publishes it, with constant weights, so that it takes no space."""
-    path = tmp_path_factory.mktemp("weights") / "vgg11-12345678.pth"
-    state = state_of("torchvision", "vgg11")
-    torch.manual_seed(0)
-    state["features.0.weight"] = torch.randn(64, 3, 3, 3)
-    torch.save(state, path)
-    return path
+    """The same with narrow fully connected layers."""
+    return saved(tmp_path_factory.mktemp("weights"), SMALL)
 
 
 @pytest.fixture
@@ -107,15 +115,15 @@ def test_published_weights_are_used_by_name(weights, image, own_cache, monkeypat
     assert len(predictions[0]["predictions"]) == 3
 
 
-def test_convert_there_and_back(weights, tmp_path, capsys):
+def test_convert_there_and_back(published, tmp_path, capsys):
     ours, theirs, pth = tmp_path / "ours.safetensors", tmp_path / "theirs.safetensors", tmp_path / "theirs.pth"
-    ran(capsys, "weights", "convert", weights, "--out", ours, "--head", "conv")
+    ran(capsys, "weights", "convert", published, "--out", ours, "--head", "conv")
     net, metadata = load_weights(ours)
     assert net.architecture.head == "conv"
     assert json.loads(metadata["preprocessing"])["crop_fraction"] == 0.875
     ran(capsys, "weights", "convert", ours, "--out", theirs, "--to", "torchvision")
     ran(capsys, "weights", "convert", ours, "--out", pth, "--to", "torchvision")
-    original, again, once_more = torch.load(weights), load_file(theirs), torch.load(pth)
+    original, again, once_more = torch.load(published), load_file(theirs), torch.load(pth)
     assert list(once_more) == list(original)
     assert again.keys() == original.keys()
     for name, tensor in original.items():
@@ -163,9 +171,9 @@ def test_convert_mistakes_are_one_line(weights, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_convert_says_what_torchvisions_names_cannot(weights, tmp_path, capsys):
+def test_convert_says_what_torchvisions_names_cannot(published, tmp_path, capsys):
     out = tmp_path / "x.safetensors"
-    arguments = ["convert", str(weights), "-o", str(out), "--to", "torchvision"]
+    arguments = ["convert", str(published), "-o", str(out), "--to", "torchvision"]
     assert cli.main(["weights", *arguments]) == 0
     assert (
         "note: these weights do not say how to prepare images, but have torchvision's names" in capsys.readouterr().err
@@ -277,5 +285,5 @@ def test_what_is_folded_in_is_not_folded_again(small, tmp_path, capsys):
         assert "without folded preprocessing" in capsys.readouterr().err
     plain = ["train", "--data", "fashion-mnist-sample", "--architecture", "1x4 1x8 1x8", "--hidden", "6"]
     assert cli.main([*plain, "--warm-start", str(folded), "--out", str(tmp_path / "run")]) == 2
-    assert "try a source without folded preprocessing" in capsys.readouterr().err
+    assert "and without folded preprocessing" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -19,12 +19,16 @@ from vggkit.weights.files import load_weights
 from vggkit.weights.translation import NETWORKS, architecture_of, entries
 
 
-def state_of(source, network, **changes):
+def state_of(source, network, hidden=(4096, 4096), **changes):
     """A state dict with the names and shapes of `source`; each tensor is one value in memory. None deletes a tensor."""
-    table = entries(source, architecture_of(source, network)).values()
+    table = entries(source, architecture_of(source, network, hidden=hidden)).values()
     state = {entry.name: torch.full((), 0.5).expand(entry.shape) for entry in table}
     state |= {name.replace("__", "."): tensor for name, tensor in changes.items()}
     return {name: tensor for name, tensor in state.items() if tensor is not None}
+
+
+SMALL = (8, 16)
+"""Widths of fully connected layers, where the published ones would take half a gigabyte."""
 
 
 def refused(path, message):
@@ -90,10 +94,8 @@ class Old:
 
 @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
 def test_torchvisions_oldest_files_have_no_counters_and_are_read(tmp_path):
-    state = state_of("torchvision", "vgg11_bn")
-    for name in [name for name in state if name.endswith("num_batches_tracked")]:
-        del state[name]
-    state = OrderedDict((name, Old(tensor)) for name, tensor in state.items())
+    state = state_of("torchvision", "vgg11_bn", SMALL)
+    state = OrderedDict((name, Old(tensor)) for name, tensor in state.items() if not name.endswith("_tracked"))
     torch.save(state, tmp_path / "vgg11_bn-6002323d.pth", _use_new_zipfile_serialization=False)
     net, metadata = load_weights(tmp_path / "vgg11_bn-6002323d.pth")
     assert metadata["source"] == "torchvision/vgg11_bn"
@@ -103,21 +105,18 @@ def test_torchvisions_oldest_files_have_no_counters_and_are_read(tmp_path):
 
 
 def test_timms_safetensors_are_read(tmp_path):
-    state = {name: tensor.half().clone() for name, tensor in state_of("timm", "vgg11").items()}
+    state = {name: tensor.half().clone() for name, tensor in state_of("timm", "vgg11", SMALL).items()}
     save_file(state, tmp_path / "model.safetensors")
     net, metadata = load_weights(tmp_path / "model.safetensors")
     assert (metadata["source"], net.architecture.head) == ("timm/vgg11", "conv")
     assert net.fc6.weight.dtype == torch.float32
-    assert net.fc6.weight.shape == (4096, 512, 7, 7)
+    assert net.fc6.weight.shape == (8, 512, 7, 7)
 
 
 @pytest.mark.parametrize("network", NETWORKS["caffe"])
 def test_caffes_names_are_read_from_npz(tmp_path, network):
     rng = np.random.default_rng(0)
-    state = {}
-    for name, tensor in state_of("caffe", network).items():
-        is_small = tensor.numel() < 10_000
-        state[name] = rng.random(tensor.shape, np.float32) if is_small else np.zeros(tensor.shape, np.float32)
+    state = {name: rng.random(t.shape, np.float32) for name, t in state_of("caffe", network, SMALL).items()}
     np.savez_compressed(tmp_path / "caffe.npz", **state)
     net, metadata = load_weights(tmp_path / "caffe.npz")
     assert metadata["source"] == f"caffe/{network}"
@@ -200,7 +199,7 @@ def test_a_tensor_without_data_is_refused(tmp_path):
 
 def test_counters_come_back_from_npz(tmp_path):
     """0-dimensional ones, of a state dict as NumPy keeps it."""
-    state = state_of("torchvision", "vgg11_bn")
+    state = state_of("torchvision", "vgg11_bn", SMALL)
     arrays = {name: np.broadcast_to(np.float32(0.5), tensor.shape) for name, tensor in state.items()}
     for name in [name for name in state if name.endswith("num_batches_tracked")]:
         arrays[name] = np.array(7)
@@ -228,13 +227,9 @@ def as_keras_3(weights, path):
             group["0"], group["1"] = weights[f"{layer}/kernel"], weights[f"{layer}/bias"]
 
 
-@pytest.fixture(scope="module")
-def keras_arrays():
-    return keras_weights(architecture_of("keras", "vgg16"))
-
-
-def test_keras_files_give_what_numpy_gives_in_keras_own_layout(tmp_path, keras_arrays):
-    images = np.random.default_rng(1).standard_normal((1, 224, 224, 3), np.float32)
+def test_keras_files_give_what_numpy_gives_in_keras_own_layout(tmp_path):
+    keras_arrays = keras_weights(architecture_of("keras", "vgg16", hidden=SMALL, image_size=64))
+    images = np.random.default_rng(1).standard_normal((1, 64, 64, 3), np.float32)
     expected = numpy_vgg(keras_arrays, images, [2, 2, 3, 3, 3])
     as_published(keras_arrays, tmp_path / "vgg16.h5")
     net, metadata = load_weights(tmp_path / "vgg16.h5")
@@ -245,15 +240,8 @@ def test_keras_files_give_what_numpy_gives_in_keras_own_layout(tmp_path, keras_a
 
 
 def test_keras_3s_files_are_the_same_network(tmp_path):
-    weights = {
-        name: np.full(array.shape, index, np.float16)
-        for index, (name, array) in enumerate(
-            {
-                e.name: np.broadcast_to(np.float16(0), e.shape)
-                for e in entries("keras", architecture_of("keras", "vgg19")).values()
-            }.items()
-        )
-    }
+    shapes = {name: tensor.shape for name, tensor in state_of("keras", "vgg19", SMALL).items()}
+    weights = {name: np.full(shape, index, np.float16) for index, (name, shape) in enumerate(shapes.items())}
     as_keras_3(weights, tmp_path / "vgg19.weights.h5")
     net, metadata = load_weights(tmp_path / "vgg19.weights.h5")
     assert metadata["source"] == "keras/vgg19"
