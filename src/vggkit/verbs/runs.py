@@ -1,5 +1,6 @@
 """`vgg runs`: the runs in a folder, as a table. Foreign and damaged folders may lie among them."""
 
+import contextlib
 import json
 import math
 import os
@@ -56,17 +57,14 @@ def _described(path: Path) -> dict[str, Any]:
     """A run as its files say it: a value is None where they do not say it, or say what cannot be."""
     recipe: dict[str, Any] = {}
     epoch: dict[str, Any] = {}
-    age_seconds = 0.0
-    try:
+    written, state = time.time(), "damaged"
+    with contextlib.suppress(RunError, OSError):
         metrics = path / METRICS
-        age_seconds = time.time() - (metrics if metrics.exists() else path).stat().st_mtime
-        recipe = asdict(read_recipe(path))
-        epoch = _last_epoch(metrics)
+        written = (metrics if metrics.exists() else path).stat().st_mtime
+        recipe, epoch = asdict(read_recipe(path)), _last_epoch(metrics)
         has_checkpoint = any((path / CHECKPOINTS).glob("step-*/SHA256SUMS"))
         state = "finished" if (path / MODEL).is_file() else "stopped" if has_checkpoint else "begun"
         state = "training" if is_locked(path) else state
-    except (RunError, OSError):
-        state = "damaged"
     done, accuracy, speed = (epoch.get(name) for name in ("epoch", "test_accuracy", "examples_per_second"))
     return {
         "run": os.fspath(path),
@@ -78,35 +76,32 @@ def _described(path: Path) -> dict[str, Any]:
         "epochs": recipe.get("epochs"),
         "accuracy": accuracy if isinstance(accuracy, float) and 0 <= accuracy <= 1 else None,
         "examples_per_second": speed if isinstance(speed, float) and math.isfinite(speed) else None,
-        "age_seconds": max(0, round(age_seconds)),
+        "age_seconds": max(0, round(time.time() - written)),
     }
 
 
 def _last_epoch(metrics: Path) -> dict[str, Any]:
     """The newest line of an epoch in `metrics`, whatever else is in that file."""
-    if why_not_a_file(metrics) is not None:
-        return {}
-    with metrics.open("rb") as file:
-        file.seek(max(0, metrics.stat().st_size - TAIL_BYTES))
-        lines = file.read(TAIL_BYTES).splitlines()
-    for line in reversed(lines):
-        try:
-            values = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(values, dict) and values.get("event") == "epoch":
-            return values
+    if metrics.is_file():
+        with metrics.open("rb") as file:
+            file.seek(max(0, metrics.stat().st_size - TAIL_BYTES))
+            lines = file.read(TAIL_BYTES).splitlines()
+        for line in reversed(lines):
+            with contextlib.suppress(ValueError, RecursionError):
+                values = json.loads(line)
+                if isinstance(values, dict) and values.get("event") == "epoch":
+                    return values
     return {}
 
 
 def _row(run: dict[str, Any]) -> tuple[str, ...]:
-    seconds = run["age_seconds"]
+    seconds, accuracy, speed = run["age_seconds"], run["accuracy"], run["examples_per_second"]
     unit, name = next((u, n) for u, n in ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s")) if seconds >= u or u == 1)
     return (
         run["run"],
         *(shown(run[key] or "?", limit=40) for key in ("recipe", "network", "data", "state")),
         f"{run['epochs_done'] or 0}/{run['epochs'] or '?'}",
-        "" if run["accuracy"] is None else f"{run['accuracy']:.3f}",
-        "" if run["examples_per_second"] is None else f"{run['examples_per_second']:,.0f}",
+        "" if accuracy is None else f"{accuracy:.3f}",
+        "" if speed is None else f"{speed:,.0f}",
         f"{seconds // unit} {name}",
     )
