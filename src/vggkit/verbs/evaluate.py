@@ -75,16 +75,17 @@ def _opened(flags: Flags, recipe: Recipe | None) -> "tuple[ImageSource, list[str
     """The data that the flags or the recipe name, and lines on it."""
     from vggkit.data.sources import open_data
 
-    if flags.data is not None:
-        data = open_data(flags.data, data_dir=flags.data_dir, holdout=0)
-        notes = [str(data)] * (len(data.splits) > 1)
-        if recipe is not None and Path(recipe.data).resolve() == Path(flags.data).resolve() and "all" in data.splits:
-            notes.append("these are the images it was trained on: without --data, those kept out are measured on")
-        return data, notes
     known = recipe or Recipe.named("quick")
     options = {name: getattr(known, name) for name in ("holdout", "seed", "stream", "epoch_images")}
-    data = open_data(known.data, data_dir=flags.data_dir, **options)
-    return data, []
+    if flags.data is None:
+        return open_data(known.data, data_dir=flags.data_dir, **options), []
+    data = open_data(flags.data, data_dir=flags.data_dir, holdout=0)
+    if "all" in data.splits and flags.split not in (None, "all"):  # the run's own data, at another place perhaps
+        return open_data(flags.data, data_dir=flags.data_dir, **options), []
+    notes = [str(data)] * (len(data.splits) > 1)
+    if recipe is not None and Path(recipe.data).resolve() == Path(flags.data).resolve() and "all" in data.splits:
+        notes.append("the run was trained on most of these images: --split val measures on those kept out")
+    return data, notes
 
 
 def _facts(evaluation: "Evaluation") -> dict[str, object]:
