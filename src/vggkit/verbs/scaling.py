@@ -1,4 +1,4 @@
-"""What `vgg describe --workers` says: a prediction of data-parallel training."""
+"""`vgg describe --workers`: a prediction of data-parallel training."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from vggkit.design.network import Network
 from vggkit.design.scaling import Compression, StepPrediction, predict_step
 from vggkit.design.table import Table
-from vggkit.errors import UserError
+from vggkit.errors import UserError, shown
 
 _SENT_AS = {"none": "float32", "bf16": "bfloat16", "powersgd": "PowerSGD"}
 
@@ -30,10 +30,10 @@ class ScalingFlags:
 
 
 def predictions(network: Network, batch_size: int, flags: ScalingFlags) -> list[StepPrediction]:
-    """One for each number of workers, each of which has `batch_size` images; none without --workers.
+    """A step for each number of workers, with `batch_size` images a worker; none without --workers.
 
     Raises:
-        UserError: flags that belong together and do not come together, or a value that cannot be.
+        UserError: a flag without the others that it needs, or an impossible value.
     """
     if not flags.workers:
         if flags != ScalingFlags():
@@ -64,16 +64,16 @@ def predictions(network: Network, batch_size: int, flags: ScalingFlags) -> list[
 
 
 def scaling_fields(steps: list[StepPrediction], flags: ScalingFlags) -> dict[str, Any]:
-    """What --json says of them."""
+    """The object that --json prints."""
     return {"prediction": True, **asdict(flags), "steps": [asdict(step) for step in steps]}
 
 
 def print_scaling(network: Network, steps: list[StepPrediction], flags: ScalingFlags) -> None:
-    """The table; every line says that it is a prediction."""
+    """Print the table; every line says that it is a prediction."""
     first = steps[0]
     rank = f" of rank {flags.powersgd_rank}" if flags.compression == "powersgd" else ""
     print(
-        f"prediction: {network.name}, {first.images_per_worker} images a worker, "
+        f"prediction: {shown(network.name, limit=30)}, {first.images_per_worker} images a worker, "
         f"{first.images_per_worker / first.compute_seconds:,.1f} images/s on one\n"
         f"prediction: {flags.tflops:g} TFLOP/s a worker, {flags.link_gbps:g} Gbit/s, {flags.latency_us:g} us, "
         f"sent as {_SENT_AS[flags.compression]}{rank}"
