@@ -236,6 +236,7 @@ def test_idx_round_trip(tmp_path_factory, array, suffix):
         (b"\0\0\x0d\x03" + b"\0" * 20, "got one that starts 00000d03"),
         (b"\0\0\x08\x03" + b"\xff" * 12 + b"x", r"for the shape \(4294967295, 4294967295, 4294967295\), got 17"),
         (b"\0\0\x08\x03" + struct.pack(">3I", 1, 2, 2) + b"12345", "expected 20 bytes for the shape .* got 21"),
+        (b"\0\0\x08\x03" + struct.pack(">3I", 0, 2**32 - 1, 2**32 - 1), "expected 16 bytes for the shape .* got 16"),
     ],
 )
 def test_an_idx_header_is_not_trusted(tmp_path, content, message):
@@ -253,8 +254,15 @@ def test_a_gzip_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
         read_idx(path, 3)
 
 
-@given(content=st.binary(max_size=64), ndim=st.integers(1, 3), start=st.booleans(), zipped=st.booleans())
+@given(
+    content=st.binary(max_size=64) | st.lists(st.sampled_from([0, 1, 3, 2**16, 2**32 - 1]), max_size=4),
+    ndim=st.integers(1, 3),
+    start=st.booleans(),
+    zipped=st.booleans(),
+)
 def test_the_reader_refuses_or_returns_what_is_there(tmp_path_factory, content, ndim, start, zipped):
+    if isinstance(content, list):  # a header's sizes
+        content = struct.pack(f">{len(content)}I", *content)
     content = bytes([0, 0, 8, ndim]) * start + content
     path = tmp_path_factory.mktemp("idx") / ("file.gz" if zipped else "file")
     path.write_bytes(gzip.compress(content)[: len(content) + 12] if zipped else content)

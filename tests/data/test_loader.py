@@ -219,17 +219,6 @@ def test_an_image_that_takes_too_long_is_bad_and_all_others_come(impatient, what
         list(loader(Disturbed(what)).batches(PARTS, 1))
 
 
-def test_a_disk_that_is_gone_ends_the_run(impatient, monkeypatch):
-    @dataclass(frozen=True)
-    class Gone(Disturbed):
-        def __call__(self, sample, epoch, index):
-            time.sleep(1000)
-
-    monkeypatch.setattr(loading, "MOST_ABANDONED", 3)
-    with pytest.raises(LoadingError, match="expected images that can be read, got 4 that hang, try whether the disk"):
-        list(loader(Gone(""), bad_images="skip").batches(PARTS, 1))
-
-
 def test_slow_images_are_waited_for(impatient):
     """A batch takes 3.2 seconds, three times what an image may take."""
     assert len(list(loader(Disturbed("", seconds=0.4), num_workers=1).batches(PARTS[:1], 1))) == 1

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vggkit.data.download import download
-from vggkit.data.files import user_cache
+from vggkit.data.files import user_cache, why_not_a_file
 from vggkit.data.samples import ArrayImages, ImageSource
 from vggkit.errors import DataError, one_line
 
@@ -204,7 +204,7 @@ def fetch(report: Callable[[str], None] = lambda line: None, url: str = OFFICIAL
     )
 
 
-def read_idx(path: Path, ndim: int) -> npt.NDArray[np.uint8]:
+def read_idx(path: str | os.PathLike[str], ndim: int) -> npt.NDArray[np.uint8]:
     """The uint8 array in an IDX file, plain or gzip, of `ndim` dimensions.
 
     The header is checked against what was asked for, against `MAX_IDX_BYTES`, and against the bytes that are
@@ -213,7 +213,7 @@ def read_idx(path: Path, ndim: int) -> npt.NDArray[np.uint8]:
     Raises:
         DataError: it is not such a file; the file is named.
     """
-    return _parse_idx(_read_bytes(path), ndim, path)
+    return _parse_idx(_read_bytes(Path(path)), ndim, Path(path))
 
 
 def _parse_idx(content: bytes, ndim: int, path: Path) -> npt.NDArray[np.uint8]:
@@ -227,12 +227,14 @@ def _parse_idx(content: bytes, ndim: int, path: Path) -> npt.NDArray[np.uint8]:
         )
     shape = struct.unpack(f">{ndim}I", content[4:header_bytes])
     expected_bytes = header_bytes + math.prod(shape)
-    if expected_bytes != len(content):
+    if expected_bytes != len(content) or (0 in shape and max(shape) > MAX_IDX_BYTES):
         raise DataError(f"{path}: expected {expected_bytes} bytes for the shape {shape}, got {len(content)}")
     return np.frombuffer(content, np.uint8, offset=header_bytes).reshape(shape).copy()
 
 
 def _read_bytes(path: Path) -> bytes:
+    if found := why_not_a_file(path):
+        raise DataError(f"{path}: expected a whole, readable file, got {found}")
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
             content: bytes = file.read(MAX_IDX_BYTES + 1)
