@@ -240,7 +240,7 @@ def test_an_epoch_may_be_left_at_any_batch_and_leaves_no_thread():
     deadline = time.monotonic() + 20
     while len(readers()) > before and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert len(readers()) == before
+    assert len(readers()) <= before
 
 
 def test_no_more_batches_than_asked_for_are_read_ahead():
