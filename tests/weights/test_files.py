@@ -93,9 +93,7 @@ def test_nothing_is_ever_unpickled(tmp_path, new, inside):
     hostile = Hostile(tmp_path / "made")
     path = tmp_path / "vgg16-397923af.pth"
     torch.save({"features.0.weight": hostile} if inside else hostile, path, _use_new_zipfile_serialization=new)
-    with pytest.raises(
-        WeightsError, match="expected a state dict of tensors alone, got a pickle that asks for __builtin__ getattr"
-    ):
+    with pytest.raises(WeightsError, match="of tensors alone, got a pickle that asks for __builtin__ getattr"):
         load_weights(path)
     assert not (tmp_path / "made").exists()
     torch.load(path, weights_only=False)

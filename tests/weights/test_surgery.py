@@ -88,17 +88,6 @@ def test_channels_that_go_together_give_the_same_logits(old, new):
     assert other.architecture.in_channels == new
 
 
-@torch.no_grad()
-def test_three_channels_to_one_is_the_sum_and_back_a_third():
-    net = network()
-    grey = with_in_channels(net, 1)
-    weight = net.block1.conv1_1.weight
-    torch.testing.assert_close(grey.block1.conv1_1.weight[:, 0], weight[:, 0] + weight[:, 1] + weight[:, 2])
-    again = with_in_channels(grey, 3).block1.conv1_1.weight
-    for channel in range(3):
-        torch.testing.assert_close(again[:, channel], weight.sum(dim=1) / 3)
-
-
 @settings(deadline=None, max_examples=20)
 @given(
     st.tuples(*[st.floats(-200, 200)] * 3),
@@ -111,12 +100,8 @@ def test_a_folded_network_takes_rgb_in_0_1_exactly(mean, std, order, scale):
     net = network("1x4 1x4", image_size=12)
     preprocessing = Preprocessing(12, 3, mean, std, order=order, scale=scale)
     x = torch.rand(2, 3, 12, 12, dtype=torch.float64)
-    # by hand, apart from Preprocessing.normalize
-    by_hand = (x[:, [2, 1, 0]] if order == "bgr" else x) * scale
-    by_hand = (by_hand - torch.tensor(mean, dtype=torch.float64).view(3, 1, 1)) / torch.tensor(
-        std, dtype=torch.float64
-    ).view(3, 1, 1)
-    expected = net(by_hand)
+    means, stds = (torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (mean, std))
+    expected = net(((x[:, [2, 1, 0]] if order == "bgr" else x) * scale - means) / stds)  # without Preprocessing
     assert relative_error(fold_preprocessing(net, preprocessing)(x), expected) < 1e-11
     assert relative_error(net(preprocessing.normalize(x)), expected) < 1e-12
 
@@ -134,10 +119,9 @@ def test_a_folded_network_is_saved_and_loaded(tmp_path):
         fold_preprocessing(loaded, caffe)
     with pytest.raises(ArchitectureError, match="try the channels first"):
         with_in_channels(loaded, 1)
-    with pytest.raises(
-        ArchitectureError, match="expected a network of 1 channels, as the preprocessing has, got one of 3"
-    ):
-        fold_preprocessing(net, caffe.for_channels(1))
+    for change in (fold_preprocessing, with_common_scale):
+        with pytest.raises(ArchitectureError, match="of 1 channels, as the preprocessing has, got one of 3"):
+            change(net, caffe.for_channels(1))
 
 
 @torch.no_grad()
@@ -169,30 +153,14 @@ def test_another_size_has_the_same_weights():
         with_image_size(network(), 40)
 
 
-def test_the_first_network_is_left_as_it_was():
-    net = network()
+def test_the_first_network_is_left_as_it_was_and_batch_norms_stay_frozen():
+    net = network().train()
+    norms = [module.eval() for module in net.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     for other in (with_head(net, "conv"), with_in_channels(net, 1)):
+        assert other.training and all(parameter.requires_grad for parameter in other.parameters())
+        assert [m.training for m in other.modules() if isinstance(m, torch.nn.BatchNorm2d)] == [False] * len(norms)
         with torch.no_grad():
             for tensor in other.state_dict().values():
                 tensor.zero_()
-    for name, tensor in net.state_dict().items():
-        assert torch.equal(tensor, before[name])
-    assert all(parameter.requires_grad for parameter in with_head(net, "conv").parameters())
-
-
-def test_a_frozen_batch_norm_stays_frozen():
-    net = network().train()
-    for module in net.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.eval()
-    for other in (with_head(net, "conv"), with_in_channels(net, 1)):
-        assert other.training
-        assert not any(m.training for m in other.modules() if isinstance(m, torch.nn.BatchNorm2d))
-
-
-def test_a_common_scale_is_for_the_networks_channels():
-    with pytest.raises(
-        ArchitectureError, match="expected a network of 1 channels, as the preprocessing has, got one of 3"
-    ):
-        with_common_scale(network(), Preprocessing(14, 1, (0.5,), (0.5,)))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
