@@ -88,5 +88,8 @@ dist: dev
 	bin/vgg predict run ../docs/pictures/ankle-boot.png
 	rm -rf .venv-dist
 
+docs: dev
+	$(DEV)/python docs/site.py
+
 clean:
 	rm -rf .venv .venv-dev .venv-dist .mypy_cache .pytest_cache .ruff_cache .hypothesis dist site
