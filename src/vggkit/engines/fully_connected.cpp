@@ -1,4 +1,5 @@
-// A fully connected layer of few images in float32, whose time is that of reading its weights.
+// Fully connected layers in float32: of few images, whose time is that of reading the weights, and products with what
+// ReLU and dropout have made mostly zeros.
 #include <algorithm>
 
 #include "kernels.h"
@@ -35,7 +36,81 @@ void dots_of(int images, const float* x, const float* w, long inputs, float* sum
     if constexpr (N > 1) dots_of<R, N - 1>(images, x, w, inputs, sums);
 }
 
+constexpr int VECTORS = 8, WIDTH = VECTORS * LANES;  // columns of a panel: a row of its sums fits the registers
+constexpr int BLOCK = 128, HEIGHT = 512;             // rows of a panel, and of the sums with it, which fit the second cache
+
+struct Entry { float value; int at; };  // what is not zero, and where its row of the panel begins
+
+// panel[k][WIDTH] of `ks` rows and `ns` columns of a matrix.
+void pack(const float* b, long row, long column, int ks, int ns, float* panel) {
+    if (ns == WIDTH && column == 1) {
+        for (int k = 0; k < ks; k++) std::memcpy(panel + k * WIDTH, b + k * row, WIDTH * sizeof(float));
+    } else if (ns == WIDTH && row == 1 && ks % LANES == 0) {
+        for (int n = 0; n < WIDTH; n += LANES)
+            for (int k = 0; k < ks; k += LANES) {
+                Vector tile[LANES];
+                UNROLL for (int i = 0; i < LANES; i++) tile[i] = load(b + (n + i) * column + k);
+                transpose(tile);
+                UNROLL for (int i = 0; i < LANES; i++) store(panel + (k + i) * WIDTH + n, tile[i]);
+            }
+    } else {
+        for (int k = 0; k < ks; k++)
+            for (int n = 0; n < WIDTH; n++) panel[k * WIDTH + n] = n < ns ? b[k * row + n * column] : 0;
+    }
+}
+
 }  // namespace
+
+// c[rows][columns] = a b over `depth`: element (r, k) of a is at r * a_row + k * a_column, and so on; `entries` has room for
+// all of a. Its zeros are skipped, so that infinities and NaN of b behind them are not seen.
+extern "C" int vggkit_sparse_product(const float* a, long a_row, long a_column, const float* b, long b_row, long b_column, long rows,
+                                     long depth, long columns, Entry* entries, int* ends, float* c, int threads) {
+    long blocks = (depth + BLOCK - 1) / BLOCK, across = (columns + WIDTH - 1) / WIDTH, down = (rows + HEIGHT - 1) / HEIGHT;
+    auto list = [&](long part) {
+        thread_local Buffer panels;
+        float* panel = panels.get(BLOCK * WIDTH);
+        int first = part * WIDTH, ms = std::min<long>(WIDTH, rows - first);
+        for (long block = 0; block < blocks; block++) {
+            int ks = std::min<long>(BLOCK, depth - block * BLOCK);
+            pack(a + first * a_row + block * BLOCK * a_column, a_column, a_row, ks, ms, panel);
+            for (long m = 0; m < ms; m++) {
+                int* end = ends + (first + m) * blocks + block;
+                Entry* to = entries + (first + m) * depth;
+                int n = block ? end[-1] : 0;
+                for (int k = 0; k < ks; k++) {
+                    to[n] = {panel[k * WIDTH + m], k * WIDTH};
+                    n += to[n].value != 0;
+                }
+                *end = n;
+            }
+        }
+    };
+    return run((rows + WIDTH - 1) / WIDTH, threads, list) || run(across * down, threads, [&](long task) {
+        thread_local Buffer panels, all_sums;
+        float *panel = panels.get(BLOCK * WIDTH), *sums = all_sums.get(HEIGHT * WIDTH);
+        long n = task % across * WIDTH, first = task / across * HEIGHT;
+        int ns = std::min<long>(WIDTH, columns - n), ms = std::min<long>(HEIGHT, rows - first);
+        for (long block = 0; block < blocks; block++) {
+            const float* from = b + block * BLOCK * b_row + n * b_column;
+            pack(from, b_row, b_column, std::min<long>(BLOCK, depth - block * BLOCK), ns, panel);
+            bool is_result = block + 1 == blocks && ns == WIDTH;
+            for (long m = 0; m < ms; m++) {
+                const int* end = ends + (first + m) * blocks + block;
+                const Entry *entry = entries + (first + m) * depth, *last = entry + end[0];
+                Vector sum[VECTORS];
+                UNROLL for (int v = 0; v < VECTORS; v++) {
+                    sum[v] = block ? load(sums + m * WIDTH + v * LANES) : Vector{};
+                    __builtin_prefetch(from + BLOCK * b_row + m * (b_column == 1 ? b_row : b_column) + v * LANES, 0, 2);
+                }
+                for (entry += block ? end[-1] : 0; entry < last; entry++)
+                    UNROLL for (int v = 0; v < VECTORS; v++) sum[v] += entry->value * load(panel + entry->at + v * LANES);
+                float* to = is_result ? c + (first + m) * columns + n : sums + m * WIDTH;
+                UNROLL for (int v = 0; v < VECTORS; v++) store(to + v * LANES, sum[v]);
+            }
+        }
+        for (long m = 0; m < ms && ns < WIDTH; m++) std::memcpy(c + (first + m) * columns + n, sums + m * WIDTH, ns * sizeof(float));
+    });
+}
 
 // y[image][output] = sum over inputs of x[image][input] weight[output][input] + bias[output], all rows whole. What a
 // thread does decides no bit of the result.

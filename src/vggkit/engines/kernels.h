@@ -1,9 +1,12 @@
 // What the kernels share: a register of float32, memory of a thread, tasks in threads.
 #pragma once
 
+#include <sys/mman.h>
+
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <utility>
 
 #if defined(__AVX512F__)
 constexpr int LANES = 16;
@@ -18,16 +21,35 @@ typedef float Vector __attribute__((vector_size(LANES * 4), aligned(4), may_alia
 inline Vector load(const float* p) { return *reinterpret_cast<const Vector*>(p); }
 inline void store(float* p, Vector v) { *reinterpret_cast<Vector*>(p) = v; }
 
+// rows[i][j] becomes rows[j][i].
+template <int STRIDE, int... J>
+inline void exchange(Vector& a, Vector& b, std::integer_sequence<int, J...>) {
+    Vector first = __builtin_shufflevector(a, b, (J & STRIDE ? LANES + J - STRIDE : J)...);
+    b = __builtin_shufflevector(a, b, (J & STRIDE ? LANES + J : J + STRIDE)...);
+    a = first;
+}
+template <int STRIDE = LANES / 2>
+inline void transpose(Vector* rows) {
+    UNROLL for (int i = 0; i < LANES; i++)
+        if (!(i & STRIDE)) exchange<STRIDE>(rows[i], rows[i + STRIDE], std::make_integer_sequence<int, LANES>());
+    if constexpr (STRIDE > 1) transpose<STRIDE / 2>(rows);
+}
+
+// Memory of a thread, in huge pages where it fills one: a tile's points lie in 36 pages of 4 KiB.
 struct Buffer {
     float* data = nullptr;
     size_t size = 0;
     float* get(size_t count) {
         if (count > size) {
             std::free(data);
-            size = (count + 1023) / 1024 * 1024;
-            data = static_cast<float*>(std::aligned_alloc(4096, size * 4));
-            if (!data) { size = 0; throw std::bad_alloc(); }
-            std::memset(data, 0, size * 4);
+            size_t page = count * 4 < 1 << 20 ? 4096 : 1 << 21, bytes = (count * 4 + page - 1) / page * page;
+            data = static_cast<float*>(std::aligned_alloc(page, bytes));
+            size = data ? bytes / 4 : 0;
+            if (!data) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+            if (page > 4096) madvise(data, bytes, MADV_HUGEPAGE);
+#endif
+            std::memset(data, 0, bytes);
         }
         return data;
     }

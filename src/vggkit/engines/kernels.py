@@ -45,6 +45,7 @@ _ARGUMENTS = {
     "convolve": "ppi iiiii plll i pp ii pp iii",
     "weight_gradient": "p ppi iiiii pp iii",
     "fully_connected": "ppp ill p i",
+    "sparse_product": "pll pll lll ppp i",
 }
 
 
@@ -243,6 +244,23 @@ def fully_connected(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return y
 
 
+def sparse_product(a: Tensor, b: Tensor) -> Tensor | None:
+    """`a @ b` of float32 matrices, or None unless `a` has so many zeros (as ReLU and dropout leave) that it pays."""
+    (rows, depth), columns = a.shape, b.shape[1]
+    if min(rows, depth) < MIN_DEPTH or columns < MIN_COLUMNS or not can_read((a, a.shape), (b, (depth, columns))):
+        return None
+    some = a[::8]
+    if int(some.count_nonzero()) > MAX_DENSITY * some.numel():
+        return None
+    c, entries = a.new_empty(rows, columns), a.new_empty(rows, depth, 2)
+    ends = torch.empty(rows, depth // MIN_DEPTH + 1, dtype=torch.int32, device=a.device)
+    work = (_at(entries), _at(ends), _at(c), torch.get_num_threads())
+    library().vggkit_sparse_product(_at(a), *a.stride(), _at(b), *b.stride(), rows, depth, columns, *work)
+    return c
+
+
+MAX_DENSITY, MIN_DEPTH, MIN_COLUMNS = 0.4, 32, 1024
+"""Where `sparse_product` is faster than oneDNN's; measured by `benchmarks/cpu_step.py`."""
 PANEL = 32
 """Outputs that a task has a multiple of; the kernel computes so many, or half of them, at a time."""
 GROUP, WEIGHT_TASKS, PIXELS_PER_SPLIT = 64, 32, 4096

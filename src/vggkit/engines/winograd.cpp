@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <utility>
 
 #include "kernels.h"
 
@@ -191,20 +190,6 @@ struct Weights {
     int outputs;
     bool flipped;  // taps in the opposite order
 };
-
-// rows[i][j] becomes rows[j][i].
-template <int STRIDE, int... J>
-inline void exchange(Vector& a, Vector& b, std::integer_sequence<int, J...>) {
-    Vector first = __builtin_shufflevector(a, b, (J & STRIDE ? LANES + J - STRIDE : J)...);
-    b = __builtin_shufflevector(a, b, (J & STRIDE ? LANES + J : J + STRIDE)...);
-    a = first;
-}
-template <int STRIDE = LANES / 2>
-inline void transpose(Vector* rows) {
-    UNROLL for (int i = 0; i < LANES; i++)
-        if (!(i & STRIDE)) exchange<STRIDE>(rows[i], rows[i + STRIDE], std::make_integer_sequence<int, LANES>());
-    if constexpr (STRIDE > 1) transpose<STRIDE / 2>(rows);
-}
 
 // u[position][c][PANEL] of `channels` inputs from c0 and the outputs from k0, zero behind the last.
 void transform_weights(const Weights& w, int c0, int channels, int k0, float* u, long plane) {
