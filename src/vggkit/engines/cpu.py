@@ -105,5 +105,8 @@ class _OneDnnLinear(torch.autograd.Function):
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x @ weight.T + bias`; oneDNN takes transposed operands without a copy."""
+    sparse = None if why_not_compiled() else kernels.sparse_product(x, weight.t())
+    if sparse is not None:
+        return sparse if bias is None else sparse.add_(bias)
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return y

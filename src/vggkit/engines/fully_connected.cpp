@@ -69,17 +69,15 @@ extern "C" int vggkit_sparse_product(const float* a, long a_row, long a_column, 
     auto list = [&](long part) {
         thread_local Buffer panels;
         float* panel = panels.get(BLOCK * WIDTH);
-        int first = part * WIDTH, ms = std::min<long>(WIDTH, rows - first);
+        long first = part * WIDTH, last = std::min(rows, first + WIDTH);
         for (long block = 0; block < blocks; block++) {
-            int ks = std::min<long>(BLOCK, depth - block * BLOCK);
-            pack(a + first * a_row + block * BLOCK * a_column, a_column, a_row, ks, ms, panel);
-            for (long m = 0; m < ms; m++) {
-                int* end = ends + (first + m) * blocks + block;
-                Entry* to = entries + (first + m) * depth;
-                int n = block ? end[-1] : 0;
-                for (int k = 0; k < ks; k++) {
-                    to[n] = {panel[k * WIDTH + m], k * WIDTH};
-                    n += to[n].value != 0;
+            long k0 = block * BLOCK, ks = std::min<long>(BLOCK, depth - k0);
+            pack(a + first * a_row + k0 * a_column, a_column, a_row, ks, last - first, panel);
+            for (long m = first; m < last; m++) {
+                int *end = ends + m * blocks + block, n = block ? end[-1] : 0;
+                for (long k = 0; k < ks; k++) {
+                    Entry& next = entries[m * depth + n] = {panel[k * WIDTH + m - first], int(k) * WIDTH};
+                    n += next.value != 0;
                 }
                 *end = n;
             }
@@ -96,14 +94,14 @@ extern "C" int vggkit_sparse_product(const float* a, long a_row, long a_column, 
             bool is_result = block + 1 == blocks && ns == WIDTH;
             for (long m = 0; m < ms; m++) {
                 const int* end = ends + (first + m) * blocks + block;
-                const Entry *entry = entries + (first + m) * depth, *last = entry + end[0];
+                const Entry* entry = entries + (first + m) * depth;
                 Vector sum[VECTORS];
                 UNROLL for (int v = 0; v < VECTORS; v++) {
                     sum[v] = block ? load(sums + m * WIDTH + v * LANES) : Vector{};
                     __builtin_prefetch(from + BLOCK * b_row + m * (b_column == 1 ? b_row : b_column) + v * LANES, 0, 2);
                 }
-                for (entry += block ? end[-1] : 0; entry < last; entry++)
-                    UNROLL for (int v = 0; v < VECTORS; v++) sum[v] += entry->value * load(panel + entry->at + v * LANES);
+                for (int e = block ? end[-1] : 0; e < *end; e++)
+                    UNROLL for (int v = 0; v < VECTORS; v++) sum[v] += entry[e].value * load(panel + entry[e].at + v * LANES);
                 float* to = is_result ? c + (first + m) * columns + n : sums + m * WIDTH;
                 UNROLL for (int v = 0; v < VECTORS; v++) store(to + v * LANES, sum[v]);
             }

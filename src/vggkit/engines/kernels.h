@@ -1,8 +1,6 @@
 // What the kernels share: a register of float32, memory of a thread, tasks in threads.
 #pragma once
 
-#include <sys/mman.h>
-
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -35,21 +33,16 @@ inline void transpose(Vector* rows) {
     if constexpr (STRIDE > 1) transpose<STRIDE / 2>(rows);
 }
 
-// Memory of a thread, in huge pages where it fills one: a tile's points lie in 36 pages of 4 KiB.
 struct Buffer {
     float* data = nullptr;
     size_t size = 0;
     float* get(size_t count) {
         if (count > size) {
             std::free(data);
-            size_t page = count * 4 < 1 << 20 ? 4096 : 1 << 21, bytes = (count * 4 + page - 1) / page * page;
-            data = static_cast<float*>(std::aligned_alloc(page, bytes));
-            size = data ? bytes / 4 : 0;
-            if (!data) throw std::bad_alloc();
-#ifdef MADV_HUGEPAGE
-            if (page > 4096) madvise(data, bytes, MADV_HUGEPAGE);
-#endif
-            std::memset(data, 0, bytes);
+            size = (count + 1023) / 1024 * 1024;
+            data = static_cast<float*>(std::aligned_alloc(4096, size * 4));
+            if (!data) { size = 0; throw std::bad_alloc(); }
+            std::memset(data, 0, size * 4);
         }
         return data;
     }
