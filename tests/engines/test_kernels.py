@@ -28,7 +28,10 @@ def fresh(monkeypatch, tmp_path):
 
 
 LOAD = "from vggkit.engines.kernels import library; library()"
-STUB = "".join(f"int vggkit_{name}() {{ return 0; }}" for name in ("convolve", "weight_gradient", "fully_connected"))
+STUB = "".join(
+    f"int vggkit_{name}() {{ return 0; }}"
+    for name in ("convolve", "weight_gradient", "fully_connected", "sparse_product")
+)
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 
 
