@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 
 from tests.own_images import SAMPLE, names, open_images, pixels, png, read_all, touch, write
 from vggkit import Recipe, cli, train
-from vggkit.data.samples import kept_out, printable
+from vggkit.data.samples import kept_out
 from vggkit.errors import DataError
 
 
@@ -126,11 +127,16 @@ def test_class_names_are_printable(tmp_path):
     assert open_images(tmp_path, 0.5).classes == ("\\x1b[31m", "a\\nb", "\\xe9")
 
 
-def test_printable_is_one_line_of_valid_text():
-    for name in (b"\xff", "a\u2028b", "\udcff", "tab\t", b"plain.png"):
-        assert printable(name).isprintable()
-        printable(name).encode()
-    assert printable("Käse.png") == "Käse.png"
+def test_any_other_error_while_checking_is_one_line(tmp_path, monkeypatch, capsys):
+    write(tmp_path, [f"{c}/{n}.png" for c in "ab" for n in range(3)])
+
+    def fail(*_, **__):
+        raise RuntimeError("no room\nfor it")
+
+    monkeypatch.setattr("vggkit.data.images.fitted", fail)
+    assert cli.main(["data", "check", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"vgg data: expected [ab]/\d.png to be read, got RuntimeError: no room for it \(.*\)\n", error)
 
 
 def test_links(tmp_path):

@@ -18,13 +18,15 @@ from vggkit.data.samples import (
     Names,
     Sample,
     kept_out,
-    printable,
     split_named,
 )
-from vggkit.errors import DataError
+from vggkit.errors import DataError, shown
 
 IMAGE_SUFFIXES = tuple(b".png .jpg .jpeg .jpe .jfif .webp .gif .bmp .tif .tiff".split())
 """Of PNG, JPEG, WebP, GIF, BMP and TIFF, in small letters."""
+
+NAME_CHARACTERS = 1_000
+"""The length of the longest name of an image or a class."""
 
 LAYOUTS = "try <folder>/<class>/image.jpg, or <folder>/train/<class>/image.jpg and <folder>/val/<class>/image.jpg"
 
@@ -53,7 +55,9 @@ class FolderImages:
         def read(position: int) -> Sample:
             label = int(self.labels[position])
             path = self.class_folders[label] + b"/" + self.file_names[position]
-            return Sample(printable(self.prefix + path), label, Path(os.fsdecode(self.place + b"/" + path)))
+            return Sample(
+                shown(self.prefix + path, NAME_CHARACTERS), label, Path(os.fsdecode(self.place + b"/" + path))
+            )
 
         return read
 
@@ -111,11 +115,11 @@ def open_folder(folder: Path, holdout: float, seed: int) -> ImageSource:
             test = listing.read_if_labelled(folders["test"] + b"/", classes, is_needed="validation" not in folders)
             splits |= {"test": test} if test else {}
     return ImageSource(
-        printable(os.fsencode(folder.name) or place),
-        tuple(map(printable, classes)),
+        shown(os.fsencode(folder.name) or place, 200),
+        tuple(shown(name, NAME_CHARACTERS) for name in classes),
         splits,
         listing.digest.hexdigest(),
-        tuple(map(printable, listing.others[:MAX_NAMED_FILES])),
+        tuple(shown(name, NAME_CHARACTERS) for name in listing.others[:MAX_NAMED_FILES]),
         len(listing.others),
         listing.remarks,
         is_drawn,
@@ -148,8 +152,8 @@ def _split_folders(place: bytes, top: _Found, is_whole: bool) -> dict[str, bytes
         return {}
     if len(named) > len(found):
         twice = next(split for split in found if sum(split == other for other, _ in named) > 1)
-        names = " and ".join(printable(name) for split, name in named if split == twice)
-        raise DataError(f"{printable(place)}: expected one folder for {twice}, got {names}")
+        names = " and ".join(shown(name, 200) for split, name in named if split == twice)
+        raise DataError(f"{shown(place, 200)}: expected one folder for {twice}, got {names}")
     if "train" not in found:  # what is measured alone
         return {"train": found["validation" if "validation" in found else "test"]}
     return found
@@ -185,7 +189,7 @@ class _Listing:
         index = {name: label for label, name in enumerate(classes)}
         if unknown := [name for name in present if name not in index]:
             raise DataError(
-                f"{printable(place + b'/' + unknown[0])}: expected a class that the training images have, got another "
+                f"{shown(place + b'/' + unknown[0], 200)}: expected a class that the training images have, got another "
                 f"one, try to rename it, or to move it elsewhere ({len(unknown)} such)"
             )
         names: list[bytes] = []
@@ -217,7 +221,7 @@ class _Listing:
         where = prefix + name
         if not found.images:
             raise DataError(
-                f"{printable(place + b'/' + name)}: expected image files in the folder of a class, got none, "
+                f"{shown(place + b'/' + name, 200)}: expected image files in the folder of a class, got none, "
                 f"{len(found.folders)} folders{_named(found.folders)} and {len(found.others)} other files, {LAYOUTS}"
             )
         self.others += [where + b"/" + other for other in found.others + [folder + b"/" for folder in found.folders]]
@@ -230,16 +234,16 @@ class _Listing:
 
 def _no_class_folders(place: bytes, found: _Found, num_classes: int) -> DataError:
     if num_classes:
-        return DataError(f"{printable(place)}: expected at most {MAX_CLASSES:,} classes, got {num_classes:,}")
+        return DataError(f"{shown(place, 200)}: expected at most {MAX_CLASSES:,} classes, got {num_classes:,}")
     got = f"{len(found.images)} images and {len(found.others)} other files" if _files(found) else "an empty folder"
     return DataError(
-        f"{printable(place)}: expected a folder for each class with its images in it, got {got}, {LAYOUTS}"
+        f"{shown(place, 200)}: expected a folder for each class with its images in it, got {got}, {LAYOUTS}"
     )
 
 
 def _named(folders: list[bytes]) -> str:
-    shown = ", ".join(printable(name)[:40] for name in folders[:3])
-    return f" ({shown}{', ...' if len(folders) > 3 else ''})" if folders else ""
+    named = ", ".join(shown(name, 40) for name in folders[:3])
+    return f" ({named}{', ...' if len(folders) > 3 else ''})" if folders else ""
 
 
 def _files(found: _Found) -> list[bytes]:
@@ -275,7 +279,7 @@ def _look_into(folder: bytes) -> _Found:
                 if not entry.name.startswith(b"."):
                     _sort_in(found, entry)
     except OSError as error:
-        raise DataError(f"{printable(error.filename or folder)}: expected to read it, got: {error.strerror}") from None
+        raise DataError(f"{shown(error.filename or folder, 200)}: expected to read it, got: {error.strerror}") from None
     for names in (found.folders, found.images, found.others):
         names.sort()
     return found

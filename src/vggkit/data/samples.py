@@ -154,15 +154,6 @@ class ImageSource:
         return f"{self.name}: {counts} images of {len(self.classes):,} classes"
 
 
-def printable(name: str | bytes) -> str:
-    """`name`, of a file or in one, as one line of valid text; what cannot be printed is escaped."""
-    text = os.fsencode(name).decode("utf-8", "backslashreplace") if isinstance(name, bytes) else name
-    if text.isprintable():
-        return text
-    escaped = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in escaped)
-
-
 def split_named(word: str | bytes) -> str | None:
     """The split that a folder's name says, in any case: `train`, `validation` or `test`."""
     text = os.fsdecode(word).lower()
