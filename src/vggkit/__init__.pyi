@@ -40,9 +40,10 @@ from vggkit.networks.modules import init_weights as init_weights
 from vggkit.networks.vgg import VGG as VGG
 from vggkit.networks.vgg import vgg as vgg
 from vggkit.networks.vgg import vgg_block as vgg_block
-from vggkit.training.loop import Run as Run
+
 from vggkit.training.loop import train as train
 from vggkit.training.recipe import Recipe as Recipe
+from vggkit.training.run import Run as Run
 from vggkit.version import __version__ as __version__
 from vggkit.weights.files import load_weights as load_weights
 from vggkit.weights.files import save_weights as save_weights

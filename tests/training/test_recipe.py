@@ -13,11 +13,10 @@ from vggkit.training.recipe import RECIPES, Recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_named_recipes_round_trip_and_say_what_to_expect(name):
+def test_the_named_recipes_round_trip(name):
     recipe = Recipe.named(name)
     assert recipe.name == name
     assert Recipe.from_json(recipe.to_json()) == recipe
-    assert f"vgg train --recipe {name}" in RECIPES[name].__doc__.replace("vgg train`", "vgg train --recipe quick`")
 
 
 def test_d2l_is_the_chapters():

@@ -34,7 +34,7 @@ def bits(run):
     kept = [
         {name: value for name, value in line.items() if not re.search("second", name)}
         for line in lines
-        if line["event"] not in ("start", "resume")
+        if line["event"] not in ("start", "resume", "threads")
     ]
     files = ("network.safetensors", "optimizer.safetensors")
     return final.name, [(final / file).read_bytes() for file in files], kept, (run / "model.safetensors").read_bytes()

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +35,10 @@ from vggkit.training.epochs import named, train_epochs
 from vggkit.training.hardware import describe_hardware, keep_freed_memory, use_huge_pages
 from vggkit.training.progress import Progress, print_line
 from vggkit.training.recipe import Recipe
+from vggkit.training.run import Run
 from vggkit.training.run_data import RunData, open_run_data
 from vggkit.training.run_folder import BEST, MODEL, begun, check_unfinished, resumed, with_whole_paths
-from vggkit.training.run_state import EpochMetrics, RunState
+from vggkit.training.run_state import RunState
 from vggkit.training.start import pretrained_weights, start_from, with_synchronised_norms
 from vggkit.training.step import Training, make_optimizer
 from vggkit.training.stopping import signals_handled, stop_on_signals
@@ -47,74 +47,6 @@ from vggkit.weights.files import AnyNetwork, save_weights
 
 MIN_EPOCH_STEPS, FEW_STEPS = 10, 1_000
 """A run of fewer steps an epoch is warned of, and told how to take about so many in all."""
-
-
-@dataclass(frozen=True, repr=False)
-class Run:
-    """What `train` leaves behind. It is taken wherever its folder is: `load_classifier(run)`."""
-
-    folder: Path
-    """Holds recipe.json, metrics.jsonl, curves.png, checkpoints and, of a finished run, model.safetensors."""
-    recipe: Recipe
-    net: AnyNetwork
-    """Trained, on the device, in evaluation mode."""
-    history: tuple[EpochMetrics, ...]
-    """One for each finished epoch."""
-    device: str
-    """`cuda:0`, `mps`, `cpu`; `2 x cpu` for two processes."""
-    hardware: str
-    """Its name, and for a CPU the threads used."""
-    evaluated_on: str
-    """`test` or `validation`."""
-    stopped_by: str | None
-    """The signal that ended it early, such as SIGTERM; None for a finished run."""
-    leads: bool = True
-    """Whether this is the process that wrote the folder."""
-
-    @property
-    def summary(self) -> str:
-        """The book's two lines: the last epoch's loss and accuracies; examples/s over the whole run."""
-        if not self.history:
-            return "stopped before the end of the first epoch"
-        last = self.history[-1]
-        examples = sum(m.examples_per_second * m.train_seconds for m in self.history)
-        speed = examples / sum(m.train_seconds for m in self.history)
-        return (
-            f"loss {last.train_loss:.3f}, train acc {last.train_accuracy:.3f}, "
-            f"{self.evaluated_on} acc {last.test_accuracy:.3f}\n"
-            f"{speed:.1f} examples/sec on {self.device}"
-        )
-
-    def predict(self, images: Any, top: int = 3) -> list[Any]:
-        """The `top` classes of each image; see `vggkit.predict`."""
-        from vggkit import load_classifier, predict  # from the package's face: this room stands below prediction
-
-        return predict(load_classifier(self, next(self.net.parameters()).device), images, top)
-
-    def evaluate(self, data: Any = None, **options: Any) -> Any:
-        """How well the network does on `data`, by default on the images kept out of training; see `vggkit.evaluate`."""
-        from vggkit import evaluate, load_classifier, open_data
-
-        if data is None:
-            named = ("holdout", "seed", "stream", "epoch_images")
-            data = open_data(self.recipe.data, **{name: getattr(self.recipe, name) for name in named})
-        return evaluate(load_classifier(self, next(self.net.parameters()).device), data, **options)
-
-    def __fspath__(self) -> str:
-        return os.fspath(self.folder)
-
-    def __repr__(self) -> str:
-        return f"{self.folder}: {self.net.architecture.name}, {self.summary}".replace("\n", ", ")
-
-    def _repr_html_(self) -> str:
-        rows = [
-            f"<tr><td>{m.epoch}</td><td>{m.train_loss:.3f}</td><td>{m.train_accuracy:.3f}</td>"
-            f"<td>{m.test_accuracy:.3f}</td><td>{m.examples_per_second:,.0f}</td></tr>"
-            for m in self.history
-        ]
-        names = ("epoch", "train loss", "train acc", f"{self.evaluated_on} acc", "examples/s")
-        header = "".join(f"<th>{name}</th>" for name in names)
-        return f"<p>{escape(repr(self))}</p><table><tr>{header}</tr>{''.join(rows)}</table>"
 
 
 @signals_handled()

@@ -1,0 +1,77 @@
+"""What `train` leaves behind, and how it is used from Python."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vggkit.design.table import Table
+from vggkit.training.recipe import Recipe
+from vggkit.training.run_state import EpochMetrics
+from vggkit.weights.files import AnyNetwork
+
+
+@dataclass(frozen=True, repr=False)
+class Run:
+    """What `train` leaves behind. It is taken wherever its folder is: `load_classifier(run)`."""
+
+    folder: Path
+    """Holds recipe.json, metrics.jsonl, curves.png, checkpoints and, of a finished run, model.safetensors."""
+    recipe: Recipe
+    net: AnyNetwork
+    """Trained, on the device, in evaluation mode."""
+    history: tuple[EpochMetrics, ...]
+    """One for each finished epoch."""
+    device: str
+    """`cuda:0`, `mps`, `cpu`; `2 x cpu` for two processes."""
+    hardware: str
+    """Its name, and for a CPU the threads used."""
+    evaluated_on: str
+    """`test` or `validation`."""
+    stopped_by: str | None
+    """The signal that ended it early, such as SIGTERM; None for a finished run."""
+    leads: bool = True
+    """Whether this is the process that wrote the folder."""
+
+    @property
+    def summary(self) -> str:
+        """The book's two lines: the last epoch's loss and accuracies; examples/s over the whole run."""
+        if not self.history:
+            return "stopped before the end of the first epoch"
+        last = self.history[-1]
+        examples = sum(m.examples_per_second * m.train_seconds for m in self.history)
+        speed = examples / sum(m.train_seconds for m in self.history)
+        return (
+            f"loss {last.train_loss:.3f}, train acc {last.train_accuracy:.3f}, "
+            f"{self.evaluated_on} acc {last.test_accuracy:.3f}\n"
+            f"{speed:.1f} examples/sec on {self.device}"
+        )
+
+    def predict(self, images: Any, top: int = 3) -> list[Any]:
+        """The `top` classes of each image; see `vggkit.predict`."""
+        from vggkit import load_classifier, predict  # from the package's face: this room stands below prediction
+
+        return predict(load_classifier(self, next(self.net.parameters()).device), images, top)
+
+    def evaluate(self, data: Any = None, **options: Any) -> Any:
+        """How well the network does on `data`, by default on the images kept out of training; see `vggkit.evaluate`."""
+        from vggkit import evaluate, load_classifier, open_data
+
+        if data is None:
+            named = ("holdout", "seed", "stream", "epoch_images")
+            data = open_data(self.recipe.data, **{name: getattr(self.recipe, name) for name in named})
+        return evaluate(load_classifier(self, next(self.net.parameters()).device), data, **options)
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.folder)
+
+    def __repr__(self) -> str:
+        return f"{self.folder}: {self.net.architecture.name}, {self.summary}".replace("\n", ", ")
+
+    def _repr_html_(self) -> str:
+        header = ("epoch", "train loss", "train acc", f"{self.evaluated_on} acc", "examples/s")
+        rows = [
+            (str(m.epoch), f"{m.train_loss:.3f}", f"{m.train_accuracy:.3f}", f"{m.test_accuracy:.3f}",
+             f"{m.examples_per_second:,.0f}") for m in self.history
+        ]  # fmt: skip
+        return Table(header, [rows], 0, repr(self))._repr_html_()
