@@ -25,7 +25,7 @@ def test_threads_sleep_beside_a_neighbour_and_spin_when_it_has_gone():
     assert beside.index(True) < 1 / 0.05
     assert sum(beside) > 0.97 * len(beside)  # spinning is tried again, for a short while
     gone = after(chooser, 60, (3000, 2300), missing=0.04)  # which a faster step shows
-    assert not any(gone[int((PAUSE_SECONDS + 1) / 0.05) :])
+    assert not any(gone[int((PAUSE_SECONDS + 2) / 0.05) :])
 
 
 def test_without_a_sign_spinning_is_tried_once_a_minute():

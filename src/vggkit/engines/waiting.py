@@ -18,9 +18,9 @@ import torch
 
 WINDOW_SECONDS = 0.3
 """How long a way of waiting is measured."""
-PAUSE_SECONDS, LONG_PAUSE_SECONDS = 8.0, 60.0
-"""How long the faster way is kept at least, and how long threads sleep without a sign that the neighbour has gone: a
-single step with spinning threads may take seconds beside several neighbours."""
+PAUSE_SECONDS, LONG_PAUSE_SECONDS = 1.0, 60.0
+"""How long a way is kept at least, twice as long after each trial in vain; and how long threads sleep without a sign
+that the neighbour has gone: a single step with spinning threads may take seconds beside several neighbours."""
 MISSING_CORES = 0.25
 """A process that spins and gets this much less processor time than its threads ask for has a neighbour."""
 MIN_GAIN = 1.15
@@ -33,7 +33,7 @@ class Waiting:
     def __init__(self, threads: int) -> None:
         self.threads, self.is_asleep = threads, False
         self._sums: dict[Hashable, list[float]] = {}
-        self._clock = self._next_trial = 0.0
+        self._clock, self._next_trial, self._pause = 0.0, 0.0, PAUSE_SECONDS
         self._left: tuple[Hashable, float] | None = None
         """While a way is tried: the kind of call that decides, and its rate before."""
         self._kept: tuple[Hashable, float] | None = None
@@ -52,13 +52,17 @@ class Waiting:
         del self._sums[kind]
         rate, missing = sums[0] / sums[1], self.threads - sums[2] / sums[1]
         if self._left is None:
-            if self._clock >= self._next_trial and self._doubts(kind, rate, missing):
+            has_doubts = self._doubts(kind, rate, missing)
+            if not has_doubts:
+                self._pause = PAUSE_SECONDS
+            elif self._clock >= self._next_trial:
                 self._left = kind, rate
                 self._change()
         elif self._left[0] == kind or self._clock > self._next_trial + LONG_PAUSE_SECONDS:
             is_better = self._left[0] == kind and rate > self._left[1] * (MIN_GAIN if self.is_asleep else 1)
             self._kept = (kind, rate) if is_better else self._left
-            self._left, self._next_trial = None, self._clock + PAUSE_SECONDS
+            self._pause = PAUSE_SECONDS if is_better else min(2 * self._pause, LONG_PAUSE_SECONDS)
+            self._left, self._next_trial = None, self._clock + self._pause
             if not is_better:
                 self._change()
 
