@@ -1,7 +1,5 @@
 import json
-import math
 import re
-import signal
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -14,39 +12,13 @@ from torch import nn
 from vggkit import Recipe, train, vgg
 from vggkit.cli import main
 from vggkit.data.fashion_mnist import load
-from vggkit.data.feed import DeviceFeed
 from vggkit.data.loading import Augmentation, Split, batches, epoch_order
 from vggkit.data.preprocessing import Preprocessing
 from vggkit.errors import DataError, DivergedError, RecipeError, RunError
 from vggkit.inference.evaluate import evaluate as confusion_of
 from vggkit.inference.predict import load_classifier
-from vggkit.training.distributed import Team
-from vggkit.training.evaluate import evaluate
 from vggkit.training.hardware import choose_device
-from vggkit.training.progress import Progress
 from vggkit.training.step import train_step
-
-
-@pytest.fixture(scope="module")
-def recipe():
-    return replace(
-        Recipe.named("quick"),
-        data="fashion-mnist-sample",
-        architecture="1x8 1x16_bn",
-        hidden=(64,),
-        dropout=0.2,
-        image_size=16,
-        batch_size=32,
-        optimizer="sgd",
-        learning_rate=0.02,
-        momentum=0.9,
-        nesterov=True,
-        weight_decay=5e-4,
-        warmup=0.3,
-        epochs=3,
-        flip=True,
-        translate=2,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -75,14 +47,8 @@ def test_it_learns(run):
     losses = [metrics.train_loss for metrics in run.history]
     assert losses[0] > losses[1] > losses[2]
     assert run.history[-1].test_accuracy > 0.6  # ten classes
-
-
-def test_images_in_memory_are_not_said_to_be_waited_for(recipe, tmp_path, monkeypatch):
-    shares = []
-    monkeypatch.setattr(Progress, "step", lambda self, step, sums, share: shares.append(share))
-    train(replace(recipe, epochs=2), out=tmp_path / "run", device="cpu", progress=False)
-    assert len(shares) == 2 * 63
-    assert max(shares) < 0.9  # the first steps of both epochs included
+    for metrics in run.history:  # of images in memory
+        assert metrics.loading_seconds < 0.9 * metrics.train_seconds
 
 
 def test_the_summary_is_the_books_two_lines(run):
@@ -137,24 +103,6 @@ def test_a_step_is_the_textbooks():
         torch.testing.assert_close(p.detach(), old - 0.1 * (gradient + 0.01 * old))
 
 
-def test_evaluation_counts_every_image_once():
-    class Oracle(nn.Module):
-        def forward(self, x):
-            return nn.functional.one_hot(x[:, 0, 0, 0].round().long(), 10).float()
-
-    labels = torch.arange(10).repeat(7)
-    images = labels.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 4, 4).clone()
-    wrong = labels.clone()
-    wrong[:14] = (wrong[:14] + 1) % 10
-    preprocessing = Preprocessing(4, 1, (0.0,), (1 / 255,))
-    team = Team(torch.device("cpu"))
-    for batch_size in (1, 16, 70, 1000):
-        for truth, accuracy in ((labels, 1.0), (wrong, 56 / 70)):
-            feed = DeviceFeed(Split(images, truth), batch_size, 0, team, is_fitted=False)
-            loss = math.log(math.e + 9) - accuracy  # of a one among nine zeros
-            assert evaluate(Oracle(), feed, preprocessing, team) == pytest.approx((accuracy, loss))
-
-
 def test_validation_keeps_images_out_of_training(recipe, tmp_path, monkeypatch):
     seen = []
     original = Split.on
@@ -170,17 +118,11 @@ def test_validation_keeps_images_out_of_training(recipe, tmp_path, monkeypatch):
         train(replace(recipe, validation=2000), out=tmp_path / "other", progress=False)
 
 
-def test_an_existing_run_is_never_overwritten(run, recipe, tmp_path, monkeypatch):
+def test_an_existing_run_is_never_overwritten(run, recipe):
     before = {file.name: file.read_bytes() for file in run.folder.rglob("*") if file.is_file()}
     with pytest.raises(RunError, match="expected a run folder that does not exist yet, got .*, try another --out"):
         train(recipe, out=run.folder, progress=False)
     assert {file.name: file.read_bytes() for file in run.folder.rglob("*") if file.is_file()} == before
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(RunError, match="expected a folder that can be made"):
-        train(recipe, out=tmp_path / "file" / "run", progress=False)
-    monkeypatch.chdir(tmp_path)
-    one_epoch = replace(recipe, epochs=1)
-    assert [str(train(one_epoch, progress=False).folder) for _ in range(2)] == ["runs/quick-1", "runs/quick-2"]
 
 
 def test_a_diverging_run_stops_and_says_what_to_try(recipe, tmp_path):
@@ -234,7 +176,7 @@ def test_a_finished_run_is_trained_on_as_a_new_run(run, recipe, tmp_path, capsys
     assert epoch["train_loss"] < run.history[0].train_loss / 1.5  # it does not begin anew
     with pytest.raises(RunError, match="expected a run of the same network to continue, got .*try --pretrained"):
         train(more, hidden=(32,), out=tmp_path / "other", progress=False)
-    assert main([*command[:2], str(tmp_path), *command[3:]]) == 2
+    assert main(["train", "--more-epochs", "1"]) == 2
     assert "expected --resume with a finished run for --more-epochs, got " in capsys.readouterr().err
 
 
@@ -272,12 +214,6 @@ def test_the_device_is_chosen_or_refused():
             choose_device(name)
 
 
-def test_adamw_learns_too(recipe, tmp_path):
-    adam = replace(recipe, optimizer="adamw", learning_rate=0.003, momentum=0.0, nesterov=False, epochs=2)
-    assert train(adam, out=tmp_path / "run", progress=False).history[-1].test_accuracy > 0.5
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_a_step_never_waits_for_the_gpu(recipe):
     device = torch.device("cuda", 0)
     sample = load("fashion-mnist-sample")
@@ -298,33 +234,13 @@ def test_a_step_never_waits_for_the_gpu(recipe):
     assert sums.isfinite().all()
 
 
-def test_ctrl_c_ends_tidily_with_what_was_learned_saved(recipe, tmp_path):
-    command = [sys.executable, "-m", "vggkit", "train", "--data", recipe.data, "--epochs", "1000", "--out", "run"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            lines = [process.stdout.readline() for _ in range(4)]  # the header, the warning and two epochs
-            process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=60)
-        finally:
-            process.kill()
-    assert lines[3].startswith("epoch    2/1000")
-    assert process.returncode == 75, err
-    assert "Traceback" not in err
-    assert "stopped by SIGINT after" in out
-    assert out.rstrip().endswith("go on with: vgg train --resume run")
-    assert load_classifier(tmp_path / "run").classes[0] == "t-shirt"
-    assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
-def test_at_224_pixels_a_step_at_batch_128_stays_under_3_gb():
+def test_at_224_pixels_a_step_at_batch_128_stays_under_3_gb(tmp_path):
     """The chapter's recipe: the whole process, data included, as the kernel counts it."""
     program = r"""
 import re, signal, sys, torch
 from pathlib import Path
 from vggkit.training import step
-from vggkit import Recipe, train
-from dataclasses import replace
+from vggkit import train
 steps = []
 original = step.train_step
 def two_steps(*args, **options):
@@ -333,24 +249,13 @@ def two_steps(*args, **options):
         signal.raise_signal(signal.SIGTERM)
     return original(*args, **options)
 step.train_step = two_steps
-train(replace(Recipe.named("d2l"), data=sys.argv[1]), out=sys.argv[2], progress=False, device="cpu")
+train("d2l", data="fashion-mnist-sample", out=sys.argv[1], progress=False, device="cpu")
 assert steps == [(128, 1, 224, 224)] * 3, steps
 # Not getrusage, which begins at what the process that started this one has.
 print(int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 2**20)
 """
-    import tempfile
-
-    from vggkit.data import fashion_mnist
-
-    try:
-        fashion_mnist.find()
-        data = "fashion-mnist"
-    except DataError:
-        data = "fashion-mnist-sample"
-    with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
-            [sys.executable, "-c", program, data, f"{folder}/run"], capture_output=True, text=True, timeout=300
-        )
+    command = [sys.executable, "-c", program, str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     gib = float(done.stdout)
     assert 0.5 < gib < 3
