@@ -152,7 +152,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(tmp_path, capsys, m
 
     def spoiled(net, *args, **options):
         if len(seen) == 2:
-            net.fc2.bias.register_hook(lambda gradient: gradient * float("nan"))
+            net.net.fc2.bias.register_hook(lambda gradient: gradient * float("nan"))
         before = {name: value.clone() for name, value in net.named_parameters()}
         outcome = real(net, *args, **options)
         seen.append(all(torch.equal(value, before[name]) for name, value in net.named_parameters()))
@@ -179,7 +179,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, capsys, monkeypat
     def spoiled(net, *args, **options):
         outcome = real(net, *args, **options)
         with torch.no_grad():
-            net.fc2.weight[0, 0] = float("inf")
+            net.net.fc2.weight[0, 0] = float("inf")
         return outcome
 
     monkeypatch.setattr(step, "train_step", spoiled)
