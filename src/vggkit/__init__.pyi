@@ -40,7 +40,6 @@ from vggkit.networks.modules import init_weights as init_weights
 from vggkit.networks.vgg import VGG as VGG
 from vggkit.networks.vgg import vgg as vgg
 from vggkit.networks.vgg import vgg_block as vgg_block
-
 from vggkit.training.loop import train as train
 from vggkit.training.recipe import Recipe as Recipe
 from vggkit.training.run import Run as Run
