@@ -153,39 +153,6 @@ def loading() -> str:
     return "\n".join(lines)
 
 
-def saving() -> str:
-    """The table of docs/training.md: what a checkpoint costs the training beside it."""
-    lines = [
-        "| network, pixels, batch | measured on | checkpoint MB | training waits, ms | all that is lost, s "
-        "| of the time, one every 50 s |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in newest("saving", lambda row: (kind(row), row["case"])):
-        share = row["share"]
-        lines.append(
-            f"| `{row['architecture']}`, {row['image_size']}, {row['batch_size']} | {row['hardware']} "
-            f"| {row['checkpoint_bytes'] / 1e6:,.0f} | {1000 * row['stall_seconds']['median']:.3g} "
-            f"| {row['lost_seconds']['median']:.2g} "
-            f"| {share['median']:.1%} ({share['min']:.1%} to {share['max']:.1%}) |"
-        )
-    return "\n".join(lines)
-
-
-def compression() -> str:
-    """The table of docs/training.md: what compressed gradients save, and what they cost."""
-    lines = [
-        "| sent as | measured on | bytes a step and process | test acc | training, s |",
-        "|---|---|---|---|---|",
-    ]
-    for row in newest("compression", lambda row: (kind(row), row["compression"])):
-        lines.append(
-            f"| {row['compression']} | {row['processes']} x {row['hardware']}, the `{row['recipe']}` recipe "
-            f"| {row['bytes_per_step']:,} | {row['test_accuracy']['median']:.3f} "
-            f"| {row['train_seconds']['median']:.0f} |"
-        )
-    return "\n".join(lines)
-
-
 def inference() -> str:
     """The table of docs/speed.md: ms of a forward pass, ours and the peers'."""
     lines: list[str] = []
@@ -255,5 +222,5 @@ def kind(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    for table in (markdown, parity, doctor, memory, scaling, loading, saving, compression, inference, training):
+    for table in (markdown, parity, doctor, memory, scaling, loading, inference, training):
         print(table(), end="\n\n")

@@ -114,8 +114,6 @@ def test_the_three_lines_for_relu3_3_of_an_image(folder):
         ("memory", "memory.md"),
         ("scaling", "scaling.md"),
         ("loading", "data.md"),
-        ("saving", "training.md"),
-        ("compression", "training.md"),
         ("inference", "speed.md"),
         ("training", "speed.md"),
     ],

@@ -16,7 +16,7 @@ from vggkit.engines import kernels
 TILE, POINTS = 4, 6
 MIN_GAIN = 1.5
 """The saving in multiplications from which tiles are used: 4 is the most, and a map that does not fill its tiles saves
-less. Measured by `benchmarks/winograd_layers.py`; torch is as fast or faster on maps of 2x2 pixels."""
+less. Measured layer by layer (docs/decisions.md); torch is as fast or faster on maps of 2x2 pixels."""
 MAX_IMAGE_CHANNELS = 4
 
 
