@@ -1,5 +1,3 @@
-"""The public names and where each is defined, which `__init__.py` reads: a name is imported when it is first used."""
-
 from vggkit.data.preprocessing import Preprocessing as Preprocessing
 from vggkit.data.sources import ImageSource as ImageSource
 from vggkit.data.sources import open_data as open_data
