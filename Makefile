@@ -69,13 +69,14 @@ lint: dev
 types: dev
 	$(DEV)/mypy
 
-# A process for each core, of one thread each: two that train with two threads each wait for each other.
+# A process for each core, of one thread each: two that train with two threads each wait for each other. torchrun is in
+# the program's environment.
 tests: dev
-	OMP_NUM_THREADS=1 $(DEV)/pytest -n auto --dist loadfile
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(DEV)/pytest -n auto --dist loadfile
 
 # Every call killed or made to fail, every bit flipped, 200 kills at random; prints how many.
 torture: dev dist
-	VGGKIT_KILLS=200 $(DEV)/pytest -m torture -s
+	PATH="$(CURDIR)/$(BIN):$$PATH" VGGKIT_KILLS=200 $(DEV)/pytest -m torture -s
 
 # The sdist, the wheel made of it, and the quick start with that wheel in an environment that has nothing else.
 dist: dev
