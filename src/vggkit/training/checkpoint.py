@@ -80,10 +80,7 @@ def snapshot(
         for name, tensor in (*weights.items(), *remembered.items()):
             # The sum needs a single pass; the sum of finite values may overflow.
             if not (tensor.sum().isfinite() or tensor.isfinite().all()):
-                raise CheckpointError(
-                    f"expected finite values as {name}, got others, try a lower --learning-rate or --architecture "
-                    "with _bn"
-                )
+                raise CheckpointError(f"expected finite values as {name}, got others, try a lower --learning-rate")
         return {
             NETWORK: safetensors_pieces(weights, described),
             OPTIMIZER: safetensors_pieces(remembered, {}),
