@@ -1,5 +1,6 @@
 """Checkpoints that are cut, changed, swapped, forged or not finite are never loaded."""
 
+import json
 import os
 import random
 import shutil
@@ -9,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from tests.checkpoints import RECIPE, equal_bits, files_of, one_step, parts, tensors_of, write
+from tests.checkpoints import FACTS, RECIPE, equal_bits, files_of, one_step, parts, tensors_of, write
 from tests.killing import KILLS
 from vggkit.errors import CheckpointError
 from vggkit.training.checkpoint import (
@@ -158,6 +159,28 @@ def test_our_files_are_those_of_safetensors():
 def test_what_is_no_state_at_all_is_refused(content):
     with pytest.raises(CheckpointError, match="expected the state of a run as JSON, got b'"):
         RunState.from_json(content)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *[("step", wrong) for wrong in ("1", 1.5, True, None)],
+        *[("epoch_steps", wrong) for wrong in ("\x1b[31m", [])],
+        *[("sums", wrong) for wrong in ("xyz", [1.0, "\n", 1.0], {}, [10**400, 1, 1])],
+        *[("best_step", wrong) for wrong in ("../../x", 0.5)],
+        *[("facts", wrong) for wrong in ([], {}, {**FACTS, "color_axes": "z"}, {**FACTS, "preprocessing": 1})],
+        *[("facts", {**FACTS, "content": wrong}) for wrong in ([], {"train": {"sum": "x"}}, {"train": 1})],
+        *[("train_loss of the history", wrong) for wrong in ("\x1b[31m", None, [])],
+    ],
+)
+def test_values_of_another_type_in_a_state_are_refused(field, value):
+    _, _, state = parts(steps=2)
+    values = json.loads(state.to_json())
+    assert RunState.from_json(state.to_json()).to_json() == state.to_json()
+    name, _, is_of_history = field.partition(" of ")
+    (values["history"][0] if is_of_history else values)[name] = value
+    with pytest.raises(CheckpointError, match="expected the state of a run as JSON, got b'"):
+        RunState.from_json(json.dumps(values).encode())
 
 
 @pytest.mark.parametrize("name", [NETWORK, OPTIMIZER])

@@ -132,7 +132,8 @@ def _build(compilers: list[list[str]], paths: list[Path]) -> bytes:
                 return code
         finally:
             temporary.unlink(missing_ok=True)
-        wrong = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
+        told = done.stderr[:200] or f"exit code {done.returncode}"
+        wrong = next((line for line in done.stderr.splitlines() if "error" in line), told)
     raise KernelError(f"expected {' '.join(compiler)} to build the kernels, got: {wrong[:300]}")
 
 

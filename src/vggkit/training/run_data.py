@@ -200,7 +200,7 @@ def _as_before(recipe: Recipe, data: RunData, facts: Mapping[str, Any], say: Cal
 def _content_before(facts: Mapping[str, Any]) -> list[dict[str, int]]:
     """What was known of the content of the training and the held-out images; nothing in an older run."""
     content = facts.get("content", {})
-    return [{key: int(value) for key, value in content.get(split, {}).items()} for split in ("train", "held_out")]
+    return [content.get(split, {}) for split in ("train", "held_out")]
 
 
 def _check_fingerprint(recipe: Recipe, facts: Mapping[str, Any], fingerprint: str | int) -> None:

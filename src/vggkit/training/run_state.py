@@ -1,8 +1,10 @@
 """Where a run stands: what a checkpoint holds beside tensors."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from vggkit.errors import CheckpointError
 
@@ -71,12 +73,42 @@ class RunState:
         try:
             values: dict[str, Any] = json.loads(content)
             history = [EpochMetrics(**metrics) for metrics in values.pop("history")]
-            if type(values["step"]) is int:  # which names the folder
-                return cls(**values, history=history)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            state = cls(**values, history=history)
+            told = [
+                (getattr(part, name), kind)
+                for part in (state, *history)
+                for name, kind in get_type_hints(type(part)).items()
+            ]
+            told += [(state.facts.get(name), kind) for name, kind in _FACTS.items()]
+            if all(_is(value, kind) for value, kind in told):
+                return state
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
             pass
         raise CheckpointError(f"expected the state of a run as JSON, got {content[:60]!r}")
 
     def fits(self, steps_per_epoch: int) -> bool:
         """Whether it is of epochs of `steps_per_epoch`."""
-        return self.epoch_steps <= steps_per_epoch and all(e.step == steps_per_epoch for e in self.history[:1])
+        return 0 <= self.epoch_steps <= steps_per_epoch and all(e.step == steps_per_epoch for e in self.history[:1])
+
+
+_FACTS = {
+    "fingerprint": str,
+    "preprocessing": str,
+    "color_axes": list[list[float]],
+    "stamp": str | None,
+    "content": dict[str, dict[str, int]] | None,
+}
+"""The facts that a resumed run takes over; those without a value are missing in older runs."""
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether `value`, out of JSON, is of `kind`; a number must be finite."""
+    outer, inner = get_origin(kind), get_args(kind)
+    if outer is UnionType:
+        return any(_is(value, each) for each in inner)
+    if outer in (list, dict):
+        items = value.values() if isinstance(value, dict) else value
+        return isinstance(value, outer) and all(_is(item, inner[-1]) for item in items)
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return kind is Any or type(value) is kind
