@@ -148,6 +148,8 @@ def print_line(line: str) -> bool:
     """Print `line`; whether somebody reads it: in `vgg train | head` nobody does any more, and training goes on."""
     try:
         print(shown(line, LINE_CHARACTERS), flush=True)
+    except UnicodeEncodeError:  # a terminal without UTF-8, in a program that is not ours
+        return print_line(line.encode("ascii", "backslashreplace").decode())
     except (OSError, ValueError):
         return False
     return True

@@ -8,6 +8,7 @@ from tyro.conf import Positional, arg
 
 from vggkit.design.drawing import Style
 from vggkit.design.network import draw
+from vggkit.errors import shown
 from vggkit.verbs.network import NetworkFlags
 from vggkit.verbs.terminal import DONE, check_out, parse_flags
 
@@ -40,5 +41,5 @@ def run(arguments: list[str]) -> int:
     from vggkit.design.raster import rendered
 
     write_whole(flags.out, picture.encode() if flags.out.suffix == ".svg" else rendered(picture, flags.out.suffix))
-    print(flags.out)
+    print(shown(flags.out, 500))
     return DONE

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from vggkit.errors import shown
 from vggkit.training.recipe import Recipe
 from vggkit.verbs.predict import ModelFlags, classifier_of
 from vggkit.verbs.terminal import DONE, check_out, parse_flags, print_json
@@ -67,7 +68,7 @@ def run(arguments: list[str]) -> int:
         return DONE
     print(f"weights: {classifier.source}", *notes, evaluation, sep="\n")
     if flags.plot is not None:
-        print(flags.plot)
+        print(shown(flags.plot, 500))
     return DONE
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
+from vggkit.errors import shown
 from vggkit.verbs.predict import ImagesFlags, opened
 from vggkit.verbs.terminal import check_out, parse_flags, print_json, print_table
 
@@ -65,5 +66,5 @@ def run(arguments: list[str]) -> int:
         print_json({"out": str(flags.out), "images": names, "shapes": shapes})
     else:
         print_table(("layer", "shape", "mean"), [rows], left_aligned=2)
-        print(flags.out)
+        print(shown(flags.out, 500))
     return bad.code

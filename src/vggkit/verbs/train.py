@@ -8,7 +8,7 @@ from typing import Literal
 
 from tyro.conf import OmitArgPrefixes
 
-from vggkit.errors import DataError, LostError, UserError
+from vggkit.errors import DataError, LostError, UserError, shown
 from vggkit.training.recipe import Recipe
 from vggkit.training.stopping import signals_handled
 from vggkit.verbs.terminal import DONE, RESUMABLE, parse_flags, print_to_stderr
@@ -88,12 +88,12 @@ def run(arguments: list[str]) -> int:
         finished = f"{len(run.history)} of {run.recipe.epochs} epochs"
         is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
         program = "vgg train" if is_alone else "torchrun ... -m vggkit train"
-        print(f"stopped by {run.stopped_by} after {finished}; go on with: {program} --resume {run.folder}")
+        print(f"stopped by {run.stopped_by} after {finished}; go on with: {program} --resume {shown(run.folder, 500)}")
         return RESUMABLE
     if recipe.data == fashion_mnist.SAMPLE_NAME:
         print_to_stderr(fashion_mnist.SAMPLE_WARNING)
     print(run.summary)
-    print(run.folder)
+    print(shown(run.folder, 500))
     return DONE
 
 

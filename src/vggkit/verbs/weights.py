@@ -6,12 +6,50 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from vggkit.errors import UserError, shown
 from vggkit.verbs.preparation import Preparation, PreparationFlags
 from vggkit.verbs.terminal import DONE, check_out, parse_flags, print_json, print_table, print_to_stderr
 
 if TYPE_CHECKING:
     from vggkit.data.preprocessing import Preprocessing
     from vggkit.networks.vgg import VGG
+
+
+@dataclass(frozen=True)
+class List:
+    """List the published weights that are known, and where they are."""
+
+    json: bool = False
+    """Print JSON instead of a table."""
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Fetch published weights, and verify their hash."""
+
+    name: Positional[str]
+    """Published weights, such as torchvision/vgg16."""
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Write weights with other names, another head, size, channels or preprocessing."""
+
+    model: Positional[str]
+    """A run folder, a weight file, or published weights such as torchvision/vgg16."""
+    out: Annotated[Path, arg(aliases=("-o",))]
+    """The file to write: .safetensors, or .pth with --to torchvision."""
+    to: Literal["vggkit", "torchvision"] = "vggkit"
+    """Whose names the file has."""
+    head: Literal["flatten", "adaptive", "conv"] | None = None
+    """Another head with the same weights; conv takes images of any size."""
+    image_size: int | None = None
+    """Pixels along a side that images are brought to, with the heads adaptive and conv."""
+    in_channels: int | None = None
+    """1 for grey images, 3 for RGB; the first convolution's weights are summed or shared out."""
+    fold: bool = False
+    """Fold order, scale, mean and std into the first convolution, which then takes RGB in [0, 1]."""
+    preparation: Preparation = field(default_factory=PreparationFlags)
 
 
 @dataclass(frozen=True)
@@ -23,40 +61,20 @@ class Flags:
       vgg weights convert torchvision/vgg16 --head conv -o vgg16-conv.safetensors
     """
 
-    action: Positional[Literal["list", "fetch", "convert"]] = "list"
-    """list, fetch, or convert."""
-    name: Positional[str] = ""
-    """Published weights (torchvision/vgg16); for convert also a run folder or a weight file."""
-    out: Annotated[Path | None, arg(aliases=("-o",))] = None
-    """For convert: the file to write, .safetensors, or .pth with --to torchvision."""
-    to: Literal["vggkit", "torchvision"] = "vggkit"
-    """For convert: whose names the file has."""
-    head: Literal["flatten", "adaptive", "conv"] | None = None
-    """For convert: another head with the same weights; conv takes images of any size."""
-    image_size: int | None = None
-    """For convert: pixels along a side that images are brought to, with the heads adaptive and conv."""
-    in_channels: int | None = None
-    """For convert: 1 for grey images, 3 for RGB; the first convolution's weights are summed or shared out."""
-    fold: bool = False
-    """For convert: fold order, scale, mean and std into the first convolution, which then takes RGB in [0, 1]."""
-    preparation: Preparation = field(default_factory=PreparationFlags)
-    json: bool = False
-    """For list: print JSON instead of a table."""
+    action: List | Fetch | Convert = List()
 
 
 def run(arguments: list[str]) -> int:
     """Run the verb; returns the exit code."""
-    flags = parse_flags("weights", Flags, arguments)
-    if flags.action == "list":
-        return _list(flags.json)
-    if not flags.name:
-        raise ValueError(f"expected what to {flags.action}, got nothing, try 'vgg weights list'")
-    if flags.action == "fetch":
-        from vggkit.weights.published import fetch_weights
+    action = parse_flags("weights", Flags, arguments).action
+    if isinstance(action, List):
+        return _list(action.json)
+    if isinstance(action, Convert):
+        return _convert(action)
+    from vggkit.weights.published import fetch_weights
 
-        print(fetch_weights(flags.name, print_to_stderr))
-        return DONE
-    return _convert(flags)
+    print(fetch_weights(action.name, print_to_stderr))
+    return DONE
 
 
 def _list(as_json: bool) -> int:
@@ -79,7 +97,7 @@ def _list(as_json: bool) -> int:
     return DONE
 
 
-def _convert(flags: Flags) -> int:
+def _convert(flags: Convert) -> int:
     out = check_out(flags.out, ".safetensors", *([".pth"] if flags.to == "torchvision" else []))
     from vggkit.networks.vgg import VGG
     from vggkit.training.run_weights import find_weights
@@ -87,12 +105,12 @@ def _convert(flags: Flags) -> int:
     from vggkit.weights.preparation import GUESSED, preprocessing_for
     from vggkit.weights.translation import preprocessing_of
 
-    source = find_weights(flags.name, print_to_stderr)
+    source = find_weights(flags.model, print_to_stderr)
     if out.exists() and source.exists() and out.samefile(source):
-        raise ValueError(f"expected another file for --out than the weights themselves, got {out}")
+        raise UserError(f"expected another file for --out than the weights themselves, got {out}")
     net, metadata = load_weights(source)
     if not isinstance(net, VGG):
-        raise ValueError(f"expected a VGG network to convert, got {net.architecture.name}")
+        raise UserError(f"expected a VGG network to convert, got {net.architecture.name}")
     stated = preprocessing_for(net, metadata, print_to_stderr, **flags.preparation.given())
     net, preprocessing = _changed(net, stated, flags)
     if flags.to == "torchvision":
@@ -104,11 +122,11 @@ def _convert(flags: Flags) -> int:
         if preprocessing is not None:
             metadata["preprocessing"] = preprocessing.to_json()
         save_weights(out, net, metadata)
-    print(out)
+    print(shown(out, 500))
     return DONE
 
 
-def _changed(net: "VGG", preprocessing: "Preprocessing | None", flags: Flags) -> "tuple[VGG, Preprocessing | None]":
+def _changed(net: "VGG", preprocessing: "Preprocessing | None", flags: Convert) -> "tuple[VGG, Preprocessing | None]":
     """`net` and its preprocessing with the channels, folding, head and size of images that `flags` ask for."""
     from vggkit.weights.surgery import (
         fold_preprocessing,
@@ -125,7 +143,7 @@ def _changed(net: "VGG", preprocessing: "Preprocessing | None", flags: Flags) ->
         net = with_in_channels(net, flags.in_channels)
     if flags.fold:
         if preprocessing is None:
-            raise ValueError("expected weights that say their preprocessing to fold, got none, try --preprocessing")
+            raise UserError("expected weights that say their preprocessing to fold, got none, try --preprocessing")
         net = fold_preprocessing(net, preprocessing)
         zeros, ones = (0.0,) * preprocessing.channels, (1.0,) * preprocessing.channels
         preprocessing = replace(preprocessing, mean=zeros, std=ones, order="rgb", scale=1.0)
