@@ -85,10 +85,13 @@ def one_line(error: BaseException, limit: int = ERROR_CHARACTERS) -> str:
 def nearest(word: str, names: Iterable[str]) -> str | None:
     """The one of `names` that `word` was probably meant to be: misspelt, cut short or given by its initials.
 
+    >>> nearest("--epoch", ["--epoch-images", "--epochs"])
+    '--epochs'
     >>> nearest("qiuck", ["quick", "d2l"]), nearest("--lr", ["--workers", "--learning-rate"]), nearest("x", ["vgg16"])
     ('quick', '--learning-rate', None)
     """
-    asked, known = word[:60].lower().strip("-"), {name.lower().strip("-"): name for name in names}
+    asked = word[:60].lower().replace("_", "-").strip("-")
+    known = {name.lower().replace("_", "-").strip("-"): name for name in sorted(names, key=len)}
     for short, name in known.items():
         if len(asked) > 1 and (short.startswith(asked) or asked == "".join(part[:1] for part in short.split("-"))):
             return name

@@ -41,6 +41,8 @@ def prepared(image: AnyImage, preprocessing: Preprocessing, name: str = "the ima
         name, given = shown(name, limit=500), Path(name)
     elif hasattr(given, "read"):
         given = given.read()
+    elif isinstance(given, bytearray | memoryview):
+        given = bytes(given)
     elif isinstance(given, Tensor):
         if given.is_floating_point() and ((given >= 0) & (given <= 1)).all():
             given = (255 * given.detach()).round().byte()
@@ -51,7 +53,8 @@ def prepared(image: AnyImage, preprocessing: Preprocessing, name: str = "the ima
     if not isinstance(given, Path | bytes | Image.Image):
         got = type(image).__name__
         if isinstance(image, np.ndarray | Tensor):
-            values = f", values from {image.min():.4g} to {image.max():.4g}" if given.size else ""
+            is_number = given.size and np.issubdtype(given.dtype, np.number)
+            values = f", values from {image.min():.4g} to {image.max():.4g}" if is_number else ""
             got = f"{str(image.dtype).removeprefix('torch.')} {got} of {tuple(image.shape)}{values}"
         raise DataError(
             f"{name}: expected a path, bytes, an open file, a Pillow image, a uint8 array (height, width[, channels]) "
@@ -64,7 +67,7 @@ def is_several(images: Images) -> bool:
     """Whether `images` stands for a list of images, even if it holds only one."""
     if isinstance(images, str | os.PathLike):
         return Path(images).is_dir()
-    is_one = isinstance(images, bytes | bytearray | Mapping) or hasattr(images, "read")
+    is_one = isinstance(images, bytes | bytearray | memoryview | Mapping) or hasattr(images, "read")
     return isinstance(images, Iterable) and not is_one and getattr(images, "ndim", 4) == 4
 
 
