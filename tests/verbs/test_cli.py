@@ -14,7 +14,7 @@ from PIL import Image
 
 from vggkit import Recipe, cli, errors
 from vggkit.data.fashion_mnist import SAMPLE_PLACE
-from vggkit.verbs import VERBS, describe, module_of, train
+from vggkit.verbs import VERBS, module_of, train
 from vggkit.verbs.terminal import parse_flags
 
 ROOT = Path(__file__).parents[2]
@@ -37,166 +37,6 @@ def trained(tmp_path_factory):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return folder / "rün", done
-
-
-def described(capsys, *arguments):
-    assert cli.main(["describe", *arguments]) == 0
-    return capsys.readouterr().out
-
-
-def row(text, name):
-    return next(line for line in text.splitlines() if line.startswith(name))
-
-
-def test_describe_answers_where_the_parameters_are(capsys):
-    wide = described(capsys, "vgg11", "--in-channels", "1", "--num-classes", "10")
-    assert "92.8" in row(wide, "all fc").split()
-    narrow = described(capsys, "vgg11/4", "--in-channels", "1", "--num-classes", "10")
-    assert "98.7" in row(narrow, "all fc").split()
-
-
-def test_describe_answers_where_the_other_three_layers_went(capsys):
-    text = described(capsys, "vgg11")
-    assert "8 conv" in row(text, "all conv")
-    assert "3 fc" in row(text, "all fc")
-    assert row(text, "total").split()[1] == "11"
-    assert "132,863,336" in row(text, "total")
-
-
-def test_describe_by_layer_and_as_json_say_the_same(capsys):
-    text = described(capsys, "vgg16_bn/8", "--layers", "--image-size", "64", "--hidden", "100", "--batch-size", "2")
-    data = json.loads(
-        described(capsys, "vgg16_bn/8", "--json", "--image-size", "64", "--hidden", "100", "--batch-size", "2")
-    )
-    for layer in data["layers"]:
-        assert f"{layer['parameters']:,}" in row(text, layer["name"])
-        assert "x".join(map(str, layer["output_shape"][1:])) in row(text, layer["name"])
-    assert data["total"]["parameters"] == sum(layer["parameters"] for layer in data["layers"])
-    assert data["total"]["macs"] == sum(part["macs"] for part in data["parts"].values())
-    assert f"{data['total']['macs'] / 1e6:,.1f}" in row(text, "total")
-
-
-@pytest.mark.parametrize("network", ["vgg19", "vgg16_bn", "A-LRN"])
-def test_describe_fits_80_columns(network, capsys):
-    for layers in ([], ["--layers"]):
-        assert max(map(len, described(capsys, network, *layers).splitlines())) <= 80
-
-
-@pytest.mark.parametrize("batch_size", ["1", "7", "128", "3000"])
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["vgg16_bn", "--optimizer", "adamw", "--memory", "6GB"],
-        ["vgg19", "--hidden", "--optimizer", "adamw", "--dtype", "bfloat16", "--memory", "80GiB"],
-        ["lenet", "--optimizer", "momentum", "--memory", "1e6"],
-        ["lenet", "alexnet", "vgg19", "--memory", "24GB"],
-        ["lenet", "alexnet", "vgg11_bn", "vgg19_bn", "--memory", "24GB"],
-    ],
-)
-def test_describe_of_training_fits_80_columns(batch_size, arguments, capsys):
-    text = described(capsys, *arguments, "--batch-size", batch_size)
-    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
-
-
-def numbers(line):
-    """Every number in a line, thousands joined."""
-    return [float(number) for number in re.findall(r"\d+\.?\d*", line.replace(",", ""))]
-
-
-def test_describe_says_what_training_takes(capsys):
-    line = row(described(capsys, "vgg16", "--batch-size", "8", "--optimizer", "momentum"), "training")
-    *parts, peak = numbers(line)
-    assert line.endswith(" GB")
-    assert parts[:3] == [0.55, 0.55, 0.55]  # 138 million float32 parameters
-    assert sum(parts) == pytest.approx(peak, abs=0.02)
-    assert len(numbers(row(described(capsys, "vgg16"), "training"))) == 4  # sgd keeps nothing
-
-
-def test_describe_says_which_batch_fits(capsys):
-    arguments = ["vgg16", "--memory", "6GB"]
-    text = described(capsys, *arguments, "--batch-size", "128")
-    plain, checkpointed = row(text, "in 6.00 GB"), row(text, "with --checkpoint")
-    assert "does not fit" in plain
-    most, most_checkpointed = int(plain.split()[-1]), int(checkpointed.split()[-1])
-    assert most_checkpointed > most
-    for batch_size, fits in ((most, "fits"), (most + 1, "does not fit")):
-        assert f" {batch_size} {fits};" in row(
-            described(capsys, *arguments, "--batch-size", str(batch_size)), "in 6.00"
-        )
-    for batch_size, fits in ((most_checkpointed, "fits"), (most_checkpointed + 1, "does not fit")):
-        text = described(capsys, *arguments, "--batch-size", str(batch_size))
-        assert f", {fits};" in row(text, "with --checkpoint")
-    assert "not even 1 does" in row(described(capsys, "vgg16", "--memory", "1GB"), "in 1.00 GB")
-    assert "checkpoint" not in described(capsys, "alexnet", "--memory", "6GB")  # it has no blocks
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("6GB", 6_000_000_000),
-        ("6 gib", 6 * 2**30),
-        ("500MB", 500_000_000),
-        ("6e9", 6_000_000_000),
-        ("1500kB", 1_500_000),
-        ("2TiB", 2 * 2**40),
-        ("17000000", 17_000_000),
-        ("17000000B", 17_000_000),
-    ],
-)
-def test_sizes_of_memory(text, expected):
-    assert describe.parse_bytes(text) == expected
-
-
-@pytest.mark.parametrize(
-    "text", ["", "6XB", "six", "-1GB", "6G", "nan", "inf", "9" * 400, "6e999", "1/2GB", "6GB6", "٦GB", "6", "999kB"]
-)
-def test_a_size_that_is_none_is_refused(text):
-    with pytest.raises(
-        ValueError, match="expected a size from 1MB, such as 6GB, 6GiB, 500MB or 6e9, for --memory, got '"
-    ):
-        describe.parse_bytes(text)
-
-
-def test_describe_compares_alexnet_and_vgg(capsys):
-    options = ["--in-channels", "1", "--num-classes", "10", "--batch-size", "128"]
-    text = described(capsys, "alexnet", "vgg11", *options, "--memory", "24GB")
-    alone = [json.loads(described(capsys, name, *options, "--json")) for name in ("alexnet", "vgg11")]
-    assert json.loads(described(capsys, "alexnet", "vgg11", *options, "--json")) == alone
-    for name, scale, values in (
-        ("weight layers", 1, [8, 11]),
-        ("parameters, conv", 1, [one["convolutional"]["parameters"] for one in alone]),
-        ("parameters, fc", 1, [one["fully_connected"]["parameters"] for one in alone]),
-        ("parameters ", 1, [one["total"]["parameters"] for one in alone]),
-        ("MMACs, conv", 1e6, [one["convolutional"]["macs"] for one in alone]),
-        ("MMACs, fc", 1e6, [one["fully_connected"]["macs"] for one in alone]),
-        ("MMACs ", 1e6, [one["total"]["macs"] for one in alone]),
-        ("MB out", 1e6, [one["total"]["activation_bytes"] for one in alone]),
-        ("MB to train", 1e6, [one["training"]["peak_bytes"] for one in alone]),
-    ):
-        first, second = (value / scale for value in values)
-        assert numbers(row(text, name)) == pytest.approx([first, second, second / first], abs=0.051, rel=0.01)
-    assert numbers(row(text, "parameters "))[0] == 46_764_746  # the book's AlexNet
-    assert "-" in row(text, "  --checkpoint").split()
-
-
-def test_networks_have_their_own_size_unless_told(capsys):
-    sizes = [
-        one["architecture"]["image_size"]
-        for one in json.loads(described(capsys, "lenet", "alexnet", "vgg11", "--json"))
-    ]
-    assert sizes == [28, 224, 224]
-    assert json.loads(described(capsys, "lenet", "--json", "--image-size", "64"))["architecture"]["image_size"] == 64
-
-
-def test_describe_takes_every_head(capsys):
-    for head, hidden, extra in (
-        ("gap", [], []),
-        ("adaptive", [4096, 4096], ["--pooled-size", "3"]),
-        ("conv", [4096, 4096], []),
-        ("flatten", [], ["--hidden"]),
-    ):
-        architecture = json.loads(described(capsys, "vgg11", "--head", head, *extra, "--json"))["architecture"]
-        assert (architecture["head"], architecture["hidden"]) == (head, hidden)
 
 
 def test_describe_imports_no_torch():
@@ -334,9 +174,7 @@ def test_the_flags_of_train_are_the_recipes(arguments, expected, monkeypatch, fu
 def test_training_ends_with_the_books_two_lines_and_the_folder(trained):
     _, done = trained
     *_, loss, speed, folder = done.stdout.splitlines()
-    assert loss.startswith("loss ")
-    assert ", train acc " in loss
-    assert ", test acc " in loss
+    assert re.fullmatch(r"loss \d\.\d+, train acc \d\.\d+, test acc \d\.\d+", loss)
     assert speed.endswith(" examples/sec on cpu")
     assert folder == "r\\xfcn"
     assert done.stdout.count("epoch ") == 2
@@ -346,9 +184,8 @@ def test_training_ends_with_the_books_two_lines_and_the_folder(trained):
 def test_training_shows_a_live_display_on_a_terminal(tmp_path):
     primary, secondary = pty.openpty()
     command = [sys.executable, "-m", "vggkit", "train", "--data", "fashion-mnist-sample", "--epochs", "4"]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=secondary, stderr=secondary, env={**os.environ, "TERM": "xterm", "COLUMNS": "120"}
-    )
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120", "NO_COLOR": "1"}
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=secondary, stderr=secondary, env=environment)
     os.close(secondary)
     shown = b""
     while True:
@@ -361,6 +198,7 @@ def test_training_shows_a_live_display_on_a_terminal(tmp_path):
     text = shown.decode()
     assert "train acc" in text
     assert "\x1b[" in text
+    assert not re.search(r"\x1b\[[\d;]*[349]\d", text)
     assert "epoch 4/4" in text
     assert "runs/quick-1" in text
 
@@ -381,6 +219,8 @@ def test_eval_agrees_with_training_and_draws(trained, capsys, tmp_path):
 
 
 def test_data_lists_what_is_known(capsys, own_cache):
+    assert cli.main(["data", "--data-dir", "[red]foo[/bar]"]) == 0
+    assert "[red]foo[/bar]" in capsys.readouterr().out  # no markup
     assert cli.main(["data", "--json"]) == 0
     full, sample = json.loads(capsys.readouterr().out)
     assert full["where"] == ""
@@ -463,11 +303,6 @@ def test_what_no_reader_can_use_is_one_line_for_every_verb(command, kind, traine
     told = capsys.readouterr().err.splitlines()
     assert told[-1].startswith("vgg ")
     assert all(line.isprintable() for line in told)
-
-
-def test_markup_in_a_path_is_shown_as_it_is(capsys, own_cache):
-    assert cli.main(["data", "--data-dir", "[red]foo[/bar]"]) == 0
-    assert "[red]foo[/bar]" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("arguments", "start"), [("describe vgg19 --layers", "vgg19"), ("train --help", "usage: vgg")])

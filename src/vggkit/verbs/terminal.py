@@ -24,22 +24,10 @@ DONE, FAILED, USER_ERROR, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130
 """Exit codes; 75 is EX_TEMPFAIL of sysexits.h: stopped by a signal with a checkpoint, to be run again."""
 
 METAVARS = {
-    "model": "MODEL",
-    "image": "IMAGE",
-    "images": "IMAGE",
-    "networks": "NETWORK",
-    "architecture": "NETWORK",
-    "data": "DATA",
-    "data_dir": "DIR",
-    "resume": "RUN",
-    "warm_start": "MODEL",
-    "device": "DEVICE",
-    "out": "PATH",
-    "plot": "FILE",
-    "memory": "SIZE",
-    "recipe": "RECIPE",
-    "hidden": "INT",
-}
+    "model": "MODEL", "warm_start": "MODEL", "resume": "RUN", "recipe": "RECIPE", "images": "IMAGE", "data": "DATA",
+    "networks": "NETWORK", "architecture": "NETWORK", "hidden": "INT", "device": "DEVICE", "memory": "SIZE",
+    "data_dir": "DIR", "out": "PATH", "plot": "FILE",
+}  # fmt: skip
 """What flags and arguments of these names take, in the help of every verb."""
 
 
@@ -51,11 +39,7 @@ def parse_flags(
     With a `default` of its own, which may be true, a switch can be set both ways, by --flip and --no-flip.
     """
     names = prepare(flags)
-    keywords: dict[str, Any] = (
-        {"config": (DisallowNone, CascadeSubcommandArgs, FlagCreatePairsOff)}
-        if default is None
-        else {"config": (DisallowNone,), "default": default}
-    )
+    config = (DisallowNone, CascadeSubcommandArgs, *(() if default else (FlagCreatePairsOff,)))
     # Neither is a terminal, so that help has no colours.
     printed, errors = (io.TextIOWrapper(io.BytesIO(), sys.stdout.encoding, "backslashreplace") for _ in range(2))
     try:
@@ -66,7 +50,8 @@ def parse_flags(
                 description=inspect.cleandoc(flags.__doc__ or ""),
                 args=arguments,
                 return_unknown_args=True,
-                **keywords,
+                config=config,
+                **given(default=default),
             )
     except SystemExit as leaving:
         if not leaving.code:  # --help
