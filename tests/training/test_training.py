@@ -214,7 +214,8 @@ def test_the_device_is_chosen_or_refused():
             choose_device(name)
 
 
-def test_a_step_never_waits_for_the_gpu(recipe):
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_step_never_waits_for_the_gpu():
     device = torch.device("cuda", 0)
     sample = load("fashion-mnist-sample")
     split = Split.on(device, sample.train_images, sample.train_labels)
