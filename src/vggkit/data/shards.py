@@ -117,10 +117,10 @@ def _read_class_names(folder: Path) -> tuple[str, ...] | None:
             content = file.read(MAX_CLASSES_BYTES + 1)
         names = tuple(shown(line.strip(), 200) for line in content.decode("utf-8").splitlines())
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{shown(path)}: expected a text in UTF-8, got: {error}") from None
+        raise DataError(f"{shown(path, limit=500)}: expected a text in UTF-8, got: {error}") from None
     if len(content) > MAX_CLASSES_BYTES or len(names) > MAX_CLASSES or not all(names):
         raise DataError(
-            f"{shown(path)}: expected the name of a class in each line, {MAX_CLASSES:,} at most, got "
+            f"{shown(path, limit=500)}: expected the name of a class in each line, {MAX_CLASSES:,} at most, got "
             f"{len(names):,} lines, {sum(not name for name in names)} of them empty"
         )
     return names

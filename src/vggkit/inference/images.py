@@ -110,5 +110,5 @@ def _files_in(folder: Path) -> list[Path]:
     found = [path for path in sorted(folder.rglob("[!.]*")) if path.name.lower().endswith(suffixes)]
     found = [path for path in found if "/." not in f"/{path.relative_to(folder)}"]
     if not found:
-        raise DataError(f"{shown(str(folder))}: expected image files in a folder, got none")
+        raise DataError(f"{shown(str(folder), limit=500)}: expected image files in a folder, got none")
     return found

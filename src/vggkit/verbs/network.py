@@ -70,7 +70,7 @@ def _weights_of(run: Path) -> Path:
     for path in (run / "model.safetensors", *reversed(steps)):
         if path.is_file():
             return path
-    raise WeightsError(f"expected a run folder with weights in it, got {shown(str(run))}, try vgg train")
+    raise WeightsError(f"expected a run folder with weights in it, got {shown(str(run), limit=500)}, try vgg train")
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def read_header(path: Path) -> dict[str, Any]:
         OSError: the file cannot be read.
     """
     if found := why_not_a_file(path):
-        raise WeightsError(f"expected a run folder or a weight file, got {shown(str(path))}: {found}")
+        raise WeightsError(f"expected a run folder or a weight file, got {shown(str(path), limit=500)}: {found}")
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         text = file.read(length) if length <= MAX_HEADER_BYTES else b""
