@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from vggkit.engines.convolution import scale_and_bias
+from vggkit.engines.convolution import MAX_IMAGE_CHANNELS, scale_and_bias
 
 HALF = torch.bfloat16
 MAX_VALUES = 2**31
@@ -134,7 +134,7 @@ def _forward(
 def _is_first(conv: nn.Conv2d) -> bool:
     """Whether `conv` is one that the kernels compute whole: 3x3 over the few channels of an image."""
     shape = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups)
-    return conv.in_channels <= 4 and shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1)
+    return conv.in_channels <= MAX_IMAGE_CHANNELS and shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1)
 
 
 class _Convolution(torch.autograd.Function):

@@ -23,7 +23,6 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from vggkit.data.files import user_cache, write_all, write_whole
 from vggkit.errors import KernelError, one_line
@@ -157,18 +156,6 @@ def _loaded(code: bytes) -> ctypes.CDLL:
 def _check(lacked_memory: int, function: Any, _arguments: Any) -> None:
     if lacked_memory:
         raise MemoryError(f"{function.__name__} got no memory for what it keeps in the cache")
-
-
-def is_watched() -> bool:
-    """Whether torch.compile, jit, func, forward-mode derivatives, a dispatch mode or autocast watches operators."""
-    return bool(
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or torch.is_autocast_enabled("cpu")
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack()
-        or forward_ad._current_level >= 0
-    )
 
 
 def can_read(*given: tuple[Tensor | None, tuple[int, ...]]) -> bool:

@@ -10,8 +10,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-CUT_OFF = 4
-MAX_IMAGE_CHANNELS = 4
 PROGRAMS = 512
 """Of the kernels that sum: enough for any GPU, and each has a row of partial sums."""
 
