@@ -64,6 +64,8 @@ class Outcomes:
         loss_sum, correct, count, wanting_stop, bad = outcome.tolist()
         loss = loss_sum / max(count, 1)
         if bad:
+            if self._saver is not None:
+                self._saver.wait()  # for the checkpoint that is being written, which the message counts
             kept = "; the checkpoints before are kept" * (self._saver is not None and self._saver.last is not None)
             raise DivergedError(
                 f"expected a finite loss and gradients, got a loss of {loss:g} at step {step}, in epoch "
