@@ -86,9 +86,9 @@ def test_what_is_not_a_number_passes_through():
     assert y.isnan().all()
 
 
+@pytest.mark.skipif(GPU, reason="computes in float32, where a GPU's kernels take bfloat16")
 @pytest.mark.parametrize(("text", "size"), [("1x16 2x16", 8), ("1x16k5 1x24+lrn", 9), ("2x16_bn", 8)])
 def test_fused_layers_have_the_plain_gradients(text, size, monkeypatch):
-    """Without a GPU in float32, through the same functions."""
     monkeypatch.setattr(gpu, "why_no_kernels", lambda: "")
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: True)
     plain = VGG(Architecture.parse(text, image_size=size, hidden=(), num_classes=3)).double()
@@ -109,26 +109,29 @@ def test_fused_layers_have_the_plain_gradients(text, size, monkeypatch):
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["vgg16", "vgg11_bn", "vgg16c", "vgg11_lrn"])
 @pytest.mark.parametrize("batch_size", [1, 40])
-def test_inference_is_float64s_to_bfloat16s_error(name, batch_size):
+def test_inference_is_as_exact_as_torchs_own_in_bfloat16(name, batch_size):
     net = VGG(Architecture.parse(name, num_classes=10, image_size=64, hidden=(256,))).eval().cuda()
     fast = accelerate(net)
-    for step in range(3):  # as it comes, captured, replayed
-        x = torch.randn(batch_size, 3, 64, 64, device="cuda")
+
+    def check(x):
         exact = copy.deepcopy(net).double()(x.double())
+        with torch.autocast("cuda", torch.bfloat16):
+            bound = (net(x) - exact).norm()
         y = fast(x)
         assert y.dtype == torch.float32
-        assert (y - exact).norm() / exact.norm() < 1e-2, step
+        assert (y - exact).norm() < 2 * bound < 0.1 * exact.norm()
+
+    for _ in range(3):  # as it comes, captured, replayed
+        check(x := torch.randn(batch_size, 3, 64, 64, device="cuda"))
     for parameter in net.parameters():  # a captured pass follows its weights
         parameter.mul_(1.1)
-    exact = copy.deepcopy(net).double()(x.double())
-    assert (fast(x) - exact).norm() / exact.norm() < 1e-2
+    check(x)
     net.load_state_dict({key: value * 0.9 for key, value in net.state_dict().items()}, assign=True)
-    exact = copy.deepcopy(net).double()(x.double())
-    assert (fast(x) - exact).norm() / exact.norm() < 1e-2
+    check(x)
     taps = fast.features(x, ["conv2_1", "pool1"])  # of which a norm is folded into one pass and not into the other
     theirs = net.features(x, ["conv2_1", "pool1"])
     assert all((taps[name] - theirs[name]).norm() / theirs[name].norm() < 1e-2 for name in theirs)
-    assert (fast(x) - exact).norm() / exact.norm() < 1e-2
+    check(x)
 
 
 @needs_gpu
