@@ -41,15 +41,15 @@ class Case:
     num_classes: int = 10
     image_size: int = 224
     optimizer: OptimizerState = "sgd"
-    checkpoint: bool = False
+    recompute: bool = False
 
 
 CASES = (
     Case("vgg11/4", 128),
-    Case("vgg11/4", 128, checkpoint=True),
+    Case("vgg11/4", 128, recompute=True),
     Case("vgg11_bn/4", 128, optimizer="adamw"),
     Case("vgg16", 8, 3, 1000, optimizer="momentum"),
-    Case("vgg16", 8, 3, 1000, checkpoint=True),
+    Case("vgg16", 8, 3, 1000, recompute=True),
     Case("alexnet", 128),
 )
 QUICK = Case("vgg11/4", 16, 3, 10, 128)
@@ -107,7 +107,7 @@ def main() -> None:
 def predicted_bytes(case: Case, dtype: Dtype) -> int:
     """The peak of a step of `case`."""
     return training_memory(
-        network(case), case.batch_size, dtype=dtype, optimizer=case.optimizer, checkpoint=case.checkpoint
+        network(case), case.batch_size, dtype=dtype, optimizer=case.optimizer, recompute=case.recompute
     ).peak_bytes
 
 
@@ -117,7 +117,7 @@ def measured_bytes(case: Case, device: torch.device, freed: str) -> int:
     if freed != "own kernels":
         for module, name in ((cpu, "why_not_compiled"), (gpu, "why_no_kernels")):
             setattr(module, name, lambda: "turned off")
-    train(replace(case, network="1x4_bn", image_size=32, batch_size=8, checkpoint=False), device, hidden=(8,))
+    train(replace(case, network="1x4_bn", image_size=32, batch_size=8, recompute=False), device, hidden=(8,))
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -139,7 +139,7 @@ def train(case: Case, device: torch.device, **options: tuple[int, ...]) -> None:
     arch = network(case, **options)
     net = build(arch, init="torch").to(device)
     net.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    fast = accelerate(net, recompute=case.checkpoint)
+    fast = accelerate(net, recompute=case.recompute)
     recipe = replace(Recipe.named("d2l"), momentum=0.9 if case.optimizer == "momentum" else 0.0)
     if case.optimizer == "adamw":
         recipe = replace(recipe, optimizer="adamw")

@@ -88,9 +88,9 @@ def memory() -> str:
         "| network, batch | optimizer | measured on | predicted GB | measured GB | predicted/measured | freed memory |",
         "|---|---|---|---|---|---|---|",
     ]
-    key = ("network", "batch_size", "checkpoint", "optimizer", "freed_memory")
+    key = ("network", "batch_size", "recompute", "optimizer", "freed_memory")
     for row in newest("memory", lambda row: (kind(row), *(row[name] for name in key))):
-        case = f"`{row['network']}`, {row['batch_size']}" + (", checkpoint" if row["checkpoint"] else "")
+        case = f"`{row['network']}`, {row['batch_size']}" + (", recompute" if row["recompute"] else "")
         lines.append(
             f"| {case} | {row['optimizer']} | {row['hardware']} | {row['predicted_bytes'] / 1e9:.2f} "
             f"| {row['measured_bytes']['median'] / 1e9:.2f} | {row['predicted_over_measured']['median']:.2f} "

@@ -24,13 +24,13 @@ from vggkit.training import step
 SMALL = architectures(max_channels=9, max_image_size=40, max_blocks=3)
 
 
-def made(network, batch_size, checkpoint=False):
+def made(network, batch_size, recompute=False):
     """A network in training and a batch for it, as the training loop has them."""
     torch.manual_seed(0)
     net = build(network).train().to(memory_format=torch.channels_last)
     shape = (batch_size, network.image_size, network.image_size, network.in_channels)
     x = torch.randn(shape).permute(0, 3, 1, 2)  # strides that are channels_last, also with one channel
-    return accelerate(net, recompute=checkpoint), x, torch.zeros(batch_size, dtype=torch.long)
+    return accelerate(net, recompute=recompute), x, torch.zeros(batch_size, dtype=torch.long)
 
 
 def saved_bytes(net, x, labels, context=None):
@@ -52,16 +52,16 @@ def saved_bytes(net, x, labels, context=None):
 
 @settings(deadline=None, max_examples=40)
 @given(SMALL, st.integers(1, 4), st.booleans())
-def test_saved_activations_are_what_autograd_saves(arch, batch_size, checkpoint):
-    net, x, labels = made(arch, batch_size, checkpoint)
-    assert training_memory(arch, batch_size, checkpoint=checkpoint).activation_bytes == saved_bytes(net, x, labels)
+def test_saved_activations_are_what_autograd_saves(arch, batch_size, recompute):
+    net, x, labels = made(arch, batch_size, recompute)
+    assert training_memory(arch, batch_size, recompute=recompute).activation_bytes == saved_bytes(net, x, labels)
 
 
 @settings(deadline=None, max_examples=40)
 @given(SMALL, st.integers(1, 4), st.booleans())
-def test_saved_activations_under_autocast_are_what_autograd_saves(arch, batch_size, checkpoint):
-    predicted = training_memory(arch, batch_size, dtype="bfloat16", checkpoint=checkpoint).activation_bytes
-    assert predicted == saved_bytes(*made(arch, batch_size, checkpoint), torch.autocast("cpu", torch.bfloat16))
+def test_saved_activations_under_autocast_are_what_autograd_saves(arch, batch_size, recompute):
+    predicted = training_memory(arch, batch_size, dtype="bfloat16", recompute=recompute).activation_bytes
+    assert predicted == saved_bytes(*made(arch, batch_size, recompute), torch.autocast("cpu", torch.bfloat16))
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_parameters_gradients_and_state_are_what_a_step_leaves(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "optimizer", "checkpoint", "dtype"),
+    ("name", "options", "optimizer", "recompute", "dtype"),
     [
         ("vgg11/8", {"hidden": (256,)}, "sgd", False, "float32"),
         ("vgg11/8", {"hidden": (256,)}, "momentum", True, "float32"),
@@ -125,12 +125,12 @@ def test_parameters_gradients_and_state_are_what_a_step_leaves(name):
     ],
 )
 @pytest.mark.parametrize("chosen", ["torch", "compiled"])
-def test_the_peak_is_what_torchs_allocator_sees(name, options, optimizer, checkpoint, dtype, chosen, monkeypatch):
+def test_the_peak_is_what_torchs_allocator_sees(name, options, optimizer, recompute, dtype, chosen, monkeypatch):
     """With torch's own convolutions; compiled ones keep less."""
     if chosen == "torch":
         monkeypatch.setattr(cpu, "why_not_compiled", lambda: "turned off by the test")
     network = parse_network(name, image_size=96, in_channels=3, num_classes=10, **options)
-    net, x, labels = made(network, 8, checkpoint)
+    net, x, labels = made(network, 8, recompute)
     if dtype == "bfloat16":
         monkeypatch.setattr(step, "autocast", lambda device: torch.autocast(device.type, torch.bfloat16))
     steps = optimizer_of(net.net, optimizer)
@@ -141,7 +141,7 @@ def test_the_peak_is_what_torchs_allocator_sees(name, options, optimizer, checkp
         step.train_step(net, steps, x, labels, learning_rate=0.0)
     events = sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns())
     running = accumulate(event.nbytes() for event in events if event.name() == "[memory]")
-    predicted = training_memory(network, 8, dtype=dtype, optimizer=optimizer, checkpoint=checkpoint)
+    predicted = training_memory(network, 8, dtype=dtype, optimizer=optimizer, recompute=recompute)
     measured = max(running) + x.nbytes + predicted.param_bytes + predicted.optimizer_bytes
     if chosen == "torch":
         assert predicted.peak_bytes == pytest.approx(measured, rel=0.03)  # oneDNN copies weights
@@ -169,32 +169,32 @@ def gradients(net, x, labels):
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
 @pytest.mark.parametrize("head", ["flatten", "adaptive", "conv", "gap"])
-def test_checkpointing_changes_no_bit_of_gradients_and_statistics(norm, head):
+def test_recomputing_changes_no_bit_of_gradients_and_statistics(norm, head):
     blocks = (Block(1, 6, 3, True), Block(2, 8, (3, 1)), Block(3, 8))
     hidden = () if head == "gap" else (20,)
     arch = Architecture(blocks, image_size=20, hidden=hidden, num_classes=5, norm=norm, head=head)
-    (plain, x, labels), (checkpointed, *_) = made(arch, 4), made(arch, 4, checkpoint=True)
-    expected, found = gradients(plain, x, labels), gradients(checkpointed, x, labels)
+    (plain, x, labels), (recomputed, *_) = made(arch, 4), made(arch, 4, recompute=True)
+    expected, found = gradients(plain, x, labels), gradients(recomputed, x, labels)
     for name, gradient in expected.items():
         assert torch.equal(gradient, found[name]), name
     for name, buffer in plain.named_buffers():
-        assert torch.equal(buffer, checkpointed.get_buffer(name)), name
-    for name, buffer in checkpointed.named_buffers():
+        assert torch.equal(buffer, recomputed.get_buffer(name)), name
+    for name, buffer in recomputed.named_buffers():
         if name.endswith("num_batches_tracked"):
             assert buffer == 1
 
 
-def test_checkpointing_saves_less_and_never_adds_to_the_peak():
+def test_recomputing_saves_less_and_never_adds_to_the_peak():
     arch = Architecture.parse("vgg16")
-    plain, checkpointed = training_memory(arch, 32), training_memory(arch, 32, checkpoint=True)
-    assert checkpointed.activation_bytes < plain.activation_bytes
-    assert checkpointed.peak_bytes < plain.peak_bytes
-    assert checkpointed.param_bytes == plain.param_bytes
+    plain, recomputed = training_memory(arch, 32), training_memory(arch, 32, recompute=True)
+    assert recomputed.activation_bytes < plain.activation_bytes
+    assert recomputed.peak_bytes < plain.peak_bytes
+    assert recomputed.param_bytes == plain.param_bytes
 
 
 def test_a_baseline_has_no_blocks_to_compute_again():
     network = Baseline.named("alexnet")
-    assert training_memory(network, 8, checkpoint=True) == training_memory(network, 8)
+    assert training_memory(network, 8, recompute=True) == training_memory(network, 8)
 
 
 @settings(deadline=None, max_examples=40)
@@ -205,8 +205,8 @@ def test_a_baseline_has_no_blocks_to_compute_again():
     st.sampled_from(["sgd", "momentum", "adamw"]),
     st.booleans(),
 )
-def test_the_largest_batch_fits_and_one_image_more_does_not(arch, memory_bytes, dtype, optimizer, checkpoint):
-    options = {"dtype": dtype, "optimizer": optimizer, "checkpoint": checkpoint}
+def test_the_largest_batch_fits_and_one_image_more_does_not(arch, memory_bytes, dtype, optimizer, recompute):
+    options = {"dtype": dtype, "optimizer": optimizer, "recompute": recompute}
     most = largest_batch(arch, memory_bytes, **options)
     assert training_memory(arch, most + 1, **options).peak_bytes > memory_bytes
     if most:

@@ -130,6 +130,8 @@ def test_a_recipe_of_an_older_run_is_read():
     for later in ("stream", "compression", "shorter_side", "pretrained", "head", "warm_start"):
         del fields[later]
     assert Recipe.from_json(json.dumps(fields)) == Recipe.named("d2l")
+    fields["checkpoint"] = not fields.pop("recompute")  # its name until 0.5
+    assert Recipe.from_json(json.dumps(fields)) == Recipe.named("d2l", recompute=True)
 
 
 WEIRD = st.one_of(

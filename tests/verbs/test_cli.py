@@ -159,7 +159,7 @@ def test_the_help_of_train_shows_the_chosen_recipes_values(capsys):
         (["--recipe=gluon", "--seed", "3"], replace(Recipe.named("gluon"), seed=3)),
         (["--flip", "--no-stream"], Recipe.named("quick")),
         (["--hidden", "64", "32", "--no-flip"], replace(Recipe.named("quick"), hidden=(64, 32), flip=False)),
-        (["--flip", "--checkpoint"], replace(Recipe.named("quick"), checkpoint=True)),
+        (["--flip", "--recompute"], replace(Recipe.named("quick"), recompute=True)),
         (["--recipe", "d2l", "--normalize"], replace(Recipe.named("d2l"), normalize=True)),
         (["--no-flip", "--resume", "not-there-yet"], replace(Recipe.named("quick"), flip=False)),
     ],

@@ -72,17 +72,17 @@ def test_describe_says_what_training_takes(capsys):
 def test_describe_says_which_batch_fits(capsys):
     arguments = ["vgg16", "--memory", "6GB"]
     text = described(capsys, *arguments, "--batch-size", "128")
-    plain, checkpointed = row(text, "in 6.00 GB"), row(text, "with --checkpoint")
+    plain, recomputed = row(text, "in 6.00 GB"), row(text, "with --recompute")
     assert "does not fit" in plain
-    most, most_checkpointed = int(plain.split()[-1]), int(checkpointed.split()[-1])
-    assert most_checkpointed > most
+    most, most_recomputed = int(plain.split()[-1]), int(recomputed.split()[-1])
+    assert most_recomputed > most
     for batch_size, start, told in (
         (most, "in 6.00", f" {most} fits;"), (most + 1, "in 6.00", f" {most + 1} does not fit;"),
-        (most_checkpointed, "with --checkpoint", ", fits;"), (most_checkpointed + 1, "with --checkpoint", ", does not fit;"),
+        (most_recomputed, "with --recompute", ", fits;"), (most_recomputed + 1, "with --recompute", ", does not fit;"),
     ):  # fmt: skip
         assert told in row(described(capsys, *arguments, "--batch-size", str(batch_size)), start)
     assert "not even 1 does" in row(described(capsys, "vgg16", "--memory", "1GB"), "in 1.00 GB")
-    assert "checkpoint" not in described(capsys, "alexnet", "--memory", "6GB")  # it has no blocks
+    assert "recompute" not in described(capsys, "alexnet", "--memory", "6GB")  # it has no blocks
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_describe_compares_alexnet_and_vgg(capsys):
         first, second = (value / scale for value in values)
         assert numbers(row(text, name)) == pytest.approx([first, second, second / first], abs=0.051, rel=0.01)
     assert numbers(row(text, "parameters "))[0] == 46_764_746  # the book's AlexNet
-    assert "-" in row(text, "  --checkpoint").split()
+    assert "-" in row(text, "  --recompute").split()
 
 
 def test_networks_have_their_own_size_unless_told(capsys):

@@ -69,7 +69,7 @@ def training_memory(
     *,
     dtype: Dtype = "float32",
     optimizer: OptimizerState = "sgd",
-    checkpoint: bool = False,
+    recompute: bool = False,
 ) -> TrainingMemory:
     """The memory of a step of training `network` on `batch_size` images; the module says how it is counted.
 
@@ -78,7 +78,7 @@ def training_memory(
         batch_size: images, from 1.
         dtype: of the maps.
         optimizer: see `OptimizerState`.
-        checkpoint: keep only the input of each block and compute the rest again, as `vgg train --checkpoint` does; a
+        recompute: keep only the input of each block and compute the rest again, as `vgg train --recompute` does; a
             baseline has no blocks.
 
     Raises:
@@ -95,7 +95,7 @@ def training_memory(
     optimizer_bytes = _STATE_VALUES[optimizer] * param_bytes
     if optimizer == "adamw":  # counts its steps, in float32, for each tensor of parameters
         optimizer_bytes += BYTES_PER_VALUE * sum(2 for layer in network.layers() if layer.kind in ("conv", "fc", "bn"))
-    activation_bytes, peak_bytes = _walk(list(_operations(network, batch_size, dtype)), checkpoint)
+    activation_bytes, peak_bytes = _walk(list(_operations(network, batch_size, dtype)), recompute)
     return TrainingMemory(
         param_bytes, param_bytes, optimizer_bytes, activation_bytes, param_bytes + optimizer_bytes + peak_bytes
     )
@@ -107,7 +107,7 @@ def largest_batch(
     *,
     dtype: Dtype = "float32",
     optimizer: OptimizerState = "sgd",
-    checkpoint: bool = False,
+    recompute: bool = False,
 ) -> int:
     """The most images in a step whose peak is within `memory_bytes`; 0 if not even one fits.
 
@@ -119,7 +119,7 @@ def largest_batch(
     network = as_network(network)
 
     def peak_bytes(batch_size: int) -> int:
-        memory = training_memory(network, batch_size, dtype=dtype, optimizer=optimizer, checkpoint=checkpoint)
+        memory = training_memory(network, batch_size, dtype=dtype, optimizer=optimizer, recompute=recompute)
         return memory.peak_bytes
 
     return bisect_right(range(1, MAX_BATCH_SIZE + 1), memory_bytes, key=peak_bytes)
@@ -236,10 +236,10 @@ class _Ledger:
         self.peak_bytes = max(self.peak_bytes, self.held_bytes + passing_bytes + more_bytes)
 
 
-def _walk(operations: list[_Operation], checkpoint: bool) -> tuple[int, int]:
+def _walk(operations: list[_Operation], recompute: bool) -> tuple[int, int]:
     """Bytes saved at the end of the forward pass, and the peak without parameters and the optimizer's state."""
     parts = [list(part) for _, part in groupby(operations, lambda operation: operation.part)]
-    recomputed = [checkpoint and part[0].part.startswith("block") for part in parts]
+    recomputed = [recompute and part[0].part.startswith("block") for part in parts]
     saved, ledger = _Ledger(), _Ledger()
     last_gradient_bytes = sum(operation.gradient_bytes for operation in operations)
     ledger.hold([operations[0].x])  # the images, which the step itself holds

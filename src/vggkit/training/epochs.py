@@ -39,7 +39,7 @@ def train_epochs(
     while state.epoch <= recipe.epochs:
         learning_part(training.net, only_last=state.epoch <= recipe.head_epochs)
         if step is None or state.epoch == recipe.head_epochs + 1:
-            fast = accelerate(training.net, training.engine, recompute=recipe.checkpoint)
+            fast = accelerate(training.net, training.engine, recompute=recipe.recompute)
             net = team.wrapped(fast, recipe.compression)
             step = make_step(training, net)
         accuracies = [metrics.test_accuracy for metrics in state.history]

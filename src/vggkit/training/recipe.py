@@ -43,7 +43,7 @@ _BOUNDS = {
 """The least and the highest value of a number; `Architecture` checks the numbers of the network."""
 
 _LATER = {
-    *("head", "pooled_size", "checkpoint", "warm_start"),  # since 0.2
+    *("head", "pooled_size", "recompute", "warm_start"),  # since 0.2
     *("channels", "holdout", "stream", "epoch_images", "bad_images", "shorter_side", "color_shift", "pretrained"),
     *("head_epochs", "compression", "sync_batch_norm"),
     "continues",  # since 0.5
@@ -95,8 +95,8 @@ class Recipe:
         validation: Keep this many of the last training images out, and evaluate on them instead of on the test set.
         compression: How processes send gradients to each other: none, bf16 or powersgd.
         sync_batch_norm: Compute batch norm over the images of all processes, on GPUs.
-        checkpoint: Keep only each block's input for the backward pass and compute the rest again: less memory, more
-            time. (--save-seconds is about saving the run.)
+        recompute: Keep only each block's input for the backward pass and compute the rest again: less memory, more
+            time.
         seed: Seed of the weights, the order of the images, dropout and augmentation.
     """
 
@@ -137,7 +137,7 @@ class Recipe:
     validation: int = 0
     compression: Compression = "none"
     sync_batch_norm: bool = False
-    checkpoint: bool = False
+    recompute: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -224,6 +224,8 @@ class Recipe:
             raise RecipeError(f"expected a recipe as JSON, got {shown(repr(text[:60]))}: {shown(str(error))}") from None
         if not isinstance(values, dict):
             raise RecipeError(f"expected a recipe as JSON, got {shown(repr(text[:60]))}")
+        if "checkpoint" in values:  # the name of `recompute` until 0.5
+            values["recompute"] = values.pop("checkpoint")
         wrong = set(values) - set(_kinds()) | set(_kinds()) - set(values) - _LATER
         if wrong:
             several = shown(", ".join(sorted(wrong)))

@@ -102,7 +102,7 @@ class _Described:
     network: Network
     costs: Costs
     training: dict[bool, TrainingMemory]
-    """Without and, of a network that has blocks, with --checkpoint."""
+    """Without and, of a network that has blocks, with --recompute."""
     largest_batch: dict[bool, int]
     """That fits into --memory; empty if that is not given."""
     steps: list[StepPrediction]
@@ -112,10 +112,10 @@ class _Described:
 def _described(network: Network, flags: Flags, memory_bytes: int | None) -> _Described:
     ways = (False, True) if isinstance(network, Architecture) else (False,)
     options: dict[str, Any] = {"dtype": flags.dtype, "optimizer": flags.optimizer}
-    training = {way: training_memory(network, flags.batch_size, checkpoint=way, **options) for way in ways}
+    training = {way: training_memory(network, flags.batch_size, recompute=way, **options) for way in ways}
     most = {}
     if memory_bytes is not None:
-        most = {way: largest_batch(network, memory_bytes, checkpoint=way, **options) for way in ways}
+        most = {way: largest_batch(network, memory_bytes, recompute=way, **options) for way in ways}
     steps = predictions(network, flags.batch_size, flags.scaling)
     return _Described(network, costs(network, flags.batch_size), training, most, steps)
 
@@ -127,13 +127,13 @@ def _json(one: _Described, flags: Flags, memory_bytes: int | None) -> dict[str, 
     counted = one.costs
     training: dict[str, Any] = {"optimizer": flags.optimizer, "dtype": flags.dtype, **asdict(one.training[False])}
     if True in one.training:
-        training["checkpoint"] = asdict(one.training[True])
+        training["recompute"] = asdict(one.training[True])
     if memory_bytes is not None:
         training["memory"] = {
             "memory_bytes": memory_bytes,
             "fits": one.training[False].peak_bytes <= memory_bytes,
             "largest_batch": one.largest_batch[False],
-            "largest_batch_checkpoint": one.largest_batch.get(True),
+            "largest_batch_recompute": one.largest_batch.get(True),
         }
     return {
         "architecture": json.loads(one.network.to_json()),
@@ -161,7 +161,7 @@ def _print_one(one: _Described, flags: Flags, memory_bytes: int | None) -> None:
             most = "so does any other"
         if way:
             peak = decimal(memory.peak_bytes, precision=2)
-            print(f"with --checkpoint, blocks computed again: {peak}, {fits}; {most}")
+            print(f"with --recompute, blocks computed again: {peak}, {fits}; {most}")
         else:
             print(f"in {decimal(memory_bytes, precision=2)}: a batch of {flags.batch_size} {fits}; {most}")
     print("not counted: the program itself, the data, what the allocator keeps")
@@ -201,10 +201,10 @@ def _side_by_side(described: list[_Described], flags: Flags) -> Table:
     if with_ratios:
         notes.append(f"ratio: to {shown(networks[0].name, limit=40)}")
     if flags.memory is not None:
-        for way, name in ((False, "largest batch"), (True, "  --checkpoint")):
+        for way, name in ((False, "largest batch"), (True, "  --recompute")):
             most = [one.largest_batch.get(way) for one in described]
             rows.append(row(name, ["-" if n is None else f"{n:,}" for n in most], none))
-        notes.append(f"largest batch: that trains in {flags.memory}; --checkpoint: with vgg train --checkpoint")
+        notes.append(f"largest batch: that trains in {flags.memory}; --recompute: with vgg train --recompute")
     header = row("", [shown(network.name, limit=40) for network in networks], ["ratio"] * len(none))
     return Table(header, [rows], title=f"batches of {flags.batch_size}", notes=notes)
 
