@@ -152,6 +152,13 @@ def test_another_engine_is_refused(monkeypatch):
         accelerate(vgg_block(1, 1, 4))
 
 
+def test_what_is_no_module_is_refused():
+    with pytest.raises(ValueError, match=r"^expected a torch module, got 'vgg11', try accelerate\(VGG\('vgg11'\)\)$"):
+        accelerate("vgg11")
+    with pytest.raises(ValueError, match="^expected an accelerated network, got 3, try describe_engine"):
+        describe_engine(3)
+
+
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_recomputing_changes_no_bit_and_goes_back_twice(norm):
     arch = Architecture.parse("1x6+lrn 2x8k3,1 3x8", image_size=20, hidden=(20,), num_classes=5, norm=norm)

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar, get_args
+from typing import Any, Literal, Protocol, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,14 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from vggkit.engines import cpu, gpu, waiting
+from vggkit.engines.convolution import folds, halves
+from vggkit.errors import UserError, shown
 from vggkit.networks.baselines import BaselineNetwork
 from vggkit.networks.modules import check_images
 from vggkit.networks.vgg import VGG
 
+KNOWN = (VGG, BaselineNetwork, nn.Sequential)
+"""The types whose layers run one after the other, each of which an engine may take."""
 EngineName = Literal["fast", "eager", "torch"]
 """`fast` is all that this machine can do; `eager` the same without captured steps, which starts at once; `torch` runs
 torch's own layers."""
@@ -33,12 +37,8 @@ class Engine(Protocol):
         """Whether `fused` takes `conv` and `x`, and is faster than torch."""
         ...
 
-    def folds(self, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
-        """Whether `fused` takes `norm` along."""
-        ...
-
     def fused(self, conv: nn.Conv2d, x: Tensor, norm: nn.BatchNorm2d | None, relu: bool, pool: bool) -> Tensor:
-        """`pool(relu(norm(conv(x))))`."""
+        """`pool(relu(norm(conv(x))))`, with a `norm` that `folds` accepts."""
         ...
 
     def run(self, layer: nn.Module, x: Tensor) -> Tensor:
@@ -53,10 +53,9 @@ def engine_name(name: str | None = None) -> EngineName:
         ValueError: there is no such engine.
     """
     name = name or os.environ.get("VGGKIT_ENGINE") or "fast"
-    for known in get_args(EngineName):
-        if name == known:
-            return known  # type: ignore[no-any-return]
-    raise ValueError(f"expected an engine of {', '.join(get_args(EngineName))}, got {name!r}")
+    if name not in get_args(EngineName):
+        raise ValueError(f"expected an engine of {', '.join(get_args(EngineName))}, got {name!r}")
+    return cast(EngineName, name)
 
 
 def accelerate(net: nn.Module, engine: str | None = None, *, recompute: bool = False) -> "Accelerated":
@@ -73,8 +72,11 @@ def accelerate(net: nn.Module, engine: str | None = None, *, recompute: bool = F
             same gradients with less memory and about a third more time.
 
     Raises:
+        UserError: `net` is no module.
         ValueError: there is no such engine.
     """
+    if not isinstance(net, nn.Module):
+        raise UserError(f"expected a torch module, got {shown(repr(net))}, try accelerate(VGG('vgg11'))")
     return Accelerated(net, engine_name(engine), recompute)
 
 
@@ -92,51 +94,34 @@ class Accelerated(nn.Module):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, x: Tensor) -> Tensor:
         """`self.net(x)`."""
-        if type(self.net) not in (VGG, BaselineNetwork, nn.Sequential):
-            y: Tensor = self.net(x)
+        y: Tensor
+        if type(self.net) not in KNOWN:
+            y = self.net(x)
             return y
         if isinstance(self.net, VGG | BaselineNetwork):
             check_images(x, self.net.in_channels, self.net.least_size, self.net.takes_one_size)
-        with gpu.half(x) if self.engine != "torch" else nullcontext() as gives_half:
+        with gpu.half(x, self.engine != "torch") as keeps_type:
             if self.engine == "fast" and self._replays.takes(x):
                 y = self._replays(self._forward, x)
             else:
                 y = self._forward(x)
-        return y if gives_half else y.to(x.dtype)
+        return y if keeps_type else y.to(x.dtype)
 
     def _forward(self, x: Tensor) -> Tensor:
+        engine = _engine_for(self.engine, x)
         with waiting.watched((id(self), x.shape[1:]), len(x), x.device.type):
             for layers, is_block in _stretches(self.net):
-                x = self._run(layers, x, is_block)
+                recomputes = self.recompute and is_block and torch.is_grad_enabled()
+                x = (_recomputed if recomputes else run_layers)(layers, x, engine)
         return x
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def features(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         """`VGG.features` of `self.net`, which must be a VGG."""
-        with gpu.half(x) if self.engine != "torch" else nullcontext() as gives_half:
-            taps = self._features(x, layers)
-        return taps if gives_half else {name: y.to(x.dtype) for name, y in taps.items()}
-
-    def _features(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-        missing = set(layers)
-        taps: dict[str, Tensor] = {}
-        for names, child in self.net.stages(x, layers):
-            inner, start = _leaves(child), 0
-            for end, name in enumerate(names, start=1):
-                if name in missing:
-                    x, start = self._run(inner[start:end], x), end
-                    missing.remove(name)
-                    taps[name] = x.clone() if missing else x  # a later layer may write into its input
-            if not missing:
-                break
-            x = self._run(inner[start:], x)
-        return {name: taps[name] for name in layers}
-
-    def _run(self, layers: list[nn.Module], x: Tensor, is_block: bool = False) -> Tensor:
         engine = _engine_for(self.engine, x)
-        if self.recompute and is_block and torch.is_grad_enabled():
-            return _recomputed(layers, x, engine)
-        return run_layers(layers, x, engine)
+        with gpu.half(x, self.engine != "torch") as keeps_type:
+            taps: dict[str, Tensor] = self.net.taps(x, layers, lambda inner, x: run_layers(inner, x, engine))
+        return taps if keeps_type else {name: y.to(x.dtype) for name, y in taps.items()}
 
 
 @dataclass(frozen=True)
@@ -152,11 +137,19 @@ class Choice:
 
 
 def describe_engine(fast: Accelerated) -> tuple[Choice, ...]:
-    """Which layer of `fast` is run by what, and why, on the device that its parameters are on."""
+    """Which layer of `fast` is run by what, and why, on the device that its parameters are on.
+
+    Raises:
+        UserError: `fast` does not come from `accelerate`.
+    """
+    if not isinstance(fast, Accelerated):
+        raise UserError(
+            f"expected an accelerated network, got {shown(repr(fast))}, try describe_engine(accelerate(net))"
+        )
     example = next(fast.net.parameters(), torch.empty(0)).detach()
     engine = _engine_for(fast.engine, example)
     why = f"engine {fast.engine} on {example.device.type}"
-    if type(fast.net) not in (VGG, BaselineNetwork, nn.Sequential):
+    if type(fast.net) not in KNOWN:
         engine, why = None, f"expected a VGG or an nn.Sequential, got {type(fast.net).__name__}"
     choices = []
     for name, layer in fast.net.named_modules():
@@ -179,13 +172,13 @@ def run_layers(layers: Sequence[nn.Module], x: Tensor, engine: Engine | None) ->
         if engine is None:
             x = layer(x)
         elif isinstance(layer, nn.Conv2d) and engine.pays(layer, x):
-            norm = _next(rest, nn.BatchNorm2d, functools.partial(engine.folds, layer))
+            norm = _next(rest, nn.BatchNorm2d, functools.partial(folds, layer))
             relu = _next(rest, nn.ReLU)
-            pool = _next(rest, nn.MaxPool2d, _halves) if min(x.shape[-2:]) >= 2 else None
+            pool = _next(rest, nn.MaxPool2d, halves) if min(x.shape[-2:]) >= 2 else None
             x = engine.fused(layer, x, norm, relu is not None, pool is not None)
             is_fresh = relu is None
         else:
-            if [type(one) for one in (layer, *rest[:1])] == [nn.ReLU, nn.MaxPool2d] and _halves(rest[0]):
+            if [type(one) for one in (layer, *rest[:1])] == [nn.ReLU, nn.MaxPool2d] and halves(rest[0]):
                 layer, rest[0] = rest[0], layer
             x = F.relu_(x) if is_fresh and type(layer) is nn.ReLU else engine.run(layer, x)
             # None of these keeps its own output for the backward pass.
@@ -229,14 +222,6 @@ def _next(layers: list[nn.Module], kind: type[_Kind], fits: Callable[[_Kind], bo
     if layers and type(layers[0]) is kind and fits(layers[0]):
         return layers.pop(0)  # type: ignore[return-value]
     return None
-
-
-_HALVING = {"kernel_size": 2, "stride": 2, "padding": 0, "dilation": 1, "ceil_mode": False, "return_indices": False}
-
-
-def _halves(pool: nn.Module) -> bool:
-    """Whether `pool` takes the maximum of 2x2 windows, as those of `modules_of` do, and nothing else."""
-    return all(getattr(pool, name) == value for name, value in _HALVING.items())
 
 
 def _recomputed(layers: list[nn.Module], x: Tensor, engine: Engine | None) -> Tensor:

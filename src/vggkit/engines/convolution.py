@@ -49,13 +49,21 @@ def pays(conv: nn.Conv2d, x: Tensor) -> bool:
 
 
 def folds(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
-    """Whether `fused` takes `norm`: its scale is known already, and nobody wants gradients."""
-    tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-    return (
-        not (norm.training or torch.is_grad_enabled())
-        and all(tensor is not None for tensor in tensors)
-        and kernels.can_read(*((tensor, (conv.out_channels,)) for tensor in tensors))
+    """Whether `norm` can become a part of `conv`: its scale is known already, and nobody wants gradients."""
+    return not (norm.training or torch.is_grad_enabled()) and all(
+        tensor is not None
+        and type(tensor) in (Tensor, nn.Parameter)
+        and (tensor.shape, tensor.dtype, tensor.device) == ((conv.out_channels,), conv.weight.dtype, conv.weight.device)
+        for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var)
     )
+
+
+_HALVING = {"kernel_size": 2, "stride": 2, "padding": 0, "dilation": 1, "ceil_mode": False, "return_indices": False}
+
+
+def halves(pool: nn.Module) -> bool:
+    """Whether a max pool takes the maximum of 2x2 windows, as those of VGG do, and nothing else."""
+    return all(getattr(pool, name) == value for name, value in _HALVING.items())
 
 
 def fused(conv: nn.Conv2d, x: Tensor, norm: nn.BatchNorm2d | None, relu: bool, pool: bool) -> Tensor:

@@ -43,7 +43,7 @@ def pays(conv: nn.Conv2d, x: Tensor) -> bool:
     return not why_not_compiled() and not torch.is_autocast_enabled("cpu") and convolution.pays(conv, x)
 
 
-folds, fused = convolution.folds, convolution.fused
+fused = convolution.fused
 
 
 def run(layer: nn.Module, x: Tensor) -> Tensor:

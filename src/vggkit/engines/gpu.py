@@ -8,15 +8,14 @@ import functools
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from vggkit.engines.convolution import MAX_IMAGE_CHANNELS, scale_and_bias
+from vggkit.engines.convolution import halves, scale_and_bias
 
 HALF = torch.bfloat16
 MAX_VALUES = 2**31
@@ -34,7 +33,7 @@ def why_no_kernels() -> str:
     try:
         from vggkit.engines import triton_kernels
 
-        triton_kernels.pool(torch.zeros(1, 16, 2, 2, dtype=HALF, device="cuda"), relu=False, is_kept=False)
+        triton_kernels.max_pool(torch.zeros(1, 16, 2, 2, dtype=HALF, device="cuda"))
     except Exception as error:
         return f"Triton does not work here: {' '.join(str(error).split())[:200] or type(error).__name__}"
     return ""
@@ -70,132 +69,31 @@ def pays(conv: nn.Conv2d, x: Tensor) -> bool:
     )
 
 
-def folds(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
-    """Whether `fused` takes `norm`: its scale is known already, and nobody wants gradients."""
-    tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-    return not (norm.training or torch.is_grad_enabled()) and all(
-        tensor is not None and tensor.shape == (conv.out_channels,) for tensor in tensors
-    )
-
-
 def fused(conv: nn.Conv2d, x: Tensor, norm: nn.BatchNorm2d | None, relu: bool, pool: bool) -> Tensor:
-    """`pool(relu(norm(conv(x))))` in bfloat16, of a `norm` that `folds` accepts."""
-    if torch.is_grad_enabled() and (x.requires_grad or conv.weight.requires_grad):
-        y: Tensor
-        if relu:
-            y = _Convolution.apply(x, conv.weight, conv.bias, conv, pool)  # type: ignore[no-untyped-call]
-        else:  # before a norm: torch's own
-            y = run_pool(conv(x)) if pool else conv(x)
-        return y
-    return _forward(conv, x, *half_weights(conv, norm), relu, pool, is_kept=False)[0]
+    """`pool(relu(norm(conv(x))))` in bfloat16."""
+    from vggkit.engines import triton_kernels
+
+    if not torch.is_grad_enabled() or not (x.requires_grad or conv.weight.requires_grad):
+        return triton_kernels.convolution(conv, x, *half_weights(conv, norm), relu, pool, is_kept=False)[0]
+    y: Tensor
+    if relu:
+        y = triton_kernels.Convolution.apply(x, conv.weight, conv.bias, conv, pool)  # type: ignore[no-untyped-call]
+    else:  # before a norm: torch's own
+        y = triton_kernels.max_pool(conv(x)) if pool else conv(x)
+    return y
 
 
 def run(layer: nn.Module, x: Tensor) -> Tensor:
     """`layer(x)`."""
-    if type(layer) is nn.MaxPool2d and not why_no_kernels() and x.ndim == 4 and 0 < x.numel() < MAX_VALUES:
-        shape = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.ceil_mode, layer.return_indices)
-        if shape == (2, 2, 0, 1, False, False) and min(x.shape[-2:]) > 1:
-            return run_pool(x)
+    is_whole = x.ndim == 4 and 0 < x.numel() < MAX_VALUES and min(x.shape[-2:]) > 1
+    if type(layer) is nn.MaxPool2d and is_whole and halves(layer) and not why_no_kernels():
+        from vggkit.engines import triton_kernels
+
+        return triton_kernels.max_pool(x)
     if type(layer) is nn.Linear and not torch.is_grad_enabled() and torch.is_autocast_enabled("cuda"):
         return F.linear(x.to(HALF), *half_weights(layer))
     y: Tensor = layer(x)
     return y
-
-
-def run_pool(x: Tensor) -> Tensor:
-    """The maxima of 2x2 windows of `x`, of which a byte each is kept for the backward pass."""
-    x = x.contiguous(memory_format=torch.channels_last)
-    if torch.is_grad_enabled() and x.requires_grad:
-        y: Tensor = _Pool.apply(x)  # type: ignore[no-untyped-call]
-        return y
-    from vggkit.engines import triton_kernels
-
-    return triton_kernels.pool(x, relu=False, is_kept=False)[0]
-
-
-def _forward(
-    conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, pool: bool, is_kept: bool
-) -> tuple[Tensor, Tensor | None]:
-    """The output, and where its maxima were if it `is_kept` for a backward pass."""
-    from vggkit.engines import triton_kernels
-
-    if _is_first(conv):
-        return triton_kernels.image_convolution(x, weight, bias, relu, pool, is_kept)
-    x = x.to(weight.dtype).contiguous(memory_format=torch.channels_last)
-    shape: Any = (conv.stride, conv.padding, conv.dilation, conv.groups)
-    if relu and x.is_cuda:
-        y = torch.cudnn_convolution_relu(x, weight, bias, *shape)
-    else:
-        y = F.conv2d(x, weight, bias, *shape)
-        y = F.relu_(y) if relu else y
-    return triton_kernels.pool(y, relu=relu, is_kept=is_kept) if pool else (y, None)
-
-
-def _is_first(conv: nn.Conv2d) -> bool:
-    """Whether `conv` is one that the kernels compute whole: 3x3 over the few channels of an image."""
-    shape = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups)
-    return conv.in_channels <= MAX_IMAGE_CHANNELS and shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1)
-
-
-class _Convolution(torch.autograd.Function):
-    """`pool(relu(conv(x)))`; keeps x, and the output or a byte for each window."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, conv: nn.Conv2d, pool: bool) -> Tensor:
-        half = weight.to(HALF if x.is_cuda else weight.dtype).contiguous(memory_format=torch.channels_last)
-        if not _is_first(conv):
-            x = x.to(half.dtype).contiguous(memory_format=torch.channels_last)
-        y, codes = _forward(conv, x, half, bias.to(half.dtype), relu=True, pool=pool, is_kept=True)
-        ctx.save_for_backward(x, half, codes if pool else y)
-        ctx.conv, ctx.pool, ctx.dtype = conv, pool, weight.dtype
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        from vggkit.engines import triton_kernels
-
-        x, weight, gate = ctx.saved_tensors
-        conv, needs_x = ctx.conv, ctx.needs_input_grad[0]
-        dy = dy.contiguous(memory_format=torch.channels_last)
-        if _is_first(conv) and not needs_x:
-            dw, db = triton_kernels.image_weight_gradient(x, dy, gate, relu=True, pool=ctx.pool)
-            return None, dw.to(ctx.dtype), db.to(ctx.dtype), None, None
-        dz, db = triton_kernels.gate_backward(dy, gate, *_map_size(conv, x))
-        shape = (conv.stride, conv.padding, conv.dilation, False, [0], conv.groups)
-        dx, dw, _ = torch.ops.aten.convolution_backward(
-            dz, x.to(weight.dtype), weight, None, *shape, [needs_x, True, False]
-        )
-        return dx, dw.to(ctx.dtype), db.to(ctx.dtype), None, None
-
-
-class _Pool(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        from vggkit.engines import triton_kernels
-
-        y, codes = triton_kernels.pool(x, relu=False, is_kept=True)
-        ctx.save_for_backward(codes)
-        ctx.size = x.shape[-2:]
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> Tensor:
-        from vggkit.engines import triton_kernels
-
-        (codes,) = ctx.saved_tensors
-        return triton_kernels.gate_backward(dy.contiguous(memory_format=torch.channels_last), codes, *ctx.size)[0]
-
-
-def _map_size(conv: nn.Conv2d, x: Tensor) -> tuple[int, int]:
-    height, width = (
-        (pixels + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-        for pixels, padding, dilation, kernel, stride in zip(
-            x.shape[-2:], cast(tuple[int, ...], conv.padding), conv.dilation, conv.kernel_size, conv.stride, strict=True
-        )
-    )
-    return height, width
 
 
 _HALVES: WeakKeyDictionary[nn.Module, tuple[tuple[int, ...], Tensor, Tensor | None]] = WeakKeyDictionary()
@@ -239,9 +137,12 @@ def _versions(modules: Iterable[nn.Module]) -> tuple[int, ...]:
 
 
 @contextmanager
-def half(x: Tensor) -> Iterator[bool]:
-    """Within, autocast computes in bfloat16 if `x` is on a GPU that has it; yields whether it did so outside too."""
-    if not has_half(x.device) or torch.is_autocast_enabled("cuda"):
+def half(x: Tensor, is_wanted: bool) -> Iterator[bool]:
+    """Within, autocast computes in bfloat16 if that `is_wanted` and `x` is on a GPU that has it.
+
+    Yields whether outside it the results have the type that they have within.
+    """
+    if not is_wanted or not has_half(x.device) or torch.is_autocast_enabled("cuda"):
         yield True
         return
     with torch.autocast("cuda", HALF):
@@ -288,7 +189,8 @@ class Replays:
         captured = self._graphs[key]
         if captured is None:
             example = x.clone()
-            graph, y = capture(lambda: forward(example))
+            _warm_up(lambda: forward(example), 1)
+            graph, y = _captured(lambda: forward(example))
             captured = self._graphs[key] = graph, example, y
         graph, example, y = captured
         example.copy_(x)
@@ -296,17 +198,10 @@ class Replays:
         return y.clone()
 
 
-def capture(
-    function: Callable[[], Tensor], generators: Sequence[torch.Generator] = (), warm_up: int = 1
+def _captured(
+    function: Callable[[], Tensor], generators: Sequence[torch.Generator] = ()
 ) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-    """`function` as a CUDA graph, and the tensor that a replay writes its result to.
-
-    Args:
-        function: reads and writes tensors that stay in their places, and does not wait for the GPU.
-        generators: that it draws from, beside the device's own; a seed that is set before a replay decides it.
-        warm_up: calls before the one that is captured, in which libraries and kernels get ready.
-    """
-    _warm_up(function, warm_up)
+    """`function` as a CUDA graph, and the tensor that a replay writes its result to."""
     graph = torch.cuda.CUDAGraph()
     for generator in generators:
         graph.register_generator_state(generator)
@@ -316,6 +211,7 @@ def capture(
 
 
 def _warm_up(function: Callable[[], Tensor], times: int) -> None:
+    """Call `function` as a capture will, so that libraries and kernels get ready."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -330,10 +226,11 @@ def capture_step(
     """A step of training as a CUDA graph; the warm-up leaves no trace in the network or the optimizer.
 
     Args:
-        step: forward, backward and update, see `capture`.
+        step: forward, backward and update. It reads and writes tensors that stay in their places, and does not wait
+            for the GPU.
         net: what it trains.
         optimizer: whose state it updates.
-        generators: that it draws from, beside the device's own.
+        generators: that it draws from, beside the device's own; a seed that is set before a replay decides it.
     """
 
     def states() -> list[Tensor]:
@@ -341,22 +238,17 @@ def capture_step(
         return [value for value in values if isinstance(value, Tensor)]
 
     kept = [(tensor, tensor.detach().clone()) for tensor in (*net.parameters(), *net.buffers(), *states())]
-
-    def restore() -> None:
-        known = {id(tensor) for tensor, _ in kept}
-        with torch.no_grad():
-            for tensor, before in kept:
-                tensor.copy_(before)
-            for tensor in states():  # which the first step made: zero is where each of them starts
-                if id(tensor) not in known:
-                    tensor.zero_()
-
     _warm_up(step, WARM_UP_STEPS)
-    restore()
+    known = {id(tensor) for tensor, _ in kept}
+    with torch.no_grad():
+        for tensor, before in kept:
+            tensor.copy_(before)
+        for tensor in states():  # which the first step made: zero is where each of them starts
+            if id(tensor) not in known:
+                tensor.zero_()
     optimizer.zero_grad()
     torch.cuda.empty_cache()
-    graph, outcome = capture(step, generators, warm_up=0)
-
+    graph, outcome = _captured(step, generators)
     changed = [*net.parameters(), *net.buffers()]
 
     def replay(_reads_tensors_of: object = step) -> Tensor:

@@ -1,14 +1,20 @@
-"""Kernels for CUDA GPUs, in Triton: what stands around a convolution in one pass, and the first convolution whole.
+"""Layers for CUDA GPUs, in Triton: what stands around a convolution in one pass, and the first convolution whole.
 
 Maps are channels last. A 2x2 max pool keeps one byte for each window, which says where its maximum was (0 to 3 by
 rows) or that a ReLU cut it off (4); the full map is not needed again. NaN passes through all of them. Everything is
 summed in one order, so that a step gives the same bits each time.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from vggkit.engines.convolution import MAX_IMAGE_CHANNELS
 
 PROGRAMS = 512
 """Of the kernels that sum: enough for any GPU, and each has a row of partial sums."""
@@ -135,8 +141,7 @@ def _image_convolution(
 @triton.jit
 def _image_weight_gradient(
     x, dy, gate, sums, rows, height, width, s0, s1, s2, s3, outputs,
-    INPUTS: tl.constexpr, TAPS: tl.constexpr, RELU: tl.constexpr, POOL: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    INPUTS: tl.constexpr, TAPS: tl.constexpr, POOL: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Each program: the sum over every PROGRAMS-th block of ROWS windows (or pixels), for COLUMNS outputs."""
     output = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -148,18 +153,96 @@ def _image_weight_gradient(
         mask = inside[:, None] & (output < outputs)[None, :]
         offset = index[:, None] * outputs + output[None, :]
         gradient = tl.load(dy + offset, mask=mask, other=0)
-        passes = tl.load(gate + offset, mask=mask, other=4) if POOL or RELU else gradient
+        passes = tl.load(gate + offset, mask=mask, other=4)
         for place in tl.static_range(4 if POOL else 1):
             pixel = _place_of(index, place, height, width, POOL)
             a = _patches(x, pixel, inside, height, width, (s0, s1, s2, s3), INPUTS, TAPS, True)
-            g = gradient
             if POOL:
                 g = tl.where(passes == place, gradient, tl.zeros_like(gradient))
-            elif RELU:
+            else:
                 g = tl.where(passes.to(tl.float32) <= 0, tl.zeros_like(gradient), gradient)
             summed = tl.dot(tl.trans(a.to(gradient.dtype)), g, summed, out_dtype=tl.float32)
     target = sums + (tl.program_id(0) * TAPS + tap[:, None]) * outputs + output[None, :]
     tl.store(target, summed, mask=(output < outputs)[None, :])
+
+
+def max_pool(x: Tensor) -> Tensor:
+    """The maxima of 2x2 windows of `x`, of which a byte each is kept for the backward pass."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    if torch.is_grad_enabled() and x.requires_grad:
+        y: Tensor = _Pool.apply(x)
+        return y
+    return pool(x, relu=False, is_kept=False)[0]
+
+
+class _Pool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y, codes = pool(x, relu=False, is_kept=True)
+        ctx.save_for_backward(codes)
+        ctx.size = x.shape[-2:]
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        (codes,) = ctx.saved_tensors
+        return gate_backward(dy.contiguous(memory_format=torch.channels_last), codes, *ctx.size)[0]
+
+
+def convolution(
+    conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, has_pool: bool, is_kept: bool
+) -> tuple[Tensor, Tensor | None, torch.Size]:
+    """`pool(relu(conv(x)))`, where the maxima were if `is_kept` is set, and the size before the pool."""
+    if _is_first(conv):
+        return *image_convolution(x, weight, bias, relu, has_pool, is_kept), x.shape[-2:]
+    x = x.to(weight.dtype).contiguous(memory_format=torch.channels_last)
+    shape: Any = (conv.stride, conv.padding, conv.dilation, conv.groups)
+    if relu and x.is_cuda:
+        y = torch.cudnn_convolution_relu(x, weight, bias, *shape)
+    else:
+        y = F.conv2d(x, weight, bias, *shape)
+        y = F.relu_(y) if relu else y
+    size = y.shape[-2:]
+    return (*pool(y, relu=relu, is_kept=is_kept), size) if has_pool else (y, None, size)
+
+
+def _is_first(conv: nn.Conv2d) -> bool:
+    """Whether `conv` is one that the kernels compute whole: 3x3 over the few channels of an image."""
+    shape = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups)
+    return conv.in_channels <= MAX_IMAGE_CHANNELS and shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1)
+
+
+class Convolution(torch.autograd.Function):
+    """`pool(relu(conv(x)))`; keeps x, and the output or a byte for each window."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, conv: nn.Conv2d, has_pool: bool) -> Tensor:
+        """In bfloat16 on a GPU."""
+        half = weight.to(torch.bfloat16 if x.is_cuda else weight.dtype).contiguous(memory_format=torch.channels_last)
+        if not _is_first(conv):
+            x = x.to(half.dtype).contiguous(memory_format=torch.channels_last)
+        y, codes, ctx.size = convolution(conv, x, half, bias.to(half.dtype), True, has_pool, is_kept=True)
+        ctx.save_for_backward(x, half, y if codes is None else codes)
+        ctx.conv, ctx.dtype = conv, weight.dtype
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of x, weight and bias."""
+        x, weight, gate = ctx.saved_tensors
+        conv, needs_x = ctx.conv, ctx.needs_input_grad[0]
+        dy, dx = dy.contiguous(memory_format=torch.channels_last), None
+        if _is_first(conv) and not needs_x:
+            dw, db = image_weight_gradient(x, dy, gate)
+        else:
+            dz, db = gate_backward(dy, gate, *ctx.size)
+            shape = (conv.stride, conv.padding, conv.dilation, False, [0], conv.groups)
+            dx, dw, _ = torch.ops.aten.convolution_backward(
+                dz, x.to(weight.dtype), weight, None, *shape, [needs_x, True, False]
+            )
+        return dx, dw.to(ctx.dtype), db.to(ctx.dtype), None, None
 
 
 def pool(x: Tensor, relu: bool, is_kept: bool) -> tuple[Tensor, Tensor | None]:
@@ -229,8 +312,8 @@ def image_convolution(
     return y, codes
 
 
-def image_weight_gradient(x: Tensor, dy: Tensor, gate: Tensor | None, relu: bool, pool: bool) -> tuple[Tensor, Tensor]:
-    """The gradients of `weight` and `bias` of `image_convolution`, float32, from that of its output."""
+def image_weight_gradient(x: Tensor, dy: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of `weight` and `bias` of `image_convolution` with ReLU, float32; `gate` as in `gate_backward`."""
     images, inputs, height, width = x.shape
     outputs = dy.shape[1]
     rows = images * dy.shape[2] * dy.shape[3]
@@ -240,8 +323,8 @@ def image_weight_gradient(x: Tensor, dy: Tensor, gate: Tensor | None, relu: bool
     programs = min(PROGRAMS, triton.cdiv(rows, block))
     sums = torch.empty((programs, taps, outputs), device=x.device)
     _image_weight_gradient[(programs, triton.cdiv(outputs, columns))](
-        x, dy, gate if gate is not None else dy, sums, rows, height, width, *x.stride(), outputs,
-        inputs, taps, relu, pool, block, columns,
+        x, dy, gate, sums, rows, height, width, *x.stride(), outputs,
+        inputs, taps, gate.dtype == torch.uint8, block, columns,
     )  # fmt: skip
     total = sums.sum(dim=0)
     dw = total[: 9 * inputs].view(3, 3, inputs, outputs).permute(3, 2, 0, 1)

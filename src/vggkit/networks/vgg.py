@@ -1,9 +1,9 @@
 """VGG blocks and networks as plain torch modules, built from an `Architecture`."""
 
 import difflib
+import itertools
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -68,8 +68,7 @@ class VGG(nn.Sequential):
         """The outputs of the named layers for `x`; layers behind the deepest one are not computed.
 
         A name stands for the output of that layer alone: `conv3_2` is the convolution before its ReLU. Gradients
-        flow. The layers of the blocks take images of any size. Hooks of layers run; those of a block run only where
-        no layer inside it is asked for.
+        flow. The layers of the blocks take images of any size. Hooks of layers run; those of blocks do not.
 
         Args:
             x: images (batch, in_channels, height, width).
@@ -86,42 +85,33 @@ class VGG(nn.Sequential):
         >>> {name: tuple(y.shape) for name, y in net.features(torch.zeros(1, 3, 32, 32), ["relu3_3", "fc7"]).items()}
         {'relu3_3': (1, 16, 8, 8), 'fc7': (1, 4096)}
         """
-        stages = self.stages(x, layers)
-        missing = set(layers)
-        taps: dict[str, Tensor] = {}
-        for inside, stage in stages:
-            asked = missing.intersection(inside)
-            for name, layer in stage.named_children() if asked - {inside[-1]} else [(inside[-1], stage)]:
-                x = layer(x)
-                if name in missing:
-                    missing.remove(name)
-                    taps[name] = x.clone() if missing else x  # a later layer may write into its input
-                if not missing:
-                    return {name: taps[name] for name in layers}
-        raise AssertionError("every name was checked to be a layer")
+        return self.taps(x, layers, _in_order)
 
-    def stages(self, x: Tensor, layers: Sequence[str]) -> list[tuple[list[str], nn.Module]]:
-        """The children of this network up to the deepest of `layers`, each with the names of its layers.
-
-        Raises:
-            ValueError: as `features` does.
-        """
-        stages = [(_names(name, child), child) for name, child in self.named_children()]
-        known = [name for names, _ in stages for name in names]
+    def taps(
+        self, x: Tensor, layers: Sequence[str], run: Callable[[list[nn.Module], Tensor], Tensor]
+    ) -> dict[str, Tensor]:
+        """`features`, where `run` puts a tensor through a list of layers."""
+        blocks = len(self.architecture.blocks)
+        inside = [_layers_of(name, child) for name, child in self.named_children()]
+        names, modules = zip(*itertools.chain(*inside), strict=True)
         if isinstance(layers, str) or not layers:
-            example = layers if isinstance(layers, str) else f"pool{len(self.architecture.blocks)}"
+            example = layers if isinstance(layers, str) else f"pool{blocks}"
             raise ValueError(f"expected a list of layers, got {layers!r}, try {[example]}")
         for name in layers:
-            if name not in known:
-                close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5) or known
+            if name not in names:
+                close = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5) or names
                 raise ValueError(f"expected layers of {self.architecture.name}, got {name!r}, try {', '.join(close)}")
-        deepest = max(i for i, (names, _) in enumerate(stages) if not set(names).isdisjoint(layers))
-        if deepest < len(self.architecture.blocks):
-            pools = deepest + (stages[deepest][0][-1] in layers)
+        asked = sorted({names.index(name) for name in layers})
+        if asked[-1] < sum(map(len, inside[:blocks])):
+            pools = sum(name.startswith("pool") for name in names[: asked[-1] + 1])
             check_images(x, self.in_channels, 2**pools, False)
         else:
             check_images(x, self.in_channels, self.least_size, self.takes_one_size)
-        return stages[: deepest + 1]
+        found, start = {}, 0
+        for index in asked:
+            x, start = run(list(modules[start : index + 1]), x), index + 1
+            found[names[index]] = x if index == asked[-1] else x.clone()  # a later layer may write into its input
+        return {name: found[name] for name in layers}
 
     def __getitem__(self, index: slice | int) -> nn.Module:
         """The layer at `index`, or the layers of a slice as a plain `nn.Sequential`."""
@@ -130,9 +120,15 @@ class VGG(nn.Sequential):
         return super().__getitem__(index)
 
 
-def _names(name: str, child: nn.Module) -> list[str]:
-    """The layers in a child of a network: those of a block, or the child itself."""
-    return [inner for inner, _ in child.named_children()] if type(child) is nn.Sequential else [name]
+def _layers_of(name: str, child: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The layers in a child of a network with their names: those of a block, or the child itself."""
+    return list(child.named_children()) if type(child) is nn.Sequential else [(name, child)]
+
+
+def _in_order(layers: list[nn.Module], x: Tensor) -> Tensor:
+    for layer in layers:
+        x = layer(x)
+    return x
 
 
 def vgg_block(
@@ -195,13 +191,14 @@ def vgg(
     >>> [name for name, _ in vgg([(1, 8), (2, 16)], image_size=28, hidden=(32,)).named_children()]
     ['block1', 'block2', 'flatten', 'fc3', 'relu3', 'drop3', 'fc4']
     """
-    options: dict[str, Any] = {
-        "in_channels": in_channels,
-        "num_classes": num_classes,
-        "image_size": image_size,
-        "hidden": hidden,
-        "dropout": dropout,
-        "head": head,
-        "pooled_size": pooled_size,
-    }
-    return VGG(as_network(conv_arch, **options), init)
+    network = as_network(
+        conv_arch,
+        in_channels=in_channels,
+        num_classes=num_classes,
+        image_size=image_size,
+        hidden=hidden,
+        dropout=dropout,
+        head=head,
+        pooled_size=pooled_size,
+    )
+    return VGG(network, init)
