@@ -20,7 +20,7 @@ import torch
 from measuring import row_header, save_row
 from torch import Tensor
 
-from vggkit import VGG, build, examine, parse_network, warm_start
+from vggkit import VGG, as_network, build, examine, warm_start
 from vggkit.data.fashion_mnist import load
 from vggkit.data.loading import Split, batches, epoch_order
 from vggkit.data.preprocessing import Preprocessing
@@ -55,7 +55,7 @@ WARM_CASES: list[tuple[str, str, Steps]] = [
 
 def new_network(name: str, init: str) -> VGG | BaselineNetwork:
     torch.manual_seed(0)
-    network = parse_network(name, in_channels=1, num_classes=10, image_size=32, hidden=HIDDEN)
+    network = as_network(name, in_channels=1, num_classes=10, image_size=32, hidden=HIDDEN)
     return build(network, init).to(memory_format=torch.channels_last)  # type: ignore[arg-type, call-overload, no-any-return]
 
 

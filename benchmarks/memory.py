@@ -23,7 +23,7 @@ from typing import get_args
 import torch
 from measuring import row_header, save_row, spread
 
-from vggkit import Recipe, parse_network
+from vggkit import Recipe, as_network
 from vggkit.data.preprocessing import _channels_last
 from vggkit.design.memory import Dtype, OptimizerState, training_memory
 from vggkit.design.network import Network
@@ -153,7 +153,7 @@ def train(case: Case, device: torch.device, **options: tuple[int, ...]) -> None:
 
 def network(case: Case, **options: tuple[int, ...]) -> Network:
     """What is trained."""
-    return parse_network(
+    return as_network(
         case.network,
         in_channels=case.in_channels,
         num_classes=case.num_classes,

@@ -16,7 +16,6 @@ from vggkit.design.memory import (
 from vggkit.design.network import as_network as as_network
 from vggkit.design.network import costs as costs
 from vggkit.design.network import draw as draw
-from vggkit.design.network import parse_network as parse_network
 from vggkit.design.scaling import StepPrediction as StepPrediction
 from vggkit.design.scaling import predict_step as predict_step
 from vggkit.engines.accelerate import accelerate as accelerate

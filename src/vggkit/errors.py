@@ -85,17 +85,32 @@ def one_line(error: BaseException, limit: int = ERROR_CHARACTERS) -> str:
 def nearest(word: str, names: Iterable[str]) -> str | None:
     """The one of `names` that `word` was probably meant to be: misspelt, cut short or given by its initials.
 
+    Of names that are spelt alike, the one with the same characters, or else with the nearest ones, is taken.
+
     >>> nearest("--epoch", ["--epoch-images", "--epochs"])
     '--epochs'
     >>> nearest("qiuck", ["quick", "d2l"]), nearest("--lr", ["--workers", "--learning-rate"]), nearest("x", ["vgg16"])
     ('quick', '--learning-rate', None)
+    >>> [nearest(word, ["vgg11", "vgg16", "vgg19"]) for word in ("vgg1l", "vgg61", "vgg18")]
+    ['vgg11', 'vgg16', 'vgg19']
     """
-    asked = word[:60].lower().replace("_", "-").strip("-")
-    known = {name.lower().replace("_", "-").strip("-"): name for name in sorted(names, key=len)}
-    for short, name in known.items():
-        if len(asked) > 1 and (short.startswith(asked) or asked == "".join(part[:1] for part in short.split("-"))):
+    asked = _plain(word[:60])
+    known = {_plain(name): name for name in sorted(names, key=len)}
+    for plain, name in known.items():
+        if len(asked) > 1 and (plain.startswith(asked) or asked == "".join(part[:1] for part in plain.split("-"))):
             return name
-    return next((known[close] for close in difflib.get_close_matches(asked, known, n=1, cutoff=0.65)), None)
+
+    def likeness(plain: str) -> tuple[float, bool, int]:
+        distance = sum(abs(ord(a) - ord(b)) for a, b in zip(asked, plain, strict=False))
+        return difflib.SequenceMatcher(None, asked, plain).ratio(), sorted(asked) == sorted(plain), -distance
+
+    best = max(known, key=likeness, default="")
+    return known[best] if best and likeness(best)[0] >= 0.75 else None
+
+
+def _plain(name: str) -> str:
+    """`name` without what is often mistyped: case, dashes, and the letters that look like digits."""
+    return name.lower().replace("_", "-").strip("-").translate(str.maketrans("lio", "110"))
 
 
 def _escaped(character: str) -> str:

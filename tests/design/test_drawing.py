@@ -18,7 +18,7 @@ from PIL import Image, ImageFont
 from torch import nn
 
 from tests.strategies import architectures
-from vggkit import VGG, Architecture, ArchitectureError, Baseline, cli, costs, draw, parse_network
+from vggkit import VGG, Architecture, ArchitectureError, Baseline, as_network, cli, costs, draw
 from vggkit.design.svg import SMALL, TITLE, text_width
 
 PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
@@ -231,12 +231,12 @@ def test_lengths_are_square_roots_on_one_scale(drawn):
 
 
 def test_the_same_block_is_of_one_size_beside_any_other_and_a_smaller_image_is_smaller():
-    narrow, wide = (sizes(draw([parse_network(name)])) for name in ("1x64", "vgg11"))
+    narrow, wide = (sizes(draw([as_network(name)])) for name in ("1x64", "vgg11"))
     assert narrow["conv1_1"] == wide["conv1_1"]
-    together = [rect for name, rect in things(draw([parse_network("1x64"), parse_network("vgg11")])) if name == "pool1"]
+    together = [rect for name, rect in things(draw([as_network("1x64"), as_network("vgg11")])) if name == "pool1"]
     assert together[0].get("height") == together[1].get("height")
     assert together[0].get("width") == together[1].get("width")
-    both = [rect for name, rect in things(draw([parse_network("lenet"), parse_network("vgg11")])) if name == "image"]
+    both = [rect for name, rect in things(draw([as_network("lenet"), as_network("vgg11")])) if name == "image"]
     small, large = (float(rect.get("height")) for rect in both)
     assert small / large == pytest.approx((28 / 224) ** 0.5, abs=1e-3)
 
@@ -282,14 +282,14 @@ def test_an_arrow_leads_from_each_part_to_the_next_and_touches_neither(style):
 
 
 def test_what_is_not_drawn_is_said():
-    words = {name: " ".join(text for text, *_ in texts(draw([parse_network(name)]))) for name in ("vgg11_bn", "lenet")}
+    words = {name: " ".join(text for text, *_ in texts(draw([as_network(name)]))) for name in ("vgg11_bn", "lenet")}
     assert "not drawn: batch norm, ReLU, flatten, dropout" in words["vgg11_bn"]
     assert "not drawn: sigmoid, flatten" in words["lenet"]
 
 
 @pytest.mark.parametrize("style", STYLES)
 def test_it_needs_nothing_beside_itself_and_leaks_nothing_into_a_page(style):
-    svg = draw([parse_network(name) for name in ("lenet", "alexnet", "A-LRN", "vgg16_bn")], style)
+    svg = draw([as_network(name) for name in ("lenet", "alexnet", "A-LRN", "vgg16_bn")], style)
     root = ElementTree.fromstring(svg)
     tags = {node.tag.removeprefix(SVG) for node in root.iter()}
     assert tags <= {"svg", "title", "desc", "g", "rect", "polygon", "text"}  # CairoSVG places a tspan elsewhere
@@ -352,7 +352,7 @@ def test_the_flags_say_what_is_drawn(flags, options, style, tmp_path, capsys):
     out = tmp_path / "x.svg"
     assert cli.main(["draw", "lenet", "vgg11_bn", *flags, "-o", str(out), "--style", style]) == 0
     assert capsys.readouterr().out == f"{out}\n"
-    expected = draw([parse_network("lenet", **options), parse_network("vgg11_bn", **options)], style)
+    expected = draw([as_network("lenet", **options), as_network("vgg11_bn", **options)], style)
     assert out.read_text(encoding="utf-8") == expected
 
 

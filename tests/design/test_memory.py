@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from tests.strategies import architectures
-from vggkit import Architecture, ArchitectureError, Baseline, Block, Recipe, parse_network
+from vggkit import Architecture, ArchitectureError, Baseline, Block, Recipe, as_network
 from vggkit.design.memory import largest_batch, training_memory
 from vggkit.engines import cpu
 from vggkit.engines.accelerate import accelerate
@@ -78,7 +78,7 @@ def test_saved_activations_under_autocast_are_what_autograd_saves(arch, batch_si
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_saved_activations_of_named_networks(name, options, dtype, monkeypatch):
     monkeypatch.setattr(cpu, "why_not_compiled", lambda: "turned off by the test")
-    network = parse_network(name, **options)
+    network = as_network(name, **options)
     context = torch.autocast("cpu", torch.bfloat16) if dtype == "bfloat16" else None
     predicted = training_memory(network, 3, dtype=dtype).activation_bytes
     assert predicted == saved_bytes(*made(network, 3), context)
@@ -129,7 +129,7 @@ def test_the_peak_is_what_torchs_allocator_sees(name, options, optimizer, recomp
     """With torch's own convolutions; compiled ones keep less."""
     if chosen == "torch":
         monkeypatch.setattr(cpu, "why_not_compiled", lambda: "turned off by the test")
-    network = parse_network(name, image_size=96, in_channels=3, num_classes=10, **options)
+    network = as_network(name, image_size=96, in_channels=3, num_classes=10, **options)
     net, x, labels = made(network, 8, recompute)
     if dtype == "bfloat16":
         monkeypatch.setattr(step, "autocast", lambda device: torch.autocast(device.type, torch.bfloat16))

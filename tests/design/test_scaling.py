@@ -18,7 +18,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.strategies import architectures
-from vggkit import VGG, Architecture, ArchitectureError, build, cli, costs, parse_network, predict_step
+from vggkit import VGG, Architecture, ArchitectureError, as_network, build, cli, costs, predict_step
 from vggkit.design.scaling import allreduce_seconds, gradient_buckets, message_bytes
 from vggkit.training.distributed import powersgd_over_gloo
 
@@ -169,7 +169,7 @@ BUCKETED = [
 @pytest.mark.filterwarnings("ignore:Grad strides do not match")  # of a gradient that torch copies all the same
 @pytest.mark.parametrize(("name", "options"), BUCKETED)
 def test_buckets_are_those_that_torch_makes(name, options, one_process):
-    network = parse_network(name, **{"num_classes": 10, **options})
+    network = as_network(name, **{"num_classes": 10, **options})
     net = DistributedDataParallel(build(network))
     found = []
 

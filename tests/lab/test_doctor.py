@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests.own_images import write
-from vggkit import VGG, Architecture, alexnet, build, cli, examine, lenet, parse_network
+from vggkit import VGG, Architecture, alexnet, as_network, build, cli, examine, lenet
 from vggkit.data.fashion_mnist import load
 from vggkit.data.loading import epoch_order
 from vggkit.data.preprocessing import Preprocessing
@@ -263,7 +263,7 @@ def test_vgg_doctor_as_json_examines_what_vgg_train_would_start_with(capsys):
     sample = load("fashion-mnist-sample")
     chosen = epoch_order(2000, 3, 1)[:6]
     torch.manual_seed(3)
-    network = build(parse_network("vgg19/8", in_channels=1, num_classes=10, image_size=32, hidden=(64,)))
+    network = build(as_network("vgg19/8", in_channels=1, num_classes=10, image_size=32, hidden=(64,)))
     x = Preprocessing(32, 1, (0.0,), (1.0,))(torch.from_numpy(sample.train_images)[chosen].unsqueeze(1))
     diagnosis = examine(network, x, torch.from_numpy(sample.train_labels).long()[chosen])
     assert printed["verdict"] == diagnosis.verdict

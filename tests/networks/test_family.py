@@ -11,11 +11,11 @@ from vggkit import (
     Architecture,
     Baseline,
     accelerate,
+    as_network,
     build,
     costs,
     draw,
     load_weights,
-    parse_network,
     save_weights,
 )
 from vggkit.design.notation import FAMILY
@@ -73,7 +73,7 @@ def test_every_configuration_head_channel_count_and_size(tmp_path_factory, membe
 @settings(deadline=None, max_examples=20)
 @given(st.sampled_from(["lenet", "alexnet"]), st.integers(1, 4), st.integers(1, 12), st.integers(65, 80))
 def test_every_baseline(tmp_path_factory, name, in_channels, num_classes, image_size):
-    arch = parse_network(name, in_channels=in_channels, num_classes=num_classes, image_size=image_size)
+    arch = as_network(name, in_channels=in_channels, num_classes=num_classes, image_size=image_size)
     with torch.device("meta"):
         net = build(arch)
     assert sum(p.numel() for p in net.parameters()) == costs(arch).total.parameters
@@ -123,10 +123,10 @@ def test_the_baselines_are_the_books(name, books, size):
 
 
 def test_a_baseline_that_cannot_be_is_refused():
-    with pytest.raises(ValueError, match="expected an image_size of at least 65 for alexnet, got 64"):
-        parse_network("alexnet", image_size=64)
+    with pytest.raises(ValueError, match="expected an image_size for alexnet from 65 to 65536, got 64"):
+        as_network("alexnet", image_size=64)
     with pytest.raises(ValueError, match="expected in_channels from 1 to 65536, got 0"):
-        parse_network("lenet", in_channels=0)
+        as_network("lenet", in_channels=0)
     with pytest.raises(ValueError, match=r"expected images of shape \(batch, 1, 28, 28\), got \[1, 1, 32, 32\]"):
         build(Baseline.named("lenet"))(torch.zeros(1, 1, 32, 32))
     with pytest.raises(ValueError, match="one of lenet, alexnet, got 'resnet'"):

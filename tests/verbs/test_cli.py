@@ -50,7 +50,7 @@ def test_describe_imports_no_torch():
         ("describe", "expected a network, got none, try 'vgg describe vgg16'"),
         ("describe vgg61", "vgg describe: 'vgg61', character 1: expected a name such as vgg16"),
         ("describe '1x64 2y128'", "character 6: expected a block such as 2x128, got '2y128'"),
-        ("describe 1x1000000000", "character 3: expected channels from 1 to 65536"),
+        ("describe 1x1000000000", "character 1: expected channels from 1 to 65536"),
         ("describe vgg11 --image-size 16", "expected an image_size of at least 32 for 5 blocks"),
         ("describe vgg11 --memory 1GB --batch-size 0", "expected a batch_size from 1"),
         ("describe vgg11 --memory 6XB", "expected a size from 1MB, such as 6GB, 6GiB, 500MB or 6e9, for --memory"),

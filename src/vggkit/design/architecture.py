@@ -17,6 +17,7 @@ from vggkit.design.layers import (
     MAX_WIDTH,
     Block,
     Layer,
+    LayerKind,
     Norm,
     as_block,
     as_tuple,
@@ -76,11 +77,7 @@ class Architecture:
     def __post_init__(self) -> None:
         object.__setattr__(self, "blocks", tuple(as_block(block) for block in as_tuple("blocks", self.blocks)))
         object.__setattr__(self, "hidden", as_tuple("hidden", self.hidden))
-        if not self.blocks:
-            raise ArchitectureError("expected at least one block, got none, try '1x64'")
-        num_convs = sum(block.num_convs for block in self.blocks)
-        if num_convs > MAX_CONVOLUTIONS:
-            raise ArchitectureError(f"expected at most {MAX_CONVOLUTIONS} convolutions, got {num_convs}")
+        check_int("the number of convolutions", sum(block.num_convs for block in self.blocks), 1, MAX_CONVOLUTIONS)
         check_int("in_channels", self.in_channels, 1, MAX_WIDTH)
         check_int("num_classes", self.num_classes, 1, MAX_WIDTH)
         check_int("image_size", self.image_size, 1, MAX_WIDTH)
@@ -89,8 +86,7 @@ class Architecture:
                 f"expected an image_size of at least {2 ** len(self.blocks)} for {len(self.blocks)} blocks, each "
                 f"of which halves it, got {self.image_size}: nothing is left after pool{self.image_size.bit_length()}"
             )
-        if len(self.hidden) > MAX_HIDDEN_LAYERS:
-            raise ArchitectureError(f"expected at most {MAX_HIDDEN_LAYERS} hidden layers, got {len(self.hidden)}")
+        check_int("the number of hidden layers", len(self.hidden), 0, MAX_HIDDEN_LAYERS)
         for width in self.hidden:
             check_int("hidden width", width, 1, MAX_WIDTH)
         if isinstance(self.dropout, bool) or not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
@@ -108,11 +104,7 @@ class Architecture:
                 f"expected a pooled_size only with the heads adaptive and conv, got {self.pooled_size} with {self.head}"
             )
         for layer in self.layers():
-            if layer.weights > MAX_LAYER_WEIGHTS:
-                raise ArchitectureError(
-                    f"expected at most {MAX_LAYER_WEIGHTS} weights in a layer, got {layer.weights} in {layer.name} "
-                    f"({layer.inputs} to {layer.outputs})"
-                )
+            check_int(f"the number of weights of {layer.name}", layer.weights, 0, MAX_LAYER_WEIGHTS)
 
     @classmethod
     def parse(cls, text: str, **options: Any) -> "Architecture":
@@ -175,9 +167,9 @@ class Architecture:
 
     def _head_layers(self, channels: int) -> Iterator[Layer]:
         index = len(self.blocks) + 1  # five blocks make the paper's fc6, fc7, fc8
-        is_conv = self.head == "conv"
         part, features, kernel_size = f"fc{index}", channels, 1
-        if is_conv:
+        kind: LayerKind = "conv" if self.head == "conv" else "fc"
+        if kind == "conv":
             kernel_size = self.pooled_size
             yield Layer("fit", "fit", part, channels, channels, kernel_size)
         else:
@@ -187,13 +179,13 @@ class Architecture:
             features = channels * size * size
             yield Layer("flatten", "flatten", part, channels, features)
         for width in self.hidden:
-            yield Layer(part, "conv" if is_conv else "fc", part, features, width, kernel_size)
+            yield Layer(part, kind, part, features, width, kernel_size)
             yield Layer(f"relu{index}", "relu", part, width, width)
             yield Layer(f"drop{index}", "dropout", part, width, width)
             features, kernel_size, index = width, 1, index + 1
             part = f"fc{index}"
-        yield Layer(part, "conv" if is_conv else "fc", part, features, self.num_classes, kernel_size)
-        if is_conv:
+        yield Layer(part, kind, part, features, self.num_classes, kernel_size)
+        if kind == "conv":
             yield Layer("avgpool", "adaptive", part, self.num_classes, self.num_classes, 1)
             yield Layer("flatten", "flatten", part, self.num_classes, self.num_classes)
 
@@ -220,6 +212,6 @@ class Architecture:
         known = {"notation", *(field.name for field in fields(cls))} - {"blocks", "norm"}
         required = known - {"head", "pooled_size"}
         if not isinstance(values, dict) or not required <= set(values) <= known:
-            got = ", ".join(sorted(map(str, values))) if isinstance(values, dict) else type(values).__name__
-            raise ArchitectureError(f"expected the keys {', '.join(sorted(required))}, got '{shown(got)}'")
+            got = sorted(values) if isinstance(values, dict) else values
+            raise ArchitectureError(f"expected the keys {', '.join(sorted(required))}, got {written(got)}")
         return cls.parse(values.pop("notation"), **values)

@@ -8,13 +8,11 @@ and without local response normalisation.
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from vggkit.design.drawing import drawing
 from vggkit.design.layers import MAX_WIDTH, Layer, LayerKind, check_int, check_one_of
-from vggkit.errors import ArchitectureError
-
-BaselineName = Literal["lenet", "alexnet"]
+from vggkit.design.notation import BaselineName
 
 # Channels, kernel size, stride, padding, and whether a pool follows.
 _CONVOLUTIONS = {
@@ -29,6 +27,7 @@ _CONVOLUTIONS = {
 }
 _HIDDEN = {"lenet": (120, 84), "alexnet": (4096, 4096)}
 _IMAGE_SIZE = {"lenet": 28, "alexnet": 224}
+_LEAST_IMAGE_SIZE = {"lenet": 14, "alexnet": 65}  # of which the last pool leaves a pixel
 
 
 @dataclass(frozen=True)
@@ -49,14 +48,9 @@ class Baseline:
 
     def __post_init__(self) -> None:
         check_one_of("a baseline", self.name, BaselineName)
-        for field in ("in_channels", "num_classes", "image_size"):
-            check_int(field, getattr(self, field), 1, MAX_WIDTH)
-        if self._map_sizes()[-1] < 1:
-            sizes = range(self.image_size, MAX_WIDTH)
-            least = next(n for n in sizes if self._map_sizes(n)[-1] >= 1)
-            raise ArchitectureError(
-                f"expected an image_size of at least {least} for {self.name}, got {self.image_size}"
-            )
+        check_int("in_channels", self.in_channels, 1, MAX_WIDTH)
+        check_int("num_classes", self.num_classes, 1, MAX_WIDTH)
+        check_int(f"an image_size for {self.name}", self.image_size, _LEAST_IMAGE_SIZE[self.name], MAX_WIDTH)
 
     @classmethod
     def named(cls, name: str, **options: Any) -> "Baseline":
@@ -76,41 +70,30 @@ class Baseline:
 
     def layers(self) -> Iterator[Layer]:
         """Every layer in order."""
-        yield from self._convolutional()
-        index = len(_CONVOLUTIONS[self.name]) + 1
-        channels = _CONVOLUTIONS[self.name][-1][0]
-        features = channels * self._map_sizes()[-1] ** 2
+        is_lenet, channels, size = self.name == "lenet", self.in_channels, self.image_size
+        activation: LayerKind = "sigmoid" if is_lenet else "relu"
+        index = 1
+        for width, kernel_size, stride, padding, pools in _CONVOLUTIONS[self.name]:
+            part = f"conv{index}"
+            layers = [Layer(part, "conv", part, channels, width, kernel_size, stride, padding)]
+            layers.append(Layer(f"{activation}{index}", activation, part, width, width))
+            if pools:
+                kind: LayerKind = "avgpool" if is_lenet else "pool"
+                layers.append(Layer(f"pool{index}", kind, part, width, width, 2 if is_lenet else 3, stride=2))
+            for layer in layers:
+                yield layer
+                size = layer.output_size(size)
+            channels, index = width, index + 1
+        features = channels * size**2
         yield Layer("flatten", "flatten", f"fc{index}", channels, features)
         for width in _HIDDEN[self.name]:
             part = f"fc{index}"
             yield Layer(part, "fc", part, features, width)
-            yield Layer(f"{self._activation}{index}", self._activation, part, width, width)
-            if self.name == "alexnet":
+            yield Layer(f"{activation}{index}", activation, part, width, width)
+            if not is_lenet:
                 yield Layer(f"drop{index}", "dropout", part, width, width)
             features, index = width, index + 1
         yield Layer(f"fc{index}", "fc", f"fc{index}", features, self.num_classes)
-
-    @property
-    def _activation(self) -> LayerKind:
-        return "sigmoid" if self.name == "lenet" else "relu"
-
-    def _convolutional(self) -> Iterator[Layer]:
-        channels = self.in_channels
-        for index, (width, kernel_size, stride, padding, pools) in enumerate(_CONVOLUTIONS[self.name], start=1):
-            part = f"conv{index}"
-            yield Layer(part, "conv", part, channels, width, kernel_size, stride, padding)
-            yield Layer(f"{self._activation}{index}", self._activation, part, width, width)
-            if pools and self.name == "lenet":
-                yield Layer(f"pool{index}", "avgpool", part, width, width, 2, 2)
-            elif pools:
-                yield Layer(f"pool{index}", "pool", part, width, width, 3, 2)
-            channels = width
-
-    def _map_sizes(self, image_size: int | None = None) -> list[int]:
-        sizes = [self.image_size if image_size is None else image_size]
-        for layer in self._convolutional():
-            sizes.append(layer.output_size(sizes[-1]))
-        return sizes
 
     def _repr_svg_(self) -> str:
         """A notebook shows the drawing."""

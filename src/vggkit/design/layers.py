@@ -60,24 +60,13 @@ class AnyNetwork(Protocol):
     """What costs and drawings need of a network; `Architecture` and `Baseline` have it."""
 
     @property
-    def name(self) -> str:
-        """What the network is called."""
-
+    def name(self) -> str: ...  # noqa: D102
     @property
-    def in_channels(self) -> int:
-        """Channels of the input image."""
-
+    def in_channels(self) -> int: ...  # noqa: D102
     @property
-    def image_size(self) -> int:
-        """Height and width of the input, in pixels."""
-
+    def image_size(self) -> int: ...  # noqa: D102
     @property
-    def num_classes(self) -> int:
-        """Outputs of the last fully connected layer."""
-
-    @property
-    def dropout(self) -> float:
-        """Probability of dropping a hidden unit in training."""
+    def num_classes(self) -> int: ...  # noqa: D102
 
     def layers(self) -> Iterator[Layer]:
         """Every layer in order."""
@@ -103,7 +92,7 @@ class Block:
     """A local response normalisation after the first ReLU (the paper's A-LRN)."""
 
     def __post_init__(self) -> None:
-        check_int("number of convolutions in a block", self.num_convs, 1, MAX_CONVOLUTIONS)
+        check_int("a number of convolutions", self.num_convs, 1, MAX_CONVOLUTIONS)
         check_int("channels", self.channels, 1, MAX_WIDTH)
         sizes = self.kernel_size if isinstance(self.kernel_size, tuple | list) else (self.kernel_size,)
         for size in sizes:
@@ -158,6 +147,12 @@ def check_int(what: str, value: object, least: int, most: int) -> None:
     """Raise `ArchitectureError` unless `value` is a whole number from `least` to `most`."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise ArchitectureError(f"expected {what} from {least} to {most}, got {written(value)}")
+
+
+def check_number(what: str, value: object, least: float, most: float) -> None:
+    """Raise `ArchitectureError` unless `value` is a number from `least` to `most`; NaN is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise ArchitectureError(f"expected {what} from {least:g} to {most:g}, got {written(value)}")
 
 
 def written(value: object) -> str:

@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import Any, get_args
 
 from vggkit.design.architecture import Architecture
-from vggkit.design.baselines import Baseline, BaselineName
+from vggkit.design.baselines import Baseline
 from vggkit.design.costs import Costs
 from vggkit.design.drawing import Style, drawing
 from vggkit.design.layers import written
+from vggkit.design.notation import BaselineName
 from vggkit.errors import ArchitectureError
 
 Network = Architecture | Baseline
@@ -22,9 +23,9 @@ def as_network(network: NetworkLike, **options: Any) -> Network:
     """The network that `network` describes. Everything in vggkit that takes a network calls this function.
 
     Args:
-        network: an `Architecture` or a `Baseline`; its text, as `parse_network` takes it; or the blocks of an
-            `Architecture`, as the book's pairs.
-        options: fields of the network that replace its own.
+        network: an `Architecture` or a `Baseline`; its text, which is `lenet`, `alexnet` or what `Architecture.parse`
+            reads; or the blocks of an `Architecture`, as the book's pairs.
+        options: fields of the network that replace its own; a baseline ignores those that it does not have.
 
     Raises:
         ArchitectureError: a network that cannot be.
@@ -32,37 +33,18 @@ def as_network(network: NetworkLike, **options: Any) -> Network:
     >>> as_network("vgg11/4") == as_network([(1, 16), (1, 32), (2, 64), (2, 128), (2, 128)])
     True
     """
+    of_baseline = {name: options[name] for name in ("image_size", "in_channels", "num_classes") if name in options}
     if isinstance(network, str):
-        return parse_network(network, **options)
+        if network.strip().lower() in get_args(BaselineName):
+            return Baseline.named(network, **of_baseline)
+        return Architecture.parse(network, **options)
     if isinstance(network, Architecture):
         return replace(network, **options)
     if isinstance(network, Baseline):
-        return replace(network, **_of_baselines(options))
+        return replace(network, **of_baseline)
     if isinstance(network, list | tuple):
         return Architecture(tuple(network), **options)
     raise ArchitectureError(f"expected a network, its text or its blocks, got {written(network)}, try 'vgg16'")
-
-
-def parse_network(text: str, **options: Any) -> Network:
-    """The network called `lenet` or `alexnet`, or the one that `Architecture.parse` reads.
-
-    Args:
-        text: a name or the notation.
-        options: other fields of the network; a baseline ignores those that it does not have, such as `head`.
-
-    Raises:
-        ArchitectureError: a network that cannot be.
-
-    >>> parse_network("alexnet").image_size, parse_network("vgg11").image_size
-    (224, 224)
-    """
-    if isinstance(text, str) and text.strip().lower() in get_args(BaselineName):
-        return Baseline.named(text, **_of_baselines(options))
-    return Architecture.parse(text, **options)
-
-
-def _of_baselines(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if name in ("image_size", "in_channels", "num_classes")}
 
 
 def network_from_json(text: str) -> Network:
@@ -71,11 +53,8 @@ def network_from_json(text: str) -> Network:
         values = json.loads(text)
     except (ValueError, TypeError, RecursionError):
         values = None
-    if isinstance(values, dict) and "baseline" in values:
-        expected = {"baseline", "image_size", "in_channels", "num_classes"}
-        if set(values) != expected or not isinstance(values["baseline"], str):
-            raise ArchitectureError(f"expected the keys {', '.join(sorted(expected))}, got {written(sorted(values))}")
-        return Baseline.named(values.pop("baseline"), **values)
+    if isinstance(values, dict) and values.keys() == {"baseline", "image_size", "in_channels", "num_classes"}:
+        return Baseline(values.pop("baseline"), **values)
     return Architecture.from_json(text)
 
 

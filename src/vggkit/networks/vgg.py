@@ -1,6 +1,5 @@
 """VGG blocks and networks as plain torch modules, built from an `Architecture`."""
 
-import difflib
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from vggkit.design.architecture import POOLED_SIZE, Architecture, Head, Init
 from vggkit.design.layers import Block, Layer, Norm
 from vggkit.design.network import NetworkLike, as_network
-from vggkit.errors import ArchitectureError
+from vggkit.errors import ArchitectureError, nearest
 from vggkit.networks.modules import check_images, init_weights, modules_of
 
 torch.fx.wrap("check_images")  # symbolic tracing records the call and does not look inside
@@ -99,8 +98,8 @@ class VGG(nn.Sequential):
             raise ValueError(f"expected a list of layers, got {layers!r}, try {[example]}")
         for name in layers:
             if name not in names:
-                close = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5) or names
-                raise ValueError(f"expected layers of {self.architecture.name}, got {name!r}, try {', '.join(close)}")
+                close = nearest(str(name), names) or ", ".join(names)
+                raise ValueError(f"expected layers of {self.architecture.name}, got {name!r}, try {close}")
         asked = sorted({names.index(name) for name in layers})
         if asked[-1] < sum(map(len, inside[:blocks])):
             pools = sum(name.startswith("pool") for name in names[: asked[-1] + 1])

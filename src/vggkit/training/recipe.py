@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from vggkit.design.architecture import POOLED_SIZE, Architecture, Head, Init
 from vggkit.design.layers import as_tuple
-from vggkit.design.network import Network, parse_network
+from vggkit.design.network import Network, as_network
 from vggkit.errors import RecipeError, nearest, shown
 
 Optimizer = Literal["sgd", "adamw"]
@@ -179,7 +179,7 @@ class Recipe:
 
     def network(self, in_channels: int, num_classes: int) -> Network:
         """The network for images of `in_channels` and `num_classes`; raises `ArchitectureError`."""
-        return parse_network(
+        return as_network(
             self.architecture,
             in_channels=in_channels,
             num_classes=num_classes,

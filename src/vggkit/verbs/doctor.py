@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tyro.conf import Positional
 
 from vggkit.design.architecture import Head, Init
-from vggkit.design.network import Network, parse_network
+from vggkit.design.network import Network, as_network
 from vggkit.training.recipe import BadImages, Optimizer
 from vggkit.verbs.terminal import DONE, given, parse_flags, print_json, print_table, print_to_stderr
 
@@ -69,7 +69,7 @@ def run(arguments: list[str]) -> int:
     """Run the verb; returns the exit code."""
     flags = parse_flags("doctor", Flags, arguments)
     options = {"head": flags.head, **given(image_size=flags.image_size, hidden=flags.hidden)}
-    parse_network(flags.architecture, in_channels=1, **options)  # a wrong one is said before torch is imported
+    as_network(flags.architecture, in_channels=1, **options)  # a wrong one is said before torch is imported
 
     from vggkit.data.sources import open_data
     from vggkit.lab.doctor import examine
@@ -79,7 +79,7 @@ def run(arguments: list[str]) -> int:
         raise ValueError(f"expected a batch_size from 2 to {len(data.train)}, got {flags.batch_size}")
     if not 0 <= flags.seed < 2**31:
         raise ValueError(f"expected a seed from 0 to {2**31 - 1}, got {flags.seed}")
-    network = parse_network(flags.architecture, in_channels=data.channels, num_classes=len(data.classes), **options)
+    network = as_network(flags.architecture, in_channels=data.channels, num_classes=len(data.classes), **options)
     net = _at_start(network, flags)
     images, labels = _first_batch(data, network, flags)
     how: dict[str, Any] = {name: getattr(flags, name) for name in ("optimizer", "learning_rate", "momentum")}

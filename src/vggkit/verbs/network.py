@@ -8,7 +8,7 @@ from typing import Any
 
 from vggkit.data.files import why_not_a_file
 from vggkit.design.architecture import Head
-from vggkit.design.network import Network, as_network, network_from_json, parse_network
+from vggkit.design.network import Network, as_network, network_from_json
 from vggkit.errors import ArchitectureError, WeightsError, shown
 from vggkit.verbs.terminal import given
 
@@ -43,7 +43,7 @@ class NetworkFlags:
         """
         options = given(**asdict(self))
         try:
-            return parse_network(text, **options)
+            return as_network(text, **options)
         except ArchitectureError:
             if not os.path.lexists(text):
                 if not text.startswith((".", "/", "~", "runs/")) and Path(text).suffix not in SUFFIXES:
