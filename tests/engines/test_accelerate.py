@@ -1,6 +1,8 @@
 """Any network through the engine against the plain one: outputs, gradients, statistics, taps, and what it leaves alone."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -137,6 +139,25 @@ def test_what_kernels_cannot_read_is_torchs():
         fast(torch.randn(2, 32, 8, 8))
     net.double()
     assert torch.equal(fast(x.double()), net(x.double()))
+
+
+def test_compiling_it_compiles_the_plain_network():
+    net = VGG(Architecture.parse("1x16 1x16", image_size=8, hidden=())).eval()
+    x = torch.randn(2, 3, 8, 8)
+    compiled = torch.compile(accelerate(net), backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x), net(x))
+    taps = torch.compile(accelerate(net).features, backend="eager", fullgraph=True)
+    assert torch.equal(taps(x, ["relu2_1"])["relu2_1"], net.features(x, ["relu2_1"])["relu2_1"])
+
+
+def test_inference_starts_without_torchs_compiler():
+    """Whose import takes a second and 80 MB."""
+    program = """if True:
+        import sys, torch, vggkit
+        vggkit.accelerate(vggkit.VGG("vgg11/64").eval())(torch.zeros(1, 3, 224, 224))
+        assert "torch._dynamo" not in sys.modules
+    """
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
 def test_a_wrong_shape_gets_the_networks_own_line():

@@ -62,8 +62,8 @@ def accelerate(net: nn.Module, engine: str | None = None, *, recompute: bool = F
     """`net`, run faster: a module on the same parameters and buffers, for training and for inference.
 
     Layers that the engine does not know (somebody's subclass, parametrised or pruned weights, other types) are run
-    by torch; `describe_engine` says which. Hooks of a layer that is fused with others do not run, and what traces or
-    transforms a network (torch.compile, torch.export, torch.func) is to be given `net` itself.
+    by torch; `describe_engine` says which. Hooks of a layer that is fused with others do not run. torch.compile and
+    torch.export trace `net`; torch.func is to be given `net` itself.
 
     Args:
         net: any module; what is gained is gained in a VGG or an `nn.Sequential`.
@@ -91,11 +91,10 @@ class Accelerated(nn.Module):
         self.training = net.training
         self._replays = gpu.Replays(net)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, x: Tensor) -> Tensor:
         """`self.net(x)`."""
         y: Tensor
-        if type(self.net) not in KNOWN:
+        if type(self.net) not in KNOWN or torch.compiler.is_compiling():
             y = self.net(x)
             return y
         if isinstance(self.net, VGG | BaselineNetwork):
@@ -115,12 +114,15 @@ class Accelerated(nn.Module):
                 x = (_recomputed if recomputes else run_layers)(layers, x, engine)
         return x
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def features(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         """`VGG.features` of `self.net`, which must be a VGG."""
+        taps: dict[str, Tensor]
+        if torch.compiler.is_compiling():
+            taps = self.net.features(x, layers)
+            return taps
         engine = _engine_for(self.engine, x)
         with gpu.half(x, self.engine != "torch") as keeps_type:
-            taps: dict[str, Tensor] = self.net.taps(x, layers, lambda inner, x: run_layers(inner, x, engine))
+            taps = self.net.taps(x, layers, lambda inner, x: run_layers(inner, x, engine))
         return taps if keeps_type else {name: y.to(x.dtype) for name, y in taps.items()}
 
 
