@@ -131,7 +131,10 @@ def _versions(modules: Iterable[nn.Module]) -> tuple[int, ...]:
     """What changes when a parameter or buffer does."""
     found: list[int] = []
     for module in modules:
-        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+        # At every replay: `parameters()` and `buffers()` take ten times as long as these, a third of VGG-16's time.
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is None:
+                continue
             found += (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version)
     return tuple(found)
 
@@ -163,12 +166,8 @@ class Replays:
 
     def takes(self, x: Tensor) -> bool:
         """Whether launches are what `x` would wait for, and nothing is random, learnt or counted."""
-        return (
-            x.is_cuda
-            and 0 < len(x) <= MAX_REPLAYED_IMAGES
-            and not torch.is_grad_enabled()
-            and not any(module.training for module in self._net.modules())
-        )
+        is_small = x.is_cuda and 0 < len(x) <= MAX_REPLAYED_IMAGES
+        return is_small and not torch.is_grad_enabled() and not any(module.training for module in self._net.modules())
 
     def __call__(self, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """`forward(x)`."""
