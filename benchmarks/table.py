@@ -159,7 +159,8 @@ def inference() -> str:
     for row in newest("inference_speed", lambda row: (row["network"], row["image_size"], row["batch_size"])):
         ways = list(row["milliseconds"])
         if not lines:
-            lines = [f"| ms: network, pixels, batch | {' | '.join(ways)} | best of others/ours | ncnn/ours |"]
+            heads = " | ".join(way.removeprefix("torch ") for way in ways)
+            lines = [f"| network, px, batch | {heads} | best/ours | ncnn/ours |"]
             lines += ["|---" * (len(ways) + 3) + "|"]
         ratios = [row["best_over_ours"], row["ncnn_over_ours"]]
         medians = [row["milliseconds"][way]["median"] for way in ways]
@@ -173,8 +174,7 @@ def inference() -> str:
 def training() -> str:
     """The table of docs/speed.md: a training step, and the memory of the process."""
     lines = [
-        "| network, pixels, batch | examples/s | PyTorch channels_last | the chapter's way | times PyTorch "
-        "| times the chapter's | peak MB: ours, PyTorch, chapter's | direct floor / our time |",
+        "| network, pixels, batch | ours | PyTorch | chapter | times PyTorch | times chapter | peaks | floor/ours |",
         "|---" * 8 + "|",
     ]
     for row in newest("train_speed", lambda row: (kind(row), row["network"], row["image_size"])):

@@ -2,10 +2,10 @@
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar, cast, get_args
+from typing import Any, Literal, Protocol, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -109,9 +109,10 @@ class Accelerated(nn.Module):
     def _forward(self, x: Tensor) -> Tensor:
         engine = _engine_for(self.engine, x)
         with waiting.watched((id(self), x.shape[1:]), len(x), x.device.type):
-            for layers, is_block in _stretches(self.net):
-                recomputes = self.recompute and is_block and torch.is_grad_enabled()
-                x = (_recomputed if recomputes else run_layers)(layers, x, engine)
+            if not (self.recompute and torch.is_grad_enabled()):
+                return run_layers(_leaves(*self.net), x, engine)
+            for child in self.net:
+                x = (_recomputed if type(child) is nn.Sequential else run_layers)(_leaves(child), x, engine)
         return x
 
     def features(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
@@ -196,34 +197,14 @@ def _engine_for(name: EngineName, x: Tensor) -> Engine | None:
     return cpu if x.device.type == "cpu" else None
 
 
-def _stretches(net: nn.Sequential) -> Iterator[tuple[list[nn.Module], bool]]:
-    """The layers of `net` in runs: those of each block, and those that stand between blocks."""
-    loose: list[nn.Module] = []
-    for child in net:
-        if type(child) is nn.Sequential:
-            if loose:
-                yield loose, False
-            yield _leaves(child), True
-            loose = []
-        else:
-            loose.append(child)
-    yield loose, False
+def _leaves(*children: nn.Module) -> list[nn.Module]:
+    """The layers of `children`, those inside an `nn.Sequential` among them."""
+    return [leaf for child in children for leaf in (_leaves(*child) if type(child) is nn.Sequential else [child])]
 
 
-def _leaves(child: nn.Module) -> list[nn.Module]:
-    if type(child) is not nn.Sequential:
-        return [child]
-    return [leaf for inner in child for leaf in _leaves(inner)]
-
-
-_Kind = TypeVar("_Kind", bound=nn.Module)
-
-
-def _next(layers: list[nn.Module], kind: type[_Kind], fits: Callable[[_Kind], bool] = lambda _: True) -> _Kind | None:
+def _next(layers: list[nn.Module], kind: type[nn.Module], fits: Callable[[Any], bool] = lambda _: True) -> Any:
     """The first of `layers`, taken out of them, if it is of this kind and fits."""
-    if layers and type(layers[0]) is kind and fits(layers[0]):
-        return layers.pop(0)  # type: ignore[return-value]
-    return None
+    return layers.pop(0) if layers and type(layers[0]) is kind and fits(layers[0]) else None
 
 
 def _recomputed(layers: list[nn.Module], x: Tensor, engine: Engine | None) -> Tensor:

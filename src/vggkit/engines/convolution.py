@@ -71,7 +71,7 @@ def fused(conv: nn.Conv2d, x: Tensor, norm: nn.BatchNorm2d | None, relu: bool, p
     scale, bias = (None, conv.bias) if norm is None else scale_and_bias(norm, conv.bias)
     tensors = (x, conv.weight, bias)
     if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in tensors):
-        return _convolve(x, conv.weight, scale, bias, relu, pool, is_kept=False)[0]
+        return kernels.convolve(x, conv.weight, scale, bias, relu, pool, is_kept=False)[0]
     y: Tensor = Convolution.apply(x, conv.weight, bias, relu, pool)  # type: ignore[no-untyped-call]
     return y
 
@@ -94,9 +94,8 @@ class Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, pool: bool) -> Tensor:
         """`pool(relu(conv(x)))`."""
-        x, weight = _channels_last(x), _channels_last(weight)
-        y, codes = _convolve(x, weight, None, bias, relu, pool, is_kept=True)
-        ctx.gate = "pool" if pool else "relu" if relu else "open"
+        x, weight = kernels.channels_last(x), kernels.channels_last(weight)
+        y, codes = kernels.convolve(x, weight, None, bias, relu, pool, is_kept=True)
         ctx.save_for_backward(x, weight, codes if pool else y if relu else None)
         return y
 
@@ -104,26 +103,12 @@ class Convolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of x, weight and bias."""
-        x, weight, passed = ctx.saved_tensors
-        x, weight = _channels_last(x), _channels_last(weight)  # a hook may keep their values and not their strides
-        passed = None if passed is None else _channels_last(passed)
+        given = (dy.resolve_neg(), *ctx.saved_tensors)  # a hook may keep values and not strides
+        dy, x, weight, gate = (None if tensor is None else kernels.channels_last(tensor) for tensor in given)
         needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
-        dy, dx, dw, db = _channels_last(dy.resolve_neg()), None, None, None
+        dx, dw, db = None, None, None
         if needs_x:
-            dx = kernels.input_gradient(dy, passed, ctx.gate, weight, *x.shape[-2:])
+            dx = kernels.input_gradient(dy, gate, weight, *x.shape[-2:])
         if needs_weight or needs_bias:
-            dw, db = kernels.weight_gradient(x, dy, passed, ctx.gate)
+            dw, db = kernels.weight_gradient(x, dy, gate)
         return dx, dw, db if needs_bias else None, None, None
-
-
-def _convolve(
-    x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, relu: bool, pool: bool, is_kept: bool
-) -> tuple[Tensor, Tensor | None]:
-    """`kernels.convolve` of tensors in any memory format."""
-    scale, bias = (None if tensor is None else tensor.contiguous() for tensor in (scale, bias))
-    return kernels.convolve(_channels_last(x), _channels_last(weight), scale, bias, relu, pool, is_kept)
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    """`x`, with its channels side by side in memory."""
-    return x if x.permute(0, 2, 3, 1).is_contiguous() else x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)

@@ -10,7 +10,6 @@ import hashlib
 import os
 import platform
 import re
-import secrets
 import shlex
 import shutil
 import stat
@@ -19,7 +18,7 @@ import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +37,6 @@ LANES = 16
 MAX_CHANNELS = 65536
 """The kernels have this many zeros to read outside a map."""
 
-Gate = Literal["open", "relu", "pool"]
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int, "l": ctypes.c_long}
 _ARGUMENTS = {
     "convolve": "ppi iiiii plll i pp ii pp iii",
@@ -61,11 +59,11 @@ def library() -> ctypes.CDLL:
         if not compilers:
             raise KernelError(f"expected a Unix with a C++ compiler, got none of {', '.join(COMPILERS)}")
         folder = _private_folder(user_cache() / "kernels")
-        paths = [folder / _name(compiler) for compiler in compilers]
-        return _loaded(next(filter(None, map(_code, paths)), None) or _build(compilers, paths))
+        paths = {folder / _name(compiler): compiler for compiler in compilers}
+        return _loaded(next(filter(None, map(_code, paths)), None) or _build(folder, paths))
+    except KernelError:
+        raise
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: no home folder; ValueError: a quote in CXX
-        if isinstance(error, KernelError):
-            raise
         raise KernelError(f"expected a compiler and a cache for the kernels, got: {one_line(error)[:200]}") from None
 
 
@@ -117,21 +115,19 @@ def _code(path: Path) -> bytes:
     return b""
 
 
-def _build(compilers: list[list[str]], paths: list[Path]) -> bytes:
-    """The library, compiled by the first compiler that can, and stored; raises `KernelError` and `OSError`."""
-    for compiler, path in zip(compilers, paths, strict=True):
-        temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-        try:
-            temporary.write_bytes(bytes(ROOM_BYTES))  # a full disk is found before anything is compiled
-            command = [*compiler, *FLAGS, *map(str, SOURCES), "-o", str(temporary)]
+def _build(folder: Path, compilers: dict[Path, list[str]]) -> bytes:
+    """The library, compiled by the first compiler that can, and stored at its path; raises `KernelError`, `OSError`."""
+    for path, compiler in compilers.items():
+        with tempfile.TemporaryDirectory(dir=folder) as made:
+            built = Path(made, path.name)
+            built.write_bytes(bytes(ROOM_BYTES))  # a full disk is found before anything is compiled
+            command = [*compiler, *FLAGS, *map(str, SOURCES), "-o", str(built)]
             done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-            if done.returncode == 0:
-                code = temporary.read_bytes()
-                write_whole(path, hashlib.sha256(code).digest() + code)
-                return code
-        finally:
-            temporary.unlink(missing_ok=True)
-        told = done.stderr[:200] or f"exit code {done.returncode}"
+            code = b"" if done.returncode else built.read_bytes()
+        if any(code):
+            write_whole(path, hashlib.sha256(code).digest() + code)
+            return code
+        told = done.stderr[:200] or (f"exit code {done.returncode}" if done.returncode else "no library")
         wrong = next((line for line in done.stderr.splitlines() if "error" in line), told)
     raise KernelError(f"expected {' '.join(compiler)} to build the kernels, got: {wrong[:300]}")
 
@@ -180,44 +176,47 @@ def convolve(
 ) -> tuple[Tensor, Tensor | None]:
     """`pool(relu(scale * conv(x, weight) + bias))` of a 3x3 convolution with stride and padding 1 and a 2x2 max pool.
 
-    `x` (images, inputs, height, width) and `weight` (outputs, inputs, 3, 3) are float32 and channels last; outputs are
-    a multiple of 16, and inputs too unless they are at most 4. `scale` and `bias` are (outputs,).
+    `x` (images, inputs, height, width) and `weight` (outputs, inputs, 3, 3) are float32; outputs are a multiple of 16,
+    and inputs too unless they are at most 4. `scale` and `bias` are (outputs,).
 
     Returns the output, channels last, and if `is_kept` says that a backward pass will ask for it, the place of each
     pooled value in its window: uint8, 0 to 3 by rows, or 4 if ReLU cut it off.
     """
+    x, weight = channels_last(x), channels_last(weight)
+    scale, bias = (None if tensor is None else tensor.contiguous() for tensor in (scale, bias))
     (images, inputs, height, width), outputs = x.shape, len(weight)
     y = _empty(x, (images, outputs, height // 2, width // 2) if pool else (images, outputs, height, width))
     codes = torch.empty_like(y, dtype=torch.uint8) if pool and is_kept else None
     sizes = (images, height, width, inputs, outputs)
     weights = (_at(weight), 1, 9 * inputs, inputs, False)
     tail = (_at(scale), _at(bias), relu, pool, _at(y), _at(codes))
-    library().vggkit_convolve(_at(x), None, 0, *sizes, *weights, *tail, *_schedule(*sizes))
+    library().vggkit_convolve(_at(x), *_gate(None), *sizes, *weights, *tail, *_schedule(*sizes))
     return y, codes
 
 
-def input_gradient(dy: Tensor, gate: Tensor | None, kind: Gate, weight: Tensor, height: int, width: int) -> Tensor:
-    """The gradient of the input of `convolve`, of height x width, from that of its output."""
+def input_gradient(dy: Tensor, gate: Tensor | None, weight: Tensor, height: int, width: int) -> Tensor:
+    """The gradient of the input of `convolve`, of height x width, from that of its output; all channels last.
+
+    `gate` says where gradients pass: the output of a ReLU, the places that a pool kept, or None for everywhere.
+    """
     images, (outputs, inputs) = len(dy), weight.shape[:2]
     dx = _empty(dy, (images, inputs, height, width))
     sizes = (images, height, width, outputs, inputs)
     weights, tail = (_at(weight), 9 * inputs, 1, inputs, True), (None, None, False, False, _at(dx), None)
-    library().vggkit_convolve(
-        _at(dy), _at(gate), get_args(Gate).index(kind), *sizes, *weights, *tail, *_schedule(*sizes)
-    )
+    library().vggkit_convolve(_at(dy), *_gate(gate), *sizes, *weights, *tail, *_schedule(*sizes))
     return dx
 
 
-def weight_gradient(x: Tensor, dy: Tensor, gate: Tensor | None, kind: Gate) -> tuple[Tensor, Tensor]:
-    """The gradients of `weight` and `bias` of `convolve`, from that of its output."""
+def weight_gradient(x: Tensor, dy: Tensor, gate: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The gradients of `weight` and `bias` of `convolve`, from that of its output; see `input_gradient`."""
     (images, inputs, height, width), outputs = x.shape, dy.shape[1]
     sizes = (images, height, width, inputs, outputs)
     groups = -(-inputs // GROUP) * -(-outputs // GROUP)
     # By the shape alone, so that the sums are the same for any number of threads.
     splits = max(1, min(WEIGHT_TASKS // groups, images * height * width // PIXELS_PER_SPLIT))
     dw, db = x.new_empty(splits, outputs, 3, 3, inputs), x.new_zeros(splits, outputs)
-    gradient, how = (_at(dy), _at(gate), get_args(Gate).index(kind)), (splits, GROUP, torch.get_num_threads())
-    library().vggkit_weight_gradient(_at(x), *gradient, *sizes, _at(dw), _at(db), *how)
+    how = (splits, GROUP, torch.get_num_threads())
+    library().vggkit_weight_gradient(_at(x), _at(dy), *_gate(gate), *sizes, _at(dw), _at(db), *how)
     dw, db = (dw.sum(dim=0), db.sum(dim=0)) if splits > 1 else (dw[0], db[0])
     return dw.permute(0, 3, 1, 2), db
 
@@ -262,6 +261,16 @@ def _schedule(images: int, height: int, width: int, inputs: int, outputs: int) -
     chunks = min(tiles, -(-chunks // threads) * threads) if tiles >= 32 * threads else chunks
     panels = -(-outputs // PANEL)
     return chunks, -(-panels // min(panels, -(-threads // chunks))) * PANEL, threads
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """`x`, with its channels side by side in memory."""
+    return x if x.permute(0, 2, 3, 1).is_contiguous() else x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def _gate(gate: Tensor | None) -> tuple[int | None, int]:
+    """Where a gate lies, and the number of its kind in `winograd.cpp`: open, relu, pool."""
+    return _at(gate), 0 if gate is None else 2 if gate.dtype == torch.uint8 else 1
 
 
 def _empty(like: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -261,11 +261,7 @@ def pool(x: Tensor, relu: bool, is_kept: bool) -> tuple[Tensor, Tensor | None]:
 def gate_backward(dy: Tensor, gate: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """The gradient before a ReLU, or before a pool and ReLU, and its sum for each channel.
 
-    Args:
-        dy: (images, channels, height, width), or half of both behind a pool.
-        gate: what `pool` kept, uint8, as `dy`; else the ReLU's output.
-        height: of the map before.
-        width: of the map before.
+    `gate` is what `pool` kept (uint8), or the ReLU's output; height and width are those of the map before.
     """
     images, channels = dy.shape[:2]
     is_pool = gate.dtype == torch.uint8
@@ -285,15 +281,9 @@ def gate_backward(dy: Tensor, gate: Tensor, height: int, width: int) -> tuple[Te
 def image_convolution(
     x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, pool: bool, is_kept: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """`pool(relu(conv(x)))`, a 3x3 convolution with padding 1 of few channels, computed in the type of `weight`.
+    """`pool(relu(conv(x)))`, a 3x3 convolution with padding 1 of at most 4 channels, in the type of `weight`.
 
-    Args:
-        x: (images, at most 4 channels, height, width), of any type and strides.
-        weight: (outputs, channels, 3, 3).
-        bias: (outputs,), or None.
-        relu: whether to cut off what is negative.
-        pool: whether to take the maximum of each whole 2x2 window.
-        is_kept: whether to return where the maxima were.
+    Returns it and, if `is_kept`, where the pool's maxima were. `x` may have any type and strides.
     """
     images, inputs, height, width = x.shape
     outputs = len(weight)

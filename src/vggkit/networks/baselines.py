@@ -36,11 +36,9 @@ class BaselineNetwork(nn.Sequential):
 
 
 def lenet(init: Init = "xavier", **options: Any) -> BaselineNetwork:
-    """LeNet-5 as the book has it: sigmoids, average pools, 28 pixels, 1 channel, 10 classes unless told otherwise.
+    """LeNet-5 as the book has it: sigmoids, average pools, 28 pixels, 1 channel, 10 classes unless `options` say else.
 
-    Args:
-        init: see `init_weights`.
-        options: the fields of `Baseline`: `image_size`, `in_channels`, `num_classes`.
+    Those are `image_size`, `in_channels` and `num_classes`; for `init` see `init_weights`.
 
     >>> lenet().fc3
     Linear(in_features=400, out_features=120, bias=True)
@@ -49,11 +47,7 @@ def lenet(init: Init = "xavier", **options: Any) -> BaselineNetwork:
 
 
 def alexnet(init: Init = "xavier", **options: Any) -> BaselineNetwork:
-    """AlexNet as the book has it: 224 pixels, 1 channel, 10 classes unless told otherwise.
-
-    Args:
-        init: see `init_weights`.
-        options: the fields of `Baseline`: `image_size`, `in_channels`, `num_classes`.
+    """AlexNet as the book has it: 224 pixels, 1 channel, 10 classes unless `options` say else, see `lenet`.
 
     >>> alexnet().fc6
     Linear(in_features=6400, out_features=4096, bias=True)

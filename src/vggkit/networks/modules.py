@@ -64,26 +64,18 @@ def _module(layer: Layer, dropout: float) -> nn.Module:
 
 
 def check_images(x: Tensor, in_channels: int, least_size: int, takes_one_size: bool) -> None:
-    """Raise `ValueError` unless `x` is (batch, in_channels, height, width) with sides that a network takes.
-
-    Args:
-        x: the images.
-        in_channels: channels that they must have.
-        least_size: the least height and width.
-        takes_one_size: whether both must be `least_size`.
-    """
-    if x.dim() == 4 and x.size(1) == in_channels:
-        if x.size(2) == least_size and x.size(3) == least_size:
-            return
-        if not takes_one_size and x.size(2) >= least_size and x.size(3) >= least_size:
-            return
-        if takes_one_size:
-            raise ValueError(
-                f"expected images of shape (batch, {in_channels}, {least_size}, {least_size}), got {list(x.shape)}; "
-                "this network takes one size, a VGG with the head adaptive, conv or gap takes any"
-            )
+    """Raise `ValueError` unless `x` is (batch, in_channels, height, width) with sides from `least_size`, or of it."""
+    has_channels = x.dim() == 4 and x.size(1) == in_channels
+    if has_channels and x.size(2) == least_size and x.size(3) == least_size:
+        return
+    if has_channels and not takes_one_size and x.size(2) >= least_size and x.size(3) >= least_size:
+        return
     sides = f"{least_size}, {least_size})" if takes_one_size else f"height, width), both from {least_size}"
-    raise ValueError(f"expected images of shape (batch, {in_channels}, {sides}, got {list(x.shape)}")
+    hint = "; this network takes one size, a VGG with the head adaptive, conv or gap takes any"
+    raise ValueError(
+        f"expected images of shape (batch, {in_channels}, {sides}, got {list(x.shape)}"
+        + hint * (has_channels and takes_one_size)
+    )
 
 
 def init_weights(net: nn.Module, init: Init) -> None:
