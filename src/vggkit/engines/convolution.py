@@ -103,8 +103,9 @@ class Convolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of x, weight and bias."""
-        given = (dy.resolve_neg(), *ctx.saved_tensors)  # a hook may keep values and not strides
-        dy, x, weight, gate = (None if tensor is None else kernels.channels_last(tensor) for tensor in given)
+        x, weight, gate = ctx.saved_tensors
+        dy, x, weight = (kernels.channels_last(tensor) for tensor in (dy.resolve_neg(), x, weight))
+        gate = None if gate is None else kernels.channels_last(gate)  # a hook may keep values and not strides
         needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         dx, dw, db = None, None, None
         if needs_x:
