@@ -206,7 +206,7 @@ def test_without_a_compiler_it_says_so(monkeypatch):
     [
         ("echo 'x.cpp:1: error: no' >&2; exit 1", "x.cpp:1: error: no"),
         ("exit 3", "exit code 3"),
-        ("exit", "no library"),
+        ("exit 0", "no library"),
     ],
 )
 def test_a_compiler_that_builds_nothing_leaves_nothing(monkeypatch, fresh, tmp_path, line, said):
