@@ -67,7 +67,7 @@ def _run(verb: str, arguments: list[str]) -> int:
         print(f"vggkit {vggkit.__version__}")
         return DONE
     if verb in ("-h", "--help", "help") and arguments:
-        verb, arguments = arguments[0], ["--help"]
+        verb, arguments = arguments[0], [*arguments[1:], "--help"]
     if verb in ("-h", "--help", "help"):
         lines = [f"  {verb:<11} {module_of(verb).Flags.__doc__.splitlines()[0]}" for verb in VERBS]
         print(USAGE + "\n".join(lines))
@@ -75,5 +75,5 @@ def _run(verb: str, arguments: list[str]) -> int:
     if verb not in VERBS:
         close = nearest(verb, VERBS)
         raise UserError(f"expected one of {', '.join(VERBS)}, try {f'vgg {close}' if close else 'vgg --help'}")
-    code: int = module_of(verb).run(arguments)
-    return code
+    code: int | None = module_of(verb).run(arguments)
+    return DONE if code is None else code

@@ -62,8 +62,8 @@ class Ending:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["vgg11/8", "--batch-size", "-1"], "vgg bench: expected --batch-size of 1 or more, got -1"),
-        (["vgg11/8", "--repeats", "0"], "vgg bench: expected --repeats of 1 or more, got 0"),
+        (["vgg11/8", "--batch-size", "-1"], "vgg bench: expected batch_size from 1, got -1"),
+        (["vgg11/8", "--repeats", "0"], "vgg bench: expected repeats from 1, got 0"),
         (["vgg11/8"], "vgg bench: expected an engine of fast, eager, torch, got 'fastest'"),
     ],
 )

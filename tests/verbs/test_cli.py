@@ -65,7 +65,7 @@ def test_describe_imports_no_torch():
         ("train --epochs 0", "epochs to be a whole number from 1"),
         ("train --data no-such-set", "expected fashion-mnist, fashion-mnist-sample, a folder of images"),
         ("train --data fashion-mnist-sample --device tpu", "expected a device of this machine, got 'tpu'"),
-        ("data fetch mnist", "invalid choice 'mnist' for argument"),
+        ("data fetch mnist", "expected fashion-mnist for name, got 'mnist'"),
         ("eval no-such-run", "no-such-run: expected a weight file, got nothing there"),
         ("eval . --plot confusion.txt", "expected a .png file in a folder that exists for --plot"),
         ("eval . --plot no/confusion.png", "expected a .png file in a folder that exists for --plot"),

@@ -2,14 +2,14 @@
 
 import statistics
 import sys
-from dataclasses import asdict, dataclass
-from typing import Annotated
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
 from vggkit.design.table import Table
 from vggkit.verbs.network import NetworkFlags
-from vggkit.verbs.terminal import DONE, parse_flags, print_json, print_to_stderr
+from vggkit.verbs.terminal import parse_flags, print_json, print_to_stderr
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Flags:
 
     architecture: Positional[str]
     """A name (vgg16, vgg11_bn/4, lenet, alexnet) or blocks (1x64 2x128)."""
-    network: Annotated[NetworkFlags, arg(name="")] = NetworkFlags()  # noqa: RUF009 (frozen)
+    network: NetworkFlags = field(default_factory=NetworkFlags)
     train: bool = False
     """Forward, backward and update; forward alone if not given."""
     batch_size: int = 8
@@ -36,27 +36,17 @@ class Flags:
     """Print JSON instead of a table."""
 
 
-def run(arguments: list[str]) -> int:
-    """Run the verb; the exit code."""
+def run(arguments: list[str]) -> None:
+    """Run the verb."""
     flags = parse_flags("bench", Flags, arguments)
-    for name, value in (("--batch-size", flags.batch_size), ("--repeats", flags.repeats)):
-        if value < 1:
-            raise ValueError(f"expected {name} of 1 or more, got {value}")
     network = flags.network.network(flags.architecture)
     from vggkit.lab.bench import bench
 
     what = "training" if flags.train else "inference"
     title = f"{network.name}, {network.image_size} px, batch {flags.batch_size}, {what}"
-    print_to_stderr(f"{title}: measuring")
+    options: dict[str, Any] = {"training": flags.train, "repeats": flags.repeats, "device": flags.device}
     try:
-        result = bench(
-            network,
-            flags.batch_size,
-            training=flags.train,
-            repeats=flags.repeats,
-            device=flags.device,
-            say=_show_live,
-        )
+        result = bench(network, flags.batch_size, say=_show_live, **options)
     finally:
         _show_live("")
     ours = result.speeds[0]
@@ -65,11 +55,10 @@ def run(arguments: list[str]) -> int:
         for speed in result.speeds[1:]
     }
     if flags.json:
-        names = ("name", "image_size", "in_channels", "num_classes")
-        measured = {"network" if name == "name" else name: getattr(network, name) for name in names}
-        measured |= {"batch_size": flags.batch_size, "training": flags.train}
+        measured = {name: getattr(network, name) for name in ("image_size", "in_channels", "num_classes")}
+        measured |= {"network": network.name, "batch_size": flags.batch_size, "training": flags.train}
         print_json({**measured, **asdict(result), "examples_per_second_over": ratios})
-        return DONE
+        return
     rows = [
         (
             speed.way,
@@ -82,7 +71,7 @@ def run(arguments: list[str]) -> int:
         for speed in result.speeds
     ]
     notes = [
-        f"{result.hardware}",
+        result.hardware,
         f"matrix product {result.product_flops_per_second / 1e9:,.0f} GFLOP/s; vggkit's convolutions: "
         f"{ours.convolutions}",
         f"median of {flags.repeats} turn{'s' * (flags.repeats > 1)}, without data; peak MB: beyond the process's own",
@@ -92,7 +81,6 @@ def run(arguments: list[str]) -> int:
     print(Table(("way", "examples/s", "ms a step", "of rate", "peak MB", "vggkit is"), [rows], 1, title, notes))
     if result.not_compiled:
         print_to_stderr(f"convolutions are not compiled, and slower: {result.not_compiled}")
-    return DONE
 
 
 def _show_live(line: str) -> None:

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union
 
 import tyro
-from tyro.conf import DisallowNone, FlagCreatePairsOff, Positional, subcommand
+from tyro.conf import CascadeSubcommandArgs, DisallowNone, FlagCreatePairsOff, OmitArgPrefixes, Positional, subcommand
 
 from vggkit.verbs import VERBS, module_of
-from vggkit.verbs.terminal import parse_flags, prepare
+from vggkit.verbs.terminal import parse_flags
 
 
 @dataclass(frozen=True)
@@ -23,17 +23,14 @@ class Flags:
     """The shell that the script is for."""
 
 
-def run(arguments: list[str]) -> int:
-    """Run the verb; the exit code."""
+def run(arguments: list[str]) -> None:
+    """Run the verb."""
     flags = parse_flags("completion", Flags, arguments)
     kinds = []
     for verb in VERBS:
         kind = module_of(verb).Flags
-        prepare(kind)
         pairs = () if verb == "train" else (FlagCreatePairsOff,)
-        kinds.append(
-            Annotated[(kind, subcommand(verb, description=kind.__doc__.splitlines()[0]), DisallowNone, *pairs)]
-        )
+        named = subcommand(verb, description=kind.__doc__.splitlines()[0])
+        kinds.append(Annotated[(kind, named, DisallowNone, CascadeSubcommandArgs, OmitArgPrefixes, *pairs)])
     verbs: Any = Union[tuple(kinds)]  # noqa: UP007 (made of a list)
     tyro.cli(verbs, prog="vgg", args=["--tyro-print-completion", flags.shell])
-    raise AssertionError("tyro exits once it has printed the script")

@@ -3,12 +3,13 @@
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from vggkit.design.table import Table
 from vggkit.errors import DataError
-from vggkit.verbs.terminal import DONE, FAILED, parse_flags, print_json, print_table, print_to_stderr
+from vggkit.verbs.terminal import DONE, FAILED, parse_flags, print_json, print_to_stderr
 
 if TYPE_CHECKING:
     from vggkit.data.samples import Images
@@ -18,7 +19,12 @@ NAMED_IMAGES = 20
 
 @dataclass(frozen=True)
 class List:
-    """List the data sets that are known and where they are."""
+    """List the data sets that are known and where they are.
+
+    Examples:
+      vgg data list
+      vgg data list --data-dir /data/mnist --json
+    """
 
     data_dir: Path | None = None
     """Where to look for Fashion-MNIST first."""
@@ -28,7 +34,12 @@ class List:
 
 @dataclass(frozen=True)
 class Fetch:
-    """Fetch a data set, and verify what came."""
+    """Fetch a data set, and verify what came.
+
+    Examples:
+      vgg data fetch
+      vgg data fetch fashion-mnist
+    """
 
     name: Positional[Literal["fashion-mnist"]] = "fashion-mnist"
     """The data set to fetch."""
@@ -36,7 +47,12 @@ class Fetch:
 
 @dataclass(frozen=True)
 class Check:
-    """Read every image of a data set, count the classes and name the bad images."""
+    """Read every image of a data set, count the classes and name the bad images.
+
+    Examples:
+      vgg data check photos
+      vgg data check photos --holdout 0.2 --json
+    """
 
     name: Annotated[Positional[str], arg(metavar="DATA")] = "fashion-mnist"
     """What to check, as for vgg train --data."""
@@ -65,7 +81,7 @@ class Flags:
 
 
 def run(arguments: list[str]) -> int:
-    """Run the verb; returns the exit code: 1 if there are bad images."""
+    """Run the verb; the exit code is 1 if there are bad images."""
     action = parse_flags("data", Flags, arguments).action
     if isinstance(action, Check):
         return _check(action)
@@ -73,23 +89,31 @@ def run(arguments: list[str]) -> int:
 
     if isinstance(action, Fetch):
         print(fashion_mnist.fetch(print_to_stderr))
-        return DONE
+    else:
+        _list(action)
+    return DONE
+
+
+def _list(flags: List) -> None:
+    from vggkit.data import fashion_mnist
+
     known = []
     for name in (fashion_mnist.FULL_NAME, fashion_mnist.SAMPLE_NAME):
         try:
-            place = (
-                fashion_mnist.find(action.data_dir) if name == fashion_mnist.FULL_NAME else fashion_mnist.SAMPLE_PLACE
-            )
+            is_full = name == fashion_mnist.FULL_NAME
+            place = fashion_mnist.find(flags.data_dir) if is_full else fashion_mnist.SAMPLE_PLACE
             fashion_mnist.verify(name, place)
-            where, state = str(place), "verified"
+            known.append({"name": name, "where": str(place), "state": "verified"})
         except DataError as error:
-            where, state = "", str(error)
-        known.append({"name": name, "where": where, "state": state})
-    if action.json:
+            known.append({"name": name, "where": "", "state": str(error)})
+    if flags.json:
         print_json(known)
     else:
-        print_table(("name", "where", "state"), [[tuple(row.values()) for row in known]], left_aligned=3)
-    return DONE
+        print(
+            Table(
+                ("name", "where it is, or why not"), [[(row["name"], row["where"] or row["state"]) for row in known]], 2
+            )
+        )
 
 
 def _check(flags: Check) -> int:
@@ -100,35 +124,27 @@ def _check(flags: Check) -> int:
     bad: dict[str, str] = {}
     counts: dict[str, list[int]] = {}
     for split, images in data.splits.items():
-        if isinstance(images, ArrayImages):
-            labels = images.labels.tolist()
-        else:
-            labels, bad_ones = _read(images, flags.workers)
-            bad |= bad_ones
+        labels = images.labels.tolist() if isinstance(images, ArrayImages) else _labels_of(images, flags.workers, bad)
         counted = Counter(labels)
         counts["training" if split == "train" else split] = [counted[label] for label in range(len(data.classes))]
+    code = FAILED if bad else DONE
     if flags.json:
         sizes = {name: {split: counts[split][label] for split in counts} for label, name in enumerate(data.classes)}
         print_json({"name": data.name, "classes": sizes, "bad_images": bad, "other_files": data.num_other_files})
-        return FAILED if bad else DONE
-    rows = [
-        (name, *(f"{some:,}" for some in of_class))
-        for name, *of_class in zip(data.classes, *counts.values(), strict=True)
-    ]
+        return code
+    rows = [(name, *map("{:,}".format, some)) for name, *some in zip(data.classes, *counts.values(), strict=True)]
     total = [("all", *(f"{sum(some):,}" for some in counts.values()))]
-    print_table(("class", *counts), [rows, total], left_aligned=1)
-    for note in data.notes:
-        print(note)
+    print(Table(("class", *counts), [rows, total]), *data.notes, sep="\n")
     print(f"{len(bad):,} bad images" + (", which --bad-images skip leaves out:" if bad else ""))
     for name, reason in list(bad.items())[:NAMED_IMAGES]:
         print(f"  {name}: {reason}")
     if len(bad) > NAMED_IMAGES:
         print(f"  and {len(bad) - NAMED_IMAGES:,} more, see --json")
-    return FAILED if bad else DONE
+    return code
 
 
-def _read(images: "Images", num_workers: int | None) -> tuple[list[int], dict[str, str]]:
-    """The labels of the good images, and what is wrong with each of the others."""
+def _labels_of(images: "Images", num_workers: int | None, bad: dict[str, str]) -> list[int]:
+    """The labels of the images that can be read; what is wrong with each of the others goes to `bad`."""
     import numpy as np
 
     from vggkit.data.images import FittedImage
@@ -136,9 +152,10 @@ def _read(images: "Images", num_workers: int | None) -> tuple[list[int], dict[st
     from vggkit.data.preprocessing import Preprocessing
 
     # Whole images, decoded in colour, are what any training reads; their size does not matter.
-    read: Any = FittedImage(3, Preprocessing(8, 3, (0.0,) * 3, (1.0,) * 3))
-    parts = in_parts(np.arange(len(images)), 256)
+    read = FittedImage(3, Preprocessing(8, 3, (0.0,) * 3, (1.0,) * 3))
     workers = default_workers() if num_workers is None else num_workers
     loader = Loader(images, read, seed=0, num_workers=workers, pin_memory=False, bad_images="skip")
-    labels = [label for _, some in loader.batches(parts, epoch=0) for label in some.tolist() if label >= 0]
-    return labels, loader.bad
+    batches = loader.batches(in_parts(np.arange(len(images)), 256), epoch=0)
+    labels = [label for _, some in batches for label in some.tolist() if label >= 0]
+    bad |= loader.bad
+    return labels

@@ -2,12 +2,11 @@
 
 import json
 import re
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
-from typing import Annotated, Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 from rich.filesize import decimal
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
 from vggkit.design.architecture import Architecture
 from vggkit.design.costs import MAX_BATCH_SIZE, Costs, Sum
@@ -17,11 +16,8 @@ from vggkit.design.scaling import StepPrediction
 from vggkit.design.table import Table
 from vggkit.errors import UserError, shown
 from vggkit.verbs.network import NetworkFlags
-from vggkit.verbs.scaling import ScalingFlags, predictions, print_scaling, scaling_fields
-from vggkit.verbs.terminal import DONE, parse_flags, print_json
-
-_MOST_WITH_RATIOS = 3
-"""Networks side by side, so that the table fits a terminal of 80 columns."""
+from vggkit.verbs.scaling import ScalingFlags, predictions, print_scaling
+from vggkit.verbs.terminal import parse_flags, print_json
 
 
 @dataclass(frozen=True)
@@ -33,10 +29,10 @@ class Flags:
       vgg describe alexnet "1x64 2x128 3x256k3,3,1" --image-size 96 --json
     """
 
-    networks: Annotated[Positional[tuple[str, ...]], arg(metavar="NETWORK ...")]
-    """A name (vgg16, vgg11_bn, vgg11/4, alexnet), blocks ("1x64 2x128 3x256k3,3,1"), a run folder or a weight file;
+    networks: Positional[tuple[str, ...]]
+    """Names (vgg16, vgg11_bn, vgg11/4, alexnet), blocks ("1x64 2x128 3x256k3,3,1"), run folders or weight files;
     several are compared."""
-    network: Annotated[NetworkFlags, arg(name="")] = NetworkFlags()  # noqa: RUF009 (frozen)
+    network: NetworkFlags = field(default_factory=NetworkFlags)
     batch_size: int = 1
     """Images that MACs, activations and training memory are counted for."""
     optimizer: OptimizerState = "sgd"
@@ -45,15 +41,15 @@ class Flags:
     """What maps are made of in training; bfloat16 under autocast."""
     memory: str | None = None
     """Memory for training (6GB, 6GiB, 500MB, 6e9): whether a step fits, and which batch does."""
-    scaling: Annotated[ScalingFlags, arg(name="")] = ScalingFlags()  # noqa: RUF009 (frozen)
+    scaling: ScalingFlags = field(default_factory=ScalingFlags)
     layers: bool = False
     """A row for each layer instead of each block."""
     json: bool = False
     """Print JSON instead of a table: an object for one network, a list for several."""
 
 
-def run(arguments: list[str]) -> int:
-    """Run the verb; returns the exit code."""
+def run(arguments: list[str]) -> None:
+    """Run the verb."""
     flags = parse_flags("describe", Flags, arguments)
     if not flags.networks:
         raise UserError("expected a network, got none, try 'vgg describe vgg16'")
@@ -64,7 +60,7 @@ def run(arguments: list[str]) -> int:
     if flags.json:
         values = [_json(one, flags, memory_bytes) for one in described]
         print_json(values if len(values) > 1 else values[0])
-        return DONE
+        return
     if len(described) > 1:
         print(_side_by_side(described, flags))
     else:
@@ -72,7 +68,6 @@ def run(arguments: list[str]) -> int:
     for one in described:
         if one.steps:
             print_scaling(one.network, one.steps, flags.scaling)
-    return DONE
 
 
 def parse_bytes(text: str) -> int:
@@ -81,24 +76,18 @@ def parse_bytes(text: str) -> int:
     >>> parse_bytes("6GB"), parse_bytes("1.5 MiB"), parse_bytes("6e9")
     (6000000000, 1572864, 6000000000)
     """
-    expected = "expected a size from 1MB, such as 6GB, 6GiB, 500MB or 6e9, for --memory"
-    match = re.fullmatch(
-        r"\s*(\d{1,15}(?:\.\d{1,15})?(?:e\d{1,2})?)\s*(?:([kMGT])(i?)B|B?)\s*", text, re.IGNORECASE | re.ASCII
-    )
+    pattern = r"\s*(\d{1,15}(?:\.\d{1,15})?(?:e\d{1,2})?)\s*(?:([kMGT])(i?)B|B?)\s*"
     num_bytes = 0
-    if match is not None:
+    if match := re.fullmatch(pattern, text, re.IGNORECASE | re.ASCII):
         number, prefix, binary = match.groups()
-        power = " kmgt".index(prefix.lower()) if prefix else 0
-        num_bytes = int(float(number) * (1024 if binary else 1000) ** power)
+        num_bytes = int(float(number) * (1024 if binary else 1000) ** " kmgt".index((prefix or " ").lower()))
     if not 10**6 <= num_bytes < 10**21:
-        raise UserError(f"{expected}, got '{shown(text)}'")
+        raise UserError(f"expected a size from 1MB, such as 6GB, 6GiB, 500MB or 6e9, for --memory, got '{shown(text)}'")
     return num_bytes
 
 
 @dataclass(frozen=True)
 class _Described:
-    """A network, its costs, and what it takes to train it."""
-
     network: Network
     costs: Costs
     training: dict[bool, TrainingMemory]
@@ -122,9 +111,8 @@ def _described(network: Network, flags: Flags, memory_bytes: int | None) -> _Des
 
 def _json(one: _Described, flags: Flags, memory_bytes: int | None) -> dict[str, Any]:
     def sums(part: Sum) -> dict[str, int]:
-        return {field.name: getattr(part, field.name) for field in fields(part) if field.name != "layers"}
+        return {own.name: getattr(part, own.name) for own in fields(part) if own.name != "layers"}
 
-    counted = one.costs
     training: dict[str, Any] = {"optimizer": flags.optimizer, "dtype": flags.dtype, **asdict(one.training[False])}
     if True in one.training:
         training["recompute"] = asdict(one.training[True])
@@ -135,16 +123,15 @@ def _json(one: _Described, flags: Flags, memory_bytes: int | None) -> dict[str, 
             "largest_batch": one.largest_batch[False],
             "largest_batch_recompute": one.largest_batch.get(True),
         }
+    steps = [asdict(step) for step in one.steps]
     return {
         "architecture": json.loads(one.network.to_json()),
         "batch_size": flags.batch_size,
-        "total": sums(counted.total),
-        "convolutional": sums(counted.convolutional),
-        "fully_connected": sums(counted.fully_connected),
+        **{name: sums(getattr(one.costs, name)) for name in ("total", "convolutional", "fully_connected")},
         "training": training,
-        **({"scaling": scaling_fields(one.steps, flags.scaling)} if one.steps else {}),
-        "parts": {name: sums(part) for name, part in counted.parts.items()},
-        "layers": [asdict(layer) for layer in counted.layers],
+        **({"scaling": {"prediction": True, **asdict(flags.scaling), "steps": steps}} if steps else {}),
+        "parts": {name: sums(part) for name, part in one.costs.parts.items()},
+        "layers": [asdict(layer) for layer in one.costs.layers],
     }
 
 
@@ -168,18 +155,8 @@ def _print_one(one: _Described, flags: Flags, memory_bytes: int | None) -> None:
 
 
 def _side_by_side(described: list[_Described], flags: Flags) -> Table:
-    quantities: list[tuple[str, str, Callable[[_Described], float]]] = [
-        ("weight layers", ",.0f", lambda one: one.costs.total.weight_layers),
-        ("parameters, conv", ",.0f", lambda one: one.costs.convolutional.parameters),
-        ("parameters, fc", ",.0f", lambda one: one.costs.fully_connected.parameters),
-        ("parameters", ",.0f", lambda one: one.costs.total.parameters),
-        ("MMACs, conv", ",.1f", lambda one: one.costs.convolutional.macs / 1e6),
-        ("MMACs, fc", ",.1f", lambda one: one.costs.fully_connected.macs / 1e6),
-        ("MMACs", ",.1f", lambda one: one.costs.total.macs / 1e6),
-        ("MB out", ",.1f", lambda one: one.costs.total.activation_bytes / 1e6),
-        ("MB to train", ",.1f", lambda one: one.training[False].peak_bytes / 1e6),
-    ]
-    with_ratios = len(described) <= _MOST_WITH_RATIOS
+    with_ratios = len(described) <= 3  # so that the table fits a terminal of 80 columns
+    name_width = max(8, (64 - 7 * with_ratios * (len(described) - 1)) // len(described) - 1)
 
     def row(name: str, cells: list[str], ratios: list[str]) -> list[str]:
         beside = [[cell, ratio] if with_ratios else [cell] for cell, ratio in zip(cells[1:], ratios, strict=True)]
@@ -189,10 +166,10 @@ def _side_by_side(described: list[_Described], flags: Flags) -> Table:
     networks = [one.network for one in described]
     inputs = [f"{network.in_channels}x{network.image_size}x{network.image_size}" for network in networks]
     rows = [row("images", inputs, none), row("classes", [f"{network.num_classes:,}" for network in networks], none)]
-    for name, form, quantity in quantities:
-        first, *others = map(quantity, described)
-        cells = [format(value, form) for value in (first, *others)]
-        rows.append(row(name, cells, [_ratio(value, first) for value in others]))
+    measured = [_quantities(one) for one in described]
+    for name, (form, _) in measured[0].items():
+        first, *others = values = [quantities[name][1] for quantities in measured]
+        rows.append(row(name, [format(value, form) for value in values], [_ratio(value, first) for value in others]))
     notes = [
         "MMACs: millions of multiply-adds; FLOPs = 2 x MACs",
         "MB out: activations in float32",
@@ -205,8 +182,24 @@ def _side_by_side(described: list[_Described], flags: Flags) -> Table:
             most = [one.largest_batch.get(way) for one in described]
             rows.append(row(name, ["-" if n is None else f"{n:,}" for n in most], none))
         notes.append(f"largest batch: that trains in {flags.memory}; --recompute: with vgg train --recompute")
-    header = row("", [shown(network.name, limit=40) for network in networks], ["ratio"] * len(none))
+    header = row("", [shown(network.name, name_width) for network in networks], ["ratio"] * len(none))
     return Table(header, [rows], title=f"batches of {flags.batch_size}", notes=notes)
+
+
+def _quantities(one: _Described) -> dict[str, tuple[str, float]]:
+    """What networks are compared by: how each figure is written, and the figure."""
+    whole, conv, fc = one.costs.total, one.costs.convolutional, one.costs.fully_connected
+    return {
+        "weight layers": (",.0f", whole.weight_layers),
+        "parameters, conv": (",.0f", conv.parameters),
+        "parameters, fc": (",.0f", fc.parameters),
+        "parameters": (",.0f", whole.parameters),
+        "MMACs, conv": (",.1f", conv.macs / 1e6),
+        "MMACs, fc": (",.1f", fc.macs / 1e6),
+        "MMACs": (",.1f", whole.macs / 1e6),
+        "MB out": (",.1f", whole.activation_bytes / 1e6),
+        "MB to train": (",.1f", one.training[False].peak_bytes / 1e6),
+    }
 
 
 def _ratio(value: float, first: float) -> str:

@@ -9,8 +9,9 @@ from tyro.conf import Positional
 
 from vggkit.design.architecture import Head, Init
 from vggkit.design.network import Network, as_network
+from vggkit.design.table import Table
 from vggkit.training.recipe import BadImages, Optimizer
-from vggkit.verbs.terminal import DONE, given, parse_flags, print_json, print_table, print_to_stderr
+from vggkit.verbs.terminal import given, parse_flags, print_json, print_to_stderr
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from vggkit.lab.doctor import Diagnosis
     from vggkit.networks.baselines import BaselineNetwork
     from vggkit.networks.vgg import VGG
-
-LEAST_EXPONENT = -12
-"""Of the bars, which have two characters for each power of ten."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,8 @@ class Flags:
     """Print JSON instead of a table."""
 
 
-def run(arguments: list[str]) -> int:
-    """Run the verb; returns the exit code."""
+def run(arguments: list[str]) -> None:
+    """Run the verb."""
     flags = parse_flags("doctor", Flags, arguments)
     options = {"head": flags.head, **given(image_size=flags.image_size, hidden=flags.hidden)}
     as_network(flags.architecture, in_channels=1, **options)  # a wrong one is said before torch is imported
@@ -86,15 +84,14 @@ def run(arguments: list[str]) -> int:
     diagnosis = examine(net, images, labels, **how)
     if flags.json:
         print_json(_without_infinities({"architecture": network.name, **asdict(diagnosis)}))
-        return DONE
+        return
     start = f"init {flags.init}" + (f", warm-started from {flags.warm_start}" if flags.warm_start else "")
     print(f"{network.name}, {start}: {len(images)} images of {data.name} at {network.image_size} px")
-    _print_layers(diagnosis)
+    print(_layers(diagnosis))
     rate = f"{flags.optimizer} at a learning rate of {flags.learning_rate:g}"
     print(_verdict(diagnosis, rate, math.log(network.num_classes)))
     for finding in diagnosis.findings:
         print(f"- {finding}")
-    return DONE
 
 
 def _at_start(network: Network, flags: Flags) -> "VGG | BaselineNetwork":
@@ -133,7 +130,7 @@ def _first_batch(data: "ImageSource", network: Network, flags: Flags) -> tuple["
     return network_input(feed, batch.images[good], preprocessing), batch.labels[good]
 
 
-def _print_layers(diagnosis: "Diagnosis") -> None:
+def _layers(diagnosis: "Diagnosis") -> Table:
     rows = [
         (
             layer.name,
@@ -145,13 +142,13 @@ def _print_layers(diagnosis: "Diagnosis") -> None:
         for layer in diagnosis.layers
     ]
     header = ("layer", "output", "differs", "gradient", "/ weight", "dead", "", "gradient, 1e-12 to 1")
-    print_table(header, [rows], left_aligned=1)
-    print(
-        "output: root mean square, before norm and ReLU\n"
-        "differs: share of the output that differs between images\n"
-        "gradient: root mean square in the weights, and over that of the weights\n"
-        "dead: ReLU units that are 0 for every image"
-    )
+    notes = [
+        "output: root mean square, before norm and ReLU",
+        "differs: share of the output that differs between images",
+        "gradient: root mean square in the weights, and over that of the weights",
+        "dead: ReLU units that are 0 for every image",
+    ]
+    return Table(header, [rows], notes=notes)
 
 
 def _verdict(diagnosis: "Diagnosis", rate: str, guessing: float) -> str:
@@ -170,9 +167,9 @@ def _verdict(diagnosis: "Diagnosis", rate: str, guessing: float) -> str:
 
 
 def _bar(value: float) -> str:
-    length = 2 * (math.log10(value) - LEAST_EXPONENT) if 0 < value < math.inf else 0
-    full = round(min(max(length, 0), -2 * LEAST_EXPONENT))
-    return "█" * full + "·" * (-2 * LEAST_EXPONENT - full)
+    """Two characters for each power of ten from 1e-12 to 1."""
+    full = round(min(max(24 + 2 * math.log10(value), 0), 24)) if 0 < value < math.inf else 0
+    return "█" * full + "·" * (24 - full)
 
 
 def _without_infinities(value: object) -> object:

@@ -1,6 +1,6 @@
 """`vgg draw`: networks as a picture."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +10,7 @@ from vggkit.design.drawing import Style
 from vggkit.design.network import draw
 from vggkit.errors import shown
 from vggkit.verbs.network import NetworkFlags
-from vggkit.verbs.terminal import DONE, check_out, parse_flags
+from vggkit.verbs.terminal import check_out, parse_flags
 
 
 @dataclass(frozen=True)
@@ -22,18 +22,17 @@ class Flags:
       vgg draw lenet alexnet vgg11 --style blocks -o three.svg
     """
 
-    networks: Annotated[Positional[tuple[str, ...]], arg(metavar="NETWORK ...")]
-    """Names (vgg16, vgg11_bn, vgg11/4, the paper's A-LRN, lenet, alexnet), blocks ("1x64 2x128 3x256k3,3,1"), run
-    folders or weight files."""
+    networks: Positional[tuple[str, ...]]
+    """Names (vgg16, vgg11_bn, vgg11/4, the paper's A-LRN, lenet), blocks ("1x64 2x128"), runs or weight files."""
     out: Annotated[Path, arg(aliases=("-o",))]
     """The .svg, .png or .pdf file to write."""
     style: Style = "scale"
     """scale: maps as cuboids, to scale; blocks: a box for each layer, as in the book."""
-    network: Annotated[NetworkFlags, arg(name="")] = NetworkFlags()  # noqa: RUF009 (frozen)
+    network: NetworkFlags = field(default_factory=NetworkFlags)
 
 
-def run(arguments: list[str]) -> int:
-    """Run the verb; returns the exit code."""
+def run(arguments: list[str]) -> None:
+    """Run the verb."""
     flags = parse_flags("draw", Flags, arguments)
     check_out(flags.out, ".svg", ".png", ".pdf")
     picture = draw([flags.network.network(text) for text in flags.networks], flags.style)
@@ -42,4 +41,3 @@ def run(arguments: list[str]) -> int:
 
     write_whole(flags.out, picture.encode() if flags.out.suffix == ".svg" else rendered(picture, flags.out.suffix))
     print(shown(flags.out, 500))
-    return DONE

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Literal
 
 from vggkit.errors import shown
 from vggkit.training.recipe import Recipe
-from vggkit.verbs.predict import ModelFlags, classifier_of
-from vggkit.verbs.terminal import DONE, check_out, parse_flags, print_json
+from vggkit.training.run_folder import RECIPE, read_recipe
+from vggkit.verbs.models import ModelFlags
+from vggkit.verbs.terminal import check_out, parse_flags, print_json
 
 if TYPE_CHECKING:
     from vggkit.data.samples import ImageSource
-    from vggkit.inference.evaluate import Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +39,8 @@ class Flags(ModelFlags):
     """Draw the confusion matrix and the surest mistakes into this .png file."""
 
 
-def run(arguments: list[str]) -> int:
-    """Run the verb; returns the exit code."""
+def run(arguments: list[str]) -> None:
+    """Run the verb."""
     flags = parse_flags("eval", Flags, arguments)
     if flags.plot is not None:
         check_out(flags.plot, ".png", flag="--plot")
@@ -48,8 +48,10 @@ def run(arguments: list[str]) -> int:
     from vggkit.inference.confusion import draw_confusion
     from vggkit.inference.evaluate import default_split, evaluate
 
-    classifier = classifier_of(flags, best=flags.best)
-    recipe = _recipe_of_run(Path(flags.model))
+    classifier = flags.classifier(flags.best)
+    model = Path(flags.model)
+    folder = model if model.is_dir() else model.parent
+    recipe = read_recipe(folder) if (folder / RECIPE).is_file() else None
     data, notes = _opened(flags, recipe)
     evaluation = evaluate(
         classifier,
@@ -60,16 +62,24 @@ def run(arguments: list[str]) -> int:
     )
     if flags.plot is not None:
         draw_confusion(evaluation, flags.plot)
-    notes += [f"{Path(classifier.source).parent} also has best.safetensors, of its best epoch, which --best takes"] * (
-        not flags.best and Path(classifier.source).with_name("best.safetensors").exists()
-    )
+    if not flags.best and Path(classifier.source).with_name("best.safetensors").exists():
+        notes.append(f"{Path(classifier.source).parent} also has best.safetensors, of its best epoch: --best takes it")
     if flags.json:
-        print_json({"weights": classifier.source, "notes": [*notes, *evaluation.notes], **_facts(evaluation)})
-        return DONE
+        facts = {
+            "weights": classifier.source,
+            "notes": [*notes, *evaluation.notes],
+            "measured_on": evaluation.measured_on,
+            "images": len(evaluation.labels),
+            "accuracy": evaluation.accuracy,
+            "interval": evaluation.interval,
+            "class_accuracy": dict(zip(evaluation.classes, evaluation.class_accuracy, strict=True)),
+            "confusion": evaluation.confusion.tolist(),
+        }
+        print_json(facts)
+        return
     print(f"weights: {classifier.source}", *notes, evaluation, sep="\n")
     if flags.plot is not None:
         print(shown(flags.plot, 500))
-    return DONE
 
 
 def _opened(flags: Flags, recipe: Recipe | None) -> "tuple[ImageSource, list[str]]":
@@ -87,25 +97,3 @@ def _opened(flags: Flags, recipe: Recipe | None) -> "tuple[ImageSource, list[str
     if recipe is not None and Path(recipe.data).resolve() == Path(flags.data).resolve() and "all" in data.splits:
         notes.append("the run was trained on most of these images: --split val measures on those kept out")
     return data, notes
-
-
-def _facts(evaluation: "Evaluation") -> dict[str, object]:
-    return {
-        "measured_on": evaluation.measured_on,
-        "images": len(evaluation.labels),
-        "accuracy": evaluation.accuracy,
-        "interval": evaluation.interval,
-        "class_accuracy": dict(zip(evaluation.classes, evaluation.class_accuracy, strict=True)),
-        "confusion": evaluation.confusion.tolist(),
-    }
-
-
-def _recipe_of_run(model: Path) -> Recipe | None:
-    """The recipe in the run folder, or beside the weight file, that `model` is, if there is one."""
-    path = (model if model.is_dir() else model.parent) / "recipe.json"
-    if not path.is_file():
-        return None
-    try:
-        return Recipe.from_json(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}, try the weight file alone, with --data") from None

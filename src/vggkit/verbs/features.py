@@ -9,9 +9,10 @@ from typing import Annotated
 
 from tyro.conf import arg
 
+from vggkit.design.table import Table
 from vggkit.errors import shown
-from vggkit.verbs.predict import ImagesFlags, opened
-from vggkit.verbs.terminal import check_out, parse_flags, print_json, print_table
+from vggkit.verbs.models import BadImages, ImagesFlags
+from vggkit.verbs.terminal import check_out, parse_flags, print_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +31,10 @@ class Flags(ImagesFlags):
 
 
 def run(arguments: list[str]) -> int:
-    """Run the verb; returns the exit code: 2 if an image is bad."""
+    """Run the verb; the exit code is 2 if an image is bad."""
     flags = parse_flags("features", Flags, arguments)
     check_out(flags.out, ".safetensors")
-    classifier, bad = opened(flags, "features")
+    classifier, bad = flags.classifier(), BadImages("features")
     import torch
 
     from vggkit.data.files import write_synced
@@ -65,6 +66,6 @@ def run(arguments: list[str]) -> int:
     if flags.json:
         print_json({"out": str(flags.out), "images": names, "shapes": shapes})
     else:
-        print_table(("layer", "shape", "mean"), [rows], left_aligned=2)
+        print(Table(("layer", "shape", "mean"), [rows], 2))
         print(shown(flags.out, 500))
     return bad.code

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,12 +13,13 @@ from typing import Any
 from tyro.conf import Positional
 
 from vggkit.data.files import why_not_a_file
+from vggkit.design.table import Table
 from vggkit.errors import RunError, UserError, shown
 from vggkit.training.run_folder import CHECKPOINTS, METRICS, MODEL, RECIPE, is_locked, read_recipe
-from vggkit.verbs.terminal import DONE, parse_flags, print_json, print_table, print_to_stderr
+from vggkit.verbs.terminal import parse_flags, print_json, print_to_stderr
 
-TAIL_BYTES = 2**16
-"""How much of the end of metrics.jsonl is searched for the last epoch."""
+MAX_METRICS_BYTES = 2**26
+"""How much of metrics.jsonl is read: that of a run of a million epochs is not longer by much."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,8 @@ class Flags:
     """Print JSON instead of a table."""
 
 
-def run(arguments: list[str]) -> int:
-    """Run the verb; returns the exit code."""
+def run(arguments: list[str]) -> None:
+    """Run the verb."""
     flags = parse_flags("runs", Flags, arguments)
     if not flags.folder.is_dir():
         reason = why_not_a_file(flags.folder) or "a file"
@@ -46,52 +48,64 @@ def run(arguments: list[str]) -> int:
     if flags.json:
         print_json(listed)
     elif listed:
-        header = ("run", "recipe", "network", "data", "state", "epochs", "accuracy", "examples/s", "age")
-        print_table(header, [[_row(run) for run in listed]], left_aligned=5)
+        print(_table(listed))
     else:
         print_to_stderr(f"no runs in {flags.folder}")
-    return DONE
 
 
 def _described(path: Path) -> dict[str, Any]:
     """A run as its files say it: a value is None where they do not say it, or say what cannot be."""
     recipe: dict[str, Any] = {}
-    epoch: dict[str, Any] = {}
+    epochs: dict[int, tuple[float, float, float]] = {}
     written, state = time.time(), "damaged"
     with contextlib.suppress(RunError, OSError):
         metrics = path / METRICS
         written = (metrics if metrics.exists() else path).stat().st_mtime
-        recipe, epoch = asdict(read_recipe(path)), _last_epoch(metrics)
+        recipe = asdict(read_recipe(path))
+        epochs = _epochs(metrics, recipe["epochs"])
         has_checkpoint = any((path / CHECKPOINTS).glob("step-*/SHA256SUMS"))
         state = "finished" if (path / MODEL).is_file() else "stopped" if has_checkpoint else "begun"
         state = "training" if is_locked(path) else state
-    done, accuracy, speed = (epoch.get(name) for name in ("epoch", "test_accuracy", "examples_per_second"))
+    last = max(epochs, default=None)
+    examples, seconds = (sum(epoch[index] for epoch in epochs.values()) for index in (1, 2))
     return {
         "run": os.fspath(path),
         "recipe": recipe.get("name"),
         "network": recipe.get("architecture"),
         "data": recipe.get("data"),
         "state": state,
-        "epochs_done": done if type(done) is int and 0 < done <= recipe["epochs"] else None,
+        "epochs_done": last,
         "epochs": recipe.get("epochs"),
-        "accuracy": accuracy if isinstance(accuracy, float) and 0 <= accuracy <= 1 else None,
-        "examples_per_second": speed if isinstance(speed, float) and math.isfinite(speed) else None,
+        "accuracy": None if last is None else epochs[last][0],
+        "examples_per_second": examples / seconds if seconds else None,
         "age_seconds": max(0, round(time.time() - written)),
     }
 
 
-def _last_epoch(metrics: Path) -> dict[str, Any]:
-    """The newest line of an epoch in `metrics`, whatever else is in that file."""
+def _epochs(metrics: Path, num_epochs: int) -> dict[int, tuple[float, float, float]]:
+    """Accuracy, examples and seconds of each epoch in `metrics`, whatever else is in that file."""
+    found = {}
     if metrics.is_file():
         with metrics.open("rb") as file:
-            file.seek(max(0, metrics.stat().st_size - TAIL_BYTES))
-            lines = file.read(TAIL_BYTES).splitlines()
-        for line in reversed(lines):
-            with contextlib.suppress(ValueError, RecursionError):
+            lines = file.read(MAX_METRICS_BYTES).splitlines()
+        for line in lines:
+            with contextlib.suppress(ValueError, TypeError, LookupError, ArithmeticError, RecursionError):
                 values = json.loads(line)
-                if isinstance(values, dict) and values.get("event") == "epoch":
-                    return values
-    return {}
+                epoch, accuracy, seconds = (values[name] for name in ("epoch", "test_accuracy", "train_seconds"))
+                examples = values["examples_per_second"] * seconds
+                is_one = values["event"] == "epoch" and 0 < epoch <= num_epochs and 0 <= accuracy <= 1
+                if is_one and 0 < seconds < math.inf and 0 <= examples < math.inf:
+                    found[epoch] = (accuracy, examples, seconds)  # a run that was killed logs an epoch again
+    return found
+
+
+def _table(listed: list[dict[str, Any]]) -> Table:
+    """As wide as the terminal, unless that is narrower than 80 columns: the names of runs get what is left."""
+    header = ("run", "recipe", "data", "state", "epochs", "acc", "examples/s", "age")
+    rows = [_row(run) for run in listed]
+    others = [max(map(len, column)) for column in list(zip(header, *rows, strict=True))[1:]]
+    width = max(80, shutil.get_terminal_size().columns) - sum(others) - len(others)
+    return Table(header, [[(_cut(name, width), *cells) for name, *cells in rows]], 4)
 
 
 def _row(run: dict[str, Any]) -> tuple[str, ...]:
@@ -99,9 +113,15 @@ def _row(run: dict[str, Any]) -> tuple[str, ...]:
     unit, name = next((u, n) for u, n in ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s")) if seconds >= u or u == 1)
     return (
         run["run"],
-        *(shown(run[key] or "?", limit=40) for key in ("recipe", "network", "data", "state")),
+        *(_cut(run[key] or "?", width) for key, width in (("recipe", 8), ("data", 13), ("state", 8))),
         f"{run['epochs_done'] or 0}/{run['epochs'] or '?'}",
         "" if accuracy is None else f"{accuracy:.3f}",
         "" if speed is None else f"{speed:,.0f}",
         f"{seconds // unit} {name}",
     )
+
+
+def _cut(text: str, width: int) -> str:
+    """The end of `text`, which tells paths apart."""
+    text = shown(text, limit=500)
+    return text if len(text) <= width else "..." + text[3 - width :]

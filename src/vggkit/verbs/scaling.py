@@ -1,7 +1,6 @@
 """`vgg describe --workers`: a prediction of data-parallel training."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from vggkit.design.network import Network
 from vggkit.design.scaling import Compression, StepPrediction, predict_step
@@ -39,13 +38,11 @@ def predictions(network: Network, batch_size: int, flags: ScalingFlags) -> list[
         if flags != ScalingFlags():
             raise UserError("expected --workers with the flags of a link, got none, try --workers 8")
         return []
+    needed = {"--link-gbps": flags.link_gbps, "--tflops": flags.tflops}
     if flags.link_gbps is None or flags.tflops is None:
-        given = [f"{name} {value:g}" for name, value in _needed(flags).items() if value is not None]
-        raise UserError(
-            f"expected --link-gbps and --tflops with --workers, got {' '.join(given) or 'neither'}, "
-            "try --link-gbps 25 --tflops 10"
-        )
-    for name, value in _needed(flags).items():
+        got = " ".join(f"{name} {value:g}" for name, value in needed.items() if value is not None) or "neither"
+        raise UserError(f"expected --link-gbps and --tflops with --workers, got {got}, try --link-gbps 25 --tflops 10")
+    for name, value in needed.items():
         if value is not None and not 1e-6 <= value <= 1e9:
             raise UserError(f"expected {name} from 1e-06 to 1e+09, got {value:g}")
     return [
@@ -61,11 +58,6 @@ def predictions(network: Network, batch_size: int, flags: ScalingFlags) -> list[
         )
         for workers in flags.workers
     ]
-
-
-def scaling_fields(steps: list[StepPrediction], flags: ScalingFlags) -> dict[str, Any]:
-    """The object that --json prints."""
-    return {"prediction": True, **asdict(flags), "steps": [asdict(step) for step in steps]}
 
 
 def print_scaling(network: Network, steps: list[StepPrediction], flags: ScalingFlags) -> None:
@@ -90,7 +82,3 @@ def print_scaling(network: Network, steps: list[StepPrediction], flags: ScalingF
         "prediction: times in ms; network: that it is busy; exposed: that workers wait\n"
         "prediction: efficiency: weak scaling, a step of one worker over one of all"
     )
-
-
-def _needed(flags: ScalingFlags) -> dict[str, float | None]:
-    return {"--link-gbps": flags.link_gbps, "--tflops": flags.tflops}

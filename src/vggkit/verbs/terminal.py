@@ -1,22 +1,23 @@
-"""What the verbs share: flags in, texts and tables out, exit codes. Imports no torch."""
+"""What the verbs share: flags in, JSON and lines out, exit codes. Imports no torch."""
 
 import contextlib
 import inspect
 import io
 import itertools
 import json
+import re
 import sys
 import textwrap
-from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast, get_args, get_origin
+from types import NoneType
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import tyro
-from tyro.conf import CascadeSubcommandArgs, DisallowNone, FlagCreatePairsOff, arg
+from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
-from vggkit.design.table import Table
-from vggkit.errors import ERROR_CHARACTERS, UserError, nearest, shown
+from vggkit.errors import ERROR_CHARACTERS, UserError, VggkitError, nearest, shown
 
 FlagsOfVerb = TypeVar("FlagsOfVerb")
 
@@ -24,11 +25,12 @@ DONE, FAILED, USER_ERROR, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130
 """Exit codes; 75 is EX_TEMPFAIL of sysexits.h: stopped by a signal with a checkpoint, to be run again."""
 
 METAVARS = {
-    "model": "MODEL", "warm_start": "MODEL", "resume": "RUN", "recipe": "RECIPE", "images": "IMAGE", "data": "DATA",
-    "networks": "NETWORK", "architecture": "NETWORK", "hidden": "INT", "device": "DEVICE", "memory": "SIZE",
-    "data_dir": "DIR", "out": "PATH", "plot": "FILE",
+    "model": "MODEL", "warm_start": "MODEL", "pretrained": "MODEL", "resume": "RUN", "continues": "RUN", "name": "NAME",
+    "networks": "NETWORK", "architecture": "NETWORK", "recipe": "RECIPE", "layers": "LAYER", "device": "DEVICE",
+    "images": "IMAGE", "data": "DATA", "memory": "SIZE", "data_dir": "DIR", "folder": "DIR", "out": "FILE",
+    "plot": "FILE",
 }  # fmt: skip
-"""What flags and arguments of these names take, in the help of every verb."""
+"""What flags and arguments of these names take, in the help of every verb; the others take numbers."""
 
 
 def parse_flags(
@@ -36,10 +38,24 @@ def parse_flags(
 ) -> FlagsOfVerb:
     """The flags of a verb; raises `UserError` if they are wrong, in one line where tyro draws a box.
 
-    With a `default` of its own, which may be true, a switch can be set both ways, by --flip and --no-flip.
+    With a `default` of its own, which may be true, a switch can be set both ways, by --flip and --no-flip. A verb that
+    has actions does the first of them if `arguments` name none.
     """
-    names = prepare(flags)
-    config = (DisallowNone, CascadeSubcommandArgs, *(() if default else (FlagCreatePairsOff,)))
+    actions = actions_of(flags)
+    if actions and arguments[:1] not in (["-h"], ["--help"]):
+        names_one = arguments and not arguments[0].startswith("-")
+        name, *rest = arguments if names_one else [next(iter(actions)), *arguments]
+        if name not in actions:
+            close = nearest(name, actions) or f"vgg {verb} --help"
+            raise UserError(f"expected one of {', '.join(actions)}, got '{shown(name)}', try {close}")
+        return flags(parse_flags(f"{verb} {name}", actions[name], rest))  # type: ignore[call-arg]
+    known = prepare(cast(type, flags))
+    if default is not None:
+        known = known | {f"--no-{name[2:]}": () for name, takes in known.items() if not takes}
+    for word in arguments:
+        name, equals, _ = word.replace("_", "-").partition("=")
+        if name.startswith("--") and name != "--help" and (name not in known or (equals and not known[name])):
+            raise UserError(_unknown(verb, word, known))
     # Neither is a terminal, so that help has no colours.
     printed, errors = (io.TextIOWrapper(io.BytesIO(), sys.stdout.encoding, "backslashreplace") for _ in range(2))
     try:
@@ -50,7 +66,7 @@ def parse_flags(
                 description=inspect.cleandoc(flags.__doc__ or ""),
                 args=arguments,
                 return_unknown_args=True,
-                config=config,
+                config=(DisallowNone, OmitArgPrefixes, *(() if default else (FlagCreatePairsOff,))),
                 **given(default=default),
             )
     except SystemExit as leaving:
@@ -59,50 +75,106 @@ def parse_flags(
             raise
     else:
         if parsed[1]:
-            raise UserError(_unknown(verb, parsed[1][0], names))
+            raise UserError(_unknown(verb, parsed[1][0], known))
         return parsed[0]
-    # A title, then (a rule where the box is plain ASCII) the message, a rule, and where to find help.
-    _title, *lines = (line.strip("│╭╮╰╯ ") for line in _lines(errors))
-    body = itertools.dropwhile(lambda line: not line.strip("─-"), lines)
-    message = " ".join(itertools.takewhile(lambda line: line.strip("─-"), body)).removesuffix(".")
-    raise UserError(f"{message.removeprefix('Error parsing fields: ')}, try 'vgg {verb} --help'")
+    raise UserError(_refused(verb, flags.__doc__ or "", _lines(errors), arguments, known))
 
 
-def _unknown(verb: str, word: str, names: list[str]) -> str:
+@cache
+def prepare(flags: type) -> dict[str, tuple[str, ...]]:
+    """Give each flag of a dataclass its metavar, and hide defaults that say nothing.
+
+    The dataclasses cannot say it themselves: that of a recipe, for one, knows nothing of command lines.
+
+    Returns:
+        The names of flags and arguments, and what each takes: its metavar, its choices, or nothing.
+    """
+    known: dict[str, tuple[str, ...]] = {}
+    for name, hint in get_type_hints(flags, include_extras=True).items():
+        whole, *marks = (hint.__origin__, *hint.__metadata__) if get_origin(hint) is Annotated else (hint,)
+        parts = (whole, *get_args(whole))
+        if nested := [part for part in parts if is_dataclass(part)]:
+            for part in nested:
+                known |= prepare(cast(type, part))
+            continue
+        kind = whole
+        while get_origin(kind) not in (None, Literal):  # of int | None and tuple[int, ...], the int
+            kind = next(part for part in get_args(kind) if part is not NoneType)
+        metavar = None
+        if kind is not bool and not get_args(kind):
+            is_tuple = any(get_origin(part) is tuple for part in parts)
+            metavar = METAVARS.get(name, kind.__name__.upper()) + " ..." * is_tuple
+        is_argument = Positional in marks
+        shown_metavar = f"[{metavar}]" if metavar and is_argument and hasattr(flags, name) else metavar
+        style = arg(metavar=shown_metavar, help_behavior_hint=_shown_default)
+        flags.__annotations__[name] = Annotated[(whole, style, *marks)]  # the verb's own marks win
+        known[name if is_argument else "--" + name.replace("_", "-")] = get_args(kind) or (
+            (metavar,) if metavar else ()
+        )
+    return known
+
+
+def actions_of(flags: type) -> dict[str, type]:
+    """The dataclasses that the field `action` of a verb may be, by their names on the command line."""
+    return {part.__name__.lower(): part for part in get_args(flags.__annotations__.get("action"))}
+
+
+def values_of(flag: str, arguments: list[str]) -> list[str]:
+    """The words that `arguments` give to `flag`, the last time that it is there."""
+    values: list[str] = []
+    for index, word in enumerate(arguments):
+        name, equals, value = word.partition("=")
+        if name.replace("_", "-") == flag:
+            following = itertools.takewhile(lambda word: not word.startswith("-"), arguments[index + 1 :])
+            values = [value] if equals else list(following)
+    return values
+
+
+def _unknown(verb: str, word: str, known: dict[str, tuple[str, ...]]) -> str:
     """What is wrong with `word`, which is no flag of the verb, and what was probably meant."""
-    is_flag = word.startswith("-")
-    close = nearest(
-        word.partition("=")[0].replace("_", "-"), [name for name in names if name.startswith("-") == is_flag]
-    )
-    if not is_flag and "--architecture" in names:  # `vgg train vgg11_bn`
-        close = f"--architecture '{shown(word)}'"
+    close = None
+    if word.startswith("-"):
+        close = nearest(word.partition("=")[0], [name for name in known if name.startswith("-")])
+    elif "--recipe" in known:
+        close = _meant_to_train(word)
     return f"expected flags of vgg {verb}, got '{shown(word)}', try {close or f'vgg {verb} --help'}"
 
 
-def prepare(flags: type) -> list[str]:
-    """Give each flag of a dataclass its metavar, and hide defaults that say nothing; returns the flags' names.
+def _meant_to_train(word: str) -> str | None:
+    """The flag that `vgg train photos`, `vgg train quick` and `vgg train vgg11_bn` lack."""
+    from vggkit.design.network import as_network
+    from vggkit.training.recipe import RECIPES
 
-    A field whose type is a dataclass adds the flags of that; one of several is a choice of subcommands, whose names are
-    returned too.
-    """
-    names = []
-    for field in fields(flags):
-        owner = next(kind for kind in flags.__mro__ if field.name in inspect.get_annotations(kind))
-        hint = owner.__annotations__[field.name]
-        kind, marks = (hint.__origin__, hint.__metadata__) if hasattr(hint, "__metadata__") else (hint, ())
-        nested = [part for part in (kind, *get_args(kind)) if is_dataclass(part)]
-        for part in nested:
-            names += [*prepare(cast(type, part)), *([cast(type, part).__name__.lower()] if len(nested) > 1 else [])]
-        if not nested:
-            names.append("--" + field.name.replace("_", "-"))
-        if _STYLE in marks:
-            continue
-        metavar = METAVARS.get(field.name)
-        if metavar and any(get_origin(part) is tuple for part in (kind, *get_args(kind))):
-            metavar += " ..."
-        style = arg(name="") if nested else arg(metavar=metavar, help_behavior_hint=_shown_default)
-        owner.__annotations__[field.name] = Annotated[(kind, _STYLE, style, *marks)]  # the verb's own marks win
-    return names
+    if Path(word).exists():
+        return f"--data '{shown(word, limit=500)}'"
+    if recipe := nearest(word, RECIPES):
+        return f"--recipe {recipe}"
+    with contextlib.suppress(VggkitError):
+        as_network(word)
+        return f"--architecture '{shown(word)}'"
+    return None
+
+
+def _refused(verb: str, docs: str, box: list[str], arguments: list[str], known: dict[str, tuple[str, ...]]) -> str:
+    """What tyro's `box` says, in one line: what was expected, what came, what to try."""
+    # A title, then (a rule where the box is plain ASCII) the message, a rule, and where to find help.
+    _title, *lines = (line[2:].rstrip("│ ") for line in box)
+    body = itertools.dropwhile(lambda line: not line.strip(" ─-"), lines)
+    rows = list(itertools.takewhile(lambda line: line.strip(" ─-"), body))
+    message = " ".join(map(str.strip, rows))
+    if message.startswith("Missing from"):
+        missing = [row.split(", ")[-1].strip() for row in rows if re.match(r" {4}\S", row)]
+        example = next(line.strip() for line in docs.splitlines() if line.strip().startswith(f"vgg {verb} "))
+        return f"expected {' and '.join(missing)}, got none, try '{example}'"
+    named = re.search(r"(?:for argument '|^Error parsing )(?:-o/)?([\w-]+)", message)
+    if named is None or named[1] not in known:
+        return f"{message.removesuffix('.').removeprefix('Error parsing fields: ')}, try 'vgg {verb} --help'"
+    name, takes = named[1], known[named[1]]
+    got = values_of(name, arguments) or re.findall("invalid choice '(.*?)'", message)
+    close = nearest(got[0], takes) if got and len(takes) > 1 else None
+    told = f"'{shown(' '.join(got))}'" if got else "none"
+    several = "one of " * (len(takes) > 1)
+    return f"expected {several}{', '.join(takes)} for {name}, got {told}, try {close or f'vgg {verb} --help'}"
 
 
 def _lines(stream: io.TextIOWrapper) -> list[str]:
@@ -111,11 +183,7 @@ def _lines(stream: io.TextIOWrapper) -> list[str]:
 
 
 def _shown_default(default: str) -> str:
-    return "" if default in ("", "None", "False") else f"(default: {default})"
-
-
-_STYLE = object()
-"""Marks a field that was prepared."""
+    return "" if default in ("", "''", "None", "False") else f"(default: {default})"
 
 
 def given(**options: Any) -> dict[str, Any]:
@@ -123,11 +191,10 @@ def given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def check_out(path: Path | None, *suffixes: str, flag: str = "--out") -> Path:
-    """`path`, if a file of one of `suffixes` can be written there; raises `UserError`, before any work is done."""
-    if path is None or path.suffix not in suffixes or path.is_dir() or not path.parent.is_dir():
+def check_out(path: Path, *suffixes: str, flag: str = "--out") -> None:
+    """Raise `UserError`, before any work is done, unless a file of one of `suffixes` can be written at `path`."""
+    if path.suffix not in suffixes or path.is_dir() or not path.parent.is_dir():
         raise UserError(f"expected a {' or '.join(suffixes)} file in a folder that exists for {flag}, got {path}")
-    return path
 
 
 def print_to_stderr(line: str) -> None:
@@ -138,8 +205,3 @@ def print_to_stderr(line: str) -> None:
 def print_json(value: object) -> None:
     """`value` as one line of JSON; NaN, which JSON has not, is refused."""
     print(json.dumps(value, allow_nan=False))
-
-
-def print_table(header: Sequence[str], sections: Sequence[Sequence[Sequence[str]]], left_aligned: int) -> None:
-    """A table with a rule between its sections; the first `left_aligned` columns are texts."""
-    print(Table(header, sections, left_aligned))

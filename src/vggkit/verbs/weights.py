@@ -1,14 +1,15 @@
 """`vgg weights`: published weights, and weight files from one library's names into another's."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from vggkit.design.table import Table
 from vggkit.errors import UserError, shown
-from vggkit.verbs.preparation import Preparation, PreparationFlags
-from vggkit.verbs.terminal import DONE, check_out, parse_flags, print_json, print_table, print_to_stderr
+from vggkit.verbs.models import PreparationFlags
+from vggkit.verbs.terminal import check_out, given, parse_flags, print_json, print_to_stderr
 
 if TYPE_CHECKING:
     from vggkit.data.preprocessing import Preprocessing
@@ -17,7 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class List:
-    """List the published weights that are known, and where they are."""
+    """List the published weights that are known, and where they are.
+
+    Examples:
+      vgg weights list
+      vgg weights list --json
+    """
 
     json: bool = False
     """Print JSON instead of a table."""
@@ -25,7 +31,12 @@ class List:
 
 @dataclass(frozen=True)
 class Fetch:
-    """Fetch published weights, and verify their hash."""
+    """Fetch published weights, and verify their hash.
+
+    Examples:
+      vgg weights fetch torchvision/vgg11
+      vgg weights fetch torchvision/vgg16_bn
+    """
 
     name: Positional[str]
     """Published weights, such as torchvision/vgg16."""
@@ -33,7 +44,12 @@ class Fetch:
 
 @dataclass(frozen=True)
 class Convert:
-    """Write weights with other names, another head, size, channels or preprocessing."""
+    """Write weights with other names, another head, size, channels or preprocessing.
+
+    Examples:
+      vgg weights convert torchvision/vgg16 --head conv -o vgg16-conv.safetensors
+      vgg weights convert runs/quick-1 --to torchvision -o quick.pth
+    """
 
     model: Positional[str]
     """A run folder, a weight file, or published weights such as torchvision/vgg16."""
@@ -49,7 +65,7 @@ class Convert:
     """1 for grey images, 3 for RGB; the first convolution's weights are summed or shared out."""
     fold: bool = False
     """Fold order, scale, mean and std into the first convolution, which then takes RGB in [0, 1]."""
-    preparation: Preparation = field(default_factory=PreparationFlags)
+    preparation: PreparationFlags = field(default_factory=PreparationFlags)
 
 
 @dataclass(frozen=True)
@@ -64,20 +80,20 @@ class Flags:
     action: List | Fetch | Convert = List()
 
 
-def run(arguments: list[str]) -> int:
-    """Run the verb; returns the exit code."""
+def run(arguments: list[str]) -> None:
+    """Run the verb."""
     action = parse_flags("weights", Flags, arguments).action
     if isinstance(action, List):
-        return _list(action.json)
-    if isinstance(action, Convert):
-        return _convert(action)
-    from vggkit.weights.published import fetch_weights
+        _list(action.json)
+    elif isinstance(action, Convert):
+        _convert(action)
+    else:
+        from vggkit.weights.published import fetch_weights
 
-    print(fetch_weights(action.name, print_to_stderr))
-    return DONE
+        print(fetch_weights(action.name, print_to_stderr))
 
 
-def _list(as_json: bool) -> int:
+def _list(as_json: bool) -> None:
     from vggkit.weights.published import PUBLISHED
 
     known = [
@@ -92,13 +108,12 @@ def _list(as_json: bool) -> int:
     if as_json:
         print_json(known)
     else:
-        rows = [(row["name"], row["hash"], row["where"] or "not fetched") for row in known]
-        print_table(("name", "published hash", "where"), [rows], left_aligned=3)
-    return DONE
+        print(Table(("name", "where"), [[(row["name"], row["where"] or "not fetched") for row in known]], 2))
 
 
-def _convert(flags: Convert) -> int:
-    out = check_out(flags.out, ".safetensors", *([".pth"] if flags.to == "torchvision" else []))
+def _convert(flags: Convert) -> None:
+    out = flags.out
+    check_out(out, ".safetensors", *([".pth"] if flags.to == "torchvision" else []))
     from vggkit.networks.vgg import VGG
     from vggkit.training.run_weights import find_weights
     from vggkit.weights.files import load_weights, save_torchvision, save_weights
@@ -111,7 +126,7 @@ def _convert(flags: Convert) -> int:
     net, metadata = load_weights(source)
     if not isinstance(net, VGG):
         raise UserError(f"expected a VGG network to convert, got {net.architecture.name}")
-    stated = preprocessing_for(net, metadata, print_to_stderr, **flags.preparation.given())
+    stated = preprocessing_for(net, metadata, print_to_stderr, **given(**asdict(flags.preparation)))
     net, preprocessing = _changed(net, stated, flags)
     if flags.to == "torchvision":
         save_torchvision(out, net)
@@ -123,35 +138,28 @@ def _convert(flags: Convert) -> int:
             metadata["preprocessing"] = preprocessing.to_json()
         save_weights(out, net, metadata)
     print(shown(out, 500))
-    return DONE
 
 
 def _changed(net: "VGG", preprocessing: "Preprocessing | None", flags: Convert) -> "tuple[VGG, Preprocessing | None]":
     """`net` and its preprocessing with the channels, folding, head and size of images that `flags` ask for."""
-    from vggkit.weights.surgery import (
-        fold_preprocessing,
-        with_common_scale,
-        with_head,
-        with_image_size,
-        with_in_channels,
-    )
+    from vggkit.weights import surgery
 
     if flags.in_channels not in (None, net.architecture.in_channels):
         if preprocessing is not None:
-            net, preprocessing = with_common_scale(net, preprocessing)
+            net, preprocessing = surgery.with_common_scale(net, preprocessing)
             preprocessing = preprocessing.for_channels(flags.in_channels)
-        net = with_in_channels(net, flags.in_channels)
+        net = surgery.with_in_channels(net, flags.in_channels)
     if flags.fold:
         if preprocessing is None:
             raise UserError("expected weights that say their preprocessing to fold, got none, try --preprocessing")
-        net = fold_preprocessing(net, preprocessing)
+        net = surgery.fold_preprocessing(net, preprocessing)
         zeros, ones = (0.0,) * preprocessing.channels, (1.0,) * preprocessing.channels
         preprocessing = replace(preprocessing, mean=zeros, std=ones, order="rgb", scale=1.0)
     if flags.head not in (None, "flatten"):
-        net = with_head(net, flags.head)
+        net = surgery.with_head(net, flags.head)
     if flags.image_size is not None:
-        net = with_image_size(net, flags.image_size)
+        net = surgery.with_image_size(net, flags.image_size)
         preprocessing = preprocessing and replace(preprocessing, image_size=flags.image_size)
     if flags.head == "flatten":  # which takes one size of images
-        net = with_head(net, "flatten")
+        net = surgery.with_head(net, "flatten")
     return net, preprocessing
