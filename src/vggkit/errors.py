@@ -85,10 +85,12 @@ def one_line(error: BaseException, limit: int = ERROR_CHARACTERS) -> str:
 def nearest(word: str, names: Iterable[str]) -> str | None:
     """The one of `names` that `word` was probably meant to be: misspelt, cut short or given by its initials.
 
-    Of names that are spelt alike, the one with the same characters, or else with the nearest ones, is taken.
+    Exchanged letters come first, then the likest name, and of names equally like, that of the nearest characters.
 
     >>> nearest("--epoch", ["--epoch-images", "--epochs"])
     '--epochs'
+    >>> nearest("--tpo", ["--std", "--top"])
+    '--top'
     >>> nearest("qiuck", ["quick", "d2l"]), nearest("--lr", ["--workers", "--learning-rate"]), nearest("x", ["vgg16"])
     ('quick', '--learning-rate', None)
     >>> [nearest(word, ["vgg11", "vgg16", "vgg19"]) for word in ("vgg1l", "vgg61", "vgg18")]
@@ -100,12 +102,13 @@ def nearest(word: str, names: Iterable[str]) -> str | None:
         if len(asked) > 1 and (plain.startswith(asked) or asked == "".join(part[:1] for part in plain.split("-"))):
             return name
 
-    def likeness(plain: str) -> tuple[float, bool, int]:
+    def likeness(plain: str) -> tuple[bool, float, int]:
         distance = sum(abs(ord(a) - ord(b)) for a, b in zip(asked, plain, strict=False))
-        return difflib.SequenceMatcher(None, asked, plain).ratio(), sorted(asked) == sorted(plain), -distance
+        return sorted(asked) == sorted(plain), difflib.SequenceMatcher(None, asked, plain).ratio(), -distance
 
     best = max(known, key=likeness, default="")
-    return known[best] if best and likeness(best)[0] >= 0.75 else None
+    has_same_letters, ratio, _ = likeness(best)
+    return known[best] if best and (has_same_letters or ratio >= 0.75) else None
 
 
 def _plain(name: str) -> str:

@@ -15,7 +15,7 @@ from PIL import Image
 from vggkit import Recipe, cli, errors
 from vggkit.data.fashion_mnist import SAMPLE_PLACE
 from vggkit.verbs import VERBS, module_of, train
-from vggkit.verbs.terminal import parse_flags
+from vggkit.verbs.terminal import actions_of, parse_flags
 
 ROOT = Path(__file__).parents[2]
 QUICK = train.Flags(Recipe.named("quick"), "quick")
@@ -55,13 +55,10 @@ def test_describe_imports_no_torch():
         ("describe vgg11 --memory 1GB --batch-size 0", "expected a batch_size from 1"),
         ("describe vgg11 --memory 6XB", "expected a size from 1MB, such as 6GB, 6GiB, 500MB or 6e9, for --memory"),
         ("describe vgg11 vgg16 --layers", "expected one network with --layers, got 2"),
-        ("describe vgg11 --optimizer adam", "adam"),
         (
             "train --recipe fast",
             "vgg train: expected a recipe of quick, d2l, d2l-1.0, gluon, paper, finetune, got 'fast'",
         ),
-        ("train --recipe", "--recipe"),
-        ("train --epochs many", "--epochs"),
         ("train --epochs 0", "epochs to be a whole number from 1"),
         ("train --data no-such-set", "expected fashion-mnist, fashion-mnist-sample, a folder of images"),
         ("train --data fashion-mnist-sample --device tpu", "expected a device of this machine, got 'tpu'"),
@@ -77,11 +74,38 @@ def test_describe_imports_no_torch():
         ("paint", f"vgg paint: expected one of {', '.join(VERBS)}, try vgg --help"),
         ("train --lr 0.1", "got '--lr', try --learning-rate"),
         ("train --image_sise 32", "try --image-size"),
+        ("train --no-flop", "got '--no-flop', try --no-flip"),
+        ("train --flip=yes", "got '--flip=yes', try --flip"),
         ("train --recipe qiuck", "got 'qiuck', try quick"),
         ("train vgg11_bn", "got 'vgg11_bn', try --architecture 'vgg11_bn'"),
+        ("train quick", "got 'quick', try --recipe quick"),
+        ("train qiuck", "got 'qiuck', try --recipe quick"),
+        ("train .", "got '.', try --data '.'"),
+        ("train --epochs 3 4", "got '4', try vgg train --help"),
+        ("train --\x1b[31m", r"got '--\x1b[31m', try vgg train --help"),
+        ("train --optimizer adam", "expected one of sgd, adamw for --optimizer, got 'adam', try adamw"),
+        ("describe vgg11 --dtype=bfloat61", "one of float32, bfloat16 for --dtype, got 'bfloat61', try bfloat16"),
+        (
+            "eval x --split nope",
+            "one of train, val, validation, test, all for --split, got 'nope', try vgg eval --help",
+        ),
+        ("completion basch", "expected one of bash, zsh, fish for shell, got 'basch', try bash"),
+        ("predict x y --tpo 3", "expected flags of vgg predict, got '--tpo', try --top"),
+        ("weights covnert", "expected one of list, fetch, convert, got 'covnert', try convert"),
+        ("weights convert --hed conv", "got '--hed', try --head"),
+        ("data fetch --json", "expected flags of vgg data fetch, got '--json'"),
         ("data chek photos", "got 'chek', try check"),
         ("data check photos --sed 1", "got '--sed', try --seed"),
-        ("train --\x1b[31m", r"got '--\x1b[31m', try vgg train --help"),
+        # what is missing or no number
+        ("eval", "expected MODEL, got none, try 'vgg eval runs/quick-1 --plot confusion.png'"),
+        ("draw", "expected --out FILE, got none, try 'vgg draw vgg16 -o vgg16.svg'"),
+        ("features m x", "expected --layers LAYER ... and --out FILE, got none, try 'vgg features torchvision/vgg16"),
+        ("weights fetch", "expected NAME, got none, try 'vgg weights fetch torchvision/vgg11'"),
+        ("train --resume", "expected RUN for --resume, got none"),
+        ("weights convert m -o", "expected FILE for --out, got none"),
+        ("describe vgg11 --hidden 3 x", "expected INT ... for --hidden, got '3 x'"),
+        ("eval m --mean=a", "expected FLOAT ... for --mean, got 'a'"),
+        ("train --learning-rate fast", "expected FLOAT for --learning-rate, got 'fast'"),
     ],
 )
 def test_a_users_mistake_gets_one_line_and_code_2(arguments, message, tmp_path, capsys, monkeypatch):
@@ -95,19 +119,23 @@ def test_a_users_mistake_gets_one_line_and_code_2(arguments, message, tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_the_help_of_a_verb_fits_a_terminal_and_has_examples_that_parse(verb, capsys, monkeypatch):
+ACTIONS = [f"{verb} {action}" for verb in ("data", "weights") for action in actions_of(module_of(verb).Flags)]
+
+
+@pytest.mark.parametrize("command", [*VERBS, *ACTIONS])
+def test_help_fits_a_terminal_and_has_examples_that_parse(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    assert cli.main(["help", verb]) == 0
+    assert cli.main(["help", *command.split()]) == 0
     text = capsys.readouterr().out
-    assert text.startswith(f"usage: vgg {verb} ")
+    assert text.startswith(f"usage: vgg {command} ")
     assert max(map(len, text.splitlines())) <= 80
     assert not re.search(r"default: ?(None|\)|$)", text.replace("│", "").replace("\n", " "))
-    examples = [line for line in text.splitlines() if re.match(rf"  vgg {verb}\b", line)]
-    assert len(examples) == 2
+    assert not re.search(r"STR|PATH|\[INT|\[FLOAT|noqa", text)  # MODEL, IMAGE, DIR, FILE, INT ...
+    examples = [line for line in text.splitlines() if re.match(rf"  vgg {command}\b", line)]
+    assert len(examples) == 2 or command in ACTIONS
     for example in examples:
-        words = shlex.split(example.partition(" > ")[0])
-        parse_flags(verb, module_of(verb).Flags, words[2:], QUICK if verb == "train" else None)
+        verb, *words = shlex.split(example.partition(" > ")[0])[1:]
+        parse_flags(verb, module_of(verb).Flags, words, QUICK if verb == "train" else None)
 
 
 def test_the_usage_names_every_verb(capsys):
@@ -216,6 +244,27 @@ def test_eval_agrees_with_training_and_draws(trained, capsys, tmp_path):
     data = json.loads(capsys.readouterr().out)
     assert round(data["accuracy"], 4) == accuracy
     assert sum(map(sum, data["confusion"])) == 1000
+
+
+def test_runs_tells_the_speed_that_training_told(trained, capsys):
+    run, done = trained
+    assert cli.main(["runs", str(run), "--json"]) == 0
+    (listed,) = json.loads(capsys.readouterr().out)
+    assert f"{listed['examples_per_second']:.1f} examples/sec" in done.stdout.splitlines()[-2]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "data", "weights", "runs RUN", "eval RUN", "data check fashion-mnist-sample", "doctor vgg11_bn/4 --data fashion-mnist-sample --image-size 32",
+        "describe lenet 1x64,1x128,2x256,2x512,2x512 vgg19_bn", "describe vgg19 --layers",
+    ],
+)  # fmt: skip
+def test_tables_fit_a_terminal(command, trained, full_place, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main([str(trained[0]) if word == "RUN" else word for word in command.split()]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(len(line) for line in lines if not line.startswith(("weights: ", "accuracy "))) <= 80  # paths and names
 
 
 def test_data_lists_what_is_known(capsys, own_cache):

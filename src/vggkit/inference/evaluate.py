@@ -102,7 +102,7 @@ class Evaluation:
                 (f"{index} {name}", score, *(str(n) if n else "." for n in row))
                 for index, (name, score, row) in enumerate(zip(names, scores, self.confusion.tolist(), strict=True))
             ]
-            notes = ["a row is a true class; below a number, its images that were taken for the class of that number"]
+            notes = ["a row: a true class; below a number: its images taken for that number's class"]
             return Table(("class", "accuracy", *map(str, range(len(names)))), [rows], 1, title, [*self.notes, *notes])
         rows = []
         for index in np.unique(self.labels).tolist():

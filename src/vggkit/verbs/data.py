@@ -19,12 +19,7 @@ NAMED_IMAGES = 20
 
 @dataclass(frozen=True)
 class List:
-    """List the data sets that are known and where they are.
-
-    Examples:
-      vgg data list
-      vgg data list --data-dir /data/mnist --json
-    """
+    """List the data sets that are known and where they are."""
 
     data_dir: Path | None = None
     """Where to look for Fashion-MNIST first."""
@@ -34,12 +29,7 @@ class List:
 
 @dataclass(frozen=True)
 class Fetch:
-    """Fetch a data set, and verify what came.
-
-    Examples:
-      vgg data fetch
-      vgg data fetch fashion-mnist
-    """
+    """Fetch a data set, and verify what came."""
 
     name: Positional[Literal["fashion-mnist"]] = "fashion-mnist"
     """The data set to fetch."""
@@ -47,12 +37,7 @@ class Fetch:
 
 @dataclass(frozen=True)
 class Check:
-    """Read every image of a data set, count the classes and name the bad images.
-
-    Examples:
-      vgg data check photos
-      vgg data check photos --holdout 0.2 --json
-    """
+    """Read every image of a data set, count the classes and name the bad images."""
 
     name: Annotated[Positional[str], arg(metavar="DATA")] = "fashion-mnist"
     """What to check, as for vgg train --data."""

@@ -1,5 +1,6 @@
 """`vgg doctor`: does a network learn from where it starts?"""
 
+import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -83,7 +84,8 @@ def run(arguments: list[str]) -> None:
     how: dict[str, Any] = {name: getattr(flags, name) for name in ("optimizer", "learning_rate", "momentum")}
     diagnosis = examine(net, images, labels, **how)
     if flags.json:
-        print_json(_without_infinities({"architecture": network.name, **asdict(diagnosis)}))
+        finite = json.loads(json.dumps(asdict(diagnosis)), parse_constant=lambda name: None)  # JSON has no infinity
+        print_json({"architecture": network.name, **finite})
         return
     start = f"init {flags.init}" + (f", warm-started from {flags.warm_start}" if flags.warm_start else "")
     print(f"{network.name}, {start}: {len(images)} images of {data.name} at {network.image_size} px")
@@ -170,12 +172,3 @@ def _bar(value: float) -> str:
     """Two characters for each power of ten from 1e-12 to 1."""
     full = round(min(max(24 + 2 * math.log10(value), 0), 24)) if 0 < value < math.inf else 0
     return "█" * full + "·" * (24 - full)
-
-
-def _without_infinities(value: object) -> object:
-    """JSON has no infinity and no NaN: null stands for both."""
-    if isinstance(value, dict):
-        return {key: _without_infinities(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_infinities(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

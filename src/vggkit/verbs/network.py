@@ -1,10 +1,9 @@
 """The flags of every verb that takes a network, and the network that they and a text, a run or a file describe."""
 
-import json
+import contextlib
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from vggkit.data.files import why_not_a_file
 from vggkit.design.architecture import Head
@@ -12,8 +11,6 @@ from vggkit.design.network import Network, as_network, network_from_json
 from vggkit.errors import ArchitectureError, WeightsError, shown
 from vggkit.verbs.terminal import given
 
-MAX_HEADER_BYTES = 2**24
-"""Of a safetensors file; that of the largest network that can be written takes a tenth."""
 SUFFIXES = (".safetensors", ".pth", ".npz", ".h5")
 
 
@@ -56,9 +53,15 @@ def _network_at(path: Path) -> Network:
     """The network of a run folder or of a weight file, of which only the header is read if it is one of vggkit's."""
     if path.is_dir():
         path = _weights_of(path)
-    header = read_header(path)
-    if "architecture" in header:
-        return network_from_json(header["architecture"])
+    if found := why_not_a_file(path):
+        raise WeightsError(f"expected a run folder or a weight file, got {shown(str(path), limit=500)}: {found}")
+    from safetensors import SafetensorError, safe_open
+
+    metadata = None
+    with contextlib.suppress(SafetensorError), safe_open(path, framework="np") as file:
+        metadata = file.metadata()
+    if metadata and "architecture" in metadata:
+        return network_from_json(metadata["architecture"])
     from vggkit.weights.files import load_weights  # which needs torch
 
     return load_weights(path)[0].architecture
@@ -71,22 +74,3 @@ def _weights_of(run: Path) -> Path:
         if path.is_file():
             return path
     raise WeightsError(f"expected a run folder with weights in it, got {shown(str(run), limit=500)}, try vgg train")
-
-
-def read_header(path: Path) -> dict[str, Any]:
-    """The metadata of a safetensors file, read without torch and without the tensors; empty for any other file.
-
-    Raises:
-        WeightsError: no regular file.
-        OSError: the file cannot be read.
-    """
-    if found := why_not_a_file(path):
-        raise WeightsError(f"expected a run folder or a weight file, got {shown(str(path), limit=500)}: {found}")
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        text = file.read(length) if length <= MAX_HEADER_BYTES else b""
-    try:
-        metadata = json.loads(text)["__metadata__"]
-    except (ValueError, LookupError, TypeError, RecursionError):
-        return {}
-    return metadata if isinstance(metadata, dict) else {}

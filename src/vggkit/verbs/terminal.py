@@ -164,8 +164,8 @@ def _refused(verb: str, docs: str, box: list[str], arguments: list[str], known: 
     message = " ".join(map(str.strip, rows))
     if message.startswith("Missing from"):
         missing = [row.split(", ")[-1].strip() for row in rows if re.match(r" {4}\S", row)]
-        example = next(line.strip() for line in docs.splitlines() if line.strip().startswith(f"vgg {verb} "))
-        return f"expected {' and '.join(missing)}, got none, try '{example}'"
+        examples = re.findall(rf"^ *(vgg {verb} .*)$", docs, re.MULTILINE)
+        return f"expected {' and '.join(missing)}, got none, try '{examples[0]}'"
     named = re.search(r"(?:for argument '|^Error parsing )(?:-o/)?([\w-]+)", message)
     if named is None or named[1] not in known:
         return f"{message.removesuffix('.').removeprefix('Error parsing fields: ')}, try 'vgg {verb} --help'"

@@ -18,12 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class List:
-    """List the published weights that are known, and where they are.
-
-    Examples:
-      vgg weights list
-      vgg weights list --json
-    """
+    """List the published weights that are known, and where they are."""
 
     json: bool = False
     """Print JSON instead of a table."""
