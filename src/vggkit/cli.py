@@ -1,5 +1,6 @@
 """`vgg <verb>`: find the verb, run it, turn errors into one line. Only the verbs that need torch import it."""
 
+import errno
 import io
 import os
 import sys
@@ -54,7 +55,8 @@ def _told(verb: str, error: Exception) -> int:
         code = FAILED
         message = f"expected enough memory, got: {message}, try a smaller --batch-size, --image-size or --hidden"
     else:
-        code = USER_ERROR if isinstance(error, ValueError) else FAILED
+        is_mistake = isinstance(error, ValueError) or getattr(error, "errno", None) == errno.ENAMETOOLONG
+        code = USER_ERROR if is_mistake else FAILED
     rank, num_processes = os.environ.get("RANK", "0"), int(os.environ.get("WORLD_SIZE", "1"))
     if num_processes == 1 or rank == "0" or not isinstance(error, DivergedError):
         where = f"rank {rank}: " if num_processes > 1 else ""

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import pty
@@ -91,6 +92,7 @@ def test_describe_imports_no_torch():
         ),
         ("completion basch", "expected one of bash, zsh, fish for shell, got 'basch', try bash"),
         ("predict x y --tpo 3", "expected flags of vgg predict, got '--tpo', try --top"),
+        ("runs -o x", "expected flags of vgg runs, got '-o', try vgg runs --help"),
         ("weights covnert", "expected one of list, fetch, convert, got 'covnert', try convert"),
         ("weights convert --hed conv", "got '--hed', try --head"),
         ("data fetch --json", "expected flags of vgg data fetch, got '--json'"),
@@ -286,6 +288,7 @@ FAMILY = [kind for kind in vars(errors).values() if isinstance(kind, type) and i
         *((kind("it is\nso"), kind.exit_code, "it is so") for kind in FAMILY),
         (ValueError("a \x1b[2Jb"), 2, r"a \x1b[2Jb"),
         (OSError(28, "No space left on device", "x"), 1, "No space left on device: 'x'"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "x"), 2, "File name too long: 'x'"),
         (MemoryError(), 1, "expected enough memory, got: MemoryError, try a smaller"),
         (RuntimeError("can't allocate memory: 1 bytes.\nmore"), 1, "expected enough memory, got: can't allocate"),
         (KeyboardInterrupt(), 130, ""),

@@ -5,6 +5,7 @@ import inspect
 import io
 import itertools
 import json
+import os
 import re
 import sys
 import textwrap
@@ -54,7 +55,8 @@ def parse_flags(
         known = known | {f"--no-{name[2:]}": () for name, takes in known.items() if not takes}
     for word in arguments:
         name, equals, _ = word.replace("_", "-").partition("=")
-        if name.startswith("--") and name != "--help" and (name not in known or (equals and not known[name])):
+        is_flag = re.match("-[a-zA-Z-]", name) and name not in ("-h", "--help")
+        if is_flag and (name not in known or (equals and not known[name])):
             raise UserError(_unknown(verb, word, known))
     # Neither is a terminal, so that help has no colours.
     printed, errors = (io.TextIOWrapper(io.BytesIO(), sys.stdout.encoding, "backslashreplace") for _ in range(2))
@@ -108,9 +110,9 @@ def prepare(flags: type) -> dict[str, tuple[str, ...]]:
         shown_metavar = f"[{metavar}]" if metavar and is_argument and hasattr(flags, name) else metavar
         style = arg(metavar=shown_metavar, help_behavior_hint=_shown_default)
         flags.__annotations__[name] = Annotated[(whole, style, *marks)]  # the verb's own marks win
-        known[name if is_argument else "--" + name.replace("_", "-")] = get_args(kind) or (
-            (metavar,) if metavar else ()
-        )
+        aliases = [alias for mark in marks for alias in getattr(mark, "aliases", None) or ()]
+        for flag in (name if is_argument else "--" + name.replace("_", "-"), *aliases):
+            known[flag] = get_args(kind) or ((metavar,) if metavar else ())
     return known
 
 
@@ -145,7 +147,7 @@ def _meant_to_train(word: str) -> str | None:
     from vggkit.design.network import as_network
     from vggkit.training.recipe import RECIPES
 
-    if Path(word).exists():
+    if os.path.lexists(word):
         return f"--data '{shown(word, limit=500)}'"
     if recipe := nearest(word, RECIPES):
         return f"--recipe {recipe}"
