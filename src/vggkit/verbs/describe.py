@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.filesize import decimal
@@ -111,7 +111,7 @@ def _described(network: Network, flags: Flags, memory_bytes: int | None) -> _Des
 
 def _json(one: _Described, flags: Flags, memory_bytes: int | None) -> dict[str, Any]:
     def sums(part: Sum) -> dict[str, int]:
-        return {own.name: getattr(part, own.name) for own in fields(part) if own.name != "layers"}
+        return {name: value for name, value in vars(part).items() if name != "layers"}
 
     training: dict[str, Any] = {"optimizer": flags.optimizer, "dtype": flags.dtype, **asdict(one.training[False])}
     if True in one.training:
