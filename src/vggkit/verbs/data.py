@@ -3,9 +3,9 @@
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
 from vggkit.design.table import Table
 from vggkit.errors import DataError
@@ -39,7 +39,7 @@ class Fetch:
 class Check:
     """Read every image of a data set, count the classes and name the bad images."""
 
-    name: Annotated[Positional[str], arg(metavar="DATA")] = "fashion-mnist"
+    data: Positional[str] = "fashion-mnist"
     """What to check, as for vgg train --data."""
     data_dir: Path | None = None
     """Where to look for Fashion-MNIST first."""
@@ -105,7 +105,7 @@ def _check(flags: Check) -> int:
     from vggkit.data.samples import ArrayImages
     from vggkit.data.sources import open_data
 
-    data = open_data(flags.name, data_dir=flags.data_dir, holdout=flags.holdout, seed=flags.seed)
+    data = open_data(flags.data, data_dir=flags.data_dir, holdout=flags.holdout, seed=flags.seed)
     bad: dict[str, str] = {}
     counts: dict[str, list[int]] = {}
     for split, images in data.splits.items():

@@ -43,11 +43,11 @@ class Flags:
     warm_start: str = ""
     """A run folder or a weight file to start from as vgg train would; none if empty."""
     optimizer: Optimizer = "sgd"
-    """sgd, or adamw."""
+    """The optimizer of the first steps."""
     learning_rate: float = 0.05
-    """The highest one."""
+    """Learning rate of the first steps."""
     momentum: float = 0.0
-    """Of SGD."""
+    """Momentum of SGD."""
     image_size: int | None = None
     """Pixels along a side; the published size (224, for lenet 28) if not given."""
     batch_size: int = 8
@@ -55,11 +55,11 @@ class Flags:
     hidden: tuple[int, ...] | None = None
     """Widths of the hidden fully connected layers; 4096 4096 if not given, none with the head gap."""
     head: Head = "flatten"
-    """flatten, adaptive, conv or gap."""
+    """flatten (the book's), adaptive (torchvision's), conv (the paper's dense evaluation) or gap."""
     bad_images: BadImages = "fail"
     """What to do with files that are no images or broken: fail, or skip."""
     seed: int = 0
-    """Of the weights and the choice of images: those that vgg train starts with, all its training images given."""
+    """Seed of the weights and of the choice of images, as for vgg train."""
     json: bool = False
     """Print JSON instead of a table."""
 

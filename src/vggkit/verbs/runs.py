@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import os
 import shutil
 import time
@@ -93,8 +92,8 @@ def _epochs(metrics: Path, num_epochs: int) -> dict[int, tuple[float, float, flo
                 values = json.loads(line)
                 epoch, accuracy, seconds = (values[name] for name in ("epoch", "test_accuracy", "train_seconds"))
                 examples = values["examples_per_second"] * seconds
-                is_one = values["event"] == "epoch" and 0 < epoch <= num_epochs and 0 <= accuracy <= 1
-                if is_one and 0 < seconds < math.inf and 0 <= examples < math.inf:
+                is_epoch = values["event"] == "epoch" and type(epoch) is int and 0 < epoch <= num_epochs
+                if is_epoch and 0 <= accuracy <= 1 and 0 < seconds < 1e12 and 0 <= examples < 1e15:
                     found[epoch] = (accuracy, examples, seconds)  # a run that was killed logs an epoch again
     return found
 
@@ -104,7 +103,7 @@ def _table(listed: list[dict[str, Any]]) -> Table:
     header = ("run", "recipe", "data", "state", "epochs", "acc", "examples/s", "age")
     rows = [_row(run) for run in listed]
     others = [max(map(len, column)) for column in list(zip(header, *rows, strict=True))[1:]]
-    width = max(80, shutil.get_terminal_size().columns) - sum(others) - len(others)
+    width = max(8, max(80, shutil.get_terminal_size().columns) - sum(others) - len(others))
     return Table(header, [[(_cut(name, width), *cells) for name, *cells in rows]], 4)
 
 

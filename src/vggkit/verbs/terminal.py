@@ -175,8 +175,8 @@ def _refused(verb: str, docs: str, box: list[str], arguments: list[str], known: 
     got = values_of(name, arguments) or re.findall("invalid choice '(.*?)'", message)
     close = nearest(got[0], takes) if got and len(takes) > 1 else None
     told = f"'{shown(' '.join(got))}'" if got else "none"
-    several = "one of " * (len(takes) > 1)
-    return f"expected {several}{', '.join(takes)} for {name}, got {told}, try {close or f'vgg {verb} --help'}"
+    what = "one of " * (len(takes) > 1) + ", ".join(takes) + f" for {name}" * name.startswith("-")
+    return f"expected {what}, got {told}, try {close or f'vgg {verb} --help'}"
 
 
 def _lines(stream: io.TextIOWrapper) -> list[str]:
