@@ -99,20 +99,21 @@ def _epochs(metrics: Path, num_epochs: int) -> dict[int, tuple[float, float, flo
 
 
 def _table(listed: list[dict[str, Any]]) -> Table:
-    """As wide as the terminal, unless that is narrower than 80 columns: the names of runs get what is left."""
+    """As wide as the terminal, or 80 columns: runs and their data share what the other columns leave."""
     header = ("run", "recipe", "data", "state", "epochs", "acc", "examples/s", "age")
     rows = [_row(run) for run in listed]
-    others = [max(map(len, column)) for column in list(zip(header, *rows, strict=True))[1:]]
-    width = max(8, max(80, shutil.get_terminal_size().columns) - sum(others) - len(others))
-    return Table(header, [[(_cut(name, width), *cells) for name, *cells in rows]], 4)
+    run, _, data, *_ = widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    room = max(24, max(80, shutil.get_terminal_size().columns) - sum(widths) - len(widths) + 1 + run + data)
+    run = min(run, room - min(data, 13))
+    cut = [(_cut(name, run), recipe, _cut(source, room - run), *cells) for name, recipe, source, *cells in rows]
+    return Table(header, [cut], 4)
 
 
 def _row(run: dict[str, Any]) -> tuple[str, ...]:
     seconds, accuracy, speed = run["age_seconds"], run["accuracy"], run["examples_per_second"]
     unit, name = next((u, n) for u, n in ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s")) if seconds >= u or u == 1)
     return (
-        run["run"],
-        *(_cut(run[key] or "?", width) for key, width in (("recipe", 8), ("data", 13), ("state", 8))),
+        *(shown(run[key] or "?", limit) for key, limit in (("run", 200), ("recipe", 8), ("data", 200), ("state", 8))),
         f"{run['epochs_done'] or 0}/{run['epochs'] or '?'}",
         "" if accuracy is None else f"{accuracy:.3f}",
         "" if speed is None else f"{speed:,.0f}",
@@ -122,5 +123,4 @@ def _row(run: dict[str, Any]) -> tuple[str, ...]:
 
 def _cut(text: str, width: int) -> str:
     """The end of `text`, which tells paths apart."""
-    text = shown(text, limit=500)
     return text if len(text) <= width else "..." + text[3 - width :]
