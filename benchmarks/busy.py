@@ -7,10 +7,9 @@ training and the fast engine do (`vggkit.engines.waiting`). Each figure is examp
 machine; beside the neighbour, from its start on, so with the time to notice it; and from 10 seconds after it has gone.
 It asks for an otherwise idle machine. Goals: `chosen` loses at most 3% on the idle machine, and keeps at least 0.55 of
 its speed beside one neighbour on two cores.
-Prints a JSON line for each case; --save adds it to benchmarks/results/busy.jsonl.
+Prints a JSON line for each case. `--seconds` of each figure, fewer ones, are to try it.
 """
 
-import argparse
 import contextlib
 import os
 import subprocess
@@ -21,32 +20,29 @@ from collections.abc import Callable, Iterator
 os.environ["OMP_NUM_THREADS"] = str(len(os.sched_getaffinity(0)))  # before torch reads it
 
 import torch
-from measuring import row_header, save_row, spread
+from measuring import parser, row_header, save_row, spread
 
 from vggkit import VGG, Recipe, accelerate, build
 from vggkit.engines import waiting
 from vggkit.training.hardware import choose_device, keep_freed_memory, use_huge_pages
 from vggkit.training.step import make_optimizer, train_step
 
-SECONDS, GONE_SECONDS = 5.0, 10.0
-
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--save", action="store_true")
-    flags = parser.parse_args()
+    flags = parser(__doc__, repeats=3)
+    flags.add_argument("--seconds", type=float, default=5.0)
+    given = flags.parse_args()
     use_huge_pages()
     keep_freed_memory(0)
     for name, (call, batch_size) in {"quick, a training step": training(), "vgg16, inference": inference()}.items():
-        speed(call, batch_size)  # warm-up
+        speed(call, batch_size, None, given.seconds)  # warm-up
         found: dict[str, list[float]] = {}
-        for _ in range(flags.repeats):
+        for _ in range(given.repeats):
             for way in ("spin", "chosen"):
-                for state, examples_per_second in measured(call, batch_size, way):
+                for state, examples_per_second in measured(call, batch_size, way, given.seconds):
                     found.setdefault(f"{way}, {state}", []).append(examples_per_second)
         row = {"case": name, "batch_size": batch_size, **{key: spread(values) for key, values in found.items()}}
-        save_row("busy", {**row_header(choose_device("cpu"), flags.repeats), **row}, flags.save)
+        save_row("busy", {**row_header(choose_device("cpu"), given.repeats), **row}, given.save)
 
 
 def training() -> tuple[Callable[[], object], int]:
@@ -54,8 +50,7 @@ def training() -> tuple[Callable[[], object], int]:
     net = build(recipe.network(1, 10), recipe.init).train()
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     fast, optimizer = accelerate(net), make_optimizer(recipe, net)
-    x = torch.randn(128, 1, 32, 32).contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(10, (128,))
+    x, labels = torch.randn(128, 32, 32, 1).permute(0, 3, 1, 2), torch.randint(10, (128,))
     return lambda: train_step(fast, optimizer, x, labels, 1e-4), 128
 
 
@@ -65,17 +60,17 @@ def inference() -> tuple[Callable[[], object], int]:
     return torch.no_grad()(lambda: fast(x)), 1
 
 
-def measured(call: Callable[[], object], batch_size: int, way: str) -> Iterator[tuple[str, float]]:
+def measured(call: Callable[[], object], batch_size: int, way: str, seconds: float) -> Iterator[tuple[str, float]]:
     """The states of the machine and the examples/s in each."""
     kind = (way, call) if way == "chosen" else None
-    yield "idle", speed(call, batch_size, kind)
+    yield "idle", speed(call, batch_size, kind, seconds)
     with neighbour():
-        yield "beside a busy process", speed(call, batch_size, kind, 2 * SECONDS)
-    speed(call, batch_size, kind, GONE_SECONDS)
-    yield "after it has gone", speed(call, batch_size, kind)
+        yield "beside a busy process", speed(call, batch_size, kind, 2 * seconds)
+    speed(call, batch_size, kind, 2 * seconds)
+    yield "after it has gone", speed(call, batch_size, kind, seconds)
 
 
-def speed(call: Callable[[], object], batch_size: int, kind: object = None, seconds: float = SECONDS) -> float:
+def speed(call: Callable[[], object], batch_size: int, kind: object, seconds: float) -> float:
     """Examples/s of `call` over some seconds; a `kind` chooses how threads wait, without one they spin."""
     if kind is None:
         waiting.let_sleep(False)

@@ -7,24 +7,21 @@ VGG-11/8 and VGG-19/8 on Fashion-MNIST at 32 pixels, from every initialisation, 
 from a trained VGG-11/8. The doctor sees the first batch of 32. Then the network is trained until the mean loss of
 the last 20 steps is 0.1 below the entropy of the labels, ln(10), or for `--steps`. `agrees` says whether it then did
 what the verdict says; null for `slow`, which says neither.
-Prints one JSON line for each case, or for those whose first words (as in "vgg11/8 xavier sgd") contain --only;
---save adds it to benchmarks/results/doctor.jsonl.
+Prints a JSON line for each case, or for those whose first words (as in "vgg11/8 xavier sgd") contain --only.
 """
 
-import argparse
 import math
 import sys
 from collections import deque
 
 import torch
-from measuring import row_header, save_row
+from measuring import digits, parser, row_header, save_row
 from torch import Tensor
 
-from vggkit import VGG, as_network, build, examine, warm_start
+from vggkit import VGG, accelerate, as_network, build, examine, warm_start
 from vggkit.data.fashion_mnist import load
 from vggkit.data.loading import Split, batches, epoch_order
 from vggkit.data.preprocessing import Preprocessing
-from vggkit.engines.accelerate import accelerate
 from vggkit.networks.baselines import BaselineNetwork
 from vggkit.training.recipe import Optimizer
 from vggkit.training.step import train_step
@@ -64,13 +61,10 @@ def train_until_it_moves(
 ) -> tuple[int | None, float]:
     """The number of steps until the loss is below `below`, None if that is more than `most`; and the last loss."""
     name, learning_rate, momentum = steps
-    optimizer: torch.optim.Optimizer = (
-        torch.optim.AdamW(net.parameters(), lr=learning_rate)
-        if name == "adamw"
-        else torch.optim.SGD(net.parameters(), lr=learning_rate, momentum=momentum)
-    )
-    net.train()
-    fast = accelerate(net)
+    optimizer: torch.optim.Optimizer = torch.optim.SGD(net.parameters(), lr=learning_rate, momentum=momentum)
+    if name == "adamw":
+        optimizer = torch.optim.AdamW(net.parameters(), lr=learning_rate)
+    fast = accelerate(net.train())
     losses: deque[float] = deque(maxlen=WINDOW)
     done = 0
     while done < most:
@@ -90,31 +84,31 @@ def preprocess(images: Tensor) -> Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--only", default="")
-    parser.add_argument("--save", action="store_true")
-    flags = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--steps", type=int, default=1000)
+    flags.add_argument("--only", default="")
+    given = flags.parse_args()
     cpu = torch.device("cpu")
     dataset = load()
     split = Split.on(cpu, dataset.train_images, dataset.train_labels)
     images, labels = next(batches(split, BATCH_SIZE, epoch_order(len(split), 0, 1)))
 
-    source = new_network("vgg11/8", "kaiming")
-    _, source_loss = train_until_it_moves(source, split, ADAMW, len(split) // BATCH_SIZE, below=0.0)
+    source, source_loss = new_network("vgg11/8", "kaiming"), math.nan
     agreed: list[bool | None] = []
     for index, (name, init, steps) in enumerate(CASES + WARM_CASES):
-        if flags.only not in f"{name} {init} {steps[0]}":
+        if given.only not in f"{name} {init} {steps[0]}":
             continue
         net = new_network(name, init)
         is_warm = index >= len(CASES)
         if is_warm:
+            if math.isnan(source_loss):
+                _, source_loss = train_until_it_moves(source, split, ADAMW, len(split) // BATCH_SIZE, below=0.0)
             warm_start(net, source)
         optimizer, learning_rate, momentum = steps
         diagnosis = examine(
             net, preprocess(images), labels, optimizer=optimizer, learning_rate=learning_rate, momentum=momentum
         )
-        moved_after, last_loss = train_until_it_moves(net, split, steps, flags.steps)
+        moved_after, last_loss = train_until_it_moves(net, split, steps, given.steps)
         claims = diagnosis.verdict != "slow"
         agrees = (diagnosis.verdict == "learns") == (moved_after is not None) if claims else None
         agreed.append(agrees)
@@ -127,16 +121,16 @@ def main() -> None:
             "learning_rate": learning_rate,
             "momentum": momentum,
             "verdict": diagnosis.verdict,
-            "plateau": float(f"{diagnosis.plateau:.2g}"),
-            "overshoot": float(f"{diagnosis.overshoot:.2g}"),
-            "contrast": float(f"{diagnosis.layers[-1].contrast:.2g}"),
-            "first_gradient": float(f"{diagnosis.layers[0].gradient:.2g}"),
-            "steps": flags.steps,
+            "plateau": digits(diagnosis.plateau, 2),
+            "overshoot": digits(diagnosis.overshoot, 2),
+            "contrast": digits(diagnosis.layers[-1].contrast, 2),
+            "first_gradient": digits(diagnosis.layers[0].gradient, 2),
+            "steps": given.steps,
             "moved_after": moved_after,
             "last_loss": round(last_loss, 3) if math.isfinite(last_loss) else None,
             "agrees": agrees,
         }
-        save_row("doctor", row, flags.save)
+        save_row("doctor", row, given.save)
     print(f"{agreed.count(True)} agree, {agreed.count(False)} do not, {agreed.count(None)} are slow", file=sys.stderr)
 
 

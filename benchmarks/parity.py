@@ -1,15 +1,13 @@
 """Do networks with everybody's weights give everybody's numbers?
 
-    python benchmarks/parity.py [--save]
+    python benchmarks/parity.py [--only TEXT] [--save]
 
 For every VGG of torchvision, timm and Keras: the peer's own network with random weights, its weights in a file as the
 peer writes it, that file read by vggkit, and both run on the same two images of 224 pixels, in float32 and float64.
-The error is the largest difference of logits over the largest logit. One JSON line for each network; --save adds it to
-benchmarks/results/parity.jsonl, from which `python benchmarks/table.py` makes the table in docs/weights.md.
-Needs the peers of requirements-peers.txt.
+The error is the largest difference of logits over the largest logit. Prints a JSON line for each network, or for those
+whose words (as in "timm vgg16") contain --only. Needs the peers of requirements-peers.txt.
 """
 
-import argparse
 import sys
 import tempfile
 import warnings
@@ -17,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from measuring import row_header, save_row
+from measuring import digits, parser, row_header, save_row
 from peers import import_peer
 from torch import Tensor, nn
 
@@ -26,12 +24,14 @@ from vggkit.weights.translation import NETWORKS
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--save", action="store_true")
-    flags = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--only", default="", help="a part of a network's words")
+    given = flags.parse_args()
     warnings.simplefilter("ignore")  # the peers', at import
     for source in ("torchvision", "timm", "keras"):
         for network in NETWORKS[source]:
+            if given.only not in f"{source} {network}":
+                continue
             print(f"{source} {network}", file=sys.stderr)
             row = {
                 **row_header(torch.device("cpu"), 1),
@@ -40,7 +40,7 @@ def main() -> None:
                 "network": network,
                 **(keras_errors(network) if source == "keras" else torch_errors(source, network)),
             }
-            save_row("parity", row, flags.save)
+            save_row("parity", row, given.save)
 
 
 @torch.no_grad()
@@ -100,8 +100,8 @@ def images() -> Iterator[Tensor]:
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:
-    """The largest difference over the largest value, to three digits."""
-    return float(f"{((got - expected).abs().max() / expected.abs().max()).item():.3g}")
+    """The largest difference over the largest value."""
+    return digits(((got - expected).abs().max() / expected.abs().max()).item())
 
 
 if __name__ == "__main__":

@@ -8,29 +8,24 @@ model is told what was measured in the same two processes: a step apart (forward
 `vgg train` takes it), the update alone, and the all-reduce of 4 KiB and of a bucket. `one_process_seconds` is a step
 with no other process beside it. The network is the work of the same cores, and the model takes it for a resource of
 its own: a row holds the prediction with overlap and the one without, which is PowerSGD's over gloo.
-Prints one JSON line for each case (or those whose words, as in "vgg11/4 64 px", contain --only) and compression;
---save adds it to benchmarks/results/scaling.jsonl. A repeat is a new pair of processes. Leave the machine idle.
+Prints a JSON line for each case (or those whose words, as in "vgg11/4 64 px", contain --only) and compression. A repeat
+is a new pair of processes. Leave the machine idle.
 """
 
-import argparse
-import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from measuring import row_header, save_row, spread
+from measuring import own_process, parser, ratios, row_header, save_row, spread
 from torch import nn
 
 from vggkit import VGG, Architecture, Recipe, costs, predict_step
-from vggkit.data.preprocessing import _channels_last
 from vggkit.design.architecture import Head
 from vggkit.design.scaling import BUCKET_BYTES, Compression, backward_macs
 from vggkit.engines.accelerate import Accelerated, accelerate
@@ -53,6 +48,15 @@ class Case:
     head: Head = "flatten"
     num_steps: int = 10
 
+    @property
+    def words(self) -> str:
+        return f"{self.network} {self.image_size} px {self.images_per_worker} images {self.head}"
+
+    @property
+    def architecture(self) -> Architecture:
+        sizes = {"in_channels": 1, "num_classes": 10, "image_size": self.image_size}
+        return Architecture.parse(self.network, head=self.head, **sizes)
+
 
 CASES = (
     Case("vgg11/4", 64, 8),
@@ -66,27 +70,18 @@ QUICK = Case("vgg11/8", 32, 2, "gap", num_steps=2)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="a part of a case's words")
-    parser.add_argument("--quick", action="store_true", help="one case of seconds instead")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--save", action="store_true")
-    parser.add_argument("--worker", help="measure one case (used by the program itself)")
-    flags = parser.parse_args()
-    if flags.worker is not None:
-        work(**json.loads(flags.worker))
-        return
-    torch.set_num_threads(1)  # as the workers have
-    for case in (QUICK,) if flags.quick else [case for case in CASES if flags.only in words(case)]:
-        alone = [measured(case, 1)["apart_seconds"] for _ in range(flags.repeats)]
-        together = [measured(case, WORKERS) for _ in range(flags.repeats)]
+    flags = parser(__doc__, repeats=5)
+    flags.add_argument("--only", default="", help="a part of a case's words")
+    flags.add_argument("--quick", action="store_true", help="one case of seconds instead")
+    given = flags.parse_args()
+    os.environ |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}  # of the workers
+    torch.set_num_threads(1)
+    for case in (QUICK,) if given.quick else [case for case in CASES if given.only in case.words]:
+        alone = [measured(case, 1)["apart_seconds"] for _ in range(given.repeats)]
+        together = [measured(case, WORKERS) for _ in range(given.repeats)]
         for compression in COMPRESSIONS:
-            row = {**row_header(torch.device("cpu"), flags.repeats), **compared(case, compression, alone, together)}
-            save_row("scaling", row, flags.save)
-
-
-def words(case: Case) -> str:
-    return f"{case.network} {case.image_size} px {case.images_per_worker} images {case.head}"
+            row = {**row_header(torch.device("cpu"), given.repeats), **compared(case, compression, alone, together)}
+            save_row("scaling", row, given.save)
 
 
 def compared(
@@ -95,7 +90,7 @@ def compared(
     """What one row says of `case`, from what each repeat measured with one process and with two."""
     steps = [
         predict_step(
-            architecture(case),
+            case.architecture,
             case.images_per_worker * WORKERS,
             WORKERS,
             run["macs_per_second"],
@@ -122,69 +117,52 @@ def compared(
         "predicted_seconds": spread(overlapping),
         "predicted_without_overlap_seconds": spread(in_sequence),
         "overlaps": compression != "powersgd",
-        "predicted_over_measured": spread([p / s for p, s in zip(predicted, seconds, strict=True)]),
-        "predicted_efficiency": spread([step.compute_seconds / p for step, p in zip(steps, predicted, strict=True)]),
-        "measured_efficiency": spread([run["apart_seconds"] / s for run, s in zip(together, seconds, strict=True)]),
+        "predicted_over_measured": ratios(predicted, seconds),
+        "predicted_efficiency": ratios([step.compute_seconds for step in steps], predicted),
+        "measured_efficiency": ratios([run["apart_seconds"] for run in together], seconds),
     }
 
 
 def measured(case: Case, workers: int) -> dict[str, Any]:
     """What the first of `workers` new processes measures."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    with tempfile.TemporaryDirectory() as folder:
-        shared = {"case": asdict(case), "workers": workers, "store": str(Path(folder) / "store")}
-        processes = [
-            subprocess.Popen(
-                [sys.executable, __file__, "--worker", json.dumps({**shared, "rank": rank})],
-                stdout=subprocess.PIPE,
-                text=True,
-                env=environment,
-            )
-            for rank in range(workers)
-        ]
-        try:
-            texts = [process.communicate(timeout=TIMEOUT_SECONDS)[0] for process in processes]
-        finally:
-            for process in processes:
-                process.kill()
-    if any(process.returncode for process in processes):
-        sys.exit(f"expected {workers} processes to measure {case}, got exit codes {[p.returncode for p in processes]}")
-    result: dict[str, Any] = json.loads(texts[0])
-    return result
+    with ExitStack() as stack:
+        store = stack.enter_context(tempfile.TemporaryDirectory()) + "/store"
+        processes = [stack.enter_context(own_process()) for _ in range(workers)]
+        results = [process.submit(work, case, workers, rank, store) for rank, process in enumerate(processes)]
+        first, *_ = [result.result(TIMEOUT_SECONDS) for result in results]
+        return first
 
 
-def work(case: dict[str, Any], workers: int, rank: int, store: str) -> None:
-    """One of the processes; prints what it measured."""
-    chosen = Case(**case)
+def work(case: Case, workers: int, rank: int, store: str) -> dict[str, Any]:
+    """What one of the processes measures."""
     hardware.use_huge_pages()
-    images = chosen.images_per_worker
-    hardware.keep_freed_memory(costs(architecture(chosen), images).total.activation_bytes)
+    images = case.images_per_worker
+    hardware.keep_freed_memory(costs(case.architecture, images).total.activation_bytes)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=workers)
-    apart, update_seconds = step_seconds(chosen, lambda net: net)
-    macs = costs(architecture(chosen), images).total.macs + backward_macs(architecture(chosen), images)
+    apart, update_seconds = step_seconds(case, lambda net: net)
+    macs = costs(case.architecture, images).total.macs + backward_macs(case.architecture, images)
     result: dict[str, Any] = {"apart_seconds": apart, "update_seconds": update_seconds}
     result["macs_per_second"] = macs / (apart - update_seconds)
     if workers > 1:
         team = Team(torch.device("cpu"), rank, workers, dist.group.WORLD)
         result |= link(workers)
         result["step_seconds"] = {
-            compression: step_seconds(chosen, lambda net, c=compression: team.wrapped(net, c))[0]  # type: ignore[misc]
+            compression: step_seconds(case, lambda net, c=compression: team.wrapped(net, c))[0]  # type: ignore[misc]
             for compression in COMPRESSIONS
         }
     dist.barrier()
     dist.destroy_process_group()
-    if rank == 0:
-        print(json.dumps(result))
+    return result
 
 
 def step_seconds(case: Case, wrapped: Callable[[Accelerated], nn.Module]) -> tuple[float, float]:
     """Seconds of a step of `case`, and of the optimizer's part in it."""
     torch.manual_seed(0)
-    plain = VGG(architecture(case), init="kaiming").train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    plain = VGG(case.architecture, init="kaiming").train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     net = wrapped(accelerate(plain))
-    recipe = Recipe.named("d2l")
-    optimizer = make_optimizer(recipe, plain)
-    x = _channels_last(torch.rand(case.images_per_worker, 1, case.image_size, case.image_size))
+    optimizer = make_optimizer(Recipe.named("d2l"), plain)
+    shape = (case.images_per_worker, case.image_size, case.image_size, 1)
+    x = torch.rand(shape).permute(0, 3, 1, 2)  # channels_last
     labels = torch.randint(0, 10, (case.images_per_worker,))
     step = mean_seconds(lambda: train_step(net, optimizer, x, labels, learning_rate=0.001), case.num_steps)
     return step, mean_seconds(optimizer.step, case.num_steps)
@@ -192,11 +170,9 @@ def step_seconds(case: Case, wrapped: Callable[[Accelerated], nn.Module]) -> tup
 
 def link(workers: int) -> dict[str, float]:
     """Bytes per second and latency of the ring, from the all-reduce of two sizes."""
-    seconds = []
-    for num_bytes in (SMALL_BYTES, LARGE_BYTES):
-        values = torch.ones(num_bytes // 4)
-        seconds.append(mean_seconds(lambda values=values: dist.all_reduce(values), 20))  # type: ignore[misc]
-    small_seconds, large_seconds = seconds
+    small, large = torch.ones(SMALL_BYTES // 4), torch.ones(LARGE_BYTES // 4)
+    small_seconds = mean_seconds(lambda: dist.all_reduce(small), 20)
+    large_seconds = mean_seconds(lambda: dist.all_reduce(large), 20)
     messages = 2 * (workers - 1)
     bytes_per_second = messages / workers * (LARGE_BYTES - SMALL_BYTES) / (large_seconds - small_seconds)
     latency_seconds = max(0.0, small_seconds / messages - SMALL_BYTES / workers / bytes_per_second)
@@ -212,10 +188,6 @@ def mean_seconds(call: Callable[[], object], count: int) -> float:
     for _ in range(count):
         call()
     return (time.perf_counter() - start) / count
-
-
-def architecture(case: Case) -> Architecture:
-    return Architecture.parse(case.network, in_channels=1, num_classes=10, image_size=case.image_size, head=case.head)
 
 
 if __name__ == "__main__":

@@ -27,45 +27,30 @@ COLORS = {
 def main() -> None:
     figure = Figure(figsize=(11, 6), dpi=120, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    rows = newest("inference_speed", lambda row: (row["network"], row["image_size"], row["batch_size"]))
-    inference = {
-        f"{row['network']}\n{row['image_size']} px, batch {row['batch_size']}": {
-            way: ms["median"] / row["milliseconds"]["ours"]["median"]
-            for way, ms in row["milliseconds"].items()
-            if way != "ours"
-        }
-        for row in rows
-    }
-    bars(left, inference, "inference, float32", rows[-1])
-    rows = [
-        row for row in newest("train_speed", lambda row: (row["network"], row["image_size"])) if row["device"] == "cpu"
-    ]
-    training = {
-        f"{row['network']}\n{row['image_size']} px, batch {row['batch_size']}": {
-            "torch channels_last": row["ratio_to_pytorch"]["median"],
-            "the chapter's way": row["ratio"]["median"],
-        }
-        for row in rows
-    }
-    bars(right, training, "training, float32", rows[-1])
+    rows = newest("inference_speed", "network", "image_size", "batch_size")
+    times = [{way: ms["median"] for way, ms in row["milliseconds"].items()} for row in rows]
+    inference = [{way: ms / some["ours"] for way, ms in some.items() if way != "ours"} for some in times]
+    bars(left, inference, "inference", rows)
+    rows = [row for row in newest("train_speed", "network", "image_size") if row["device"] == "cpu"]
+    named = {"torch channels_last": "ratio_to_pytorch", "the chapter's way": "ratio"}
+    bars(right, [{way: row[ratio]["median"] for way, ratio in named.items()} for row in rows], "training", rows)
     figure.savefig(Path(sys.argv[1]))
 
 
-def bars(axes: Axes, ratios: dict[str, dict[str, float]], title: str, row: dict[str, Any]) -> None:
-    """A group for each case, a bar in it for each peer."""
-    ways = [way for way in COLORS if any(way in case for case in ratios.values())]
+def bars(axes: Axes, ratios: list[dict[str, float]], title: str, rows: list[dict[str, Any]]) -> None:
+    """A group for each row, a bar in it for each peer."""
+    ways = [way for way in COLORS if any(way in some for some in ratios)]
     height = 0.8 / len(ways)
     for number, way in enumerate(ways):
-        places = [group + (number - (len(ways) - 1) / 2) * height for group in range(len(ratios))]
-        values = [case.get(way, 0) for case in ratios.values()]
-        axes.barh(places, values, height * 0.9, color=COLORS[way], label=way)
-        for place, value in zip(places, values, strict=True):
-            axes.text(value + 0.03, place, f"{value:.1f}", va="center", fontsize=6)
+        places = [group + (number - (len(ways) - 1) / 2) * height for group in range(len(rows))]
+        drawn = axes.barh(places, [some.get(way, 0) for some in ratios], height * 0.9, color=COLORS[way], label=way)
+        axes.bar_label(drawn, fmt="%.1f", padding=2, fontsize=6)
     axes.axvline(1, color="black", linewidth=1)
-    axes.set_yticks(range(len(ratios)), list(ratios), fontsize=8)
+    names = [f"{row['network']}\n{row['image_size']} px, batch {row['batch_size']}" for row in rows]
+    axes.set_yticks(range(len(rows)), names, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("time over vggkit's")
-    axes.set_title(f"{title}\n{row['hardware']}, {row['date']}", fontsize=9)
+    axes.set_title(f"{title}, float32\n{rows[-1]['hardware']}, {rows[-1]['date']}", fontsize=9)
     axes.margins(x=0.12)
     axes.legend(fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.1), frameon=False)
 

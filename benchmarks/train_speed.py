@@ -12,24 +12,15 @@ a process gets its memory decides much of a CPU step and is set once:
   where torchvision is installed, else the same calls to Pillow and torch by hand; the row says which.
 
 examples/s is wall time, data included; the peak is of resident memory, on a GPU of what torch allocated. Beside it
-stands the direct floor: the larger of the step's operations, with convolutions computed as they are defined, over the
-measured rate of a large matrix product, and of its bytes over the measured bandwidth of a large copy. Operations:
-2 per MAC; forward once, backward twice, but for the first convolution's input. Bytes: every block's input and every
-convolution's and fully connected layer's output is written and read once on the way forward; on the way back it is
-read again and its gradient is written and read; parameters are read twice, their gradients written and read, the
-parameters updated. Winograd's minimal filtering saves up to 3 of 4 multiplications, so that it may fall below.
-
-Predicted before the first row with Winograd's way: 1.8 times PyTorch at 224 and 96 pixels for VGG-11/4, whose first
-layers are bound by memory, 2 times for VGG-16.
-Prints one JSON line for each case; --save adds it to benchmarks/results/train_speed.jsonl.
+stands the direct floor: the step's operations, with convolutions computed as they are defined (2 per MAC; forward once,
+backward twice, but for the first convolution's input), over the measured rate of a large matrix product. Winograd's
+minimal filtering saves up to 3 of 4 multiplications, so that it may fall below.
+Prints a JSON line for each case.
 """
 
 import argparse
-import json
 import random
 import statistics
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -39,128 +30,105 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import Case, row_header, save_row, spread
+from measuring import Case, digits, in_own_process, parser, ratios, resident_bytes, row_header, save_row, spread
 from peers import import_peer
 from PIL import Image
 from torch import Tensor, nn
 
-from vggkit import VGG, Architecture, Recipe, costs, vgg
+from vggkit import Architecture, Recipe, accelerate, build, costs
 from vggkit.data import fashion_mnist
-from vggkit.data.loading import Augmentation, Split, batches, epoch_order
+from vggkit.data.loading import Split, batches, epoch_order
 from vggkit.data.preprocessing import Preprocessing
 from vggkit.design.scaling import backward_macs
-from vggkit.engines.accelerate import accelerate
 from vggkit.engines.cpu import why_not_compiled
-from vggkit.lab.bench import median_seconds, product_flops_per_second, synchronize
-from vggkit.networks.baselines import build
+from vggkit.lab.bench import product_flops_per_second, synchronize
 from vggkit.training import hardware
 from vggkit.training.step import make_optimizer, train_step
 
 # (warm-up steps, timed steps) of one repeat, on a CPU: a step takes seconds at 224.
 CPU_STEPS = {224: (1, 2), 96: (2, 5), 32: (5, 25)}
 GPU_STEPS = (20, 100)
-
-
 CASES = (Case("vgg11/4", 224, 128), Case("vgg11/4", 96, 128), Case("vgg11/4", 32, 128), Case("vgg16", 224, 16))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", default=[""], help="parts of the names of the cases wanted")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--device")
-    parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--save", action="store_true")
-    parser.add_argument(
-        "--way", choices=WAYS, help="measure one way of the only case once (used by the program itself)"
-    )
-    flags = parser.parse_args()
-    device = hardware.choose_device(flags.device)
-    cases = [case for case in CASES if any(text in case.name for text in flags.cases)]
-    if flags.way is not None:
-        print(json.dumps(WAYS[flags.way](cases[0], device, flags.data_dir)))
-        return
-    rates = measured_rates(device)
-    for case in cases:
-        turns: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
-        for _ in range(flags.repeats):
-            for way in random.sample(list(WAYS), len(WAYS)):
-                turns[way].append(in_own_process(way, case, flags))
-        speeds = {way: [turn["examples_per_second"] for turn in some] for way, some in turns.items()}
-        floor_seconds, bound_by = floor(case, device, rates)
-        row = {
-            **row_header(device, flags.repeats),
-            "network": case.network,
-            "image_size": case.image_size,
-            "batch_size": case.batch_size,
-            "dtype": "bfloat16 autocast" if device.type == "cuda" else "float32",
-            "convolutions": turns["ours"][0]["convolutions"],
-            "examples_per_second": spread(speeds["ours"]),
-            "pytorch_examples_per_second": spread(speeds["pytorch"]),
-            "chapter_examples_per_second": spread(speeds["chapter"]),
-            "chapter_uses": turns["chapter"][0]["uses"],
-            "ratio_to_pytorch": spread([a / b for a, b in zip(speeds["ours"], speeds["pytorch"], strict=True)]),
-            "ratio": spread([a / b for a, b in zip(speeds["ours"], speeds["chapter"], strict=True)]),
-            "peak_megabytes": {way: max(turn["peak_megabytes"] for turn in some) for way, some in turns.items()},
-            "data_share_of_step": spread([turn["data_share"] for turn in turns["ours"]]),
-            "floor_step_seconds": float(f"{floor_seconds:.3g}"),
-            "floor_bound_by": bound_by,
-            "fraction_of_floor_reached": round(floor_seconds * statistics.median(speeds["ours"]) / case.batch_size, 3),
-            **{name: float(f"{rate:.3g}") for name, rate in rates.items()},
-        }
-        save_row("train_speed", row, flags.save)
+    flags = parser(__doc__, repeats=5)
+    flags.add_argument("--cases", nargs="+", default=[""], help="parts of the names of the cases wanted")
+    flags.add_argument("--device")
+    flags.add_argument("--data-dir", type=Path)
+    given = flags.parse_args()
+    device = hardware.choose_device(given.device)
+    flops_per_second = product_flops_per_second(device)
+    for case in CASES:
+        if any(text in case.name for text in given.cases):
+            row = measure(case, device, given, flops_per_second)
+            save_row("train_speed", {**row_header(device, given.repeats), **row}, given.save)
 
 
-def in_own_process(way: str, case: Case, flags: argparse.Namespace) -> dict[str, Any]:
-    """What `--way` prints."""
-    command = [sys.executable, __file__, "--way", way, "--cases", case.name]
-    command += ["--device", flags.device] if flags.device else []
-    command += ["--data-dir", str(flags.data_dir)] if flags.data_dir else []
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
+def measure(case: Case, device: torch.device, given: argparse.Namespace, flops_per_second: float) -> dict[str, Any]:
+    """All ways of one case, in turns."""
+    turns: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
+    for _ in range(given.repeats):
+        for way in random.sample(list(WAYS), len(WAYS)):
+            turns[way].append(in_own_process(WAYS[way], case, device, given.data_dir))
+    speeds = {way: [turn["examples_per_second"] for turn in some] for way, some in turns.items()}
+    arch = architecture(case)
+    macs = costs(arch, case.batch_size).total.macs + backward_macs(arch, case.batch_size)
+    floor_seconds = 2 * macs / flops_per_second
+    return {
+        **vars(case),
+        "dtype": "bfloat16 autocast" if device.type == "cuda" else "float32",
+        "convolutions": turns["ours"][0]["convolutions"],
+        "examples_per_second": spread(speeds["ours"]),
+        "pytorch_examples_per_second": spread(speeds["pytorch"]),
+        "chapter_examples_per_second": spread(speeds["chapter"]),
+        "chapter_uses": turns["chapter"][0]["uses"],
+        "ratio_to_pytorch": ratios(speeds["ours"], speeds["pytorch"]),
+        "ratio": ratios(speeds["ours"], speeds["chapter"]),
+        "peak_megabytes": {way: max(turn["peak_megabytes"] for turn in some) for way, some in turns.items()},
+        "data_share_of_step": spread([turn["data_share"] for turn in turns["ours"]]),
+        "floor_step_seconds": digits(floor_seconds),
+        "fraction_of_floor_reached": round(floor_seconds * statistics.median(speeds["ours"]) / case.batch_size, 3),
+        "matrix_product_flops_per_second": digits(flops_per_second),
+    }
+
+
+def architecture(case: Case) -> Architecture:
+    return Architecture.parse(case.network, in_channels=1, num_classes=10, image_size=case.image_size)
 
 
 def run_ours(case: Case, device: torch.device, data_dir: Path | None, *, is_ours: bool = True) -> dict[str, Any]:
     """Examples/s of the `d2l` recipe's step, and the share of it that making the batch takes."""
     hardware.use_huge_pages()
     dataset = fashion_mnist.load(data_dir=data_dir)
-    sizes = {"image_size": case.image_size, "batch_size": case.batch_size}
-    recipe = replace(Recipe.named("d2l"), architecture=case.network, **sizes)  # type: ignore[arg-type]
     split = Split.on(device, dataset.train_images, dataset.train_labels)
     preprocessing = Preprocessing(case.image_size, 1, (0.0,), (1.0,))  # as the recipe has it
-    augment = Augmentation(recipe.flip, recipe.translate, recipe.erase)
-    generator = torch.Generator(device).manual_seed(0)
-    arch = recipe.network(1, 10)
+    recipe = replace(Recipe.named("d2l"), architecture=case.network, image_size=case.image_size)
     torch.manual_seed(0)
     if is_ours:
+        arch = architecture(case)
         hardware.keep_freed_memory(costs(arch, case.batch_size).total.activation_bytes)
-        net: nn.Module = build(arch, recipe.init)
-    else:
-        net = plain_vgg(case)
-    net.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if isinstance(net, VGG):
+        net: Any = build(arch, recipe.init).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = make_optimizer(recipe, net)
         net = accelerate(net)
     else:
+        net = plain_vgg(case).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = torch.optim.SGD(net.parameters(), lr=recipe.learning_rate, fused=True)
 
     def made() -> Iterator[tuple[Tensor, Tensor]]:
         order = epoch_order(len(split), 0, 1).to(device)
         for images, labels in batches(split, case.batch_size, order):
-            yield preprocessing(augment(images, generator)), labels
+            yield preprocessing(images), labels
 
     sums = torch.zeros(5, device=device)
 
     def step(batch: tuple[Tensor, Tensor]) -> None:
-        nonlocal sums
-        sums += train_step(net, optimizer, *batch, learning_rate=recipe.learning_rate / 50)
+        sums.add_(train_step(net, optimizer, *batch, learning_rate=recipe.learning_rate / 50))
 
     step_seconds = timed(made(), step, case, device)
-    batch_seconds = timed(made(), lambda batch: None, case, device)
     return {
         "examples_per_second": case.batch_size / step_seconds,
-        "data_share": batch_seconds / step_seconds,
+        "data_share": timed(made(), lambda batch: None, case, device) / step_seconds,
         "convolutions": "compiled" if is_ours and device.type == "cpu" and not why_not_compiled() else "torch",
         "peak_megabytes": peak_megabytes(device),
     }
@@ -180,9 +148,8 @@ def run_chapter(case: Case, device: torch.device, data_dir: Path | None) -> dict
     net = plain_vgg(case).to(device)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05 / 50)
     loss = nn.CrossEntropyLoss()
-    loader = torch.utils.data.DataLoader(
-        ChapterDataset(dataset, case.image_size, to_tensor), case.batch_size, shuffle=True, num_workers=4
-    )
+    images = ChapterDataset(dataset, case.image_size, to_tensor)
+    loader = torch.utils.data.DataLoader(images, case.batch_size, shuffle=True, num_workers=4)
     metric = [0.0, 0.0, 0.0]
 
     def step(batch: tuple[Tensor, Tensor]) -> None:
@@ -199,11 +166,7 @@ def run_chapter(case: Case, device: torch.device, data_dir: Path | None) -> dict
             metric[2] += X.shape[0]
 
     seconds = timed(iter(loader), step, case, device)
-    return {
-        "examples_per_second": case.batch_size / seconds,
-        "uses": uses,
-        "peak_megabytes": peak_megabytes(device),
-    }
+    return {"examples_per_second": case.batch_size / seconds, "uses": uses, "peak_megabytes": peak_megabytes(device)}
 
 
 WAYS: dict[str, Callable[[Case, torch.device, Path | None], dict[str, Any]]] = {
@@ -215,10 +178,8 @@ WAYS: dict[str, Callable[[Case, torch.device, Path | None], dict[str, Any]]] = {
 
 def peak_megabytes(device: torch.device) -> int:
     """Of resident memory, or of what torch allocated on a GPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) // 10**6
-    status = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in status if line.startswith("VmHWM")).split()[1]) // 1000
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident_bytes("VmHWM")
+    return peak // 10**6
 
 
 class ChapterDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
@@ -241,17 +202,18 @@ class ChapterDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
 def peer_transforms() -> tuple[Callable[[Image.Image, int], Tensor], str]:
     """Resize and ToTensor, and who they are from."""
     try:
-        torchvision = import_peer("torchvision")
-        from torchvision.transforms import functional
+        return by_torchvision, f"torchvision {import_peer('torchvision').__version__}"
     except (ImportError, RuntimeError):
-        return resize_by_hand, "Pillow and torch by hand"
-    return (
-        lambda image, size: functional.to_tensor(functional.resize(image, [size, size])),
-        f"torchvision {torchvision.__version__}",
-    )
+        return by_hand, "Pillow and torch by hand"
 
 
-def resize_by_hand(image: Image.Image, size: int) -> Tensor:
+def by_torchvision(image: Image.Image, size: int) -> Tensor:
+    functional = import_peer("torchvision.transforms.functional")
+    pixels: Tensor = functional.to_tensor(functional.resize(image, [size, size]))
+    return pixels
+
+
+def by_hand(image: Image.Image, size: int) -> Tensor:
     """What torchvision's Resize and ToTensor do to a grey image."""
     pixels = torch.from_numpy(np.array(image.resize((size, size), Image.Resampling.BILINEAR), copy=True))
     return pixels.view(1, size, size).contiguous().float().div(255)
@@ -261,7 +223,7 @@ def plain_vgg(case: Case) -> nn.Sequential:
     """The network of torch's own modules, for Fashion-MNIST, with the chapter's Xavier weights."""
     layers: list[nn.Module] = []
     in_channels = 1
-    for block in Architecture.parse(case.network).blocks:
+    for block in architecture(case).blocks:
         for _ in range(block.num_convs):
             layers += [nn.Conv2d(in_channels, block.channels, kernel_size=3, padding=1), nn.ReLU()]
             in_channels = block.channels
@@ -282,7 +244,7 @@ def timed(
     device: torch.device,
 ) -> float:
     """Seconds for a step, its batch included, after the warm-up."""
-    warm_up, count = GPU_STEPS if device.type == "cuda" else CPU_STEPS.get(case.image_size, (2, 5))
+    warm_up, count = GPU_STEPS if device.type == "cuda" else CPU_STEPS[case.image_size]
     for _ in range(warm_up):
         step(next(source))
     synchronize(device)
@@ -291,30 +253,6 @@ def timed(
         step(next(source))
     synchronize(device)
     return (time.perf_counter() - start) / count
-
-
-def measured_rates(device: torch.device) -> dict[str, float]:
-    """Operations/s of a large matrix product in the dtype of training, and bytes/s of a large copy, both ways."""
-    source = torch.randn(2**30 if device.type == "cuda" else 2**26, device=device)
-    target = torch.empty_like(source)
-    copy_seconds = median_seconds(lambda: target.copy_(source), device)
-    return {
-        "matrix_product_flops_per_second": product_flops_per_second(device),
-        "copy_bytes_per_second": 2 * source.numel() * source.element_size() / copy_seconds,
-    }
-
-
-def floor(case: Case, device: torch.device, rates: dict[str, float]) -> tuple[float, str]:
-    """The least seconds for a step (see the top of this file), and what bounds it."""
-    arch = vgg(case.network, image_size=case.image_size).architecture
-    counted = costs(arch, case.batch_size)
-    operations = 2 * (counted.total.macs + backward_macs(arch, case.batch_size))
-    activations = sum(layer.activation_bytes for layer in counted.layers if layer.kind in ("conv", "pool", "fc"))
-    activation_bytes = activations / (2 if device.type == "cuda" else 1)  # bfloat16 there
-    total_bytes = 5 * activation_bytes + 6 * counted.total.param_bytes
-    by_operations = operations / rates["matrix_product_flops_per_second"]
-    by_bytes = total_bytes / rates["copy_bytes_per_second"]
-    return max((by_operations, "operations"), (by_bytes, "bytes"))
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ COMMANDS = [line for block in blocks("sh") for line in block.splitlines()]
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_a_command_of_the_readme(line, folder):
-    command = shlex.split(line)
+    command = shlex.split(line, comments=True)
     if command[:2] == ["make", "train"]:
         command.append(f"ARGS={shlex.join([*SHORT, '--out', str(folder / 'runs/quick-1')])}")
         done = run(command, ROOT)
@@ -70,6 +70,14 @@ def test_a_command_of_the_readme(line, folder):
     assert done.stdout
     for made in re.findall(r"(?:--plot|-o) (\S+)", line):
         assert (folder / made).exists()
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a clone")
+def test_the_commands_leave_nothing_that_git_would_track(folder):
+    made = sorted({path.name for path in folder.iterdir()} - {"docs", STAND_IN})
+    assert {"runs", "photos", "vgg16.svg", "confusion.png", "features.safetensors"} <= set(made)
+    ignored = subprocess.run(["git", "check-ignore", *made], cwd=ROOT, capture_output=True, text=True)
+    assert ignored.stdout.splitlines() == made
 
 
 def test_what_the_readme_shows_of_describe_is_what_it_prints(folder):
@@ -97,13 +105,16 @@ def test_the_python_of_the_readme(folder):
     assert "Conv2d(256, 256" in done.stdout
 
 
-def test_the_three_lines_for_relu3_3_of_an_image(folder):
+@pytest.mark.parametrize(
+    ("model", "layer", "shape"),
+    [("runs/quick-1", "relu3_2", "[1, 64, 8, 8]"), (STAND_IN, "relu3_3", "[1, 256, 56, 56]")],
+)
+def test_three_lines_for_a_layer_of_an_image(model, layer, shape, folder):
     program = python_of_the_readme("from vggkit import features")
     assert len([line for line in program.splitlines() if line]) == 3
-    assert f'"{PUBLISHED}"' in program
-    program = program.replace(PUBLISHED, STAND_IN) + "print(relu3_3.shape, relu3_3.min().item() >= 0)\n"
-    done = run([sys.executable, "-c", program], folder)
-    assert done.stdout == "torch.Size([1, 256, 56, 56]) True\n", done.stderr
+    program = program.replace("runs/quick-1", model).replace("relu3_2", layer)
+    done = run([sys.executable, "-c", program + f"print({layer}.shape, {layer}.min().item() >= 0)\n"], folder)
+    assert done.stdout == f"torch.Size({shape}) True\n", done.stderr
 
 
 @pytest.mark.parametrize(
@@ -122,9 +133,23 @@ def test_a_table_of_the_documentation_is_what_was_measured(table, page):
     assert getattr(tables(), table)() in (ROOT / "docs" / page).read_text()
 
 
-def test_every_relative_link_leads_somewhere():
-    for target in re.findall(r"\]\(([^):]+)\)", README):
-        assert (ROOT / target).exists(), target
+def test_every_relative_link_leads_somewhere_and_every_page_is_linked():
+    targets = set(re.findall(r"\]\(([^):#]+)\)", README))
+    assert [target for target in targets if not (ROOT / target).exists()] == []
+    assert {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")} <= targets
+
+
+def test_the_map_has_every_room():
+    drawn = next(block for block in blocks("") if block.startswith("src/vggkit/"))
+    rooms = {path.name for path in (ROOT / "src/vggkit").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert set(re.findall(r"^  (\w+)/", drawn, re.MULTILINE)) == rooms
+
+
+def test_no_line_of_the_documentation_is_longer_than_120_characters():
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+    lines = [(page.name, line) for page in pages for line in page.read_text().splitlines() if len(line) > 120]
+    allowed = r"\||torchrun |vgg11_bn/4: "  # a table, a command, what a program prints
+    assert [found for found in lines if not re.match(allowed, found[1])] == []
 
 
 def tables():
@@ -139,4 +164,4 @@ def tables():
 
 def test_every_figure_of_the_tables_is_a_measured_row():
     """The tables are made from the rows that the benchmarks saved."""
-    assert tables().markdown() in README
+    assert tables().readme() in README

@@ -31,6 +31,7 @@ from vggkit.training.recipe import Recipe
 from vggkit.training.step import autocast, make_optimizer, train_step
 
 Way = Literal["vggkit", "PyTorch channels_last", "PyTorch"]
+Step = Callable[[], object]
 TURN_SECONDS = 0.5
 
 
@@ -130,7 +131,7 @@ def bench(
     return Bench(tuple(speeds), rate, describe_hardware(chosen), not_compiled)
 
 
-_step: Callable[[], object]
+_step: Step
 _device: torch.device
 _convolutions: str
 _before_bytes: int
@@ -158,14 +159,14 @@ def _begin(way: Way, network: Network, batch_size: int, training: bool, device: 
     recipe = Recipe.named("d2l")
     if not training:
         forward = fast if is_ours else _as_it_comes(net)
-        _step = lambda: _classified(forward, x)  # noqa: E731
+        _step = classifies(forward, x)
     elif is_ours:
         ours = make_optimizer(recipe, net)
         _step = lambda: train_step(fast, ours, x, labels, learning_rate=1e-4)  # noqa: E731
     else:
         plain = _as_it_comes(net)
         theirs = torch.optim.SGD(plain.parameters(), lr=1e-4)
-        _step = lambda: _trained(plain, theirs, x, labels)  # noqa: E731
+        _step = trains(plain, theirs, x, labels)
 
 
 def _convolved_by(fast: Accelerated) -> str:
@@ -180,30 +181,47 @@ def _as_it_comes(net: nn.Module) -> nn.Sequential:
     return nn.Sequential(*(module for module in net.modules() if not list(module.children())))
 
 
-@torch.no_grad()
-def _classified(net: nn.Module, x: Tensor) -> Tensor:
-    with autocast(x.device):
-        logits: Tensor = net(x)
-    return logits
+def classifies(net: nn.Module, x: Tensor) -> Step:
+    """One forward pass of `net` over `x`."""
+
+    @torch.no_grad()
+    def step() -> None:
+        with autocast(x.device):
+            net(x)
+
+    return step
 
 
-def _trained(net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, labels: Tensor) -> None:
-    with autocast(x.device):
-        loss = F.cross_entropy(net(x), labels)
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
+def trains(net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, labels: Tensor) -> Step:
+    """One training step of `net` on one batch, as a program of PyTorch's writes it."""
+
+    def step() -> None:
+        with autocast(x.device):
+            loss = F.cross_entropy(net(x), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
 
 
 def _turn() -> float:
-    """Median seconds of as many steps as fit into a turn, 3 at least."""
+    return turn_seconds(_step, _device)
+
+
+def turn_seconds(step: Step, device: torch.device, steps_at_once: int = 1) -> float:
+    """Median seconds of a step, over as many as fit into a turn, 3 times `steps_at_once` at least.
+
+    `device` is waited for after each `steps_at_once`.
+    """
     seconds: list[float] = []
     while len(seconds) < 3 or sum(seconds) < TURN_SECONDS:
         begin = time.perf_counter()
-        _step()
-        synchronize(_device)
+        for _ in range(steps_at_once):
+            step()
+        synchronize(device)
         seconds.append(time.perf_counter() - begin)
-    return statistics.median(seconds)
+    return statistics.median(seconds) / steps_at_once
 
 
 def _end() -> tuple[int, str]:
