@@ -34,20 +34,6 @@ def readme() -> str:
     return table("what|result|measured on|command", [[*cells, f"`python benchmarks/{c}`"] for *cells, c in lines])
 
 
-def parity() -> str:
-    """The table of docs/weights.md: how near the logits of every peer's networks come to the peer's own."""
-    lines = [
-        [
-            f"{row['source']} {row['version']}",
-            f"`{row['network']}`",
-            f"{row['float32_error']:.1e}",
-            f"{row['float64_error']:.1e}" if "float64_error" in row else "-",
-        ]
-        for row in newest("parity", "source", "network")
-    ]
-    return table("source|network|float32|float64", lines)
-
-
 def doctor() -> str:
     """The table of docs/doctor.md: each verdict, and what the network then did."""
     lines = []
@@ -208,5 +194,5 @@ def kind(row: Row) -> str:
 
 
 if __name__ == "__main__":
-    for made in (readme, parity, doctor, memory, scaling, loading, inference, training):
+    for made in (readme, doctor, memory, scaling, loading, inference, training):
         print(made(), end="\n\n")

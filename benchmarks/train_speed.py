@@ -86,7 +86,6 @@ def measure(case: Case, device: torch.device, given: argparse.Namespace, flops_p
         "ratio_to_pytorch": ratios(speeds["ours"], speeds["pytorch"]),
         "ratio": ratios(speeds["ours"], speeds["chapter"]),
         "peak_megabytes": {way: max(turn["peak_megabytes"] for turn in some) for way, some in turns.items()},
-        "data_share_of_step": spread([turn["data_share"] for turn in turns["ours"]]),
         "floor_step_seconds": digits(floor_seconds),
         "fraction_of_floor_reached": round(floor_seconds * statistics.median(speeds["ours"]) / case.batch_size, 3),
         "matrix_product_flops_per_second": digits(flops_per_second),
@@ -98,7 +97,7 @@ def architecture(case: Case) -> Architecture:
 
 
 def run_ours(case: Case, device: torch.device, data_dir: Path | None, *, is_ours: bool = True) -> dict[str, Any]:
-    """Examples/s of the `d2l` recipe's step, and the share of it that making the batch takes."""
+    """Examples/s of the `d2l` recipe's step."""
     hardware.use_huge_pages()
     dataset = fashion_mnist.load(data_dir=data_dir)
     split = Split.on(device, dataset.train_images, dataset.train_labels)
@@ -125,10 +124,8 @@ def run_ours(case: Case, device: torch.device, data_dir: Path | None, *, is_ours
     def step(batch: tuple[Tensor, Tensor]) -> None:
         sums.add_(train_step(net, optimizer, *batch, learning_rate=recipe.learning_rate / 50))
 
-    step_seconds = timed(made(), step, case, device)
     return {
-        "examples_per_second": case.batch_size / step_seconds,
-        "data_share": timed(made(), lambda batch: None, case, device) / step_seconds,
+        "examples_per_second": case.batch_size / timed(made(), step, case, device),
         "convolutions": "compiled" if is_ours and device.type == "cpu" and not why_not_compiled() else "torch",
         "peak_megabytes": peak_megabytes(device),
     }

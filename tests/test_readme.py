@@ -120,7 +120,6 @@ def test_three_lines_for_a_layer_of_an_image(model, layer, shape, folder):
 @pytest.mark.parametrize(
     ("table", "page"),
     [
-        ("parity", "weights.md"),
         ("doctor", "doctor.md"),
         ("memory", "memory.md"),
         ("scaling", "scaling.md"),
