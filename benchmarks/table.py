@@ -125,7 +125,8 @@ def inference() -> str:
         ways = list(row["milliseconds"])
         times = [short(row["milliseconds"][way]["median"]) for way in ways]
         lines.append([numbers(row), *times, *map(with_spread, (row["best_over_ours"], row["ncnn_over_ours"]))])
-    return table("|".join(["ms: network, pixels, batch", *ways, "best of others/ours", "ncnn/ours"]), lines)
+    heads = [way.removeprefix("torch ") for way in ways]
+    return table("|".join(["network, px, batch", *heads, "best/ours", "ncnn/ours"]), lines)
 
 
 def training() -> str:
@@ -140,18 +141,14 @@ def training() -> str:
         ]
         for row in newest("train_speed", "network", "image_size")
     ]
-    header = (
-        "network, pixels, batch|examples/s|PyTorch channels_last|the chapter's way|times PyTorch|times the chapter's"
-    )
-    return table(header + "|peak MB: ours, PyTorch, chapter's|direct floor / our time", lines)
+    return table("network, pixels, batch|ours|PyTorch|chapter|times PyTorch|times chapter|peaks|floor/ours", lines)
 
 
 def table(header: str, lines: Iterable[list[str]]) -> str:
     """Markdown of a table; the names in `header` stand between bars."""
     names = header.split("|")
-    return "\n".join(["| " + " | ".join(cells) + " |" for cells in (names, *lines)]).replace(
-        "\n", "\n" + "|---" * len(names) + "|\n", 1
-    )
+    head, *body = ["| " + " | ".join(cells) + " |" for cells in (names, *lines)]
+    return "\n".join([head, "|---" * len(names) + "|", *body])
 
 
 def case(row: Row) -> str:
