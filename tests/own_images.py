@@ -47,9 +47,8 @@ def touch(*names):
     def make(folder):
         for name in names:
             path = folder / name
-            path.mkdir(parents=True) if name.endswith("/") else (
-                path.parent.mkdir(parents=True, exist_ok=True),
-                path.touch(),
-            )
+            (path if name.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
+            if not name.endswith("/"):
+                path.touch()
 
     return make
