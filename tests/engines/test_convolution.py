@@ -236,18 +236,18 @@ def test_what_follows_may_write_into_the_output() -> None:
 
 @needs_kernels
 def test_what_does_not_pay_is_torchs() -> None:
-    x = torch.zeros(2, 16, 8, 8)
-    assert pays(nn.Conv2d(16, 16, 3, padding=1), x)
     others = [
-        nn.Conv2d(16, 24, 3, padding=1),  # outputs
-        nn.Conv2d(16, 16, 3),  # padding
-        nn.Conv2d(16, 16, 3, padding=1, stride=2),
-        nn.Conv2d(16, 16, 3, padding=1, groups=2),
-        nn.Conv2d(16, 16, 3, padding=1, padding_mode="reflect"),
-        nn.Conv2d(16, 16, 5, padding=1),
-        nn.Conv2d(16, 16, 3, padding=1).double(),
+        {"out_channels": 24},
+        {"padding": 0},
+        {"stride": 2},
+        {"groups": 2},
+        {"padding_mode": "reflect"},
+        {"kernel_size": 5},
+        {"dtype": torch.float64},
     ]
-    assert not any(pays(conv, x.to(conv.weight.dtype)) for conv in others)
+    for other in others:
+        conv = nn.Conv2d(**{"in_channels": 16, "out_channels": 16, "kernel_size": 3, "padding": 1, **other})
+        assert not pays(conv, torch.zeros(2, 16, 8, 8, dtype=conv.weight.dtype))
     conv = nn.Conv2d(16, 16, 3, padding=1)
     for shape in ((0, 16, 8, 8), (2, 16, 0, 8), (2, 16, 8, 0), (2, 16, 2, 2)):  # the last fills a quarter of its tile
         assert not pays(conv, torch.zeros(shape))

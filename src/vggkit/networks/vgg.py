@@ -3,11 +3,12 @@
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vggkit.design.architecture import POOLED_SIZE, Architecture, Head, Init
+from vggkit.design.architecture import Architecture, Init
 from vggkit.design.layers import Block, Layer, Norm
 from vggkit.design.network import NetworkLike, as_network
 from vggkit.errors import ArchitectureError, nearest
@@ -148,12 +149,11 @@ def vgg_block(
     Raises:
         ArchitectureError: a value that cannot be, see `Block`.
     """
-    is_lazy = out_channels is None
     inputs, outputs = (1, in_channels) if out_channels is None else (in_channels, out_channels)
     block = Block(num_convs, outputs, kernel_size, lrn)
     Architecture((block,), in_channels=inputs, image_size=2, norm=norm)  # checks the rest
     modules = modules_of(block.layers(inputs, norm=norm))
-    if is_lazy:
+    if out_channels is None:
         first = block.kernel_sizes[0]
         modules["conv1_1"] = nn.LazyConv2d(outputs, first, padding=first // 2)
     return nn.Sequential(modules)
@@ -164,12 +164,8 @@ def vgg(
     num_classes: int = 10,
     *,
     in_channels: int = 1,
-    image_size: int = 224,
-    hidden: Sequence[int] = (4096, 4096),
-    dropout: float = 0.5,
-    head: Head = "flatten",
-    pooled_size: int = POOLED_SIZE,
     init: Init = "kaiming",
+    **options: Any,
 ) -> VGG:
     """The network of the book's `vgg(conv_arch)`: 1 channel, 10 classes, 224 pixels unless told otherwise.
 
@@ -177,12 +173,8 @@ def vgg(
         conv_arch: pairs `(num_convs, out_channels)`, or a name or notation as `Architecture.parse` takes.
         num_classes: outputs of the last layer.
         in_channels: 1 for grey images, 3 for RGB.
-        image_size: pixels along a side of the input.
-        hidden: widths of the hidden fully connected layers.
-        dropout: probability of dropping a hidden unit.
-        head: `flatten`, `adaptive`, `conv` or `gap`, see `Architecture`.
-        pooled_size: what the first fully connected layer sees, with `adaptive` and `conv`.
         init: see `init_weights`.
+        options: other fields of `Architecture`: `image_size`, `hidden`, `dropout`, `head`, `pooled_size`.
 
     Raises:
         ArchitectureError: a network that cannot be.
@@ -190,14 +182,4 @@ def vgg(
     >>> [name for name, _ in vgg([(1, 8), (2, 16)], image_size=28, hidden=(32,)).named_children()]
     ['block1', 'block2', 'flatten', 'fc3', 'relu3', 'drop3', 'fc4']
     """
-    network = as_network(
-        conv_arch,
-        in_channels=in_channels,
-        num_classes=num_classes,
-        image_size=image_size,
-        hidden=hidden,
-        dropout=dropout,
-        head=head,
-        pooled_size=pooled_size,
-    )
-    return VGG(network, init)
+    return VGG(as_network(conv_arch, num_classes=num_classes, in_channels=in_channels, **options), init)
