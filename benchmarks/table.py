@@ -31,6 +31,14 @@ def readme() -> str:
             result = f"{short(row['milliseconds']['ours']['median'])} ms: {best}x as fast as the best of PyTorch, "
             result += f"ONNX Runtime and OpenVINO, {ncnn}x ncnn"
             lines.append([f"inference {case(row)}", result, measured_on(row), "inference_speed.py"])
+    for row in newest("gpu_speed", "network", "is_training", "image_size", "batch_size"):
+        speeds = {way: short(speed["median"]) for way, speed in row["examples_per_second"].items()}
+        ours, plain, compiled = (speeds[way] for way in ("vggkit", "PyTorch", "PyTorch compiled"))
+        share = row["share_of_product_rate"]["vggkit"]
+        what = "training" if row["is_training"] else "inference"
+        if row["batch_size"] > 1 and row["image_size"] == 224:
+            result = f"{ours} examples/s, {share:.0%} of the matrix product rate; PyTorch {plain}, compiled {compiled}"
+            lines.append([f"{what} {case({**row, 'dtype': 'bfloat16'})}", result, measured_on(row), "gpu_speed.py"])
     return table("what|result|measured on|command", [[*cells, f"`python benchmarks/{c}`"] for *cells, c in lines])
 
 
@@ -144,6 +152,26 @@ def training() -> str:
     return table("network, pixels, batch|ours|PyTorch|chapter|times PyTorch|times chapter|peaks|floor/ours", lines)
 
 
+def on_gpu() -> str:
+    """The table of docs/speed.md: steps on a GPU, ours, PyTorch's eager and compiled, and the chapter's."""
+    lines = []
+    for row in newest("gpu_speed", "network", "is_training", "image_size", "batch_size"):
+        ways = ("vggkit", "PyTorch", "PyTorch compiled", "the chapter's way")
+        speeds = [row["examples_per_second"].get(way) for way in ways]
+        starts = [f"{row['start_seconds'][way]:.1f} s" for way in ("vggkit", "PyTorch compiled")]
+        lines.append(
+            [
+                f"{numbers(row)}, {'training' if row['is_training'] else 'inference'}",
+                *(short(speed["median"]) if speed else "" for speed in speeds),
+                f"{row['share_of_product_rate']['vggkit']:.0%}",
+                ", ".join(starts),
+                ", ".join(f"{row['peak_megabytes'][way]:,}" for way in ways[:3]),
+            ]
+        )
+    header = "network, pixels, batch|ours|PyTorch|compiled|chapter|share|start: ours, compiled|peaks"
+    return table(header, lines)
+
+
 def table(header: str, lines: Iterable[list[str]]) -> str:
     """Markdown of a table; the names in `header` stand between bars."""
     names = header.split("|")
@@ -191,5 +219,5 @@ def kind(row: Row) -> str:
 
 
 if __name__ == "__main__":
-    for made in (readme, doctor, memory, scaling, loading, inference, training):
+    for made in (readme, doctor, memory, scaling, loading, inference, training, on_gpu):
         print(made(), end="\n\n")

@@ -127,6 +127,7 @@ def test_three_lines_for_a_layer_of_an_image(model, layer, shape, folder):
         ("loading", "data.md"),
         ("inference", "speed.md"),
         ("training", "speed.md"),
+        ("on_gpu", "speed.md"),
     ],
 )
 def test_a_table_of_the_documentation_is_what_was_measured(table, page):
