@@ -10,7 +10,7 @@ from vggkit.data.folders import open_folder
 from vggkit.data.hub import HUB_PREFIX, open_hub
 from vggkit.data.samples import MAX_CLASSES, ArrayImages, Images, ImageSource, Sample
 from vggkit.data.shards import find_shards, open_shards
-from vggkit.errors import DataError, one_line, shown
+from vggkit.errors import DataError, nearest, one_line, shown
 
 __all__ = ["ArrayImages", "ImageSource", "Images", "Sample", "open_data"]
 
@@ -73,7 +73,8 @@ def _check_there(path: Path, where: str) -> None:
     except (OSError, ValueError) as error:  # ValueError for a null character
         reason = one_line(error)[:100] if isinstance(error, ValueError) else error.strerror
         known = f"{FULL_NAME}, {SAMPLE_NAME}, a folder of images or hub:owner/name"
-        raise DataError(f"expected {known}, got {where!r}: {reason}, try 'vgg data'") from None
+        close = nearest(where, [FULL_NAME, SAMPLE_NAME]) or "'vgg data'"
+        raise DataError(f"expected {known}, got {where!r}: {reason}, try {close}") from None
     if path.is_file() and path.suffix.lower() not in (".parquet", ".tar"):
         raise DataError(f"{where}: expected a folder of images, a .parquet or a .tar file, got another file")
 

@@ -158,14 +158,13 @@ def _side_by_side(described: list[_Described], flags: Flags) -> Table:
     with_ratios = len(described) <= 3  # so that the table fits a terminal of 80 columns
     name_width = max(8, (64 - 7 * with_ratios * (len(described) - 1)) // len(described) - 1)
 
-    def row(name: str, cells: list[str], ratios: list[str]) -> list[str]:
-        beside = [[cell, ratio] if with_ratios else [cell] for cell, ratio in zip(cells[1:], ratios, strict=True)]
-        return [name, cells[0], *(text for pair in beside for text in pair)]
+    def row(name: str, cells: list[str], ratios: list[str] | None = None) -> list[str]:
+        pairs = zip(cells[1:], ratios or [""] * len(cells[1:]), strict=True)
+        return [name, cells[0], *(text for pair in pairs for text in pair[: 1 + with_ratios])]
 
-    none = [""] * (len(described) - 1)
     networks = [one.network for one in described]
     inputs = [f"{network.in_channels}x{network.image_size}x{network.image_size}" for network in networks]
-    rows = [row("images", inputs, none), row("classes", [f"{network.num_classes:,}" for network in networks], none)]
+    rows = [row("images", inputs), row("classes", [f"{network.num_classes:,}" for network in networks])]
     measured = [_quantities(one) for one in described]
     for name, (form, _) in measured[0].items():
         first, *others = values = [quantities[name][1] for quantities in measured]
@@ -180,9 +179,9 @@ def _side_by_side(described: list[_Described], flags: Flags) -> Table:
     if flags.memory is not None:
         for way, name in ((False, "largest batch"), (True, "  --recompute")):
             most = [one.largest_batch.get(way) for one in described]
-            rows.append(row(name, ["-" if n is None else f"{n:,}" for n in most], none))
+            rows.append(row(name, ["-" if n is None else f"{n:,}" for n in most]))
         notes.append(f"largest batch: that trains in {flags.memory}; --recompute: with vgg train --recompute")
-    header = row("", [shown(network.name, name_width) for network in networks], ["ratio"] * len(none))
+    header = row("", [shown(network.name, name_width) for network in networks], ["ratio"] * (len(networks) - 1))
     return Table(header, [rows], title=f"batches of {flags.batch_size}", notes=notes)
 
 

@@ -170,7 +170,8 @@ def _refused(verb: str, docs: str, box: list[str], arguments: list[str], known: 
         return f"expected {' and '.join(missing)}, got none, try '{examples[0]}'"
     named = re.search(r"(?:for argument '|^Error parsing )(?:-o/)?([\w-]+)", message)
     if named is None or named[1] not in known:
-        return f"{message.removesuffix('.').removeprefix('Error parsing fields: ')}, try 'vgg {verb} --help'"
+        message = message.removesuffix(".").removeprefix("Error parsing fields: ")
+        return message if ", try " in message else f"{message}, try 'vgg {verb} --help'"
     name, takes = named[1], known[named[1]]
     got = values_of(name, arguments) or re.findall("invalid choice '(.*?)'", message)
     close = nearest(got[0], takes) if got and len(takes) > 1 else None

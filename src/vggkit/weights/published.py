@@ -10,7 +10,7 @@ from typing import Literal
 
 from vggkit.data.download import download
 from vggkit.data.files import user_cache
-from vggkit.errors import WeightsError, one_line, shown
+from vggkit.errors import WeightsError, nearest, one_line, shown
 
 MAX_WEIGHTS_BYTES = 2**30
 """Far above VGG-19's 575 MB."""
@@ -88,7 +88,7 @@ def fetch_weights(name: str, report: Callable[[str], None] = lambda line: None) 
     """
     if name not in PUBLISHED:
         same = ", ".join(known for known in PUBLISHED if known.endswith(f"/{name}"))
-        hint = f", try {same}" if same else ""
+        hint = f", try {same or nearest(name, PUBLISHED) or 'vgg weights'}"
         raise WeightsError(f"expected one of {', '.join(PUBLISHED)}, got '{shown(name)}'{hint}")
     entry = PUBLISHED[name]
     if entry.path.is_file() and entry.is_at(entry.path):
