@@ -89,6 +89,7 @@ def run(arguments: list[str]) -> None:
 
 
 def _list(as_json: bool) -> None:
+    from vggkit.data.files import user_cache
     from vggkit.weights.published import PUBLISHED
 
     known = [
@@ -103,7 +104,9 @@ def _list(as_json: bool) -> None:
     if as_json:
         print_json(known)
     else:
-        print(Table(("name", "where"), [[(row["name"], row["where"] or "not fetched") for row in known]], 2))
+        rows = [(row["name"], row["hash"], "fetched" if row["where"] else "not fetched") for row in known]
+        notes = [f"what is fetched lies in {user_cache() / 'weights'}"]
+        print(Table(("name", "published hash", "state"), [rows], 3, notes=notes))
 
 
 def _convert(flags: Convert) -> None:
