@@ -1,6 +1,7 @@
 """A tiny run's parts, for tests that break its checkpoints."""
 
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import torch
 
@@ -18,44 +19,44 @@ RECIPE = replace(
 
 
 def parts(recipe=RECIPE, steps=1, seed=0, **options):
-    """A network and its optimizer after `steps`, in epochs of 2 steps, and the state there."""
+    """What a checkpoint holds of a run after `steps`, in epochs of 2 steps: its network, optimizer and state."""
     torch.manual_seed(seed)
     net = vgg(recipe.architecture, image_size=4, hidden=recipe.hidden, dropout=0.0, **options)
     net = net.to(memory_format=torch.channels_last).train()
     optimizer = make_optimizer(recipe, net)
     for step in range(steps):
-        one_step(net, optimizer, step)
+        one_step(SimpleNamespace(net=net, optimizer=optimizer), step)
     history = [
         EpochMetrics(epoch, 2 * epoch, 1.5, 0.5, 0.25, 0.1, 100.0, 1.0, 0.5, 2.0 * epoch)
         for epoch in range(1, steps // 2 + 1)
     ]
     state = RunState(asdict(recipe), FACTS, steps, len(history) + 1, steps % 2, [1.0, 1.0, 2.0 * (steps % 2)])
     state.history = history
-    return net, optimizer, state
+    return SimpleNamespace(net=net, optimizer=optimizer, state=state, metadata={})
 
 
-def one_step(net, optimizer, step):
+def one_step(run, step):
     draws = torch.Generator().manual_seed(step)
     x, labels = torch.rand((6, 1, 4, 4), generator=draws), torch.randint(10, (6,), generator=draws)
-    return train_step(net, optimizer, x.contiguous(memory_format=torch.channels_last), labels, 0.1)
+    return train_step(run.net, run.optimizer, x.contiguous(memory_format=torch.channels_last), labels, 0.1)
 
 
-def files_of(net, optimizer, state, metrics=b'{"event": "start"}\n'):
-    return {name: b"".join(pieces) for name, pieces in snapshot(net, optimizer, state, metrics, {})().items()}
+def files_of(run, metrics=b'{"event": "start"}\n'):
+    return {name: b"".join(pieces) for name, pieces in snapshot(run, metrics)().items()}
 
 
 def write(run, step, files):
     run.mkdir(exist_ok=True)
+    (run / "metrics.jsonl").write_bytes(files["metrics.jsonl"])
     return write_checkpoint(run, step, {name: [content] for name, content in files.items()})
 
 
-def tensors_of(net, optimizer):
+def tensors_of(run):
     """All that a step reads and writes, by name."""
-    found = dict(net.state_dict())
-    for name, parameter in net.named_parameters():
-        found |= {
-            f"{name} {k}": v for k, v in optimizer.state.get(parameter, {}).items() if isinstance(v, torch.Tensor)
-        }
+    found = dict(run.net.state_dict())
+    for name, parameter in run.net.named_parameters():
+        remembered = run.optimizer.state.get(parameter, {})
+        found |= {f"{name} {key}": value for key, value in remembered.items() if isinstance(value, torch.Tensor)}
     return found
 
 

@@ -70,9 +70,8 @@ class Members:
         return [process.exitcode for process in self.processes]
 
     def printed(self, rank, name="err"):
-        """What a process printed, less the line about the sample, which only the first one has."""
-        lines = (self.place / f"{name}-{rank}").read_text().splitlines(keepends=True)
-        return "".join(line for line in lines if rank or not line.startswith("WARNING: this is the sample"))
+        """What a process printed."""
+        return (self.place / f"{name}-{rank}").read_text()
 
 
 def together(size, work, *arguments, place):
@@ -103,7 +102,7 @@ def vgg(arguments, before=None):
     return main(arguments)
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=WAIT_SECONDS):
     last = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < last, "waited in vain"

@@ -73,7 +73,7 @@ def test_importing_it_imports_no_torch_and_allocates_nothing():
 
 
 FLOORS = [
-    {"errors", "version"}, {"design"}, {"networks", "data"}, {"engines", "weights"}, {"training"}, {"inference"}, {"lab"}, {"app"},
+    {"errors", "version"}, {"design"}, {"networks", "data"}, {"engines", "weights"}, {"inference"}, {"training"}, {"lab"}, {"app"},
     {"verbs"}, {"cli"}, {"__main__"},
 ]  # fmt: skip
 """From the ground to the top; a module imports its own room and the floors below it."""

@@ -1,7 +1,18 @@
-"""`python -m vggkit` is `vgg`."""
+"""`python -m vggkit` is `vgg`. Training handles signals from before its slow imports on."""
 
 import sys
+from contextlib import nullcontext
 
-from vggkit.cli import main
+from vggkit.training.stopping import signals_handled
 
-sys.exit(main())
+
+def main() -> int:
+    """Run `vgg` with the process's arguments; returns the exit code."""
+    with signals_handled() if sys.argv[1:2] == ["train"] else nullcontext():
+        from vggkit import cli
+
+        return cli.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

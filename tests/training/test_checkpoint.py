@@ -13,29 +13,27 @@ from safetensors.torch import load, save
 from tests.checkpoints import FACTS, RECIPE, equal_bits, files_of, one_step, parts, tensors_of, write
 from tests.killing import KILLS
 from vggkit.errors import CheckpointError
-from vggkit.training.checkpoint import (
+from vggkit.training.checkpoint import Saver, restore, snapshot
+from vggkit.training.run_state import RunState
+from vggkit.weights.files import safetensors_pieces
+from vggkit.weights.runs import (
     FILES,
     METRICS,
     NETWORK,
     OPTIMIZER,
     STATE,
     SUMS,
-    Saver,
     checkpoints_of,
     read_checkpoint,
     read_newest,
-    restore,
-    snapshot,
-)  # fmt: skip
-from vggkit.training.run_state import RunState
-from vggkit.weights.files import safetensors_pieces
+)
 
 
 @pytest.fixture
 def run(tmp_path):
     """The folder of a run with the checkpoints of its steps 1 and 2."""
     for step in (1, 2):
-        write(tmp_path / "run", step, files_of(*parts(steps=step)))
+        write(tmp_path / "run", step, files_of(parts(steps=step)))
     return tmp_path / "run"
 
 
@@ -136,16 +134,16 @@ VARIANTS = {
 @pytest.mark.parametrize("kind", VARIANTS)
 def test_a_step_from_a_restored_snapshot_is_the_same_step(kind, steps):
     recipe = replace(RECIPE, **VARIANTS[kind])
-    net, optimizer, state = parts(recipe, steps)
-    files = files_of(net, optimizer, state)
-    other, others, _ = parts(recipe, 0, seed=1)
-    assert restore(files, other, others).to_json() == state.to_json()
-    assert equal_bits(tensors_of(net, optimizer), tensors_of(other, others))
-    assert files_of(other, others, state) == files
+    run, other = parts(recipe, steps), parts(recipe, 0, seed=1)
+    files = files_of(run)
+    other.state = restore(files, other.net, other.optimizer)
+    assert other.state.to_json() == run.state.to_json()
+    assert equal_bits(tensors_of(run), tensors_of(other))
+    assert files_of(other) == files
     for step in (steps, steps + 1):
-        one_step(net, optimizer, step)
-        one_step(other, others, step)
-        assert equal_bits(tensors_of(net, optimizer), tensors_of(other, others))
+        one_step(run, step)
+        one_step(other, step)
+        assert equal_bits(tensors_of(run), tensors_of(other))
 
 
 def test_our_files_are_those_of_safetensors():
@@ -169,12 +167,15 @@ def test_what_is_no_state_at_all_is_refused(content):
         *[("sums", wrong) for wrong in ("xyz", [1.0, "\n", 1.0], {}, [10**400, 1, 1])],
         *[("best_step", wrong) for wrong in ("../../x", 0.5)],
         *[("facts", wrong) for wrong in ([], {}, {**FACTS, "color_axes": "z"}, {**FACTS, "preprocessing": 1})],
-        *[("facts", {**FACTS, "content": wrong}) for wrong in ([], {"train": {"sum": "x"}}, {"train": 1})],
+        *[
+            ("facts", {**FACTS, "content": wrong})
+            for wrong in ([], {"train": {"sum": "x"}}, {"train": {"sum": 1}}, {"train": 1})
+        ],
         *[("train_loss of the history", wrong) for wrong in ("\x1b[31m", None, [])],
     ],
 )
 def test_values_of_another_type_in_a_state_are_refused(field, value):
-    _, _, state = parts(steps=2)
+    state = parts(steps=2).state
     values = json.loads(state.to_json())
     assert RunState.from_json(state.to_json()).to_json() == state.to_json()
     name, _, is_of_history = field.partition(" of ")
@@ -196,27 +197,27 @@ def test_values_of_another_type_in_a_state_are_refused(field, value):
     ],
 )
 def test_tensors_of_another_network_are_refused_in_one_line(name, change):
-    files = files_of(*parts())
+    files = files_of(parts())
     change(files, name)
-    net, optimizer, _ = parts(steps=0)
+    run = parts(steps=0)
     with pytest.raises(CheckpointError, match="expected the tensors of this run's network, got: ") as raised:
-        restore(files, net, optimizer)
+        restore(files, run.net, run.optimizer)
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("where", ["weights", "momenta", "statistics"])
 def test_what_is_not_finite_is_not_saved(run, bad, where):
-    net, optimizer, state = parts(steps=3)
+    made = parts(steps=3)
     spoiled = {
-        "weights": lambda: net.fc2.weight,
-        "momenta": lambda: optimizer.state[net.fc2.weight]["momentum_buffer"],
-        "statistics": lambda: next(buffer for name, buffer in net.named_buffers() if "running_var" in name),
+        "weights": lambda: made.net.fc2.weight,
+        "momenta": lambda: made.optimizer.state[made.net.fc2.weight]["momentum_buffer"],
+        "statistics": lambda: next(buffer for name, buffer in made.net.named_buffers() if "running_var" in name),
     }[where]()
     with torch.no_grad():
         spoiled.view(-1)[0] = bad
     saver = Saver(run, 1.0, run / "checkpoints/step-00000002")
-    saver.save(net, optimizer, state, b"", {})
+    saver.save(made)
     with pytest.raises(
         CheckpointError,
         match=r"could not write the checkpoint of step 3: expected finite values as .*, got others, try a lower "
@@ -227,17 +228,18 @@ def test_what_is_not_finite_is_not_saved(run, bad, where):
 
 
 def test_a_save_that_follows_at_once_mixes_nothing(tmp_path):
-    net, optimizer, state = parts(replace(RECIPE, hidden=(60_000,)), 0)
+    run = parts(replace(RECIPE, hidden=(60_000,)), 0)
     saver = Saver(tmp_path, 1.0)
     expected = {}
     for step in (0, 1, 2):
         if step:
-            one_step(net, optimizer, step)
-        state.step = state.epoch_steps = step
-        expected[step] = files_of(net, optimizer, state)
-        saver.save(net, optimizer, state, expected[step][METRICS], {})
+            one_step(run, step)
+        run.state.step = run.state.epoch_steps = step
+        expected[step] = files_of(run)
+        (tmp_path / METRICS).write_bytes(expected[step][METRICS])
+        saver.save(run)
     with torch.no_grad():
-        net.fc3.weight.zero_()  # while it is written
+        run.net.fc3.weight.zero_()  # while it is written
     saver.finish()
     assert [path.name for path in checkpoints_of(tmp_path)] == ["step-00000002", "step-00000001"]
     for path in checkpoints_of(tmp_path):
@@ -245,35 +247,34 @@ def test_a_save_that_follows_at_once_mixes_nothing(tmp_path):
 
 
 def test_a_sum_that_overflows_is_no_reason_to_refuse():
-    net, optimizer, state = parts()
+    run = parts()
     with torch.no_grad():
-        net.fc2.weight.fill_(3e38)
-    assert METRICS in snapshot(net, optimizer, state, b"", {})()
+        run.net.fc2.weight.fill_(3e38)
+    assert METRICS in snapshot(run, b"")()
 
 
 @pytest.mark.parametrize("spoil", ["gradient", "loss"])
 @pytest.mark.parametrize("kind", ["momentum", "adamw"])
 def test_a_step_that_is_not_finite_leaves_every_bit_as_it_was(kind, spoil):
-    net, optimizer, _ = parts(replace(RECIPE, **VARIANTS[kind], architecture="1x2"), 2)
-    before = {name: value.clone() for name, value in tensors_of(net, optimizer).items()}
+    run = parts(replace(RECIPE, **VARIANTS[kind], architecture="1x2"), 2)
+    before = {name: value.clone() for name, value in tensors_of(run).items()}
     if spoil == "gradient":
-        hook = net.fc2.bias.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor(3), float("nan")))
+        hook = run.net.fc2.bias.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor(3), float("nan")))
     else:
-        hook = net.fc2.register_forward_hook(lambda module, inputs, output: output + float("inf"))
-    assert one_step(net, optimizer, 2)[4] == 1
-    assert equal_bits(tensors_of(net, optimizer), before)
+        hook = run.net.fc2.register_forward_hook(lambda module, inputs, output: output + float("inf"))
+    assert one_step(run, 2)[4] == 1
+    assert equal_bits(tensors_of(run), before)
     hook.remove()
-    assert one_step(net, optimizer, 2)[4] == 0
-    assert not equal_bits(tensors_of(net, optimizer), before)
+    assert one_step(run, 2)[4] == 0
+    assert not equal_bits(tensors_of(run), before)
 
 
 def test_a_link_in_place_of_an_old_checkpoint_is_removed_and_not_what_it_leads_to(run, tmp_path):
     old = run / "checkpoints/step-00000001"
     shutil.move(old, tmp_path / "elsewhere")
     old.symlink_to(tmp_path / "elsewhere")
-    made = parts(steps=3)
     saver = Saver(run, 1.0, run / "checkpoints/step-00000002")
-    saver.save(*made, b"", {})
+    saver.save(parts(steps=3))
     saver.finish()
     assert [path.name for path in checkpoints_of(run)] == ["step-00000003", "step-00000002"]
     assert not old.is_symlink()

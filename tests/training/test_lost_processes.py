@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,15 @@ ENDLESS = [*TINY, "--epochs", "1000"]
 def impatient():
     from vggkit.training import distributed
 
-    distributed.STEP_SECONDS = distributed.JOIN_SECONDS = 4
+    distributed.STEP_SECONDS = 8
+
+
+def waits_in_vain():
+    from vggkit.training import distributed
+
+    if os.environ["RANK"] == "1":
+        os._exit(3)
+    distributed.JOIN_SECONDS = 4
 
 
 def not_a_number_in_the_second():
@@ -47,12 +54,6 @@ def no_data_for_the_second():
         loop.open_run_data = missing
 
 
-def never_there():
-    impatient()
-    if os.environ["RANK"] == "1":
-        os._exit(3)
-
-
 def test_not_a_number_in_one_process_ends_all_with_one_line(tmp_path):
     with Members(2, vgg, [*ENDLESS, "--out", "run"], not_a_number_in_the_second, place=tmp_path) as team:
         assert team.ended() == [1, 1]
@@ -61,16 +62,15 @@ def test_not_a_number_in_one_process_ends_all_with_one_line(tmp_path):
 
 
 def test_a_fault_before_the_first_step_reaches_all_at_once(tmp_path):
-    begin = time.monotonic()
     with Members(2, vgg, [*ENDLESS, "--out", "run"], no_data_for_the_second, place=tmp_path) as team:
         assert team.ended() == [1, 2]
         assert team.printed(1) == "vgg train: rank 1: expected data\n"
         assert "rank 0: lost the other processes: " in team.printed(0)  # closed or reset by peer
-    assert time.monotonic() - begin < 30
+        assert "Timed out" not in team.printed(0)
 
 
 def test_a_process_that_never_comes_is_waited_for_in_vain(tmp_path):
-    with Members(2, vgg, [*ENDLESS, "--out", "run"], never_there, place=tmp_path) as team:
+    with Members(2, vgg, [*ENDLESS, "--out", "run"], waits_in_vain, place=tmp_path) as team:
         assert team.ended() == [1, 3]
         (line,) = team.printed(0).splitlines()
     assert line.startswith("vgg train: rank 0: lost the other processes: Timed out after")
@@ -83,23 +83,21 @@ def test_a_killed_process_ends_the_others_in_one_line(compression, tmp_path):
     with Members(3, vgg, arguments, place=tmp_path / "team") as team:
         wait_for(lambda: steps_of(tmp_path / "run") > 5)
         os.kill(team[2].pid, signal.SIGKILL)
-        begin = time.monotonic()
         assert team.ended() == [1, 1, -signal.SIGKILL]
-        assert time.monotonic() - begin < 20
         for rank in (0, 1):
             (line,) = team.printed(rank).splitlines()
             assert line.startswith(f"vgg train: rank {rank}: lost the other processes: "), line
             assert line.endswith(f"; go on with --resume {tmp_path / 'run'}"), line
-            assert len(line) < 400 and "gloo" not in line, line
+            assert len(line) < 400 and "gloo" not in line and "Timed out" not in line, line
 
 
 def test_a_process_that_hangs_is_not_waited_for_for_long(tmp_path):
     with Members(2, vgg, [*ENDLESS, "--resume", str(tmp_path / "run")], impatient, place=tmp_path / "team") as team:
         wait_for(lambda: steps_of(tmp_path / "run") > 5)
         os.kill(team[1].pid, signal.SIGSTOP)
-        team[0].join(20)
+        team[0].join(60)
         assert team[0].exitcode == 1
-        assert "lost the other processes: Timed out waiting 4000ms" in team.printed(0)
+        assert "lost the other processes: Timed out waiting 8000ms" in team.printed(0)
 
 
 def environment():
@@ -145,7 +143,7 @@ def test_a_signal_to_torchrun_leaves_a_checkpoint_and_nobody_behind(name, flags,
         process.send_signal(getattr(signal, name))
         out, err = process.communicate(timeout=60)
         assert process.returncode == code, err
-        wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in own), 20)
+        wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in own))
     assert f"stopped by {'SIGTERM' if name == 'SIGKILL' else name} after" in out
     assert "vgg train:" not in err
     assert len(list((tmp_path / "run" / "checkpoints").glob("step-*/SHA256SUMS"))) == 1
@@ -220,7 +218,7 @@ def test_two_hosts_train_as_one_with_a_folder_that_only_the_first_sees(two_hosts
             )
         )  # fmt: skip
     try:
-        assert [process.wait(60) for process in processes] == [0, 0]
+        assert [process.wait(120) for process in processes] == [0, 0]
     finally:
         for process in processes:
             process.kill()

@@ -192,7 +192,7 @@ def test_a_signal_ends_a_run_after_the_step_with_a_checkpoint(name, tmp_path):
     assert process.returncode == 75, err
     assert f"stopped by {name} after" in out
     assert "go on with: vgg train --resume run" in out
-    assert not err.replace("WARNING", "")[:1].strip() or "Traceback" not in err
+    assert err == ""
     net, _ = load_weights(newest(tmp_path / "run") / "network.safetensors")
     assert net.architecture.name == "1x4 1x8"
     if name == "SIGTERM":  # the checkpoint is the same whichever it was
@@ -211,23 +211,16 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path):
         process.send_signal(signal.SIGINT)
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
-        begin = time.monotonic()
-        process.wait(timeout=30)
-    assert process.returncode == 130
-    assert time.monotonic() - begin < 2  # a step takes much longer
+        process.wait(timeout=60)
+    assert process.returncode == 130  # at the end of the step, which takes much longer, it would be 75
 
 
-def test_a_run_is_begun_where_there_is_none_only_with_a_recipe(tmp_path):
-    with vgg("--resume", "runs/typo", cwd=tmp_path) as process:
-        out, err = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert err == (
-        "vgg train: expected a run folder, got runs/typo: nothing there, try it with --recipe, to begin it\n"
-    )
-    with vgg(*TINY, "--epochs", "1", "--resume", "runs/new", cwd=tmp_path) as process:
-        out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
-    assert out.rstrip().endswith("runs/new")
+def test_a_run_is_begun_where_there_is_none_only_with_a_recipe(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "--resume", "runs/typo"]) == 2
+    expected = "vgg train: expected a run folder, got runs/typo: nothing there, try it with --recipe, to begin it\n"
+    assert capsys.readouterr().err == expected
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_best_by_validation_is_kept_and_the_last_two(recipe, photos, tmp_path):

@@ -14,14 +14,15 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from tests.killing import newest
+from tests.killing import KILLS, newest
+from tests.teams import wait_for
 from tests.training.test_resume import bits
 from vggkit.cli import main
-from vggkit.training import step
-from vggkit.training.checkpoint import read_checkpoint, read_newest
+from vggkit.training import loop, step
+from vggkit.training.stopping import signals_handled
+from vggkit.version import __version__
+from vggkit.weights.runs import read_checkpoint, read_newest
 
-KILLS = int(os.environ.get("VGGKIT_KILLS", "20"))
-"""`make torture` sets it to 200."""
 TINY = [
     *("--data", "fashion-mnist-sample", "--architecture", "1x4_bn", "--image-size", "8", "--hidden", "8"),
     *("--batch-size", "900", "--validation", "200", "--optimizer", "sgd", "--momentum", "0.9", "--epochs", "1"),
@@ -98,9 +99,8 @@ def test_any_call_that_fails_is_told_and_a_resume_ends_in_the_same_bits(for_good
             else:
                 assert code in (1, 2), (failing.failed, err)
                 assert "examples/sec" not in out
-                *warnings, last = err.splitlines()
+                (last,) = err.splitlines()
                 assert last.startswith("vgg train: "), (failing.failed, err)
-                assert all("WARNING" in line for line in warnings), (failing.failed, err)
                 assert os.strerror(number) in last, (failing.failed, err)
                 assert str(folder) in last, (failing.failed, err)
                 if (folder / "checkpoints").exists():
@@ -173,22 +173,6 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(tmp_path, capsys, m
     assert not (tmp_path / "run/model.safetensors").exists()
 
 
-def test_weights_that_are_not_finite_are_never_saved(tmp_path, capsys, monkeypatch):
-    real = step.train_step
-
-    def spoiled(net, *args, **options):
-        outcome = real(net, *args, **options)
-        with torch.no_grad():
-            net.net.fc2.weight[0, 0] = float("inf")
-        return outcome
-
-    monkeypatch.setattr(step, "train_step", spoiled)
-    assert vgg_train(tmp_path / "run") == 1
-    assert "vgg train: " in capsys.readouterr().err
-    assert list((tmp_path / "run").glob("checkpoints/step-*")) == []
-    assert not (tmp_path / "run/model.safetensors").exists()
-
-
 def test_a_finished_run_without_checkpoints_is_not_trained_over(expected, tmp_path, capsys):
     assert vgg_train(tmp_path / "run") == 0
     shutil.rmtree(tmp_path / "run/checkpoints")  # as version 0.2 leaves it
@@ -202,7 +186,9 @@ def test_a_finished_run_without_checkpoints_is_not_trained_over(expected, tmp_pa
 
 def test_a_run_that_has_no_checkpoint_yet_says_that_it_begins_anew(expected, tmp_path, capsys):
     assert vgg_train(tmp_path / "run") == 0
-    assert "begins anew" not in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "begins anew" not in out
+    assert (out.count("WARNING: this is the sample"), err) == (1, "")
     shutil.rmtree(tmp_path / "run/checkpoints")
     (tmp_path / "run/model.safetensors").unlink()
     assert vgg_train(tmp_path / "run") == 0
@@ -223,27 +209,21 @@ def test_a_run_that_first_trains_its_head_goes_on_from_any_step(optimizer, tmp_p
         def stopping(*args, steps=steps, last=last, **options):
             steps.append(1)
             if len(steps) > last:
-                signal.raise_signal(signal.SIGTERM)
+                with signals_handled() as flag:  # the one of the run, which another thread sets
+                    signal.raise_signal(signal.SIGTERM)
+                    wait_for(lambda: flag.signal_name)
             return real(*args, **options)
 
         monkeypatch.setattr(step, "train_step", stopping)
         code = vgg_train(tmp_path / f"{last}", *more)
         monkeypatch.setattr(step, "train_step", real)
         assert code == (75 if last < 4 else 0)
-        assert vgg_train(tmp_path / f"{last}", *more) == 0, capsys.readouterr().err
+        with monkeypatch.context() as later:
+            later.setattr(loop, "__version__", "9.9")
+            assert vgg_train(tmp_path / f"{last}", *more) == 0, capsys.readouterr().err
+        note = f"equal bits are not promised, since it had vggkit {__version__}, now 9.9"
+        assert (note in capsys.readouterr().out) == (last < 4)
         assert bits(tmp_path / f"{last}") == bits(tmp_path / "unbroken")
-
-
-def test_a_checkpoint_of_a_run_with_another_seed_is_refused(tmp_path, capsys):
-    for seed in ("0", "1"):
-        assert vgg_train(tmp_path / seed, "--seed", seed) == 0
-    shutil.rmtree(tmp_path / "0/checkpoints")
-    shutil.copytree(tmp_path / "1/checkpoints", tmp_path / "0/checkpoints")
-    before = (tmp_path / "0/model.safetensors").read_bytes()
-    capsys.readouterr()
-    assert vgg_train(tmp_path / "0") == 2
-    assert "began with, got another one in its recipe.json" in capsys.readouterr().err
-    assert (tmp_path / "0/model.safetensors").read_bytes() == before
 
 
 def test_a_best_that_is_damaged_is_not_copied(tmp_path, capsys):
@@ -274,7 +254,7 @@ def test_a_run_is_found_from_elsewhere_and_says_what_is_not_as_it_was(tmp_path, 
     environment = {**os.environ, "OMP_NUM_THREADS": "2" if torch.get_num_threads() == 1 else "1"}
     done = subprocess.run(command, cwd=tmp_path / "below", env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert re.search("goes on from step [23], in epoch 2, not bit for bit, since it had hardware", done.stdout), (
-        done.stdout
-    )
+    assert re.search(
+        "goes on from step [23], in epoch 2, equal bits are not promised, since it had hardware", done.stdout
+    ), done.stdout
     assert list((tmp_path / "below").iterdir()) == []

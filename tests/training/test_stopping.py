@@ -13,7 +13,7 @@ import pytest
 from tests.killing import FORKS, KILLS
 from tests.own_images import write
 from tests.teams import wait_for
-from vggkit.training.stopping import stop_on_signals
+from vggkit.training.stopping import signals_handled
 
 
 class Interrupted:
@@ -72,7 +72,7 @@ def test_a_signal_in_the_first_second_ends_a_run_and_its_workers(name, tmp_path)
         slowest = max(slowest, time.monotonic() - begin)
         codes.append(process.exitcode)
         try:
-            wait_for(lambda pid=process.pid: not session_of(pid), 10)
+            wait_for(lambda pid=process.pid: not session_of(pid))
         finally:
             for pid in session_of(process.pid):
                 os.kill(pid, signal.SIGKILL)
@@ -82,7 +82,7 @@ def test_a_signal_in_the_first_second_ends_a_run_and_its_workers(name, tmp_path)
 
 
 def test_watching_for_signals_ends_although_a_forked_process_lives_on():
-    with stop_on_signals() as stop:
+    with signals_handled() as stop:
         reader, writer = os.pipe()
         child = os.fork()
         if child == 0:
@@ -90,7 +90,7 @@ def test_watching_for_signals_ends_although_a_forked_process_lives_on():
             os.read(reader, 1)
             os._exit(0)
         os.close(reader)
-        signal.alarm(20)  # ends this process, should the next line hang
+        signal.alarm(60)  # ends this process, should the next line hang
     signal.alarm(0)
     assert stop.signal_name is None
     os.close(writer)
@@ -102,7 +102,8 @@ def test_a_signal_that_comes_again_ends_no_process_that_is_ending(is_last, code)
     child = os.fork()
     if child == 0:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        with stop_on_signals() as stop:
+        with signals_handled() as stop:
+            stop.is_training = True
             os.kill(os.getpid(), signal.SIGTERM)
             stop.is_last = is_last
         os.kill(os.getpid(), signal.SIGTERM)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from vggkit import VGG, Architecture, Recipe, cli, lenet, warm_start
-from vggkit.training.run_weights import find_weights
 from vggkit.weights.files import load_weights
+from vggkit.weights.runs import find_weights
 
 OF_A = ("conv1_1", "conv2_1", "conv3_1", "conv3_2")
 

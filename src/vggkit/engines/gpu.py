@@ -140,7 +140,7 @@ def _versions(modules: Iterable[nn.Module]) -> tuple[int, ...]:
 
 
 @contextmanager
-def half(x: Tensor, is_wanted: bool) -> Iterator[bool]:
+def half(x: Tensor, is_wanted: bool = True) -> Iterator[bool]:
     """Within, autocast computes in bfloat16 if that `is_wanted` and `x` is on a GPU that has it.
 
     Yields whether outside it the results have the type that they have within.

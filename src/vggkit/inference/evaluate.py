@@ -11,17 +11,18 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vggkit.data.feed import Feed, LoaderFeed, Whole, open_feed
+from vggkit.data.feed import Batch, Feed, LoaderFeed, Whole, network_input, open_feed
 from vggkit.data.images import FittedImage
+from vggkit.data.preprocessing import Preprocessing
 from vggkit.data.samples import IGNORED_LABEL, Images, ImageSource, split_named
 from vggkit.data.sources import open_data
 from vggkit.design.table import Table
+from vggkit.engines import gpu
 from vggkit.errors import DataError, WeightsError, shown
 from vggkit.inference.classes import matched_classes
 from vggkit.inference.predict import AnyModel, Classifier, load_classifier
-from vggkit.training.evaluate import judged
 
 NUM_MISTAKES = 12
 MAX_NOTES = 3
@@ -224,6 +225,20 @@ def _listed(what: str, items: list[str]) -> list[str]:
 def default_split(source: ImageSource) -> str:
     """What is measured on of data that was not divided for a run: `test`, else `validation`, else all there is."""
     return next(name for name in ("test", "validation", "all", "train") if name in source.splits)
+
+
+@torch.no_grad()
+def judged(net: nn.Module, feed: Feed, preprocessing: Preprocessing) -> Iterator[tuple[Batch, Tensor]]:
+    """All batches of `feed` in its order, each with the logits of `net`: float32 (images, classes).
+
+    The network is left in evaluation mode.
+    """
+    net.eval()
+    for batch in feed.batches(epoch=0):
+        x = network_input(feed, batch.images, preprocessing)
+        with gpu.half(x):
+            logits = net(x)
+        yield batch, logits.float()
 
 
 def _outcome(classifier: Classifier, feed: Feed, table: Tensor) -> tuple[Tensor, list[Tensor]]:

@@ -18,9 +18,9 @@ from vggkit.errors import DataError, WeightsError, shown
 from vggkit.inference.images import Images, batches, is_several
 from vggkit.networks.baselines import BaselineNetwork
 from vggkit.networks.vgg import VGG
-from vggkit.training.run_weights import find_weights
 from vggkit.weights.files import load_weights, metadata_list
 from vggkit.weights.preparation import preprocessing_for
+from vggkit.weights.runs import find_weights
 
 MAX_ACTIVATION_BYTES = 2**31
 """A weight file that says its network needs more for one image is refused; VGG-19 at 224 needs 0.1 GB."""

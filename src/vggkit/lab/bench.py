@@ -22,13 +22,13 @@ from torch.nn import functional as F
 
 from vggkit.design.network import Network, costs
 from vggkit.design.scaling import backward_macs
-from vggkit.engines import cpu
+from vggkit.engines import cpu, gpu
 from vggkit.engines.accelerate import Accelerated, accelerate, describe_engine, engine_name
 from vggkit.errors import RunError
 from vggkit.networks.baselines import build
 from vggkit.training.hardware import choose_device, describe_hardware, keep_freed_memory, use_huge_pages
 from vggkit.training.recipe import Recipe
-from vggkit.training.step import autocast, make_optimizer, train_step
+from vggkit.training.step import make_optimizer, train_step
 
 Way = Literal["vggkit", "PyTorch channels_last", "PyTorch"]
 Step = Callable[[], object]
@@ -186,7 +186,7 @@ def classifies(net: nn.Module, x: Tensor) -> Step:
 
     @torch.no_grad()
     def step() -> None:
-        with autocast(x.device):
+        with gpu.half(x):
             net(x)
 
     return step
@@ -196,7 +196,7 @@ def trains(net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, labels: 
     """One training step of `net` on one batch, as a program of PyTorch's writes it."""
 
     def step() -> None:
-        with autocast(x.device):
+        with gpu.half(x):
             loss = F.cross_entropy(net(x), labels)
         optimizer.zero_grad()
         loss.backward()

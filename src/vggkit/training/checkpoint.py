@@ -1,14 +1,11 @@
-"""Checkpoints: everything that decides the rest of a run, written completely, verified when read.
+"""Checkpoints: everything that decides the rest of a run, written completely; `vggkit.weights.runs` reads them.
 
-A checkpoint is a folder `checkpoints/step-<number>` with the network and the optimizer as safetensors, the state as
-JSON, the metrics so far, and `SHA256SUMS` in the format of `sha256sum`. The sums are written last: a folder without
-them is no checkpoint. No state of a random generator is saved, because the seed and the step decide every draw of a
-run, see `vggkit.data.loading.derived_seed`.
+No state of a random generator is saved, because the seed and the step decide every draw of a run, see
+`vggkit.data.loading.derived_seed`.
 """
 
 import hashlib
 import os
-import re
 import shutil
 import threading
 import time
@@ -20,16 +17,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from vggkit.data.files import read_regular, sync_folder, write_synced, write_whole
+from vggkit.data.files import sync_folder, write_synced, write_whole
 from vggkit.errors import CheckpointError, one_line
-from vggkit.training.run_folder import CHECKPOINTS
-from vggkit.training.run_folder import METRICS as METRICS
 from vggkit.training.run_state import RunState
+from vggkit.training.step import Training
 from vggkit.weights.files import AnyNetwork, safetensors_pieces
-
-NETWORK, OPTIMIZER, STATE = "network.safetensors", "optimizer.safetensors", "state.json"
-FILES = (NETWORK, OPTIMIZER, STATE, METRICS)
-SUMS = "SHA256SUMS"
+from vggkit.weights.runs import (
+    CHECKPOINTS,
+    FILES,
+    METRICS,
+    NETWORK,
+    OPTIMIZER,
+    STATE,
+    SUMS,
+    begun_checkpoints,
+    checkpoint_path,
+    sum_line,
+)
 
 SAVE_SECONDS = 50.0
 """The time between two checkpoints: with the time that it takes to write one, a kill loses at most a minute."""
@@ -40,27 +44,19 @@ Pieces = Iterable[bytes | memoryview]
 
 
 def snapshot(
-    net: AnyNetwork,
-    optimizer: torch.optim.Optimizer,
-    state: RunState,
-    metrics: bytes,
-    metadata: Mapping[str, str],
-    room: dict[str, Tensor] | None = None,
+    training: Training, metrics: bytes, room: dict[str, Tensor] | None = None
 ) -> Callable[[], dict[str, Pieces]]:
     """Copy what a checkpoint holds, and return a function that makes its files, which another thread may call.
 
     The function raises `CheckpointError` if a weight, or what the optimizer remembers, is not finite.
 
     Args:
-        net: the network.
-        optimizer: the optimizer of its parameters.
-        state: where the run stands.
+        training: its network, optimizer, state and metadata are saved.
         metrics: the content of metrics.jsonl.
-        metadata: the metadata of the network's file.
         room: the tensors to copy into. Those of an earlier snapshot, whose files are written, can be used again:
             taking new memory takes up to ten times as long as the copy.
     """
-    room = {} if room is None else room
+    net, room = training.net, {} if room is None else room
 
     def copied(name: str, tensor: Tensor) -> Tensor:
         if name not in room:
@@ -71,10 +67,10 @@ def snapshot(
     remembered = {
         f"{name}.{key}": copied(f"{name}.{key} of the optimizer", value)
         for name, parameter in net.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
+        for key, value in training.optimizer.state.get(parameter, {}).items()
         if isinstance(value, Tensor)
     }
-    position, described = state.to_json(), {**metadata, "architecture": net.architecture.to_json()}
+    position, described = training.state.to_json(), {**training.metadata, "architecture": net.architecture.to_json()}
 
     def files() -> dict[str, Pieces]:
         for name, tensor in (*weights.items(), *remembered.items()):
@@ -105,17 +101,12 @@ def restore(files: Mapping[str, bytes], net: AnyNetwork, optimizer: torch.optim.
             parameter = parameters[owner]
             # In the strides of the parameter and with torch's alignment, which the fused step reads it in.
             kept = torch.empty_like(parameter if tensor.ndim else tensor)
-            if key == "step" and optimizer.param_groups[0].get("fused") and parameter.is_cuda:
+            if key == "step" and parameter.is_cuda:
                 kept = kept.to(parameter.device)
             optimizer.state[parameter][key] = kept.detach().copy_(tensor.view_as(kept))
     except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"expected the tensors of this run's network, got: {one_line(error, 200)}") from None
     return state
-
-
-def checkpoint_path(run: Path, step: int) -> Path:
-    """The folder of the checkpoint of `step`."""
-    return run / CHECKPOINTS / f"step-{step:08}"
 
 
 def write_checkpoint(run: Path, step: int, files: Mapping[str, Pieces]) -> Path:
@@ -144,7 +135,7 @@ def write_checkpoint(run: Path, step: int, files: Mapping[str, Pieces]) -> Path:
         shutil.rmtree(temporary, ignore_errors=True)  # to give its space back to a full disk
         raise
     sync_folder(parent)
-    write_whole(target / SUMS, _sums(digests))
+    write_whole(target / SUMS, b"".join(sum_line(name, digest.hexdigest()) for name, digest in digests.items()))
     return target
 
 
@@ -154,73 +145,14 @@ def _hashed(pieces: Pieces, digest: "hashlib._Hash") -> Iterator[bytes | memoryv
         yield piece
 
 
-def _sums(digests: Mapping[str, "hashlib._Hash"]) -> bytes:
-    return "".join(f"{digest.hexdigest()}  {name}\n" for name, digest in digests.items()).encode()
-
-
-def read_checkpoint(folder: Path) -> dict[str, bytes]:
-    """Read the files of a checkpoint, by name, and verify them: the bytes that are returned are those that were hashed.
-
-    Raises:
-        CheckpointError: a file is missing, cut or changed, or it is the checkpoint of another step.
-    """
-    try:
-        files = {name: read_regular(folder / name) for name in FILES}
-        expected = read_regular(folder / SUMS)
-    except OSError as error:
-        raise CheckpointError(
-            f"{folder}: expected a whole checkpoint, got: {error.strerror}: {error.filename}"
-        ) from None
-    sums = _sums({name: hashlib.sha256(content) for name, content in files.items()})
-    if sums != expected:
-        told = set(expected.splitlines())
-        wrong = [name for name, line in zip(files, sums.splitlines(), strict=True) if line not in told]
-        raise CheckpointError(f"{folder} is damaged: expected what {SUMS} says, got another {', '.join(wrong) or SUMS}")
-    try:
-        step = RunState.from_json(files[STATE]).step
-    except CheckpointError as error:
-        raise CheckpointError(f"{folder}: {error}") from None
-    if folder.name != checkpoint_path(folder, step).name:
-        raise CheckpointError(f"{folder}: expected the checkpoint of that step, got the one of step {step}")
-    return files
-
-
-def checkpoints_of(run: Path) -> list[Path]:
-    """The finished checkpoints of a run, not verified, the newest first."""
-    finished = (path for path in _begun(run) if (path / SUMS).exists())
-    return sorted(finished, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-
-
-def _begun(run: Path) -> list[Path]:
-    parent = run / CHECKPOINTS
-    return [path for path in parent.iterdir() if re.fullmatch(r"step-\d{8,15}", path.name)] if parent.is_dir() else []
-
-
-def read_newest(run: Path, report: Callable[[str], None]) -> tuple[Path, dict[str, bytes]] | None:
-    """Read the newest whole checkpoint of a run; None if it has none yet. `report` is told of damaged ones.
-
-    Raises:
-        CheckpointError: all of its checkpoints are damaged.
-    """
-    found = checkpoints_of(run)
-    for path in found:
-        try:
-            return path, read_checkpoint(path)
-        except CheckpointError as error:
-            report(str(error))
-    # A kill in the first save leaves one without sums; afterwards there always is one with sums.
-    if found or len(_begun(run)) > 1:
-        raise CheckpointError(
-            f"{run}: expected a whole checkpoint, got {len(_begun(run))} damaged, try a new run with --out"
-        )
-    return None
-
-
 class Saver:
-    """Writes checkpoints in a thread of its own, one at a time, so that training goes on; keeps the last two."""
+    """Writes checkpoints in a thread of its own, one at a time, so that training goes on; keeps the last two.
+
+    Without a run folder, in a process that does not lead, it saves nothing.
+    """
 
     def __init__(
-        self, run: Path, save_seconds: float, resumed_from: Path | None = None, best_step: int | None = None
+        self, run: Path | None, save_seconds: float, resumed_from: Path | None = None, best_step: int | None = None
     ) -> None:
         self.run, self.save_seconds = run, save_seconds
         self._kept = [(resumed_from, best_step)] if resumed_from is not None else []
@@ -233,30 +165,27 @@ class Saver:
     def is_due(self) -> bool:
         """Whether it is time for the next checkpoint; raises what writing the last one raised."""
         self._raise()
-        return not self._thread.is_alive() and time.monotonic() - self._last_seconds >= self.save_seconds
+        is_idle = self.run is not None and not self._thread.is_alive()
+        return is_idle and time.monotonic() - self._last_seconds >= self.save_seconds
 
     @property
     def last(self) -> Path | None:
         """The newest checkpoint that is known to be complete."""
         return self._kept[-1][0] if self._kept else None
 
-    def save(
-        self,
-        net: AnyNetwork,
-        optimizer: torch.optim.Optimizer,
-        state: RunState,
-        metrics: bytes,
-        metadata: Mapping[str, str],
-    ) -> None:
-        """Begin to write the checkpoint of this moment; when this returns, the arguments may change.
+    def save(self, training: Training) -> None:
+        """Begin to write the checkpoint of this moment; when this returns, training may go on.
 
         Raises:
             CheckpointError: the checkpoint before it could not be written.
         """
         self.finish()  # before the snapshot, which uses the memory of the one before
+        if self.run is None:
+            return
         self._last_seconds = time.monotonic()
-        files = snapshot(net, optimizer, state, metrics, metadata, self._room)
-        self._thread = threading.Thread(target=self._write, args=(state.step, state.best_step, files), daemon=True)
+        files = snapshot(training, (self.run / METRICS).read_bytes(), self._room)
+        arguments = (self.run, training.state.step, training.state.best_step, files)
+        self._thread = threading.Thread(target=self._write, args=arguments, daemon=True)
         self._thread.start()
 
     def finish(self) -> None:
@@ -274,18 +203,18 @@ class Saver:
         if failure is not None:
             raise failure
 
-    def _write(self, step: int, best_step: int | None, files: Callable[[], Mapping[str, Pieces]]) -> None:
-        path, task = checkpoint_path(self.run, step), "write the checkpoint"
+    def _write(self, run: Path, step: int, best_step: int | None, files: Callable[[], Mapping[str, Pieces]]) -> None:
+        path, task = checkpoint_path(run, step), "write the checkpoint"
         try:
             if all(path != kept for kept, _ in self._kept):
-                write_checkpoint(self.run, step, files())
+                write_checkpoint(run, step, files())
                 self._kept = [*self._kept[1 - KEPT :], (path, best_step)]
             task = "remove what is older than the checkpoint"
             # Also the checkpoint that was the best at the time of a kept one: a run that goes on from there may not
             # come to a better one.
             needed = {kept for kept, _ in self._kept}
-            needed |= {checkpoint_path(self.run, best) for _, best in [*self._kept, (path, best_step)] if best}
-            for old in _begun(self.run):
+            needed |= {checkpoint_path(run, best) for _, best in [*self._kept, (path, best_step)] if best}
+            for old in begun_checkpoints(run):
                 if old not in needed:
                     _remove(old)
         except Exception as error:  # the training thread raises it

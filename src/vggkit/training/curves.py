@@ -40,7 +40,7 @@ def curves(history: Sequence[EpochMetrics], num_epochs: int, evaluated_on: str, 
         _plot(axes, history, f"train_{name}", TRAIN, "train", last_epoch)
         _plot(axes, history, f"test_{name}", EVALUATED, evaluated_on, last_epoch)
         axes.set(xlabel="epoch", title=name)
-    losses.set_ylim(bottom=0)
+    losses.set_ylim(0, max(losses.dataLim.ymax, 1e-3) * 1.1)  # also around the points of a single epoch
     _mark_best(accuracies, history, evaluated_on)
     for axes in (losses, accuracies):
         axes.legend()

@@ -2,14 +2,14 @@
 
 import ctypes
 import datetime
-import json
 import os
 import re
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -38,6 +38,8 @@ POWERSGD_START_STEP = 10
 _PR_SET_PDEATHSIG = 1
 """Of Linux's prctl.h."""
 
+_Value = TypeVar("_Value")
+
 
 @dataclass(frozen=True)
 class Team:
@@ -62,22 +64,12 @@ class Team:
             dist.all_reduce(values, group=self.group)
         return values
 
-    def shared(self, files: Mapping[str, bytes] | None) -> dict[str, bytes]:
-        """The leader's `files`, by name, in every process; those of the other processes are ignored."""
-        mine = dict(files or {})
-        if self.size == 1:
-            return mine
-        names = json.loads(self._shared_bytes(json.dumps(list(mine)).encode()))
-        return {name: self._shared_bytes(mine.get(name, b"")) for name in names}
-
-    def _shared_bytes(self, content: bytes) -> bytes:
-        length = torch.tensor([len(content)], device=self.device)
-        dist.broadcast(length, src=0, group=self.setup_group)
-        buffer = torch.empty(int(length.item()), dtype=torch.uint8, device=self.device)
-        if self.leads:
-            buffer.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
-        dist.broadcast(buffer, src=0, group=self.setup_group)
-        return buffer.cpu().numpy().tobytes()
+    def shared(self, value: _Value) -> _Value:
+        """The leader's `value` in every process; those of the other processes are ignored."""
+        values = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(values, src=0, group=self.setup_group, device=self.device)
+        return values[0]
 
     def wait(self) -> None:
         """Wait until all processes are here, as long as in the set-up: the leader may be writing a file."""
@@ -139,7 +131,7 @@ def joined(device: str | None) -> Iterator[Team]:
         RunError: the device does not exist, or is one GPU for several processes.
         LostError: another process has ended, or does not answer in time.
     """
-    rank, size = rank_and_size()
+    size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield Team(choose_device(device))
         return
@@ -168,11 +160,6 @@ def joined(device: str | None) -> Iterator[Team]:
         first_line = str(error).strip().partition("\n")[0]
         cause = re.sub(r".*\[\S+\.\w+:\d+\] *", "", first_line).partition(". ")[0].rstrip(".")  # no file, no advice
         raise LostError(f"lost the other processes: {cause}") from error
-
-
-def rank_and_size() -> tuple[int, int]:
-    """The number of this process and the number of processes, from torchrun's environment; 0 and 1 without it."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _end_with_torchrun() -> None:

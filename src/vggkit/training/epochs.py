@@ -2,7 +2,11 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
 
 from vggkit.data.feed import Batch
 from vggkit.engines import waiting
@@ -10,37 +14,39 @@ from vggkit.engines.accelerate import accelerate
 from vggkit.errors import DivergedError
 from vggkit.training.checkpoint import Saver
 from vggkit.training.evaluate import evaluate
-from vggkit.training.outcomes import Outcomes
 from vggkit.training.progress import Progress
 from vggkit.training.run_state import EpochMetrics, RunState
 from vggkit.training.start import advice, learning_part
 from vggkit.training.step import Training, make_step
 from vggkit.training.stopping import StopFlag
 
+CUDA_LAG_STEPS = 2
+"""Steps that a GPU is given ahead of the one whose outcome is read."""
+DIVERGED_STEPS, DIVERGED_FACTOR = 10, 5
+"""A mean loss over so many steps of more than so many times the loss of guessing is reported as diverging."""
 
-def train_epochs(
-    training: Training, shown: Progress, stop: StopFlag, saver: Saver | None, save: Callable[[], None]
-) -> bool:
+
+def train_epochs(training: Training, shown: Progress, stop: StopFlag, saver: Saver) -> bool:
     """Train from where `training.state` is, and return whether the run came to its end.
 
     Args:
         training: is trained.
         shown: is told of every step and epoch.
         stop: says when to end early.
-        saver: says when a checkpoint is due; None in a process that writes none.
-        save: begins to write a checkpoint.
+        saver: writes checkpoints when they are due.
 
     Raises:
         DivergedError: a loss, a gradient or an output is not finite.
     """
     recipe, team, data, state = training.recipe, training.team, training.data, training.state
-    outcomes, lap = Outcomes(training, shown, saver), _stopwatch()
+    outcomes, lap = _Outcomes(training, shown, saver), _stopwatch()
     step, num_bad = None, len(data.bad_images)
     while state.epoch <= recipe.epochs:
         learning_part(training.net, only_last=state.epoch <= recipe.head_epochs)
         if step is None or state.epoch == recipe.head_epochs + 1:
-            fast = accelerate(training.net, training.engine, recompute=recipe.recompute)
-            net = team.wrapped(fast, recipe.compression)
+            net = team.wrapped(
+                accelerate(training.net, training.engine, recompute=recipe.recompute), recipe.compression
+            )
             step = make_step(training, net)
         accuracies = [metrics.test_accuracy for metrics in state.history]
         state.elapsed_seconds += lap()  # of what came since the last evaluation, such as drawing the curves
@@ -51,15 +57,15 @@ def train_epochs(
             state.step += 1
             state.epoch_steps += 1
             # Before the outcome, which is shown with the share of loading; waiting for it counts to the next step.
-            _count_seconds(state, lap())
+            state.add_training_time(lap())
             outcomes.put(outcome)
             if outcomes.says_stop:
                 return False
-            if saver is not None and saver.is_due and state.epoch_steps < training.steps_per_epoch:
+            if saver.is_due and state.epoch_steps < training.steps_per_epoch:
                 outcomes.read_all()
-                save()
+                saver.save(training)
         outcomes.read_all()  # waits for the device: the only time in an epoch
-        _count_seconds(state, lap())
+        state.add_training_time(lap())
         measured = evaluate(net, data.held_out, data.preprocessing, team, stop)
         if measured is None:
             return False
@@ -72,16 +78,86 @@ def train_epochs(
         if len(data.bad_images) > num_bad:
             num_bad = len(data.bad_images)
             shown.say(named(data.bad_images))
-        if is_best or (saver is not None and saver.is_due):  # with the evaluation in it, which comes with this step
-            save()
+        if is_best or saver.is_due:  # with the evaluation in it, which comes with this step
+            saver.save(training)
         if is_best:
             team.wait()  # for the leader, who has waited for the checkpoint before: on a slow disk that takes long
     return True
 
 
+class _Outcomes:
+    """The outcomes of `train_step`, added to the state and shown in their order, on a GPU two steps late."""
+
+    def __init__(self, training: Training, shown: Progress, saver: Saver) -> None:
+        self._lag = CUDA_LAG_STEPS if training.team.device.type == "cuda" else 0
+        self._training, self._state, self._shown, self._saver = training, training.state, shown, saver
+        self._pending: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque()
+        self._recent: deque[float] = deque(maxlen=DIVERGED_STEPS)
+        self._stop_step: int | None = None
+        self._has_warned = False
+
+    def put(self, outcome: Tensor) -> None:
+        """Take the outcome of the step that the state has come to, and read the one that is due.
+
+        Raises:
+            DivergedError: the step that is read was not taken, since its loss or gradients are not finite.
+        """
+        event = None
+        if outcome.is_cuda:
+            copied = torch.empty(outcome.shape, dtype=outcome.dtype, pin_memory=True)
+            copied.copy_(outcome, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+            outcome = copied
+        self._pending.append((self._state.step, outcome, event))
+        while len(self._pending) > self._lag:
+            self._read()
+
+    def read_all(self) -> None:
+        """Read what is left, which waits for the device; raises `DivergedError`."""
+        while self._pending:
+            self._read()
+
+    @property
+    def says_stop(self) -> bool:
+        """Whether to stop after this step: the same in every process, whichever of them was asked."""
+        return self._stop_step is not None and self._state.step >= self._stop_step
+
+    def _read(self) -> None:
+        step, outcome, event = self._pending.popleft()
+        if event is not None:
+            event.synchronize()
+        loss_sum, correct, count, wanting_stop, bad = outcome.tolist()
+        loss = loss_sum / max(count, 1)
+        if bad:
+            self._saver.wait()  # for the checkpoint that is being written, which the message counts
+            kept = "; the checkpoints before are kept" * (self._saver.last is not None)
+            raise DivergedError(
+                f"expected a finite loss and gradients, got a loss of {loss:g} at step {step}, in epoch "
+                f"{self._state.epoch}, which was not taken{kept}; {advice(self._training.net)}"
+            )
+        self._state.sums = [a + b for a, b in zip(self._state.sums, (loss_sum, correct, count), strict=True)]
+        self._warn_if_diverging(step, loss)
+        if wanting_stop and self._stop_step is None:
+            self._stop_step = step + self._lag
+        self._shown.step(step)
+
+    def _warn_if_diverging(self, step: int, loss: float) -> None:
+        """Say once if the loss is far above that of guessing, from which a run seldom comes back."""
+        self._recent.append(loss)
+        guessing = math.log(max(len(self._training.data.classes), 2))
+        mean = sum(self._recent) / DIVERGED_STEPS
+        if len(self._recent) == DIVERGED_STEPS and mean > DIVERGED_FACTOR * guessing and not self._has_warned:
+            self._has_warned = True
+            self._shown.say(
+                f"the loss is {mean:.3g} over the last {DIVERGED_STEPS} steps, at step {step}, and guessing has "
+                f"{guessing:.3g}: training diverges; {advice(self._training.net)}"
+            )
+
+
 def _finish_epoch(training: Training, accuracy: float, loss: float, accuracies: list[float]) -> EpochMetrics:
     """Add the epoch that has ended with this evaluation to the history, and bring the state to the next one."""
-    state, recipe = training.state, training.recipe
+    state = training.state
     if not math.isfinite(accuracy + loss):
         raise DivergedError(f"expected finite outputs, got others after step {state.step}; {advice(training.net)}")
     loss_sum, correct, count = state.sums
@@ -91,7 +167,7 @@ def _finish_epoch(training: Training, accuracy: float, loss: float, accuracies: 
         train_loss=loss_sum / max(count, 1),
         train_accuracy=correct / max(count, 1),
         test_accuracy=accuracy,
-        learning_rate=recipe.learning_rate_at(state.step - 1, training.steps_per_epoch, accuracies),
+        learning_rate=training.recipe.learning_rate_at(state.step - 1, training.steps_per_epoch, accuracies),
         examples_per_second=count / state.train_seconds,
         train_seconds=state.train_seconds,
         loading_seconds=state.loading_seconds,
@@ -116,11 +192,6 @@ def _stopwatch() -> Callable[[], float]:
     return lap
 
 
-def _count_seconds(state: RunState, seconds: float) -> None:
-    state.train_seconds += seconds
-    state.elapsed_seconds += seconds
-
-
 def _waited_for(batches: Iterator[Batch], state: RunState) -> Iterator[Batch]:
     """`batches`, with the time that each one takes to come added to `state`."""
     while True:
@@ -135,4 +206,5 @@ def _waited_for(batches: Iterator[Batch], state: RunState) -> Iterator[Batch]:
 def named(bad_images: dict[str, str]) -> str:
     """A line on the images that were skipped."""
     first = "; ".join(f"{name}: {reason}" for name, reason in list(bad_images.items())[:3])
-    return f"skipped {len(bad_images):,} bad images so far: {first}{'; ...' if len(bad_images) > 3 else ''}"
+    more = "; ..." * (len(bad_images) > 3)
+    return f"skipped {len(bad_images):,} bad image{'s' * (len(bad_images) != 1)} so far: {first}{more}"

@@ -1,31 +1,16 @@
-"""What a network makes of labelled images; top-1 accuracy while training, by all processes together."""
-
-from collections.abc import Iterator
+"""Top-1 accuracy and loss while training, by all processes together."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
-from vggkit.data.feed import Batch, Feed, network_input
+from vggkit.data.feed import Feed
 from vggkit.data.preprocessing import Preprocessing
 from vggkit.data.samples import IGNORED_LABEL
 from vggkit.errors import DataError
+from vggkit.inference.evaluate import judged
 from vggkit.training.distributed import Team
-from vggkit.training.step import autocast
 from vggkit.training.stopping import StopFlag
-
-
-@torch.no_grad()
-def judged(net: nn.Module, feed: Feed, preprocessing: Preprocessing) -> Iterator[tuple[Batch, Tensor]]:
-    """All batches of `feed` in its order, each with the logits of `net`: float32 (images, classes).
-
-    The network is left in evaluation mode.
-    """
-    net.eval()
-    for batch in feed.batches(epoch=0):
-        with autocast(batch.images.device):
-            logits = net(network_input(feed, batch.images, preprocessing))
-        yield batch, logits.float()
 
 
 @torch.no_grad()
@@ -43,8 +28,10 @@ def evaluate(
     """
     sums = torch.zeros(3, device=team.device)  # correct, loss x images, images
     for batch, logits in judged(net, feed, preprocessing):
-        if stop is not None and _any_wants_stop(stop, team):
-            return None
+        if stop is not None:
+            wants_stop = float(stop.signal_name is not None)
+            if wants_stop if team.size == 1 else team.sum_(torch.tensor(wants_stop, device=team.device)).item():
+                return None
         sums[0] += (logits.argmax(dim=1) == batch.labels).sum()
         sums[0] += 0 * logits.sum()  # NaN from the first output that is not finite
         sums[1] += functional.cross_entropy(logits, batch.labels, ignore_index=IGNORED_LABEL, reduction="sum")
@@ -53,10 +40,3 @@ def evaluate(
     if not count:
         raise DataError("expected an image to measure by that can be read, got none")
     return correct / count, loss / count
-
-
-def _any_wants_stop(stop: StopFlag, team: Team) -> bool:
-    asked = stop.signal_name is not None
-    if team.size == 1:
-        return asked
-    return bool(team.sum_(torch.tensor(float(asked), device=team.device)).item())

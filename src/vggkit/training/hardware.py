@@ -27,9 +27,7 @@ def choose_device(name: str | None) -> torch.device:
             return torch.device("cuda", 0)
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
-        device = torch.device(name)
-        if device == torch.device("cuda"):
-            device = torch.device("cuda", 0)
+        device = torch.device("cuda:0" if name == "cuda" else name)
         torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = re.split(r"[.:] |\n", str(error))[0][:120]
@@ -41,11 +39,9 @@ def describe_hardware(device: torch.device) -> str:
     """What a figure measured on `device` was measured on."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
+    named = re.search(r"model name\s*: (.*\S)", cpuinfo.read_text()) if cpuinfo.is_file() else None
+    model = named[1] if named else platform.processor() or platform.machine()
     if device.type == "mps":
         return f"{model}, mps"
     capability = torch.backends.cpu.get_cpu_capability()

@@ -5,11 +5,12 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from vggkit.data.fashion_mnist import SAMPLE_NAME, SAMPLE_WARNING
 from vggkit.data.files import write_whole
@@ -19,17 +20,7 @@ from vggkit.engines import cpu, gpu
 from vggkit.engines.accelerate import EngineName, engine_name
 from vggkit.errors import CheckpointError, RunError
 from vggkit.networks.baselines import build
-from vggkit.training.checkpoint import (
-    METRICS,
-    NETWORK,
-    SAVE_SECONDS,
-    STATE,
-    Saver,
-    checkpoint_path,
-    read_checkpoint,
-    read_newest,
-    restore,
-)
+from vggkit.training.checkpoint import SAVE_SECONDS, Saver, restore
 from vggkit.training.distributed import Team, joined
 from vggkit.training.epochs import named, train_epochs
 from vggkit.training.hardware import describe_hardware, keep_freed_memory, use_huge_pages
@@ -37,13 +28,14 @@ from vggkit.training.progress import Progress, print_line
 from vggkit.training.recipe import Recipe
 from vggkit.training.run import Run
 from vggkit.training.run_data import RunData, open_run_data
-from vggkit.training.run_folder import BEST, MODEL, begun, check_unfinished, resumed, with_whole_paths
+from vggkit.training.run_folder import BEST, begun, resumed, with_whole_paths
 from vggkit.training.run_state import RunState
-from vggkit.training.start import pretrained_weights, start_from, with_synchronised_norms
+from vggkit.training.start import pretrained_weights, start_from
 from vggkit.training.step import Training, make_optimizer
-from vggkit.training.stopping import signals_handled, stop_on_signals
+from vggkit.training.stopping import signals_handled
 from vggkit.version import __version__
 from vggkit.weights.files import AnyNetwork, save_weights
+from vggkit.weights.runs import METRICS, MODEL, NETWORK, STATE, checkpoint_path, read_checkpoint, read_newest
 
 MIN_EPOCH_STEPS, FEW_STEPS = 10, 1_000
 """A run of fewer steps an epoch is warned of, and told how to take about so many in all."""
@@ -97,12 +89,15 @@ def train(
     recipe = with_whole_paths(recipe)
     with joined(device) as team, ExitStack() as stack:
         is_shown = progress and team.leads
-
-        def say(line: str) -> None:
-            if is_shown:
-                print_line(line)
-
-        before = _found(recipe, resume, team, stack, say)
+        say: Callable[[str], None] = print_line if is_shown else lambda line: None
+        folder: Path | None = None
+        checkpoint: Path | None = None
+        files: dict[str, bytes] = {}
+        if resume is not None and team.leads:
+            folder = stack.enter_context(resumed(recipe, Path(resume)))
+            checkpoint, files = _left_in(folder, say)
+        files = team.shared(files)  # the leader reads for all
+        before = _state_in(files, recipe)
         source = pretrained_weights(recipe, say)
         data = open_run_data(
             recipe,
@@ -110,31 +105,22 @@ def train(
             data_dir=Path(data_dir) if data_dir is not None else None,
             num_workers=num_workers,
             pretrained=source[1] if source is not None else None,
-            facts=before.state.facts if before.state is not None else None,
+            facts=before.facts if before is not None else None,
             say=say,
         )
-        training, notes = _set_up(recipe, team, data, source, before.files, engine_name(engine))
-        folder = before.folder
+        training, notes = _set_up(recipe, team, data, source, files, engine_name(engine))
         if folder is None and team.leads:
-            folder = stack.enter_context(begun(recipe, Path(out) if out is not None else None))
-        folder = Path(os.fsdecode(team.shared({"folder": os.fsencode(folder or "")})["folder"]))
-        if team.leads:
-            write_whole(folder / METRICS, before.files.get(METRICS, b""))
+            folder = stack.enter_context(begun(recipe, out))
+        own_folder, folder = folder, team.shared(folder) or Path()
+        if own_folder is not None:
+            write_whole(own_folder / METRICS, files.get(METRICS, b""))
         state = training.state
-        shown = Progress(
-            folder if team.leads else None,
-            recipe.epochs,
-            training.steps_per_epoch,
-            data.held_out_name,
-            is_shown,
-            state.history,
-            state.step,
-            title=f"{recipe.architecture} on {Path(recipe.data).name}",
-        )
+        shown = Progress(training, own_folder, is_shown)
         stack.callback(shown.close)
-        _introduce(shown, training, "start" if before.state is None else "resume", notes)
-        saver = Saver(folder, save_seconds, before.checkpoint, state.best_step) if team.leads else None
-        stopped_by = _train_and_save(training, folder, shown, saver)
+        _introduce(shown, training, "resume" if files else "start", notes)
+        stopped_by = _train_and_save(
+            training, folder, shown, Saver(own_folder, save_seconds, checkpoint, state.best_step)
+        )
         return Run(
             folder,
             recipe,
@@ -148,36 +134,29 @@ def train(
         )
 
 
-@dataclass(frozen=True)
-class _Found:
-    """What there is of a run that goes on; nothing of a new one."""
+def _left_in(folder: Path, say: Callable[[str], None]) -> tuple[Path | None, dict[str, bytes]]:
+    """The newest whole checkpoint in `folder` and its files; none of a run that begins."""
+    newest = read_newest(folder, say)
+    if newest is not None:
+        return newest
+    if (folder / MODEL).exists():  # it would be trained anew over its weights
+        raise RunError(
+            f"expected a run with checkpoints to go on from, got {folder}, which has a {MODEL} and none, try a new run "
+            "with --out"
+        )
+    if (folder / METRICS).exists():
+        say(f"{folder} has no whole checkpoint yet, and begins anew")
+    return None, {}
 
-    folder: Path | None = None
-    """Locked for this process; None in the processes that do not lead."""
-    checkpoint: Path | None = None
-    """The newest one that is whole, in the leading process."""
-    files: Mapping[str, bytes] = field(default_factory=dict)
-    """Its files."""
-    state: RunState | None = None
 
-
-def _found(
-    recipe: Recipe, resume: str | os.PathLike[str] | None, team: Team, stack: ExitStack, say: Callable[[str], None]
-) -> _Found:
-    """What there is in the folder `resume`, which is locked until `stack` ends; the leader reads it for all."""
-    folder, newest = None, None
-    if resume is not None and team.leads:
-        folder = stack.enter_context(resumed(recipe, Path(resume)))
-        newest = read_newest(folder, say)
-        if newest is None:
-            check_unfinished(folder)
-            if (folder / METRICS).exists():
-                say(f"{folder} has no whole checkpoint yet, and begins anew")
-    files = team.shared(newest[1] if newest is not None else None)
-    state = RunState.from_json(files[STATE]) if files else None
-    if state is not None and Recipe.from_json(json.dumps({**state.recipe, "data": recipe.data})) != recipe:
-        raise RunError(f"expected the recipe that {resume} began with, got another one in its recipe.json")
-    return _Found(folder, newest[0] if newest is not None else None, files, state)
+def _state_in(files: Mapping[str, bytes], recipe: Recipe) -> RunState | None:
+    """The state in the files of a checkpoint; raises `RunError` if it is one of another recipe."""
+    if not files:
+        return None
+    state = RunState.from_json(files[STATE])
+    if Recipe.from_json(json.dumps({**state.recipe, "data": recipe.data})) != recipe:
+        raise RunError("expected the recipe that the run began with, got another one in its recipe.json")
+    return state
 
 
 def _set_up(
@@ -196,36 +175,48 @@ def _set_up(
     notes = [*data.notes, *start_from(net, source, recipe)]
     net.to(team.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if recipe.sync_batch_norm:
-        net = with_synchronised_norms(net, team)
+        if team.device.type != "cuda":
+            raise RunError(f"expected GPUs with sync_batch_norm, got {team.device.type}, try without")
+        net = nn.SyncBatchNorm.convert_sync_batchnorm(net, team.group)
     optimizer = make_optimizer(recipe, net)
     state = restore(saved, net, optimizer) if saved else RunState(asdict(recipe), data.facts)
     training = Training(recipe, team, data, net, optimizer, state, engine)
-    if not state.fits(training.steps_per_epoch):
-        raise CheckpointError(f"expected a checkpoint of epochs of {training.steps_per_epoch} steps, got one of others")
-    measured_on = {"hardware": describe_hardware(team.device), "processes": team.size, "torch": torch.__version__}
-    if team.device.type == "cuda":
-        reason = "" if engine == "torch" else gpu.why_no_kernels()
-        measured_on["engine"] = f"{engine}{' without kernels' * bool(reason)}"
-        if reason:
-            notes.append(f"layers are not fused, and slower: {reason}")
-        if not gpu.has_half(team.device):
-            notes.append("computes in float32: bfloat16 needs compute capability 8.0")
-    if team.device.type == "cpu":
-        reason = "the engine is torch" if engine == "torch" else cpu.why_not_compiled()
-        measured_on["convolutions"] = "torch" if reason else "compiled"
-        if reason:
-            notes.append(f"3x3 convolutions are not compiled, and slower: {reason}")
+    steps = training.steps_per_epoch
+    if not 0 <= state.epoch_steps <= steps or any(epoch.step != steps for epoch in state.history[:1]):
+        raise CheckpointError(f"expected a checkpoint of epochs of {steps} steps, got one of others")
+    measured_on, slower = _measured_on(team, engine)
+    notes += slower
     if saved:
         notes.append(_resume_note(state, recipe, measured_on))
     state.facts = {**data.facts, **measured_on}
     return training, notes
 
 
+def _measured_on(team: Team, engine: EngineName) -> tuple[dict[str, Any], list[str]]:
+    """What decides the bits and the speed of a run beside its recipe and data; and lines on what makes it slower."""
+    facts = {"hardware": describe_hardware(team.device), "processes": team.size, "torch": torch.__version__}
+    facts |= {"vggkit": __version__}
+    notes = []
+    if team.device.type == "cuda":
+        reason = "" if engine == "torch" else gpu.why_no_kernels()
+        facts["engine"] = f"{engine}{' without kernels' * bool(reason)}"
+        if reason:
+            notes.append(f"layers are not fused, and slower: {reason}")
+        if not gpu.has_half(team.device):
+            notes.append("computes in float32: bfloat16 needs compute capability 8.0")
+    if team.device.type == "cpu":
+        reason = "the engine is torch" if engine == "torch" else cpu.why_not_compiled()
+        facts["convolutions"] = "torch" if reason else "compiled"
+        if reason:
+            notes.append(f"3x3 convolutions are not compiled, and slower: {reason}")
+    return facts, notes
+
+
 def _introduce(shown: Progress, training: Training, event: str, notes: list[str]) -> None:
     """Say what is trained, on what."""
     data, team, recipe, facts = training.data, training.team, training.recipe, training.state.facts
     measured_on = {name: value for name, value in facts.items() if name not in data.facts}
-    shown.log(event, device=str(team.device), vggkit=__version__, threads=torch.get_num_threads(), **measured_on)
+    shown.log(event, device=str(team.device), threads=torch.get_num_threads(), **measured_on)
     shown.say(
         f"{training.net.architecture.name}: {sum(p.numel() for p in training.net.parameters()):,} parameters, "
         f"{recipe.image_size} px, {data.name}: {data.train.num_images:,} training and {data.held_out.num_images:,} "
@@ -256,31 +247,24 @@ def _few_steps(training: Training) -> list[str]:
     ]
 
 
-def _train_and_save(training: Training, folder: Path, shown: Progress, saver: Saver | None) -> str | None:
+def _train_and_save(training: Training, folder: Path, shown: Progress, saver: Saver) -> str | None:
     """Train, with checkpoints; return the signal that ended the run early, or None at its end."""
-    data, net, state = training.data, training.net, training.state
-    metadata = {"classes": json.dumps(data.classes), "preprocessing": data.preprocessing.to_json()}
-
-    def save() -> None:
-        if saver is not None:
-            saver.save(net, training.optimizer, state, (folder / METRICS).read_bytes(), metadata)
-
     with ExitStack() as stack:
-        if saver is not None:
-            stack.callback(saver.wait)
+        stack.callback(saver.wait)
         stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True))
-        stop = stack.enter_context(stop_on_signals())
-        is_finished = train_epochs(training, shown, stop, saver, save)
-        save()
-        if saver is not None:
-            saver.finish()
+        stop = stack.enter_context(signals_handled())
+        stop.is_training = True
+        is_finished = train_epochs(training, shown, stop, saver)
+        saver.save(training)
+        saver.finish()
         stop.is_last = not is_finished and training.team.size > 1  # torchrun tells one process after the other
     if not is_finished:
         return stop.signal_name or "a signal to another process"
     if training.team.leads:
-        save_weights(folder / MODEL, net, metadata)
-        if state.best_step is not None:
-            write_whole(folder / BEST, read_checkpoint(checkpoint_path(folder, state.best_step))[NETWORK])
+        save_weights(folder / MODEL, training.net, training.metadata)
+        best = training.state.best_step
+        if best is not None:
+            write_whole(folder / BEST, read_checkpoint(checkpoint_path(folder, best))[NETWORK])
     return None
 
 
@@ -289,17 +273,13 @@ def _hardware(facts: Mapping[str, Any]) -> str:
     return f"{facts['hardware']}" + (f", {facts['convolutions']} convolutions" if "convolutions" in facts else "")
 
 
-def _resume_note(state: RunState, recipe: Recipe, measured_on: dict[str, object]) -> str:
+def _resume_note(state: RunState, recipe: Recipe, measured_on: dict[str, Any]) -> str:
     if state.epoch > recipe.epochs:
         return "was trained to its end before; nothing is left to do; --more-epochs N begins a run from it"
-    others = [
-        f"{what} {state.facts.get(what)}, now {now}"
-        for what, now in measured_on.items()
-        if state.facts.get(what) != now
-    ]
+    before = {"vggkit": "before 0.5", **state.facts}
+    others = [f"{what} {before.get(what)}, now {now}" for what, now in measured_on.items() if before.get(what) != now]
     reasons = [f"it had {'; '.join(others)}"] * bool(others)
-    reasons += ["PowerSGD forgets the gradients that it has not sent yet"] * (
-        measured_on["processes"] != 1 and recipe.compression == "powersgd"
-    )
-    exactly = f"not bit for bit, since {' and '.join(reasons)}" if reasons else "bit for bit"
+    if measured_on["processes"] != 1 and recipe.compression == "powersgd":
+        reasons.append("PowerSGD forgets the gradients that it has not sent yet")
+    exactly = f"equal bits are not promised, since {' and '.join(reasons)}" if reasons else "bit for bit"
     return f"goes on from step {state.step}, in epoch {state.epoch}, {exactly}"

@@ -5,7 +5,6 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ from vggkit.engines import waiting
 from vggkit.errors import shown
 from vggkit.training.curves import draw_curves
 from vggkit.training.run_state import EpochMetrics
+from vggkit.training.step import Training
+from vggkit.weights.runs import METRICS
 
 REFRESH_SECONDS = 0.5
 PLAIN_LINE_SECONDS = 30.0
@@ -27,30 +28,16 @@ LOGGED_STEPS = 1_000
 class Progress:
     """What a run shows while it goes on, and its `metrics.jsonl` and `curves.png`."""
 
-    def __init__(
-        self,
-        folder: Path | None,
-        num_epochs: int,
-        steps_per_epoch: int,
-        evaluated_on: str,
-        show: bool,
-        history: Sequence[EpochMetrics] = (),
-        start_step: int = 0,
-        title: str = "",
-    ) -> None:
-        """A run that begins or, with the `history` and `start_step` of before, goes on; metrics are added.
-
-        Without a folder nothing is written. `title` stands above the curves.
-        """
-        self.folder, self.num_epochs, self.steps_per_epoch = folder, num_epochs, steps_per_epoch
-        self.evaluated_on, self.show, self.title = evaluated_on, show, title
-        self.history = list(history)
-        self.log_steps = -(-num_epochs * steps_per_epoch // LOGGED_STEPS)
-        self._start_step = start_step
+    def __init__(self, training: Training, folder: Path | None, show: bool) -> None:
+        """The progress of `training` from where it stands, into `folder`; without a folder nothing is written."""
+        self.folder, self.show = folder, show
+        self._recipe, self._state, self._per_epoch = training.recipe, training.state, training.steps_per_epoch
+        self._evaluated_on, self._start_step = training.data.held_out_name, training.state.step
+        self._total_steps = self._recipe.epochs * self._per_epoch
         self._start = self._last_refresh = self._last_line = time.perf_counter()
         self._last_curves, self._drawn_epochs = -CURVES_SECONDS, 0
-        self._metrics = (folder / "metrics.jsonl").open("ab", buffering=0) if folder is not None else None
-        self._live = _live_display(num_epochs * steps_per_epoch, start_step) if show and _is_terminal() else None
+        self._metrics = (folder / METRICS).open("ab", buffering=0) if folder is not None else None
+        self._live = _live_display(self._total_steps, self._start_step) if show and _is_terminal() else None
         self._notebook_display: Any = None
         self._was_asleep = False
 
@@ -69,37 +56,41 @@ class Progress:
         if self._live is not None:
             self._live.console.print(shown(line, LINE_CHARACTERS), highlight=False, markup=False)
         elif self.show:
-            self.show = print_line(line)
+            print_line(line)
 
-    def step(self, step: int, sums: Sequence[float], loading_share: float = 0.0) -> None:
-        """After each step.
-
-        Args:
-            step: counted from 1, since the start of the run.
-            sums: of the epoch so far: loss x images, correct, images.
-            loading_share: of the epoch's wall time so far, 0 to 1.
-        """
-        loss, accuracy = (value / max(sums[2], 1) for value in sums[:2])
-        if step % self.log_steps == 0:  # by steps and not by time: a run that was resumed logs the same
+    def step(self, step: int) -> None:
+        """After each step, counted from 1 since the start of the run, whose outcome is in the state."""
+        loss_sum, correct, count = self._state.sums
+        loss, accuracy = loss_sum / max(count, 1), correct / max(count, 1)
+        if step % -(-self._total_steps // LOGGED_STEPS) == 0:  # by steps and not by time: a resumed run logs the same
             self.log("step", step=step, train_loss=loss, train_accuracy=accuracy)
         if waiting.is_asleep() != self._was_asleep:
             self._was_asleep = not self._was_asleep
             self.log("threads", step=step, sleep_while_waiting=self._was_asleep)
         now = time.perf_counter()
-        if now - self._last_refresh >= REFRESH_SECONDS:
-            self._last_refresh = now
-            self._show_step(step, loss, accuracy, loading_share)
+        if now - self._last_refresh < REFRESH_SECONDS:
+            return
+        self._last_refresh = now
+        epoch, bound = (step - 1) // self._per_epoch + 1, _bound(self._state.loading_seconds, self._state.train_seconds)
+        status = f"epoch {epoch}/{self._recipe.epochs}  loss {loss:.3f}  train acc {accuracy:.3f}  {bound}"
+        if self._live is not None:
+            history = self._state.history
+            test = f"  {self._evaluated_on} acc {history[-1].test_accuracy:.3f}" if history else ""
+            self._live.update(self._live.task_ids[0], completed=step, status=status + test)
+        elif now - self._last_line >= PLAIN_LINE_SECONDS:
+            left_seconds = (now - self._start) / (step - self._start_step) * (self._total_steps - step)
+            self.say(f"{status}  step {step}/{self._total_steps}  about {clock(left_seconds)} left")
+            self._last_line = now
 
     def epoch(self, metrics: EpochMetrics) -> None:
-        """After each epoch."""
-        self.history.append(metrics)
+        """After each epoch, whose metrics the state's history has."""
         self.log("epoch", **asdict(metrics))
         self.say(
-            f"epoch {metrics.epoch:>{len(str(self.num_epochs))}}/{self.num_epochs}  "
+            f"epoch {metrics.epoch:>{len(str(self._recipe.epochs))}}/{self._recipe.epochs}  "
             f"loss {metrics.train_loss:.3f}, train acc {metrics.train_accuracy:.3f}, "
-            f"{self.evaluated_on} acc {metrics.test_accuracy:.3f}  "
+            f"{self._evaluated_on} acc {metrics.test_accuracy:.3f}  "
             f"{metrics.examples_per_second:,.0f} examples/s  {clock(metrics.elapsed_seconds)}"
-            f"  {_bound(metrics.loading_seconds / max(metrics.train_seconds, 1e-9))}"
+            f"  {_bound(metrics.loading_seconds, metrics.train_seconds)}"
         )
         self._last_line = time.perf_counter()
         if self._last_line - self._last_curves >= CURVES_SECONDS or _is_notebook():
@@ -110,31 +101,19 @@ class Progress:
         if self._live is not None:
             self._live.stop()
         try:
-            if len(self.history) > self._drawn_epochs:
+            if len(self._state.history) > self._drawn_epochs:
                 self._draw()
         finally:
             if self._metrics is not None:
                 self._metrics.close()
 
-    def _show_step(self, step: int, loss: float, accuracy: float, loading_share: float) -> None:
-        now = time.perf_counter()
-        total = self.num_epochs * self.steps_per_epoch
-        epoch = (step - 1) // self.steps_per_epoch + 1
-        status = f"epoch {epoch}/{self.num_epochs}  loss {loss:.3f}  train acc {accuracy:.3f}  {_bound(loading_share)}"
-        if self._live is not None:
-            test = f"  {self.evaluated_on} acc {self.history[-1].test_accuracy:.3f}" if self.history else ""
-            self._live.update(self._live.task_ids[0], completed=step, status=status + test)
-        elif now - self._last_line >= PLAIN_LINE_SECONDS:
-            left_seconds = (now - self._start) / (step - self._start_step) * (total - step)
-            self.say(f"{status}  step {step}/{total}  about {clock(left_seconds)} left")
-            self._last_line = now
-
     def _draw(self) -> None:
         if self.folder is None:
             return
-        picture = draw_curves(self.history, self.num_epochs, self.evaluated_on, self.title)
+        title = f"{self._recipe.architecture} on {Path(self._recipe.data).name}"
+        picture = draw_curves(self._state.history, self._recipe.epochs, self._evaluated_on, title)
         write_whole(self.folder / "curves.png", picture)
-        self._last_curves, self._drawn_epochs = time.perf_counter(), len(self.history)
+        self._last_curves, self._drawn_epochs = time.perf_counter(), len(self._state.history)
         if self.show and _is_notebook():
             from IPython.display import Image, display  # it is there: we run in it
 
@@ -144,19 +123,19 @@ class Progress:
                 self._notebook_display.update(Image(picture))
 
 
-def print_line(line: str) -> bool:
-    """Print `line`; whether somebody reads it: in `vgg train | head` nobody does any more, and training goes on."""
+def print_line(line: str) -> None:
+    """Print `line`; if nobody reads it any more, as in `vgg train | head`, training goes on."""
     try:
         print(shown(line, LINE_CHARACTERS), flush=True)
     except UnicodeEncodeError:  # a terminal without UTF-8, in a program that is not ours
-        return print_line(line.encode("ascii", "backslashreplace").decode())
+        print_line(line.encode("ascii", "backslashreplace").decode())
     except (OSError, ValueError):
-        return False
-    return True
+        pass
 
 
-def _bound(loading_share: float) -> str:
+def _bound(loading_seconds: float, train_seconds: float) -> str:
     """What a run is bound by, the share of its wall time in which it waits for images, and who else is there."""
+    loading_share = min(loading_seconds / max(train_seconds, 1e-9), 1.0)
     bound = "loading" if loading_share > 0.5 else "compute"
     return f"{bound}-bound (loading {loading_share:.0%})" + ", beside a busy process" * waiting.is_asleep()
 

@@ -24,31 +24,16 @@ PLATEAU_EPOCHS = 5
 PLATEAU_FACTOR = 10.0
 
 _BOUNDS = {
-    "epochs": (1, 10**6),
-    "batch_size": (1, 10**6),
-    "translate": (0, 10**4),
-    "erase": (0, 10**4),
+    **dict.fromkeys(("epochs", "batch_size"), (1, 10**6)),
+    "head_epochs": (0, 10**6),
+    **dict.fromkeys(("translate", "erase"), (0, 10**4)),
     "validation": (0, 10**9),
     "epoch_images": (0, 10**12),
-    "head_epochs": (0, 10**6),
     "seed": (0, 2**31 - 1),
-    "learning_rate": (0, 1e6),
-    "warmup": (0, 1),
-    "momentum": (0, 1),
-    "weight_decay": (0, 1e6),
-    "label_smoothing": (0, 1),
-    "color_shift": (0, 1),
-    "holdout": (0, 1),
+    **dict.fromkeys(("learning_rate", "weight_decay"), (0, 1e6)),
+    **dict.fromkeys(("warmup", "momentum", "label_smoothing", "color_shift", "holdout"), (0, 1)),
 }
 """The least and the highest value of a number; `Architecture` checks the numbers of the network."""
-
-_LATER = {
-    *("head", "pooled_size", "recompute", "warm_start"),  # since 0.2
-    *("channels", "holdout", "stream", "epoch_images", "bad_images", "shorter_side", "color_shift", "pretrained"),
-    *("head_epochs", "compression", "sync_batch_norm"),
-    "continues",  # since 0.5
-}
-"""Fields that the recipe.json of an older run may lack; their defaults are what that version did."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +197,7 @@ class Recipe:
 
     @classmethod
     def from_json(cls, text: str) -> "Recipe":
-        """The recipe that `to_json` wrote, checked as if typed by hand.
+        """The recipe that `to_json` wrote, checked as if typed by hand; an older one may lack what has a default.
 
         Raises:
             RecipeError: it is no recipe.
@@ -226,7 +211,7 @@ class Recipe:
             raise RecipeError(f"expected a recipe as JSON, got {shown(repr(text[:60]))}")
         if "checkpoint" in values:  # the name of `recompute` until 0.5
             values["recompute"] = values.pop("checkpoint")
-        wrong = set(values) - set(_kinds()) | set(_kinds()) - set(values) - _LATER
+        wrong = values.keys() - _kinds() | {"name", "architecture", "image_size"} - values.keys()
         if wrong:
             several = shown(", ".join(sorted(wrong)))
             raise RecipeError(f"expected the fields of a recipe, got these too many or too few: {several}")

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vggkit.data.sources import open_data
 from vggkit.design.table import Table
+from vggkit.inference.evaluate import Evaluation, evaluate
+from vggkit.inference.predict import load_classifier, predict
 from vggkit.training.recipe import Recipe
 from vggkit.training.run_state import EpochMetrics
 from vggkit.weights.files import AnyNetwork
@@ -49,14 +52,10 @@ class Run:
 
     def predict(self, images: Any, top: int = 3) -> list[Any]:
         """The `top` classes of each image; see `vggkit.predict`."""
-        from vggkit import load_classifier, predict  # from the package's face: this room stands below prediction
-
         return predict(load_classifier(self, next(self.net.parameters()).device), images, top)
 
-    def evaluate(self, data: Any = None, **options: Any) -> Any:
+    def evaluate(self, data: Any = None, **options: Any) -> Evaluation:
         """How well the network does on `data`, by default on the images kept out of training; see `vggkit.evaluate`."""
-        from vggkit import evaluate, load_classifier, open_data
-
         if data is None:
             named = ("holdout", "seed", "stream", "epoch_images")
             data = open_data(self.recipe.data, **{name: getattr(self.recipe, name) for name in named})

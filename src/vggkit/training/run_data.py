@@ -100,17 +100,27 @@ def open_run_data(
         epoch_images=recipe.epoch_images,
     )
     if facts is not None:
-        _check_fingerprint(recipe, facts, source.fingerprint)  # before it is decoded, which may take long
+        _check_same(recipe, facts.get("fingerprint"), source.fingerprint)  # before decoding, which may take long
     splits, held_out_name = _splits(recipe, source)
     channels = {"data": source.channels, "grey": 1, "rgb": 3}[recipe.channels]
-    # Of these only the geometry is used here, which comes from the recipe alone.
-    geometry = _preprocessing(recipe, channels, (0.0,) * channels, (1.0,) * channels, None)
+    geometry = Preprocessing(recipe.image_size, channels, (0.0,) * channels, (1.0,) * channels)
+    if recipe.shorter_side:
+        side = sum(recipe.shorter_side) / len(recipe.shorter_side)  # the paper's, for one scale at test time
+        geometry = replace(geometry, resize="crop", crop_fraction=recipe.image_size / side)
     fit = FittedImage(channels, geometry)
-    crop = RandomCrop(recipe.seed, channels, recipe.image_size, recipe.shorter_side) if recipe.shorter_side else None
+    crop = RandomCrop(recipe.seed, channels, recipe.image_size, recipe.shorter_side) if recipe.shorter_side else fit
     feeds: list[DeviceFeed | LoaderFeed] = []
     loaders = []
-    for images, read in zip(splits, (crop or fit, fit), strict=True):
-        feed = _feed(recipe, team, images, read, num_workers)
+    for images, read in zip(splits, (crop, fit), strict=True):
+        feed = open_feed(
+            images,
+            read,
+            team,
+            batch_size=recipe.batch_size,
+            seed=recipe.seed,
+            num_workers=default_workers() if num_workers is None else num_workers,
+            bad_images=recipe.bad_images,
+        )
         if isinstance(feed, LoaderFeed):
             loaders.append(feed.loader)
             needed_bytes = len(images) * channels * recipe.image_size**2
@@ -121,105 +131,79 @@ def open_run_data(
     data = RunData(
         source.name,
         source.classes,
-        feeds[0],
-        feeds[1],
-        held_out_name,
-        geometry,
-        (),
-        source.fingerprint,
-        tuple(loaders),
-        source.notes,
-        source.stamp,
+        train=feeds[0],
+        held_out=feeds[1],
+        held_out_name=held_out_name,
+        preprocessing=geometry,
+        color_axes=(),
+        fingerprint=source.fingerprint,
+        loaders=tuple(loaders),
+        notes=source.notes,
+        stamp=source.stamp,
     )
     if facts is not None:
         return _as_before(recipe, data, facts, say)
-    sample = _sample(recipe, team, splits[0], feeds[0], fit, say)
-    mean, std = _moments(sample)
-    axes = _color_axes(sample[: STATISTICS_IMAGES if recipe.color_shift else 0])
-    return replace(data, preprocessing=_preprocessing(recipe, channels, mean, std, pretrained), color_axes=axes)
+    if pretrained is not None:
+        own = {name: getattr(geometry, name) for name in ("image_size", "resize", "crop_fraction")}
+        data = replace(data, preprocessing=replace(pretrained.for_channels(channels), **own))
+    if recipe.color_shift or (recipe.normalize and pretrained is None):
+        sample = _sample(recipe, splits[0], feeds[0], fit, say)
+        if recipe.normalize and pretrained is None:
+            mean, std = _moments(sample)
+            data = replace(data, preprocessing=replace(geometry, mean=mean, std=std))
+        if recipe.color_shift:
+            data = replace(data, color_axes=_color_axes(sample[:STATISTICS_IMAGES]))
+    return data
 
 
 def _splits(recipe: Recipe, source: ImageSource) -> tuple[tuple[Images, Images], str]:
     """The images to train on and to measure by, and what the latter are called; raises `RunError` or `DataError`."""
     images, held_out, name = source.train, source.held_out, source.held_out_name
-    if not isinstance(images, ArrayImages):
-        if recipe.validation:
-            raise RunError(
-                f"expected a holdout with image files, got validation {recipe.validation}, try --holdout 0.1"
-            )
-        _check_augmentation(recipe, recipe.image_size)
-        return (images, held_out), name
-    _check_augmentation(recipe, min(images.pixels.shape[1:]))
-    if recipe.shorter_side:
+    if recipe.validation and not isinstance(images, ArrayImages):
+        raise RunError(f"expected a holdout with image files, got validation {recipe.validation}, try --holdout 0.1")
+    if recipe.shorter_side and isinstance(images, ArrayImages):
         raise RunError(f"expected image files with shorter_side, got {source.name}")
+    side_pixels = min(images.pixels.shape[1:]) if isinstance(images, ArrayImages) else recipe.image_size
+    for field in ("translate", "erase"):
+        if getattr(recipe, field) >= side_pixels:
+            raise RunError(f"expected {field} below the {side_pixels} pixels of an image, got {getattr(recipe, field)}")
     if recipe.validation >= len(images):
         raise DataError(f"expected validation below the {len(images)} training images, got {recipe.validation}")
-    if not recipe.validation:
+    if not recipe.validation or not isinstance(images, ArrayImages):
         return (images, held_out), name
     cut = len(images) - recipe.validation
     return (images[:cut], images[cut:]), "validation"
 
 
-def _feed(
-    recipe: Recipe, team: Team, images: Images, read: FittedImage | RandomCrop, num_workers: int | None
-) -> DeviceFeed | LoaderFeed:
-    return open_feed(
-        images,
-        read,
-        team,
-        batch_size=recipe.batch_size,
-        seed=recipe.seed,
-        num_workers=default_workers() if num_workers is None else num_workers,
-        bad_images=recipe.bad_images,
-    )
-
-
 def _as_before(recipe: Recipe, data: RunData, facts: Mapping[str, Any], say: Callable[[str], None]) -> RunData:
     """`data` prepared as it was when the run began, whose `facts` these are; raises `DataError` if it is another."""
-    kept = Preprocessing.from_json(facts["preprocessing"])
-    now = data.preprocessing
-    _check_fingerprint(
-        recipe, facts, data.fingerprint if (kept.image_size, kept.channels) == (now.image_size, now.channels) else ""
-    )
-    notes = data.notes
-    for feed, before in zip((data.train, data.held_out), _content_before(facts), strict=True):
-        if not before:
+    kept, now, notes = Preprocessing.from_json(facts["preprocessing"]), data.preprocessing, data.notes
+    _check_same(recipe, (kept.image_size, kept.channels), (now.image_size, now.channels))
+    content, has_moved = facts.get("content") or {}, data.stamp != facts.get("stamp")
+    for feed, before in ((data.train, content.get("train")), (data.held_out, content.get("held_out"))):
+        if not before:  # the run had not come through all of them, or is of an older version
             if data.stamp != facts.get("stamp", ""):
                 notes = (*notes, "the images' times have changed before their content was known: they may be others")
             continue
-        if not feed.content and data.stamp != facts.get("stamp"):
+        if not feed.content and has_moved:
             say("the images' times have changed: reading all of them, to compare their content")
             for _ in feed.batches(before["epoch"]):
                 pass
-        _check_fingerprint(recipe, {"fingerprint": before["sum"]}, feed.content.setdefault("sum", before["sum"]))
+        _check_same(recipe, before["sum"], feed.content.setdefault("sum", before["sum"]))
         feed.content["epoch"] = before["epoch"]
     axes = tuple(tuple(map(float, axis)) for axis in facts["color_axes"])
     return replace(data, preprocessing=kept, color_axes=axes, notes=tuple(dict.fromkeys(notes)))
 
 
-def _content_before(facts: Mapping[str, Any]) -> list[dict[str, int]]:
-    """What was known of the content of the training and the held-out images; nothing in an older run."""
-    content = facts.get("content", {})
-    return [content.get(split, {}) for split in ("train", "held_out")]
-
-
-def _check_fingerprint(recipe: Recipe, facts: Mapping[str, Any], fingerprint: str | int) -> None:
-    if facts.get("fingerprint") != fingerprint:
+def _check_same(recipe: Recipe, before: object, now: object) -> None:
+    if before != now:
         raise DataError(
             f"expected the images that the run began with in {recipe.data}, got others, "
             "try to put back what was added, removed, renamed or changed, or a new run with --out"
         )
 
 
-def _check_augmentation(recipe: Recipe, side_pixels: int) -> None:
-    for field in ("translate", "erase"):
-        if getattr(recipe, field) >= side_pixels:
-            raise RunError(f"expected {field} below the {side_pixels} pixels of an image, got {getattr(recipe, field)}")
-
-
-def _sample(
-    recipe: Recipe, team: Team, images: Images, feed: Feed, fit: FittedImage, say: Callable[[str], None]
-) -> Tensor:
+def _sample(recipe: Recipe, images: Images, feed: Feed, fit: FittedImage, say: Callable[[str], None]) -> Tensor:
     """What the mean and the standard deviation are taken from: all arrays, or `STATISTICS_IMAGES` image files.
 
     They are drawn from the seed; of a stream they are the first ones.
@@ -233,26 +217,6 @@ def _sample(
         images, fit, seed=recipe.seed, num_workers=default_workers(), pin_memory=False, bad_images=recipe.bad_images
     )
     return torch.cat([pixels[labels != IGNORED_LABEL] for pixels, labels in loader.batches(parts, epoch=0)])
-
-
-def _preprocessing(
-    recipe: Recipe,
-    channels: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    pretrained: Preprocessing | None,
-) -> Preprocessing:
-    if pretrained is not None:
-        known = pretrained.for_channels(channels)
-        base = replace(known, image_size=recipe.image_size, resize="stretch", crop_fraction=1.0)
-    elif recipe.normalize:
-        base = Preprocessing(recipe.image_size, channels, mean, std)
-    else:
-        base = Preprocessing(recipe.image_size, channels, (0.0,) * channels, (1.0,) * channels)
-    if not recipe.shorter_side:
-        return base
-    side = sum(recipe.shorter_side) / len(recipe.shorter_side)  # the paper's, for one scale at test time
-    return replace(base, resize="crop", crop_fraction=recipe.image_size / side)
 
 
 def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -270,9 +234,7 @@ def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def _color_axes(images: Tensor) -> tuple[tuple[float, ...], ...]:
-    """See `RunData.color_axes`; of uint8 (images, channels, height, width), none of none."""
-    if not len(images):
-        return ()
+    """See `RunData.color_axes`; of uint8 (images, channels, height, width)."""
     channels = images.shape[1]
     sums, products, count = torch.zeros(channels).double(), torch.zeros(channels, channels).double(), 0
     for some in images.split(32):  # as float64, all together would be eight times as large

@@ -12,9 +12,9 @@ from typing import Any
 from vggkit.data.files import sync_folder, why_not_a_file, write_whole
 from vggkit.errors import RunError, one_line
 from vggkit.training.recipe import Recipe
+from vggkit.weights.runs import CHECKPOINTS
 
-RECIPE, MODEL, BEST = "recipe.json", "model.safetensors", "best.safetensors"
-METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
+RECIPE, BEST = "recipe.json", "best.safetensors"
 MAX_RECIPE_BYTES = 2**20
 LOCK_SECONDS = 10.0
 """How long the processes of a run that was killed may take to end."""
@@ -41,19 +41,16 @@ def with_whole_paths(recipe: Recipe) -> Recipe:
 
     Links in them stay: one may lead elsewhere when the run goes on, to the same images.
     """
-    named: dict[str, str] = {
-        field: getattr(recipe, field) for field in ("data", "warm_start", "pretrained", "continues")
-    }
     whole: dict[str, Any] = {
         field: os.path.abspath(path)  # noqa: PTH100 (Path.resolve would follow the links)
-        for field, path in named.items()
-        if path and Path(path).exists()
+        for field in ("data", "warm_start", "pretrained", "continues")
+        if (path := getattr(recipe, field)) and Path(path).exists()
     }
     return replace(recipe, **whole)
 
 
 @contextmanager
-def begun(recipe: Recipe, out: str | Path | None) -> Iterator[Path]:
+def begun(recipe: Recipe, out: str | os.PathLike[str] | None) -> Iterator[Path]:
     """Hold a new run folder with its recipe: `out`, or `runs/<name>-<number>`; raises `RunError`."""
     for number in itertools.count(1):
         folder = Path("runs") / f"{recipe.name}-{number}" if out is None else Path(out)
@@ -176,12 +173,3 @@ def _check_same(recipe: Recipe, run: Path) -> None:
                 f"expected {field.name} {expected!r:.80}, which the recipe of {run} decides, got "
                 f"{got!r:.80}, try without the flag, or a new run with --out"
             )
-
-
-def check_unfinished(run: Path) -> None:
-    """Raise `RunError` if `run`, which has no checkpoint, is finished: it would be trained anew over its weights."""
-    if (run / MODEL).exists():
-        raise RunError(
-            f"expected a run with checkpoints to go on from, got {run}, which has a {MODEL} and none, as "
-            "version 0.2 leaves it, try a new run with --out"
-        )

@@ -63,6 +63,11 @@ class RunState:
     history: list[EpochMetrics] = field(default_factory=list)
     """Of the finished epochs."""
 
+    def add_training_time(self, seconds: float) -> None:
+        """Count wall time of training."""
+        self.train_seconds += seconds
+        self.elapsed_seconds += seconds
+
     def to_json(self) -> bytes:
         """This state as JSON; a float comes back as the same bits."""
         return json.dumps(asdict(self), indent=1, allow_nan=False).encode()
@@ -80,15 +85,13 @@ class RunState:
                 for name, kind in get_type_hints(type(part)).items()
             ]
             told += [(state.facts.get(name), kind) for name, kind in _FACTS.items()]
-            if all(_is(value, kind) for value, kind in told):
+            if all(_is(value, kind) for value, kind in told) and all(
+                known.keys() in ({"epoch", "sum"}, set()) for known in (state.facts.get("content") or {}).values()
+            ):
                 return state
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
             pass
         raise CheckpointError(f"expected the state of a run as JSON, got {content[:60]!r}")
-
-    def fits(self, steps_per_epoch: int) -> bool:
-        """Whether it is of epochs of `steps_per_epoch`."""
-        return 0 <= self.epoch_steps <= steps_per_epoch and all(e.step == steps_per_epoch for e in self.history[:1])
 
 
 _FACTS = {

@@ -2,17 +2,15 @@
 
 from collections.abc import Callable
 
-from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vggkit.data.preprocessing import Preprocessing
 from vggkit.errors import RunError, WeightsError
 from vggkit.networks.vgg import VGG
-from vggkit.training.distributed import Team
 from vggkit.training.recipe import Recipe
-from vggkit.training.run_weights import find_weights
 from vggkit.weights.files import AnyNetwork, load_weights
 from vggkit.weights.preparation import preprocessing_for
+from vggkit.weights.runs import find_weights
 from vggkit.weights.surgery import with_common_scale, with_in_channels
 from vggkit.weights.warm_start import last_layer, transfer, warm_start
 
@@ -50,26 +48,25 @@ def start_from(net: AnyNetwork, source: tuple[AnyNetwork, Preprocessing] | None,
     Raises:
         ValueError: the weights are missing, damaged or of other shapes.
     """
-    if source is not None and recipe.continues:
-        if source[0].architecture != net.architecture:
-            raise RunError(
-                f"expected a run of the same network to continue, got {recipe.continues} of "
-                f"{source[0].architecture.name} with {source[0].architecture.num_classes} classes at "
-                f"{source[0].architecture.image_size} px, try --pretrained"
-            )
-        net.load_state_dict(source[0].state_dict())
-        return [f"continues from the weights of {recipe.continues}"]
-    if source is not None:
-        other, preprocessing = source
-        channels = net.architecture.in_channels
-        if isinstance(other, VGG) and other.architecture.in_channels != channels:
-            other = with_in_channels(with_common_scale(other, preprocessing)[0], channels)
-        copied = transfer(net, other)
-        return [f"started from {recipe.pretrained}: {', '.join(copied)}; {last_layer(net)} is new"]
     if recipe.warm_start:
         copied = warm_start(net, load_weights(find_weights(recipe.warm_start))[0])
         return [f"started from {recipe.warm_start}: {', '.join(copied)}"]
-    return []
+    if source is None:
+        return []
+    other, preprocessing = source
+    arch, channels = other.architecture, net.architecture.in_channels
+    if recipe.continues:
+        if arch != net.architecture:
+            raise RunError(
+                f"expected a run of the same network to continue, got {recipe.continues} of {arch.name} with "
+                f"{arch.num_classes} classes at {arch.image_size} px, try --pretrained"
+            )
+        net.load_state_dict(other.state_dict())
+        return [f"continues from the weights of {recipe.continues}"]
+    if isinstance(other, VGG) and arch.in_channels != channels:
+        other = with_in_channels(with_common_scale(other, preprocessing)[0], channels)
+    copied = transfer(net, other)
+    return [f"started from {recipe.pretrained}: {', '.join(copied)}; {last_layer(net)} is new"]
 
 
 def advice(net: AnyNetwork) -> str:
@@ -87,11 +84,3 @@ def learning_part(net: AnyNetwork, only_last: bool) -> None:
             module.eval()
         for parameter in module.parameters(recurse=False):
             parameter.requires_grad_(not only_last or name == head)
-
-
-def with_synchronised_norms(net: AnyNetwork, team: Team) -> AnyNetwork:
-    """`net` with batch norms over the images of all processes; raises `RunError` where torch has none."""
-    if team.device.type != "cuda":
-        raise RunError(f"expected GPUs with sync_batch_norm, got {team.device.type}, try without")
-    converted: AnyNetwork = nn.SyncBatchNorm.convert_sync_batchnorm(net, team.group)
-    return converted

@@ -1,9 +1,9 @@
 """One step of training as one function, and the optimizer that takes it."""
 
 import functools
+import json
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,6 +44,11 @@ class Training:
     def steps_per_epoch(self) -> int:
         """Steps in an epoch, of which the last one may have fewer images."""
         return -(-self.data.train.num_images // self.recipe.batch_size)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the run's weight files say beside the architecture."""
+        return {"classes": json.dumps(self.data.classes), "preprocessing": self.data.preprocessing.to_json()}
 
 
 def make_step(training: Training, net: nn.Module) -> Step:
@@ -180,7 +185,7 @@ def train_step(
     """
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
-    with autocast(x.device):
+    with gpu.half(x):
         logits = net(x)
         loss_sum = F.cross_entropy(
             logits, labels, ignore_index=IGNORED_LABEL, label_smoothing=label_smoothing, reduction="sum"
@@ -221,8 +226,3 @@ def make_optimizer(recipe: Recipe, net: AnyNetwork) -> torch.optim.Optimizer:
     return torch.optim.SGD(
         groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=True
     )
-
-
-def autocast(device: torch.device) -> torch.autocast | nullcontext[None]:
-    """Mixed precision where it pays: bfloat16 on NVIDIA's Ampere and later, nothing elsewhere."""
-    return torch.autocast("cuda", torch.bfloat16) if gpu.has_half(device) else nullcontext()

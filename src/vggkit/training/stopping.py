@@ -34,7 +34,7 @@ class StopFlag:
 
     signal_name: str | None = None
     is_training = False
-    """Whether the set-up is over."""
+    """Whether the set-up is over, so that nothing is interrupted any more."""
     is_last = False
     """Whether the process ends now: further signals, of which Linux sends several for one parent, change nothing."""
     _is_interrupt_due = _was_interrupted = False
@@ -120,11 +120,3 @@ def signals_handled() -> Iterator[StopFlag]:
         watcher.join()
         reader.close()
         _active = None
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[StopFlag]:
-    """Train until a signal sets the flag: the set-up is over, and nothing is interrupted any more."""
-    with signals_handled() as flag:
-        flag.is_training = True
-        yield flag

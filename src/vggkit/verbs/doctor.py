@@ -101,8 +101,8 @@ def _at_start(network: Network, flags: Flags) -> "VGG | BaselineNetwork":
     import torch
 
     from vggkit.networks.baselines import build
-    from vggkit.training.run_weights import find_weights
     from vggkit.weights.files import load_weights
+    from vggkit.weights.runs import find_weights
     from vggkit.weights.warm_start import warm_start
 
     torch.manual_seed(flags.seed)

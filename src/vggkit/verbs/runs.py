@@ -14,8 +14,9 @@ from tyro.conf import Positional
 from vggkit.data.files import why_not_a_file
 from vggkit.design.table import Table
 from vggkit.errors import RunError, UserError, shown
-from vggkit.training.run_folder import CHECKPOINTS, METRICS, MODEL, RECIPE, is_locked, read_recipe
+from vggkit.training.run_folder import RECIPE, is_locked, read_recipe
 from vggkit.verbs.terminal import parse_flags, print_json, print_to_stderr
+from vggkit.weights.runs import CHECKPOINTS, METRICS, MODEL
 
 MAX_METRICS_BYTES = 2**26
 """How much of metrics.jsonl is read: that of a run of a million epochs is not longer by much."""

@@ -9,9 +9,10 @@ from tyro.conf import arg
 
 from vggkit.errors import DataError, LostError, UserError, shown
 from vggkit.training.recipe import Recipe
-from vggkit.training.run_folder import MODEL, RECIPE, read_recipe
+from vggkit.training.run_folder import RECIPE, read_recipe
 from vggkit.training.stopping import signals_handled
 from vggkit.verbs.terminal import DONE, RESUMABLE, parse_flags, print_to_stderr, values_of
+from vggkit.weights.runs import MODEL
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,6 @@ def run(arguments: list[str]) -> int:
         program = "vgg train" if is_alone else "torchrun ... -m vggkit train"
         print(f"stopped by {run.stopped_by} after {finished}; go on with: {program} --resume {shown(run.folder, 500)}")
     elif run.leads:
-        if recipe.data == fashion_mnist.SAMPLE_NAME:
-            print_to_stderr(fashion_mnist.SAMPLE_WARNING)
         print(run.summary, shown(run.folder, 500), sep="\n")
     return DONE if run.stopped_by is None else RESUMABLE
 

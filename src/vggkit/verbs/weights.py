@@ -113,9 +113,9 @@ def _convert(flags: Convert) -> None:
     out = flags.out
     check_out(out, ".safetensors", *([".pth"] if flags.to == "torchvision" else []))
     from vggkit.networks.vgg import VGG
-    from vggkit.training.run_weights import find_weights
     from vggkit.weights.files import load_weights, save_torchvision, save_weights
     from vggkit.weights.preparation import GUESSED, preprocessing_for
+    from vggkit.weights.runs import find_weights
     from vggkit.weights.translation import preprocessing_of
 
     source = find_weights(flags.model, print_to_stderr)

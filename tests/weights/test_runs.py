@@ -5,13 +5,13 @@ import pytest
 from tests.checkpoints import files_of, parts, write
 from vggkit import load_weights, save_weights, vgg
 from vggkit.errors import WeightsError
-from vggkit.training.run_weights import find_weights
+from vggkit.weights.runs import find_weights
 
 
 def test_an_unfinished_run_stands_for_its_newest_whole_checkpoint(tmp_path):
     said = []
     for step in (1, 2):
-        write(tmp_path, step, files_of(*parts(steps=step)))
+        write(tmp_path, step, files_of(parts(steps=step)))
     newest = tmp_path / "checkpoints/step-00000002/network.safetensors"
     assert find_weights(str(tmp_path), said.append) == newest
     newest.write_bytes(newest.read_bytes()[:-1] + b"!")
@@ -26,6 +26,6 @@ def test_an_unfinished_run_stands_for_its_newest_whole_checkpoint(tmp_path):
 
 def test_a_finished_run_stands_for_its_model(tmp_path):
     assert find_weights(tmp_path) == tmp_path / "model.safetensors"  # which load_weights then says to be missing
-    write(tmp_path, 1, files_of(*parts()))
+    write(tmp_path, 1, files_of(parts()))
     save_weights(tmp_path / "model.safetensors", vgg("1x2", image_size=4, hidden=()), {})
     assert find_weights(tmp_path) == tmp_path / "model.safetensors"
