@@ -15,7 +15,8 @@ def readme() -> str:
     for row in newest("quick_accuracy", "recipe", "convolutions"):
         if row.get("convolutions") == "compiled" or kind(row) == "cuda":
             accuracy, seconds = row["test_accuracy"], row["train_command_seconds"]
-            result = f"test acc {with_spread(accuracy, 3)}, seconds {with_spread(seconds, 0)}, {row['repeats']} seeds"
+            seeds = f"{row['repeats']} seeds" if row["repeats"] > 1 else "one seed"
+            result = f"test acc {with_spread(accuracy, 3)}, {with_spread(seconds, 0)} s, {seeds}"
             command = f"quick_accuracy.py --recipe {row['recipe']} --seeds {row['repeats']}"
             lines.append([f"recipe `{row['recipe']}`, {row['epochs']} epochs", result, measured_on(row), command])
     for row in newest("train_speed", "network", "image_size"):
@@ -198,9 +199,9 @@ def short(value: float) -> str:
 
 
 def with_spread(value: dict[str, float], decimals: int = 2) -> str:
-    """A median with the least and the greatest."""
+    """A median with the least and the greatest, if they differ."""
     median, least, most = (f"{value[name]:.{decimals}f}" for name in ("median", "min", "max"))
-    return f"{median} ({least} to {most})"
+    return median if least == most else f"{median} ({least} to {most})"
 
 
 def rows(name: str) -> list[Row]:
