@@ -98,10 +98,10 @@ def _to_scale(views: Sequence[View]) -> list[_Card]:
                 elements += _share(middle - BAR / 2, shares_top + 2 * LINE, BAR, part.macs, MACS)
             last = left + thickness + slant / 2
             for box, length in zip(part.boxes, lengths, strict=True):
-                elements += _cuboid(left, axis, length, per_side * math.sqrt(box.size), box)
+                elements.append(_cuboid(left, axis, length, per_side * math.sqrt(box.size), box))
                 left += length + BOX_GAP
             for row, label in enumerate(labels):
-                elements += svg.centred(middle, labels_top + row * LINE, *label)
+                elements.append(svg.centred(middle, labels_top + row * LINE, *label))
             x += width + COLUMN_GAP
         cards.append(_card(view, x - COLUMN_GAP, shares_top + 3 * LINE, elements))
     return cards
@@ -115,10 +115,10 @@ def _labels(part: Part) -> list[tuple[str, str, str]]:
     return lines
 
 
-def _cuboid(x: float, axis: float, thickness: float, side: float, box: Box) -> list[str]:
+def _cuboid(x: float, axis: float, thickness: float, side: float, box: Box) -> str:
     """A cuboid from `x` to the right, centred on `axis`; those to its right stand in front and are drawn later."""
     if not box.group:
-        return svg.hinted(box.hint, [svg.rect(x + i * BOX_GAP, axis - 1, 2, 2, svg.INK, radius=1) for i in range(3)])
+        return svg.hinted(box.hint, *(svg.rect(x + i * BOX_GAP, axis - 1, 2, 2, svg.INK, radius=1) for i in range(3)))
     back_x, back_y = side * SLANT_X, side * SLANT_Y
     x, y = x - back_x / 2, axis - (side - back_y) / 2
     end = x + thickness
@@ -127,11 +127,9 @@ def _cuboid(x: float, axis: float, thickness: float, side: float, box: Box) -> l
     face = [(end, y), (end + back_x, y - back_y), (end + back_x, y - back_y + side), (end, y + side)]
     return svg.hinted(
         box.hint,
-        [
-            svg.rect(x, y, thickness, side, colour, stroke=stroke),
-            svg.polygon(top, svg.mixed(colour, WHITE, 0.45), stroke=stroke),
-            svg.polygon(face, svg.mixed(colour, svg.INK, 0.14), stroke=stroke),
-        ],
+        svg.rect(x, y, thickness, side, colour, stroke=stroke),
+        svg.polygon(top, svg.mixed(colour, WHITE, 0.45), stroke=stroke),
+        svg.polygon(face, svg.mixed(colour, svg.INK, 0.14), stroke=stroke),
     )
 
 
@@ -157,7 +155,7 @@ def _as_blocks(views: Sequence[View]) -> list[_Card]:
                 bottom -= FRAME
             for index, box in enumerate(part.boxes):
                 box_top = bottom - index * (BOX_HEIGHT + ARROW) - BOX_HEIGHT
-                elements += _layer_box(FRAME, box_top, inner, box)
+                elements.append(_layer_box(FRAME, box_top, inner, box))
                 if index:
                     elements += _arrow(middle, box_top + BOX_HEIGHT, ARROW, upwards=True)
             if part is not view.parts[-1]:
@@ -167,12 +165,12 @@ def _as_blocks(views: Sequence[View]) -> list[_Card]:
     return cards
 
 
-def _layer_box(x: float, y: float, width: float, box: Box) -> list[str]:
+def _layer_box(x: float, y: float, width: float, box: Box) -> str:
     baseline, colour = y + BOX_HEIGHT / 2 + 4, COLOURS.get(box.group, PANEL)
     fill, stroke = svg.mixed(colour, WHITE, 0.35), svg.mixed(colour, svg.INK, 0.35)
     frame = svg.rect(x, y, width, BOX_HEIGHT, fill, stroke=stroke, radius=4, dashes="" if box.group else "3 3")
     words = [svg.text(x + width - 10, baseline, box.words, anchor="end")] if box.words else []
-    return svg.hinted(box.hint, [frame, svg.text(x + 10, baseline, box.name), *words])
+    return svg.hinted(box.hint, frame, svg.text(x + 10, baseline, box.name), *words)
 
 
 def _arrow(x: float, y: float, length: float, upwards: bool = False) -> list[str]:
@@ -191,7 +189,7 @@ def _page(views: Sequence[View], cards: Sequence[_Card], style: Style) -> str:
     for card in cards:
         if x > MARGIN and x + card.width + MARGIN > PAGE_WIDTH:
             x, y = MARGIN, y + card.height + CARD_GAP
-        elements += svg.moved(x, y, card.elements)
+        elements.append(svg.moved(x, y, card.elements))
         x += card.width + CARD_GAP
         width = max(width, x - CARD_GAP + MARGIN)
     x, y = MARGIN, y + cards[0].height + 2.5 * LINE

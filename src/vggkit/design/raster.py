@@ -38,13 +38,18 @@ def _paint(axes: Any, node: ElementTree.Element, x: float, y: float) -> None:
             dx, dy = map(float, re.findall(r"[-\d.]+", child.get("transform", "0 0")))
             _paint(axes, child, x + dx, y + dy)
         elif tag == "text":
-            _paint_text(axes, child, x + float(child.get("x", 0)), y + float(child.get("y", 0)))
+            left, baseline = x + float(child.get("x", 0)), y + float(child.get("y", 0))
+            style = {"fontsize": child.get("font-size", svg.SMALL), "fontweight": child.get("font-weight", "normal")}
+            side = {"start": "left", "middle": "center", "end": "right"}[child.get("text-anchor", "start")]
+            axes.text(
+                left, baseline, child.text, color=child.get("fill"), ha=side, va="baseline", parse_math=False, **style
+            )
         elif tag in ("rect", "polygon"):
             axes.add_patch(_patch(child, tag, x, y))
 
 
 def _patch(node: ElementTree.Element, tag: str, x: float, y: float) -> Any:
-    from matplotlib.patches import FancyBboxPatch, Polygon, Rectangle
+    from matplotlib.patches import FancyBboxPatch, Polygon
 
     style: dict[str, Any] = {
         "facecolor": node.get("fill"),
@@ -57,24 +62,6 @@ def _patch(node: ElementTree.Element, tag: str, x: float, y: float) -> Any:
         points = [tuple(map(float, point.split(","))) for point in node.get("points", "").split()]
         return Polygon([(x + px, y + py) for px, py in points], closed=True, **style)
     left, top, width, height = (float(node.get(key, 0)) for key in ("x", "y", "width", "height"))
-    if radius := float(node.get("rx", 0)):
-        box = f"round,pad=0,rounding_size={min(radius, width / 2, height / 2)}"
-        return FancyBboxPatch((x + left, y + top), width, height, boxstyle=box, **style)
-    return Rectangle((x + left, y + top), width, height, **style)
-
-
-def _paint_text(axes: Any, node: ElementTree.Element, x: float, y: float) -> None:
-    from matplotlib.font_manager import FontProperties, findfont, get_font
-
-    font = FontProperties(size=float(node.get("font-size", svg.SMALL)), weight=node.get("font-weight", "normal"))
-    pieces = [(node.text or "", node.get("fill"))]
-    pieces += [(f" {piece.text}", piece.get("fill")) for piece in node]  # a space stands before each tspan
-    face, widths = get_font(findfont(font)), []
-    for words, _ in pieces:
-        face.set_size(font.get_size_in_points(), POINTS_PER_INCH)
-        face.set_text(words, 0)
-        widths.append(face.get_width_height()[0] / 64)
-    x -= sum(widths) * {"start": 0, "middle": 0.5, "end": 1}[node.get("text-anchor", "start")]
-    for (words, colour), width in zip(pieces, widths, strict=True):
-        axes.text(x, y, words, color=colour, fontproperties=font, va="baseline", parse_math=False)
-        x += width
+    radius = min(float(node.get("rx", 0)), width / 2, height / 2)
+    corners = f"round,pad=0,rounding_size={radius}" if radius else "square,pad=0"
+    return FancyBboxPatch((x + left, y + top), width, height, boxstyle=corners, **style)

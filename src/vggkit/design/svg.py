@@ -20,59 +20,67 @@ def text_width(words: str, size: int = SMALL) -> float:
     return sum(_WIDTHS.get(character, _WIDE) for character in words) * size * (_BOLD if size == TITLE else 1)
 
 
-def text(x: float, y: float, words: str, *, fill: str = INK, anchor: str = "start", size: int = SMALL) -> str:
-    """`words` on the baseline `y`; `anchor` is what lies at `x`: `start`, `middle` or `end`."""
-    style = f' font-size="{size}" font-weight="bold"' if size == TITLE else ""
-    style += f' text-anchor="{anchor}"' if anchor != "start" else ""
-    return f'<text x="{number(x)}" y="{number(y)}" fill="{fill}"{style}>{escape(words)}</text>'
+def element(tag: str, *children: str, **attributes: str | float) -> str:
+    """An element: `children` are elements or escaped text, `_` stands for `-`, and an empty attribute is left out."""
+    values = {key.replace("_", "-"): v if isinstance(v, str) else number(v) for key, v in attributes.items()}
+    start = " ".join([tag, *(f'{key}="{value}"' for key, value in values.items() if value)])
+    return f"<{start}>{''.join(children)}</{tag}>" if children else f"<{start}/>"
 
 
-def centred(x: float, y: float, words: str, tail: str = "", fill: str = INK) -> list[str]:
+def text(x: float, y: float, words: str, *, fill: str = INK, anchor: str = "", size: int = SMALL) -> str:
+    """`words` on the baseline `y`; `anchor` is what lies at `x`: their start or, if asked, `middle` or `end`."""
+    style: dict[str, str | float] = {"font_size": size, "font_weight": "bold"} if size == TITLE else {}
+    return element("text", escape(words), x=x, y=y, fill=fill, **style, text_anchor=anchor)
+
+
+def centred(x: float, y: float, words: str, tail: str = "", fill: str = INK) -> str:
     """`words`, then `tail` in grey, around `x`: two texts, since CairoSVG centres each part of one by itself."""
     if not tail:
-        return [text(x, y, words, fill=fill, anchor="middle")]
+        return text(x, y, words, fill=fill, anchor="middle")
     x += (text_width(words) - text_width(tail)) / 2
-    return [text(x - 2, y, words, fill=fill, anchor="end"), text(x + 2, y, tail, fill=MUTED)]
+    return text(x - 2, y, words, fill=fill, anchor="end") + text(x + 2, y, tail, fill=MUTED)
 
 
 def rect(
-    x: float, y: float, width: float, height: float, fill: str, *, stroke: str = "", radius: int = 0, dashes: str = ""
+    x: float, y: float, width: float, height: float, fill: str, *, stroke: str = "", radius: float = 0, dashes: str = ""
 ) -> str:
     """A rectangle from its upper left corner."""
-    place = f'x="{number(x)}" y="{number(y)}" width="{number(width)}" height="{number(height)}"'
-    corners = f' rx="{radius}"' if radius else ""
-    return f'<rect {place} fill="{fill}"{corners}{_outline(stroke, dashes)}/>'
+    return element(
+        "rect",
+        x=x,
+        y=y,
+        width=width,
+        height=height,
+        fill=fill,
+        rx=radius or "",
+        **_outline(stroke),
+        stroke_dasharray=dashes,
+    )
 
 
 def polygon(points: Sequence[tuple[float, float]], fill: str, *, stroke: str = "") -> str:
     """A polygon through `points`."""
     corners = " ".join(f"{number(x)},{number(y)}" for x, y in points)
-    return f'<polygon points="{corners}" fill="{fill}"{_outline(stroke)}/>'
+    return element("polygon", points=corners, fill=fill, **_outline(stroke))
 
 
-def hinted(hint: str, elements: Sequence[str]) -> list[str]:
+def hinted(hint: str, *elements: str) -> str:
     """`elements` as one thing, which a browser explains by `hint` when it is pointed at."""
-    return [f"<g><title>{escape(hint)}</title>", *elements, "</g>"]
+    return element("g", element("title", escape(hint)), *elements)
 
 
-def moved(x: float, y: float, elements: Sequence[str]) -> list[str]:
+def moved(x: float, y: float, elements: Sequence[str]) -> str:
     """`elements` moved right by `x` and down by `y`."""
-    return [f'<g transform="translate({number(x)} {number(y)})">', *elements, "</g>"]
+    return element("g", *elements, transform=f"translate({number(x)} {number(y)})")
 
 
 def document(width: float, height: float, title: str, description: str, elements: Sequence[str]) -> str:
     """A whole SVG file; `title` and `description` are for readers who do not see it."""
-    size = f'width="{math.ceil(width)}" height="{math.ceil(height)}"'
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {math.ceil(width)} {math.ceil(height)}" {size} '
-            f'role="img" font-family="{FONT}" font-size="{SMALL}">',
-            f"<title>{escape(title)}</title>",
-            f"<desc>{escape(description)}</desc>",
-            *elements,
-            "</svg>\n",
-        ]
-    )
+    width, height = math.ceil(width), math.ceil(height)
+    start = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+    start += f'role="img" font-family="{FONT}" font-size="{SMALL}">'
+    words = [element("title", escape(title)), element("desc", escape(description))]
+    return "\n".join([start, *words, *elements, "</svg>\n"])
 
 
 def mixed(colour: str, other: str, share: float) -> str:
@@ -86,9 +94,5 @@ def number(value: float) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".")
 
 
-def _outline(stroke: str, dashes: str = "") -> str:
-    if not stroke:
-        return ""
-    return f' stroke="{stroke}" stroke-width="0.75" stroke-linejoin="round"' + (
-        f' stroke-dasharray="{dashes}"' if dashes else ""
-    )
+def _outline(stroke: str) -> dict[str, str | float]:
+    return {"stroke": stroke, "stroke_width": 0.75, "stroke_linejoin": "round"} if stroke else {}

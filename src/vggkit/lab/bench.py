@@ -4,20 +4,21 @@ Each way has a process of its own, since how a process gets its memory decides m
 what disturbs the machine disturbs all of them alike.
 """
 
+import functools
 import itertools
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from vggkit.design.network import Network, costs
@@ -100,85 +101,88 @@ def bench(
     chosen = choose_device(device)
     engine_name()  # checks it
     ways: tuple[Way, ...] = get_args(Way)
-    context = multiprocessing.get_context("spawn")
-    turns: dict[Way, list[float]] = {way: [] for way in ways}
+    turns: dict[Way, list[_Turn]] = {way: [] for way in ways}
     with ExitStack() as stack:
+        context = multiprocessing.get_context("spawn")
         processes = {way: stack.enter_context(ProcessPoolExecutor(1, context)) for way in ways}
 
-        def asked(way: Way, function: Callable[..., Any], *arguments: object) -> Any:
+        def take_turn(way: Way) -> _Turn:
+            case = (way, network, batch_size, training, str(chosen), torch.get_num_threads())
             try:
-                return processes[way].submit(function, *arguments).result()
+                return processes[way].submit(_next_turn, *case).result()
             except BrokenProcessPool:
                 raise RunError(f"expected {way} to end its turn, got an ended process, try a smaller batch") from None
 
         for way in ways:  # one at a time
             say(f"{way}: warming up")
-            asked(way, _begin, way, network, batch_size, training, str(chosen), torch.get_num_threads())
-            asked(way, _turn)
-        for turn, way in itertools.product(range(1, repeats + 1), ways):
-            turns[way].append(asked(way, _turn))
-            say(f"turn {turn} of {repeats}, {way}: {batch_size / turns[way][-1]:,.1f} examples/s")
-        ends = {way: asked(way, _end) for way in ways}
+            take_turn(way)
+        for number, way in itertools.product(range(1, repeats + 1), ways):
+            turns[way].append(take_turn(way))
+            say(f"turn {number} of {repeats}, {way}: {batch_size / turns[way][-1].seconds:,.1f} examples/s")
     macs = costs(network, batch_size).total.macs + (backward_macs(network, batch_size) if training else 0)
     rate = product_flops_per_second(chosen)
-    speeds = [
-        Speed(
-            way, tuple(batch_size / s for s in turns[way]), 2 * macs / statistics.median(turns[way]) / rate, *ends[way]
-        )
-        for way in ways
-    ]
+    speeds = []
+    for way in ways:
+        seconds = [turn.seconds for turn in turns[way]]
+        share = 2 * macs / statistics.median(seconds) / rate
+        last = turns[way][-1]
+        speeds.append(Speed(way, tuple(batch_size / s for s in seconds), share, last.peak_bytes, last.convolutions))
     not_compiled = cpu.why_not_compiled() if chosen.type == "cpu" else ""
     return Bench(tuple(speeds), rate, describe_hardware(chosen), not_compiled)
 
 
-_step: Step
-_device: torch.device
-_convolutions: str
-_before_bytes: int
+class _Turn(NamedTuple):
+    seconds: float
+    """The median of its steps."""
+    peak_bytes: int
+    """So far; see `Speed`."""
+    convolutions: str
 
 
-def _begin(way: Way, network: Network, batch_size: int, training: bool, device: str, threads: int) -> None:
-    """Make ready, in a process of its own."""
-    global _step, _device, _convolutions, _before_bytes
+def _next_turn(*case: Any) -> _Turn:
+    return next(_turns(*case))
+
+
+@functools.cache  # a process has one network, and goes on with it in each turn
+def _turns(
+    way: Way, network: Network, batch_size: int, training: bool, device_name: str, threads: int
+) -> Iterator[_Turn]:
     torch.set_num_threads(threads)
-    _device = choose_device(device)
-    _before_bytes = _resident_bytes("VmRSS")
-    is_ours = way == "vggkit"
-    if is_ours:
+    device, before_bytes = choose_device(device_name), _resident_bytes("VmRSS")
+    if way == "vggkit":
         use_huge_pages()
         keep_freed_memory(costs(network, batch_size).total.activation_bytes)
+    step, convolutions = _step(way, network, batch_size, training, device)
+    while True:
+        seconds, peak_bytes = turn_seconds(step, device), max(0, _resident_bytes("VmHWM") - before_bytes)
+        if device.type == "cuda":
+            peak_bytes = torch.cuda.max_memory_allocated(device)
+        yield _Turn(seconds, peak_bytes, convolutions)
+
+
+def _step(way: Way, network: Network, batch_size: int, training: bool, device: torch.device) -> tuple[Step, str]:
+    """A step on random images, and what computes its convolutions."""
     torch.manual_seed(0)
-    net: Any = build(network, "torch").to(_device).train(training)
-    x = torch.randn(batch_size, network.in_channels, network.image_size, network.image_size, device=_device)
-    labels = torch.randint(network.num_classes, (batch_size,), device=_device)
+    net: Any = build(network, "torch").to(device).train(training)
+    x = torch.randn(batch_size, network.in_channels, network.image_size, network.image_size, device=device)
+    labels = torch.randint(network.num_classes, (batch_size,), device=device)
     if way != "PyTorch":
         net.to(memory_format=torch.channels_last)
         x = x.contiguous(memory_format=torch.channels_last)
     fast = accelerate(net)
-    _convolutions = _convolved_by(fast) if is_ours else "torch"
-    recipe = Recipe.named("d2l")
+    forward, convolutions = (fast, _convolved_by(fast)) if way == "vggkit" else (net, "torch")
     if not training:
-        forward = fast if is_ours else _as_it_comes(net)
-        _step = classifies(forward, x)
-    elif is_ours:
-        ours = make_optimizer(recipe, net)
-        _step = lambda: train_step(fast, ours, x, labels, learning_rate=1e-4)  # noqa: E731
-    else:
-        plain = _as_it_comes(net)
-        theirs = torch.optim.SGD(plain.parameters(), lr=1e-4)
-        _step = trains(plain, theirs, x, labels)
+        return classifies(forward, x), convolutions
+    if way == "vggkit":
+        optimizer = make_optimizer(Recipe.named("d2l"), net)
+        return lambda: train_step(fast, optimizer, x, labels, learning_rate=1e-4), convolutions
+    return trains(net, torch.optim.SGD(net.parameters(), lr=1e-4), x, labels), convolutions
 
 
 def _convolved_by(fast: Accelerated) -> str:
-    """What computes the convolutions of the network, and how many of them."""
     names = {name for name, layer in fast.net.named_modules() if isinstance(layer, nn.Conv2d)}
     chosen = [choice.engine for choice in describe_engine(fast) if choice.layer in names]
     return f"compiled, {chosen.count('vggkit')} of {len(chosen)}" if "vggkit" in chosen else "torch"
-
-
-def _as_it_comes(net: nn.Module) -> nn.Sequential:
-    """The same layers one after the other, each as torch runs it."""
-    return nn.Sequential(*(module for module in net.modules() if not list(module.children())))
 
 
 def classifies(net: nn.Module, x: Tensor) -> Step:
@@ -205,10 +209,6 @@ def trains(net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, labels: 
     return step
 
 
-def _turn() -> float:
-    return turn_seconds(_step, _device)
-
-
 def turn_seconds(step: Step, device: torch.device, steps_at_once: int = 1) -> float:
     """Median seconds of a step, over as many as fit into a turn, 3 times `steps_at_once` at least.
 
@@ -224,13 +224,6 @@ def turn_seconds(step: Step, device: torch.device, steps_at_once: int = 1) -> fl
     return statistics.median(seconds) / steps_at_once
 
 
-def _end() -> tuple[int, str]:
-    """The peak of memory, and what convolved."""
-    if _device.type == "cuda":
-        return torch.cuda.max_memory_allocated(_device), _convolutions
-    return max(0, _resident_bytes("VmHWM") - _before_bytes), _convolutions
-
-
 def _resident_bytes(what: str) -> int:
     """Of this process: now (VmRSS) or at most so far (VmHWM); 0 where the system does not say."""
     status = Path("/proc/self/status")
@@ -243,29 +236,13 @@ def product_flops_per_second(device: torch.device) -> float:
     n = 8192 if device.type == "cuda" else 2048
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    products: list[Callable[[], object]] = [lambda: a @ b]
+    products: list[Step] = [lambda: a @ b]
     if device.type == "cpu" and torch.backends.mkldnn.is_available():
         products.append(lambda: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], ""))
-    return 2 * n**3 / min(median_seconds(product, device) for product in products)
-
-
-def median_seconds(function: Callable[[], object], device: torch.device, repeats: int = 10) -> float:
-    """Median wall time of `function` after three calls to warm up."""
-    for _ in range(3):
-        function()
-    seconds = []
-    for _ in range(repeats):
-        synchronize(device)
-        begin = time.perf_counter()
-        function()
-        synchronize(device)
-        seconds.append(time.perf_counter() - begin)
-    return statistics.median(seconds)
+    return 2 * n**3 / min(turn_seconds(product, device) for product in products)
 
 
 def synchronize(device: torch.device) -> None:
     """Wait until `device` has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
