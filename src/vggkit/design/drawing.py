@@ -81,7 +81,7 @@ def _to_scale(views: Sequence[View]) -> list[_Card]:
     for view in views:
         elements, x, last = list[str](), 0.0, 0.0
         for part in view.parts:
-            lengths = [per_thickness * math.sqrt(box.channels) if box.group else 3 * BOX_GAP for box in part.boxes]
+            lengths = [per_thickness * math.sqrt(box.channels) for box in part.boxes]
             slant = SLANT_X * per_side * math.sqrt(max(box.size for box in part.boxes))
             thickness = sum(lengths) + BOX_GAP * (len(lengths) - 1)
             labels = _labels(part)
@@ -117,8 +117,6 @@ def _labels(part: Part) -> list[tuple[str, str, str]]:
 
 def _cuboid(x: float, axis: float, thickness: float, side: float, box: Box) -> str:
     """A cuboid from `x` to the right, centred on `axis`; those to its right stand in front and are drawn later."""
-    if not box.group:
-        return svg.hinted(box.hint, *(svg.rect(x + i * BOX_GAP, axis - 1, 2, 2, svg.INK, radius=1) for i in range(3)))
     back_x, back_y = side * SLANT_X, side * SLANT_Y
     x, y = x - back_x / 2, axis - (side - back_y) / 2
     end = x + thickness
@@ -166,9 +164,9 @@ def _as_blocks(views: Sequence[View]) -> list[_Card]:
 
 
 def _layer_box(x: float, y: float, width: float, box: Box) -> str:
-    baseline, colour = y + BOX_HEIGHT / 2 + 4, COLOURS.get(box.group, PANEL)
+    baseline, colour = y + BOX_HEIGHT / 2 + 4, COLOURS[box.group]
     fill, stroke = svg.mixed(colour, WHITE, 0.35), svg.mixed(colour, svg.INK, 0.35)
-    frame = svg.rect(x, y, width, BOX_HEIGHT, fill, stroke=stroke, radius=4, dashes="" if box.group else "3 3")
+    frame = svg.rect(x, y, width, BOX_HEIGHT, fill, stroke=stroke, radius=4)
     words = [svg.text(x + width - 10, baseline, box.words, anchor="end")] if box.words else []
     return svg.hinted(box.hint, frame, svg.text(x + 10, baseline, box.name), *words)
 

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal
+from typing import Any, Literal
 
 from vggkit.design.architecture import Architecture
 from vggkit.design.costs import BYTES_PER_VALUE, MAX_BATCH_SIZE, Costs
@@ -101,28 +101,17 @@ def training_memory(
     )
 
 
-def largest_batch(
-    network: NetworkLike,
-    memory_bytes: float,
-    *,
-    dtype: Dtype = "float32",
-    optimizer: OptimizerState = "sgd",
-    recompute: bool = False,
-) -> int:
+def largest_batch(network: NetworkLike, memory_bytes: float, **options: Any) -> int:
     """The most images in a step whose peak is within `memory_bytes`; 0 if not even one fits.
 
-    The other arguments and the errors are those of `training_memory`.
+    The options and the errors are those of `training_memory`.
 
-    >>> largest_batch("vgg16", 6e9), largest_batch("vgg16", 1e9)
+    >>> largest_batch("vgg16", 6e9), largest_batch("vgg16", 1e9, dtype="bfloat16")
     (66, 0)
     """
     network = as_network(network)
-
-    def peak_bytes(batch_size: int) -> int:
-        memory = training_memory(network, batch_size, dtype=dtype, optimizer=optimizer, recompute=recompute)
-        return memory.peak_bytes
-
-    return bisect_right(range(1, MAX_BATCH_SIZE + 1), memory_bytes, key=peak_bytes)
+    sizes = range(1, MAX_BATCH_SIZE + 1)
+    return bisect_right(sizes, memory_bytes, key=lambda size: training_memory(network, size, **options).peak_bytes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,19 +229,19 @@ def _walk(operations: list[_Operation], recompute: bool) -> tuple[int, int]:
     """Bytes saved at the end of the forward pass, and the peak without parameters and the optimizer's state."""
     parts = [list(part) for _, part in groupby(operations, lambda operation: operation.part)]
     recomputed = [recompute and part[0].part.startswith("block") for part in parts]
-    saved, ledger = _Ledger(), _Ledger()
+    saved, ledger = set[_Tensor](), _Ledger()
     last_gradient_bytes = sum(operation.gradient_bytes for operation in operations)
     ledger.hold([operations[0].x])  # the images, which the step itself holds
     for part, is_recomputed in zip(parts, recomputed, strict=True):
         for index, operation in enumerate(part):
             kept = operation.saved if not is_recomputed else () if index else (operation.x,)
-            saved.hold(kept)
+            saved.update(kept)
             ledger.hold([*kept, *operation.copies])
             ledger.pass_by((operation.x, operation.y, *operation.saved), last_gradient_bytes)
     for operation in operations:
         ledger.release(operation.copies)  # at the end of autocast
     _walk_back(parts, recomputed, ledger)
-    return saved.held_bytes, ledger.peak_bytes
+    return sum(tensor.num_bytes for tensor in saved), ledger.peak_bytes
 
 
 def _walk_back(parts: list[list[_Operation]], recomputed: list[bool], ledger: _Ledger) -> None:

@@ -55,7 +55,6 @@ def _patch(node: ElementTree.Element, tag: str, x: float, y: float) -> Any:
         "facecolor": node.get("fill"),
         "edgecolor": node.get("stroke", "none"),
         "linewidth": float(node.get("stroke-width", 0)),
-        "linestyle": "--" if node.get("stroke-dasharray") else "-",
         "joinstyle": "round",
     }
     if tag == "polygon":

@@ -41,21 +41,10 @@ def centred(x: float, y: float, words: str, tail: str = "", fill: str = INK) -> 
     return text(x - 2, y, words, fill=fill, anchor="end") + text(x + 2, y, tail, fill=MUTED)
 
 
-def rect(
-    x: float, y: float, width: float, height: float, fill: str, *, stroke: str = "", radius: float = 0, dashes: str = ""
-) -> str:
+def rect(x: float, y: float, width: float, height: float, fill: str, *, stroke: str = "", radius: int = 0) -> str:
     """A rectangle from its upper left corner."""
-    return element(
-        "rect",
-        x=x,
-        y=y,
-        width=width,
-        height=height,
-        fill=fill,
-        rx=radius or "",
-        **_outline(stroke),
-        stroke_dasharray=dashes,
-    )
+    place: dict[str, str | float] = {"x": x, "y": y, "width": width, "height": height}
+    return element("rect", **place, fill=fill, rx=radius or "", **_outline(stroke))
 
 
 def polygon(points: Sequence[tuple[float, float]], fill: str, *, stroke: str = "") -> str:

@@ -1,15 +1,10 @@
 """What a drawing shows of a network: a box for each layer, in parts with their shares of the costs."""
 
-import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vggkit.design.costs import Costs, LayerCost, Sum
+from vggkit.design.costs import Costs, LayerCost
 from vggkit.design.layers import AnyNetwork, Layer
 from vggkit.errors import shown
-
-MAX_PARTS = 24  # drawn of a network; 16 blocks and 100 hidden layers can be written
-MAX_BOXES = 9  # drawn of a part; 1000 convolutions can be written
 
 GROUPS = {"conv": "convolution", "lrn": "normalisation", "fc": "fully connected"} | dict.fromkeys(
     ("pool", "avgpool", "adaptive", "fit"), "pooling"
@@ -19,7 +14,7 @@ NOT_DRAWN = {"bn": "batch norm", "relu": "ReLU", "sigmoid": "sigmoid", "flatten"
 
 @dataclass(frozen=True)
 class Box:
-    """The output of a layer or, without a `group`, a note of how many layers there is no room for."""
+    """The output of a layer, or the image."""
 
     name: str
     group: str
@@ -53,59 +48,44 @@ class View:
     @property
     def boxes(self) -> tuple[Box, ...]:
         """All boxes in order."""
-        return tuple(itertools.chain.from_iterable(part.boxes for part in self.parts))
+        return tuple(box for part in self.parts for box in part.boxes)
 
 
 def view_of(network: AnyNetwork) -> View:
     """What is shown of `network`."""
     counted = Costs.of(network)
-    total, sums = counted.total, counted.parts
+    total, fully = counted.total, counted.fully_connected
     boxes: dict[str, list[Box]] = {}
     for layer, cost in zip(network.layers(), counted.layers, strict=True):
         is_idle = layer.kind == "fit" and not cost.activation_bytes  # nothing is stretched
         if layer.kind in GROUPS and not is_idle:
             boxes.setdefault(layer.part, []).append(_box(layer, cost))
-    parts = [_part(boxes[name], part, total) for name, part in sums.items()]
-    if len(parts) > MAX_PARTS:
-        middle = list(sums)[MAX_PARTS - 4 : -3]
-        gap = _gap([box for name in middle for box in boxes[name]])
-        merged = Sum.of(layer for name in middle for layer in sums[name].layers)
-        parts[MAX_PARTS - 4 : -3] = [_part([gap], merged, total)]
-    absent = [words for kind, words in NOT_DRAWN.items() if any(layer.kind == kind for layer in counted.layers)]
-    left_out = sum(map(len, boxes.values())) - sum(bool(box.group) for part in parts for box in part.boxes)
-    if left_out:
-        absent.append(f"{left_out:,} layers, for want of room")
+    parts = [
+        Part(tuple(boxes[name]), part.parameters / total.parameters, part.macs / total.macs)
+        for name, part in counted.parts.items()
+    ]
+    kinds = {layer.kind for layer in counted.layers}
     lines = (
         f"{_short(total.parameters)} parameters, {_short(total.macs)} MACs",
         f"{total.weight_layers:,} weight layers, {network.num_classes:,} classes",
-        f"not drawn: {', '.join(absent)}",
+        f"not drawn: {', '.join(words for kind, words in NOT_DRAWN.items() if kind in kinds)}",
     )
     shape = f"{network.in_channels}×{network.image_size}×{network.image_size}"
     image = Box("image", "image", "", "", network.in_channels, network.image_size, shape, f"image: {shape}")
     kind = getattr(network, "head", "flatten")
     head = f", head {kind}" if kind != "flatten" else ""
-    fully = counted.fully_connected
     connected = {"parameters": fully.parameters / total.parameters, "MACs": fully.macs / total.macs}
     return View(shown(network.name, limit=60) + head, (Part((image,)), *parts), lines, connected)
 
 
-def _part(boxes: list[Box], part: Sum, total: Sum) -> Part:
-    """A part and its shares of `total`; if there are many boxes, one in the middle says how many are left out."""
-    if len(boxes) > MAX_BOXES:
-        half = MAX_BOXES // 2
-        boxes = [*boxes[:half], _gap(boxes[half:-half]), *boxes[-half:]]
-    return Part(tuple(boxes), part.parameters / total.parameters, part.macs / total.macs)
-
-
 def _box(layer: Layer, cost: LayerCost) -> Box:
-    square = f"{layer.kernel_size}×{layer.kernel_size}"
+    kernel = square = f"{layer.kernel_size}×{layer.kernel_size}"
     match layer.kind:
         case "conv":
             stride = f", stride {layer.stride}" if layer.stride > 1 else ""
-            kernel, words = square, f"{square} conv ({layer.outputs:,}){stride}, pad {layer.padding}"
+            words = f"{square} conv ({layer.outputs:,}){stride}, pad {layer.padding}"
         case "pool" | "avgpool":
-            kind = "max" if layer.kind == "pool" else "mean"
-            kernel, words = square, f"{square} {kind} pool, stride {layer.stride}"
+            words = f"{square} {'max' if layer.kind == 'pool' else 'mean'} pool, stride {layer.stride}"
         case "adaptive" | "fit":
             kernel, words = "", f"{'mean' if layer.kind == 'adaptive' else 'stretch'} to {square}"
         case "fc":
@@ -116,11 +96,6 @@ def _box(layer: Layer, cost: LayerCost) -> Box:
     hint = f"{layer.name}: {words}, output {shape}, {cost.parameters:,} parameters, {cost.macs:,} MACs"
     size = cost.output_shape[-1] if len(cost.output_shape) == 4 else 1
     return Box(layer.name, GROUPS[layer.kind], kernel, words, layer.outputs, size, shape, hint)
-
-
-def _gap(boxes: Sequence[Box]) -> Box:
-    hint = f"{boxes[0].name} to {boxes[-1].name}"
-    return Box(f"… {len(boxes):,} more", "", "", "", boxes[-1].channels, 1, boxes[-1].shape, hint)
 
 
 def _short(number: int) -> str:

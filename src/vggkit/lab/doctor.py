@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from vggkit.design.architecture import Architecture
 from vggkit.design.layers import Block
-from vggkit.training.recipe import Optimizer
+from vggkit.training.recipe import Optimizer, Recipe
 
 Verdict = Literal["learns", "slow", "stalls", "overshoots", "not finite"]
 
@@ -113,12 +113,17 @@ def examine(
         labels: int64 (batch,), of at least two classes.
         optimizer: that training would use.
         learning_rate: its highest.
-        momentum: of SGD, 0 to below 1; steps in one direction add up to 1 / (1 - momentum) of them.
+        momentum: of SGD, 0 to 1; steps in one direction add up to 1 / (1 - momentum) of them.
 
     Raises:
         ValueError: labels or settings that cannot be, or images that `net` does not take.
     """
-    _check(images, labels, optimizer, learning_rate, momentum)
+    if labels.shape != images.shape[:1] or labels.dtype != torch.int64 or len(labels.unique()) < 2:
+        raise ValueError(
+            f"expected an int64 label for each of the {len(images)} images, of at least two classes, "
+            f"got {tuple(labels.shape)} of {labels.dtype}: {labels.unique().tolist()[:9]}, try a larger --batch-size"
+        )
+    Recipe.named("quick", optimizer=optimizer, learning_rate=learning_rate, momentum=momentum)  # checks them
     seen, loss, weights, gradients, telling_apart = _passes(net, images, labels)
     layers = tuple(
         replace(layer, gradient=_rms(gradient), relative_gradient=_ratio(_rms(gradient), _rms(weight)))
@@ -136,7 +141,7 @@ def examine(
         loss=loss,
         # What a sum of n roundings comes to (Higham & Mary, SIAM J. Sci. Comput. 41, 2019).
         rounding=torch.finfo(weights[-1].dtype).eps * math.sqrt(weights[-1][0].numel()),
-        plateau=plateau(optimizer, learning_rate / (1 - momentum)),
+        plateau=plateau(optimizer, _ratio(learning_rate, 1 - momentum)),
         overshoot=0.0 if is_bounded else learning_rate * _ratio(squares, loss),
         verdict="learns",
         findings=(),
@@ -165,7 +170,7 @@ def _passes(
     for name, module in net.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             parameters[f"{name}.weight"].requires_grad_()
-    with torch.enable_grad(), _as_in_training(net), _watch(net) as seen:
+    with torch.enable_grad(), _watched(net) as seen:
         logits = functional_call(net, (parameters, buffers), (images,))
         if not seen or logits.ndim != 2:
             raise ValueError(
@@ -208,31 +213,31 @@ def _findings(facts: Diagnosis, verdict: Verdict, net: nn.Module, learning_rate:
     """What was found and what to try; `adam` is the flags with which AdamW would learn, if it would."""
     last, dead = facts.layers[-1], [layer.name for layer in facts.layers if (layer.dead or 0) > DEAD]
     if verdict == "not finite":
-        odd = next((layer.name for layer in facts.layers if not math.isfinite(layer.output)), "the gradient")
-        yield f"{odd} is not finite, try --init kaiming"
+        odd = next((f"output of {layer.name}" for layer in facts.layers if not math.isfinite(layer.output)), "gradient")
+        yield f"the {odd} is not finite, try --init kaiming"
         return
     if verdict == "overshoots":
         times = facts.overshoot / OVERSHOOT
         lower = learning_rate / times
-        yield f"the first step is {times:.3g} times too long on this batch, try --learning-rate {lower:.1g}"
+        yield f"on this batch the first step is {times:.3g} times too long, try --learning-rate {lower:.1g}"
     if verdict in ("slow", "stalls"):
         if last.contrast <= facts.rounding:
-            yield f"{last.name} gives all images the same output but for {last.contrast:.0e} of it, which is rounding"
+            yield f"all images give the same {last.name} up to rounding: it differs by {last.contrast:.0e} of its size"
         passed = [layer.gain for layer in facts.layers if layer.dead is not None and not layer.is_normalized]
         if passed and not 0.1 < (scale := math.prod(passed)) < 10:
             mean = scale ** (1 / len(passed))
-            yield f"ReLU layers pass on {mean:.2g} of the scale each, {scale:.0e} in all, try --init kaiming"
+            yield f"ReLU layers scale by {mean:.2g} each, by {scale:.0e} together, try --init kaiming"
         architecture = getattr(net, "architecture", None)
         if isinstance(architecture, Architecture):
             if architecture.norm == "none":
-                yield f"nothing brings the scale back, try {replace(architecture, norm='batch').name}"
+                yield f"batch norm would restore the scale, try {replace(architecture, norm='batch').name}"
             if shallow := _shallow(architecture):
-                yield f"it is deep, try AdamW and --warm-start RUN, of a trained {shallow}"
+                yield f"it is deep, try --optimizer adamw --warm-start RUN, a run of {shallow}"
         if last.contrast > facts.rounding and adam:
-            yield f"the gradient is small, not lost, try {adam}"
+            yield f"the gradient is small but not lost, try {adam}"
     if dead:
         names = ", ".join(dead)
-        yield f"over {DEAD:.0%} of the ReLUs are dead in {names}, try --init kaiming, or a lower --learning-rate"
+        yield f"more than {DEAD:.0%} of the ReLUs are dead in {names}, try --init kaiming or a lower --learning-rate"
 
 
 def _shallow(architecture: Architecture) -> str | None:
@@ -257,54 +262,31 @@ def _rms(x: Tensor) -> float:
 
 
 @contextmanager
-def _as_in_training(net: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in net.modules()}
-    try:
-        for module in modes:
-            module.training = not isinstance(module, _DropoutNd)
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+def _watched(net: nn.Module) -> Iterator[dict[str, LayerDiagnosis]]:
+    """Put `net` in training mode without dropout, and diagnose each layer when it is called, so that no output is kept.
 
-
-@contextmanager
-def _watch(net: nn.Module) -> Iterator[dict[str, LayerDiagnosis]]:
-    """Each layer by the path of its module, in the order of the calls; measured at once, so that no output is kept."""
+    Yields:
+        The layers by the path of their module, in the order of the calls.
+    """
     seen: dict[str, LayerDiagnosis] = {}
-    is_ours = hasattr(net, "architecture")
 
     def watch(path: str, module: nn.Module, output: Tensor) -> None:
-        output = output.detach()
+        output, last = output.detach(), next(reversed(seen), None)
         if isinstance(module, nn.Conv2d | nn.Linear):
-            name, rms = path.rpartition(".")[2] if is_ours else path, _rms(output)
+            name, rms = path.rpartition(".")[2] if hasattr(net, "architecture") else path, _rms(output)
             gain = _rms(module.weight.detach()) * math.sqrt(module.weight[0].numel() / 2)
             contrast = _ratio(_rms(output - output.mean(dim=0)), rms)
             seen[path] = LayerDiagnosis(name, rms, contrast, math.nan, math.nan, gain, is_normalized=False, dead=None)
-            return
-        last = next(reversed(seen), None)
-        if last is not None and isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        elif last is not None and isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             seen[last] = replace(seen[last], is_normalized=True)
         elif last is not None and isinstance(module, nn.ReLU):
             is_dead = (output == 0).transpose(0, 1).flatten(1).all(dim=1)
             seen[last] = replace(seen[last], dead=is_dead.double().mean().item())
 
-    with ExitStack() as hooks:
+    with ExitStack() as undo:
         for path, module in net.named_modules():
+            undo.callback(setattr, module, "training", module.training)
+            module.training = not isinstance(module, _DropoutNd)
             handle = module.register_forward_hook(lambda module, _, output, path=path: watch(path, module, output))
-            hooks.callback(handle.remove)
+            undo.callback(handle.remove)
         yield seen
-
-
-def _check(images: Tensor, labels: Tensor, optimizer: Optimizer, learning_rate: float, momentum: float) -> None:
-    if labels.shape != images.shape[:1] or labels.dtype != torch.int64 or len(labels.unique()) < 2:
-        raise ValueError(
-            f"expected an int64 label for each of the {len(images)} images, of at least two classes, "
-            f"got {tuple(labels.shape)} of {labels.dtype}: {labels.unique().tolist()[:9]}, try a larger --batch-size"
-        )
-    if optimizer not in get_args(Optimizer):
-        raise ValueError(f"expected optimizer to be one of {', '.join(get_args(Optimizer))}, got {optimizer!r}")
-    if not (0 < learning_rate < math.inf):
-        raise ValueError(f"expected a learning_rate above 0, got {learning_rate}")
-    if not 0 <= momentum < 1 or (momentum and optimizer != "sgd"):
-        raise ValueError(f"expected a momentum from 0 to below 1, and with sgd only, got {momentum} with {optimizer}")

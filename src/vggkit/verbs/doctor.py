@@ -145,10 +145,10 @@ def _layers(diagnosis: "Diagnosis") -> Table:
     ]
     header = ("layer", "output", "differs", "gradient", "/ weight", "dead", "", "gradient, 1e-12 to 1")
     notes = [
-        "output: root mean square, before norm and ReLU",
-        "differs: share of the output that differs between images",
-        "gradient: root mean square in the weights, and over that of the weights",
-        "dead: ReLU units that are 0 for every image",
+        "output: its root mean square, before batch norm and ReLU",
+        "differs: the share of the output that differs between images",
+        "gradient: its root mean square; / weight: divided by that of the weights",
+        "dead: the share of ReLUs that are 0 for every image",
     ]
     return Table(header, [rows], notes=notes)
 
@@ -158,13 +158,13 @@ def _verdict(diagnosis: "Diagnosis", rate: str, guessing: float) -> str:
     from vggkit.lab.doctor import PATIENCE
 
     is_counted = PATIENCE < diagnosis.plateau < math.inf
-    steps = f"{diagnosis.plateau:.0e} steps" if is_counted else f"over {PATIENCE:,} steps"
+    steps = f"about {diagnosis.plateau:.0e}" if is_counted else f"over {PATIENCE:,}"
     return {
-        "learns": f"learns: {rate} should move the loss within {PATIENCE:,} steps",
-        "slow": f"slow: {rate}: hundreds of steps near a loss of {guessing:.2f}",
-        "stalls": f"stalls: {rate}: {steps} near a loss of {guessing:.2f}",
-        "overshoots": f"overshoots: {rate} takes too long a first step",
-        "not finite": "not finite: there is nothing to learn from",
+        "learns": f"learns: with {rate} the loss should fall within {PATIENCE:,} steps",
+        "slow": f"slow: with {rate} the loss may stay near {guessing:.2f} for hundreds of steps",
+        "stalls": f"stalls: with {rate} the loss stays near {guessing:.2f} for {steps} steps",
+        "overshoots": f"overshoots: with {rate} the first step is too long",
+        "not finite": "not finite: the network cannot learn from these values",
     }[diagnosis.verdict]
 
 
