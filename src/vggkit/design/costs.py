@@ -152,35 +152,31 @@ class Costs:
         mmacs = ",.1f" if total.macs < 1e11 else ",.0f"
         megabytes = ",.1f" if total.activation_bytes < 1e10 else ",.0f"
 
-        def row(name: str, part: Sum, kind: str = "", is_sum: bool = False) -> tuple[str, ...]:
-            last = part.layers[-1]
+        def row(name: str, part: Sum, kind: str, last: LayerCost | None) -> tuple[str, ...]:
             return (
                 name,
-                kind or part.kinds,
-                "" if is_sum else "x".join(map(str, last.output_shape[1:])),
+                kind,
+                "x".join(map(str, last.output_shape[1:])) if last else "",
                 f"{part.parameters:,}",
                 f"{100 * part.parameters / total.parameters:.1f}",
                 f"{part.macs / 1e6:{mmacs}}",
                 f"{100 * part.macs / total.macs:.1f}",
                 f"{part.activation_bytes / 1e6:{megabytes}}",
-                *(("", "") if is_sum else (str(last.receptive_field), str(last.stride))),
+                *((str(last.receptive_field), str(last.stride)) if last else ("", "")),
             )
 
+        rows = [row(name, part, part.kinds, part.layers[-1]) for name, part in self.parts.items()]
         if by_layer:
-            rows = [row(layer.name, Sum.of([layer]), layer.kind) for layer in self.layers]
-        else:
-            rows = [row(name, part) for name, part in self.parts.items()]
-        sums = {"all conv": self.convolutional, "all fc": self.fully_connected}
+            rows = [row(layer.name, Sum.of([layer]), layer.kind, layer) for layer in self.layers]
+        sums = [
+            row("all conv", self.convolutional, self.convolutional.kinds, None),
+            row("all fc", self.fully_connected, self.fully_connected.kinds, None),
+            row("total", total, str(total.weight_layers), None),
+        ]
         network, size = self.network, self.network.image_size
         return Table(
             header=(*(("layer", "kind") if by_layer else ("part", "layers")), *_COLUMNS),
-            sections=[
-                rows,
-                [
-                    *(row(name, part, is_sum=True) for name, part in sums.items()),
-                    row("total", total, str(total.weight_layers), is_sum=True),
-                ],
-            ],
+            sections=[rows, sums],
             left_aligned=3,
             title=f"{network.name}: {network.in_channels}x{size}x{size} images "
             f"in batches of {self.batch_size}, {network.num_classes} classes",

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vggkit.design.costs import BYTES_PER_VALUE, MAX_BATCH_SIZE, Costs
-from vggkit.design.layers import Layer, check_int, check_one_of, written
+from vggkit.design.layers import Layer, check_int, check_number, check_one_of
 from vggkit.design.network import Network, NetworkLike, as_network
 from vggkit.errors import ArchitectureError
 
@@ -39,7 +39,6 @@ FIRST_BUCKET_BYTES, BUCKET_BYTES = 2**20, 25 * 2**20  # torch's defaults
 MAX_WORKERS = 2**20
 MAX_RANK = 65_536
 _LEAST_SAVING = 2  # of torch's PowerSGDState: min_compression_rate
-_MOST_SECONDS = 1e6
 
 
 @dataclass(frozen=True)
@@ -119,10 +118,13 @@ def predict_step(
     if rest:
         more = batch_size + workers - rest
         raise ArchitectureError(f"expected a batch_size that {workers} workers share, got {batch_size}, try {more}")
-    _check_number("macs_per_second", macs_per_second, 1, 1e30)
-    _check_number("bytes_per_second", bytes_per_second, 1, float("inf"))
-    _check_number("latency_seconds", latency_seconds, 0, _MOST_SECONDS)
-    _check_number("update_seconds", update_seconds, 0, _MOST_SECONDS)
+    for what, value, least, most in (
+        ("macs_per_second", macs_per_second, 1, 1e30),
+        ("bytes_per_second", bytes_per_second, 1, float("inf")),
+        ("latency_seconds", latency_seconds, 0, 1e6),
+        ("update_seconds", update_seconds, 0, 1e6),
+    ):
+        check_number(what, value, least, most)
     check_one_of("compression", compression, Compression)
     check_int("powersgd_rank", powersgd_rank, 1, MAX_RANK)
 
@@ -204,9 +206,3 @@ def _gradients(layer: Layer) -> Iterator[tuple[int, int]]:
             yield from (vector, (layer.outputs, layer.inputs))
         case "bn":
             yield from (vector, vector)
-
-
-def _check_number(what: str, value: object, least: float, most: float) -> None:
-    """Raise `ArchitectureError` unless `value` is a number from `least` to `most`; NaN is none."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-        raise ArchitectureError(f"expected {what} from {least:g} to {most:g}, got {written(value)}")
