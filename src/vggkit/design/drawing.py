@@ -45,9 +45,9 @@ COLOURS = {
 }
 
 CAPTIONS = {
-    "scale": "A cuboid is what a layer puts out. Lengths are square roots: twice the height and width is four times "
+    "scale": "A cuboid shows the output of a layer. Lengths are square roots: twice the height and width is four times "
     "the pixels along a side, twice the thickness four times the channels.",
-    "blocks": "Upwards, from the image to the classes; not to scale.",
+    "blocks": "Read upwards, from the image to the classes. Not to scale.",
 }
 
 
