@@ -36,7 +36,7 @@ Head = Literal["flatten", "adaptive", "conv", "gap"]
 
 MAX_HIDDEN_LAYERS = 100
 POOLED_SIZE = 7
-"""Of all published VGG networks."""
+"""The `pooled_size` of every published VGG network."""
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class Baseline:
 
     @property
     def dropout(self) -> float:
-        """Probability of dropping a hidden unit: AlexNet's; LeNet has no dropout."""
+        """Probability of dropping a hidden unit of AlexNet; LeNet has no dropout layer."""
         return 0.5
 
     @property

@@ -11,7 +11,7 @@ A fully connected layer counts as the equivalent convolution: fc6 of VGG-16, 7x7
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from vggkit.design.layers import AnyNetwork, Layer, LayerKind, check_int
@@ -138,12 +138,12 @@ class Costs:
     @property
     def convolutional(self) -> Sum:
         """All before the first fully connected layer: the blocks."""
-        return self._where(lambda layer: not layer.part.startswith("fc"))
+        return Sum.of(layer for layer in self.layers if not layer.part.startswith("fc"))
 
     @property
     def fully_connected(self) -> Sum:
         """The fully connected layers, with their activations and dropout, also if they are written as convolutions."""
-        return self._where(lambda layer: layer.part.startswith("fc"))
+        return Sum.of(layer for layer in self.layers if layer.part.startswith("fc"))
 
     def table(self, by_layer: bool = False) -> Table:
         """The table that `print` shows: a row for each block and fully connected layer, or for each layer."""
@@ -193,10 +193,7 @@ class Costs:
     def parts(self) -> dict[str, Sum]:
         """One sum for each block and each fully connected layer, by name, in order."""
         names = dict.fromkeys(layer.part for layer in self.layers)
-        return {name: self._where(lambda layer, name=name: layer.part == name) for name in names}  # type: ignore[misc]
-
-    def _where(self, condition: Callable[[LayerCost], bool]) -> Sum:
-        return Sum.of(filter(condition, self.layers))
+        return {name: Sum.of(layer for layer in self.layers if layer.part == name) for name in names}
 
 
 def _widest_window(size: int, outputs: int) -> int:

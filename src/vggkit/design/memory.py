@@ -75,11 +75,11 @@ def training_memory(
 
     Args:
         network: see `as_network`.
-        batch_size: images, from 1.
-        dtype: of the maps.
+        batch_size: images in the step, from 1.
+        dtype: the type of the maps.
         optimizer: see `OptimizerState`.
-        recompute: keep only the input of each block and compute the rest again, as `vgg train --recompute` does; a
-            baseline has no blocks.
+        recompute: keep only the input of each block and compute the rest again, as `vgg train --recompute` does.
+            A baseline has no blocks, so nothing changes.
 
     Raises:
         ArchitectureError: a network or another value that cannot be.
@@ -163,6 +163,7 @@ def _operations(network: Network, batch_size: int, dtype: Dtype) -> Iterator[_Op
 def _operation(layer: Layer, x: _Tensor, values: int, dtype: Dtype) -> _Operation:
     """The operation of `layer` on `x`, whose result has so many `values`."""
     y, part = _Tensor(values, x.bytes_per_value), layer.part
+    saved: tuple[_Tensor, ...] = (x,)
     match layer.kind:
         case "conv" | "fc":
             y = _Tensor(values, 2 if dtype == "bfloat16" else BYTES_PER_VALUE)
@@ -173,23 +174,21 @@ def _operation(layer: Layer, x: _Tensor, values: int, dtype: Dtype) -> _Operatio
         case "bn":
             statistics = _Tensor(2 * layer.outputs)
             return _Operation(part, x, y, (x, statistics), gradient_bytes=statistics.num_bytes)
-        case "relu" | "sigmoid":
-            y = x if part.startswith("block") else y
-            return _Operation(part, x, y, (y,))
         case "lrn":
             y = _Tensor(values)
             padded = _Tensor(values // layer.outputs * (layer.outputs + _LRN_SIZE - 1))
             # The gradient of the quotient's denominator takes three more maps.
             return _Operation(part, x, y, (x, padded, _Tensor(values), _Tensor(values)), backward_bytes=3 * y.num_bytes)
+        case "relu" | "sigmoid":
+            y = x if part.startswith("block") else y
+            saved = (y,)
         case "pool":
-            return _Operation(part, x, y, (x, _Tensor(values, _INDEX_BYTES)))
+            saved = (x, _Tensor(values, _INDEX_BYTES))
         case "dropout":
-            return _Operation(part, x, y, (_Tensor(values, x.bytes_per_value),))
-        case "flatten":
-            return _Operation(part, x, y, ())
-        case "adaptive" if layer.kernel_size == 1:  # torch takes the mean, which keeps nothing
-            return _Operation(part, x, y, ())
-    return _Operation(part, x, y, (x,))
+            saved = (_Tensor(values, x.bytes_per_value),)
+        case "flatten" | "adaptive" if layer.kernel_size == 1:  # torch takes the mean, which keeps nothing
+            saved = ()
+    return _Operation(part, x, y, saved)
 
 
 def _in_running_order(network: Network) -> list[Layer]:

@@ -43,12 +43,13 @@ class Speed:
     way: Way
     """`vggkit`, as `vgg train` and `vgg predict` run; torch's own modules in either layout of memory."""
     examples_per_second: tuple[float, ...]
-    """Of each turn; data excluded."""
+    """One value for each turn; loading data takes no part in it."""
     share_of_product_rate: float
     """Operations of convolutions as they are defined, by the median, over the rate of a large matrix product. More
     than 1 is possible where the arithmetic is cheaper than its definition."""
     peak_bytes: int
-    """Of resident memory, beyond what the process held before the network was made; on CUDA of what torch allocated."""
+    """The most resident memory, beyond what the process held before the network was made; on CUDA, the most that torch
+    allocated."""
     convolutions: str
     """What computes the convolutions, and how many of them: `compiled, 7 of 8`; or `torch` for all."""
 
@@ -60,11 +61,11 @@ class Speed:
 
 @dataclass(frozen=True)
 class Bench:
-    """All ways through one network, and what they were measured on."""
+    """The speed of every way through one network, and what it was measured on."""
 
     speeds: tuple[Speed, ...]
     product_flops_per_second: float
-    """Of a large matrix product in float32; on CUDA in bfloat16, in which training computes there."""
+    """The rate of a large matrix product in float32; on CUDA in bfloat16, the type that training uses there."""
     hardware: str
     not_compiled: str
     """Why this CPU's convolutions are not compiled, if they are not."""
@@ -89,7 +90,7 @@ def bench(
         training: forward, backward and update, or forward alone.
         repeats: turns of each way.
         device: as `torch.device` takes it; a CUDA GPU if there is one, else the CPU.
-        say: is told what is being measured, and each turn's speed.
+        say: called with each line of progress: what is measured, and the speed of each turn.
 
     Raises:
         ValueError: a batch_size or a number of repeats below 1; or `VGGKIT_ENGINE` names no engine.

@@ -35,17 +35,17 @@ is known to a power of ten, so that the last power before `PATIENCE` is `slow`: 
 may hold it."""
 
 PLATEAU = 4.0
-"""Length of a plateau in units of 1 / growth. A batch's gradient is partly noise that the next one has not, so that
+"""Length of a plateau in units of 1 / growth. Part of a batch's gradient is noise that the next does not share, so that
 1 / growth alone is too short; measured by `benchmarks/doctor.py` where SGD's plateau is long enough to see."""
 
 OVERSHOOT = 4.0
-"""Of loss / |gradient|^2."""
+"""The longest step that does not overshoot, in units of loss / |gradient|^2."""
 
 ADAM_EPS, ADAM_LEARNING_RATE = 1e-8, 1e-3
 """torch's defaults. Adam's first step is g / (|g| + eps): far smaller gradients hardly move anything."""
 
 DEAD = 0.75
-"""Share of dead ReLUs in a layer that is too much: at random weights no more than half are negative for all images."""
+"""The share of dead ReLUs in a layer that is too high; random weights leave at most half at 0."""
 
 PAPERS_A = (1, 1, 2, 2, 2)
 
@@ -55,7 +55,7 @@ class LayerDiagnosis:
     """A convolution or fully connected layer on the batch."""
 
     name: str
-    """`conv3_2`, `fc6`; the module's path in a network of somebody else's."""
+    """`conv3_2`, `fc6`; in a network that is not vggkit's, the path of the module."""
     output: float
     """Root mean square of its output, before batch norm and activation."""
     contrast: float
@@ -81,7 +81,7 @@ class Diagnosis:
     loss: float
     """Mean cross-entropy of the batch."""
     rounding: float
-    """What the last layer's `contrast` must be above to be more than rounding."""
+    """The rounding error of the last layer's `contrast`: a smaller contrast says nothing."""
     plateau: float
     """Steps until the loss moves, to the order of magnitude; infinite without a gradient."""
     overshoot: float
@@ -111,8 +111,8 @@ def examine(
         net: a network of convolutions, fully connected layers, ReLUs and batch norms, each used once.
         images: (batch, channels, height, width), as `net` takes them.
         labels: int64 (batch,), of at least two classes.
-        optimizer: that training would use.
-        learning_rate: its highest.
+        optimizer: the one that training would use.
+        learning_rate: the highest one of the run.
         momentum: of SGD, 0 to 1; steps in one direction add up to 1 / (1 - momentum) of them.
 
     Raises:

@@ -158,12 +158,12 @@ def _verdict(diagnosis: "Diagnosis", rate: str, guessing: float) -> str:
     from vggkit.lab.doctor import PATIENCE
 
     is_counted = PATIENCE < diagnosis.plateau < math.inf
-    steps = f"about {diagnosis.plateau:.0e}" if is_counted else f"over {PATIENCE:,}"
+    steps = f"{diagnosis.plateau:.0e}" if is_counted else f"over {PATIENCE:,}"
     return {
-        "learns": f"learns: with {rate} the loss should fall within {PATIENCE:,} steps",
-        "slow": f"slow: with {rate} the loss may stay near {guessing:.2f} for hundreds of steps",
-        "stalls": f"stalls: with {rate} the loss stays near {guessing:.2f} for {steps} steps",
-        "overshoots": f"overshoots: with {rate} the first step is too long",
+        "learns": f"learns: {rate} should lower the loss within {PATIENCE:,} steps",
+        "slow": f"slow: {rate} may leave the loss at {guessing:.2f} for hundreds of steps",
+        "stalls": f"stalls: {rate} leaves the loss at {guessing:.2f} for {steps} steps",
+        "overshoots": f"overshoots: {rate} takes too long a first step",
         "not finite": "not finite: the network cannot learn from these values",
     }[diagnosis.verdict]
 
