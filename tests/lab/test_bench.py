@@ -57,7 +57,10 @@ class Ending:
     [
         (["vgg11/8", "--batch-size", "-1"], "vgg bench: expected batch_size from 1, got -1"),
         (["vgg11/8", "--repeats", "0"], "vgg bench: expected repeats from 1, got 0"),
-        (["vgg99"], "vgg bench: 'vgg99', character 1: expected a name such as vgg16 or blocks such as '1x64 2x128', got 'vgg99', try vgg19"),
+        (
+            ["vgg99"],
+            "vgg bench: 'vgg99', character 1: expected a name such as vgg16 or blocks such as '1x64 2x128', got 'vgg99', try vgg19",
+        ),
         (["vgg11/8"], "vgg bench: expected an engine of fast, eager, torch, got 'fastest'"),
     ],
 )
