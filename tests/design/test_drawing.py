@@ -313,7 +313,7 @@ def test_the_flags_say_what_is_drawn(flags, options, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["vgg16"], "Missing from vgg draw: -o PATH, --out PATH"),
+        (["vgg16"], "expected --out FILE, got none, try 'vgg draw vgg16 -o vgg16.svg'"),
         (["vgg16", "-o", "x.gif"], "expected a .svg or .png or .pdf file in a folder that exists for --out, got x.gif"),
         (["vgg16", "-o", "no/x.svg"], "in a folder that exists for --out, got no/x.svg"),
         (["vgg16", "-o", "folder.svg"], "in a folder that exists for --out, got folder.svg"),
