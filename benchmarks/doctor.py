@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vggkit import VGG, accelerate, as_network, build, examine, warm_start
 from vggkit.data.fashion_mnist import load
-from vggkit.data.loading import Split, batches, epoch_order
+from vggkit.data.loading import Split, epoch_order
 from vggkit.data.preprocessing import Preprocessing
 from vggkit.networks.baselines import BaselineNetwork
 from vggkit.training.recipe import Optimizer
@@ -68,8 +68,9 @@ def train_until_it_moves(
     losses: deque[float] = deque(maxlen=WINDOW)
     done = 0
     while done < most:
-        for images, labels in batches(split, BATCH_SIZE, epoch_order(len(split), 0, 1)):
-            sums = train_step(fast, optimizer, preprocess(images), labels, learning_rate)
+        for index in epoch_order(len(split), 0, 1).split(BATCH_SIZE):
+            images, labels = preprocess(split.images[index]), split.labels[index]
+            sums = train_step(fast, optimizer, images, labels, learning_rate)
             losses.append((sums[0] / sums[2]).item())
             done += 1
             if len(losses) == WINDOW and sum(losses) / WINDOW < below:
@@ -91,7 +92,8 @@ def main() -> None:
     cpu = torch.device("cpu")
     dataset = load()
     split = Split.on(cpu, dataset.train_images, dataset.train_labels)
-    images, labels = next(batches(split, BATCH_SIZE, epoch_order(len(split), 0, 1)))
+    chosen = epoch_order(len(split), 0, 1)[:BATCH_SIZE]
+    images, labels = split.images[chosen], split.labels[chosen]
 
     source, source_loss = new_network("vgg11/8", "kaiming"), math.nan
     agreed: list[bool | None] = []

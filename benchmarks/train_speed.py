@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from vggkit import Architecture, Recipe, accelerate, build, costs
 from vggkit.data import fashion_mnist
-from vggkit.data.loading import Split, batches, epoch_order
+from vggkit.data.loading import Split, epoch_order
 from vggkit.data.preprocessing import Preprocessing
 from vggkit.design.scaling import backward_macs
 from vggkit.engines.cpu import why_not_compiled
@@ -116,8 +116,8 @@ def run_ours(case: Case, device: torch.device, data_dir: Path | None, *, is_ours
 
     def made() -> Iterator[tuple[Tensor, Tensor]]:
         order = epoch_order(len(split), 0, 1).to(device)
-        for images, labels in batches(split, case.batch_size, order):
-            yield preprocessing(images), labels
+        for index in order.split(case.batch_size):
+            yield preprocessing(split.images[index]), split.labels[index]
 
     sums = torch.zeros(5, device=device)
 

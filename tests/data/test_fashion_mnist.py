@@ -194,26 +194,18 @@ def test_a_folder_of_idx_files_is_a_data_set(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("file", "array", "message"),
     [
-        (lambda f: (f / FILES[1]).unlink(), "expected train-labels-idx1-ubyte or train-labels-idx1-ubyte.gz in"),
-        (lambda f: (f / FILES[1]).write_bytes(idx(np.zeros(4, np.uint8))), "got 5 images .* and 4 labels"),
-        (
-            lambda f: (f / FILES[2]).write_bytes(idx(np.zeros((5, 9, 9), np.uint8))),
-            r"images of one size, got \(28, 28\)",
-        ),
+        (1, None, "expected train-labels-idx1-ubyte or train-labels-idx1-ubyte.gz in"),
+        (1, np.zeros(4, np.uint8), r"expected as many labels as images, .*\(5, 28, 28\), \(4,\)"),
+        (2, np.zeros((5, 9, 9), np.uint8), r"images of one size .*\(5, 28, 28\), .* \(5, 9, 9\)"),
     ],
 )
-def test_a_folder_that_contradicts_itself_is_refused(tmp_path, change, message):
+def test_a_folder_that_contradicts_itself_is_refused(tmp_path, file, array, message):
     folder = write_folder(tmp_path / "mine")
-    change(folder)
+    (folder / FILES[file]).unlink() if array is None else (folder / FILES[file]).write_bytes(idx(array))
     with pytest.raises(DataError, match=message):
         load(str(folder))
-
-
-def test_an_unknown_name_is_refused():
-    with pytest.raises(DataError, match="expected fashion-mnist, fashion-mnist-sample or a folder .* got 'mnist'"):
-        load("mnist")
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
@@ -228,12 +220,12 @@ def test_idx_round_trip(tmp_path_factory, array, suffix):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "expected an IDX header of 16 bytes, got 0 bytes"),
+        (b"", "which starts 00000803 and has 16 bytes or more, got one of 0 that starts $"),
         (
             b"\0\0\x08\x01" + b"\0" * 20,
-            r"expected an IDX file of uint8 in 3 dimensions \(it starts 00000803\), got.* 00000801",
+            "expected an IDX file of uint8 in 3 dimensions, .* got one of 24 that starts 00000801",
         ),
-        (b"\0\0\x0d\x03" + b"\0" * 20, "got one that starts 00000d03"),
+        (b"\0\0\x0d\x03" + b"\0" * 20, "got one of 24 that starts 00000d03"),
         (b"\0\0\x08\x03" + b"\xff" * 12 + b"x", r"for the shape \(4294967295, 4294967295, 4294967295\), got 17"),
         (b"\0\0\x08\x03" + struct.pack(">3I", 1, 2, 2) + b"12345", "expected 20 bytes for the shape .* got 21"),
         (b"\0\0\x08\x03" + struct.pack(">3I", 0, 2**32 - 1, 2**32 - 1), "expected 16 bytes for the shape .* got 16"),

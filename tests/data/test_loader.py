@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from vggkit.data import loader as loading
-from vggkit.data.images import random_crop
+from vggkit.data.images import RandomCrop
 from vggkit.data.loader import Loader
 from vggkit.data.samples import Sample
 from vggkit.errors import DataError, LoadingError
@@ -75,7 +75,7 @@ class Crop:
 
     def __call__(self, sample, epoch, index):
         generator = np.random.default_rng([self.seed, epoch, index])
-        return random_crop(sample.content, 3, 24, (24, 40), generator, name=sample.name)
+        return RandomCrop(0, 3, 24, (24, 40)).crop(sample.content, generator, sample.name)
 
 
 @dataclass(frozen=True)
@@ -91,12 +91,6 @@ class Disturbed:
         if index == 13:
             if self.what == "raise":
                 raise ZeroDivisionError("division\nby zero")
-            if self.what == "shape":
-                return np.zeros((1, 2, 2), np.uint8)
-            if self.what == "compute":
-                until = time.thread_time() + 3
-                while time.thread_time() < until:
-                    sum(range(1000))
             if self.what == "hang":
                 time.sleep(1000)
         return np.full((1, 4, 4), index, np.uint8)
@@ -109,9 +103,9 @@ def parts_of(positions, batch_size=8):
 PARTS = parts_of(list(range(40)))
 
 
-def loader(read, images=None, num_workers=2, bad_images="fail", **options):
+def loader(read, images=None, num_workers=2, bad_images="fail"):
     pictures = Pictures() if images is None else images
-    return Loader(pictures, read, seed=5, num_workers=num_workers, pin_memory=False, bad_images=bad_images, **options)
+    return Loader(pictures, read, seed=5, num_workers=num_workers, pin_memory=False, bad_images=bad_images)
 
 
 def readers():
@@ -120,7 +114,6 @@ def readers():
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(loading, "DECODE_SECONDS", 0.5)
     monkeypatch.setattr(loading, "READ_SECONDS", 1.0)
     monkeypatch.setattr(loading, "STREAM_SECONDS", 1.0)
     monkeypatch.setattr(loading, "POLL_SECONDS", 0.1)
@@ -188,35 +181,23 @@ def test_data_that_goes_away_is_said_and_not_skipped_for_ever(monkeypatch):
         list(opened.batches(PARTS, 1))
 
 
-@pytest.mark.parametrize(
-    ("what", "message"),
-    [
-        ("raise", r"expected 13.jpg to be read, got ZeroDivisionError: division by zero \(test_loader.py:\d+\)"),
-        ("shape", r"expected 13.jpg to be read, got TypeError: expected uint8 \(1, 4, 4\), got uint8 \(1, 2, 2\)"),
-    ],
-)
-def test_any_other_error_is_told_in_one_line(what, message):
+def test_any_other_error_is_told_in_one_line():
+    message = r"expected 13.jpg to be read, got ZeroDivisionError: division by zero \(test_loader.py:\d+\)"
     with pytest.raises(LoadingError, match=message) as raised:
-        list(loader(Disturbed(what)).batches(PARTS, 1))
+        list(loader(Disturbed("raise")).batches(PARTS, 1))
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("what", ["compute", "hang"])
-def test_an_image_that_takes_too_long_is_bad_and_all_others_come(impatient, what):
+def test_an_image_that_hangs_is_bad_and_all_others_come(impatient):
     """Its thread is left to itself, and another takes its place, also if there is only one."""
     for num_workers in (1, 3):
-        opened = loader(Disturbed(what), num_workers=num_workers, bad_images="skip")
+        opened = loader(Disturbed("hang"), num_workers=num_workers, bad_images="skip")
         pixels, labels = (torch.cat(some) for some in zip(*opened.batches(PARTS, 1), strict=True))
         assert (labels == -100).nonzero().flatten().tolist() == [13]
         assert [p for p in pixels[:, 0, 0, 0].tolist() if p] == [p for p in range(1, 40) if p != 13]
-        assert opened.bad == {
-            "13.jpg": "expected an image that can be read in 0.5 seconds of computing or 1 of waiting, "
-            "got one that takes longer"
-        }
-    with pytest.raises(
-        DataError, match=r"13.jpg: expected an image .* got one that takes longer, try --bad-images skip"
-    ):
-        list(loader(Disturbed(what)).batches(PARTS, 1))
+        assert opened.bad == {"13.jpg": "expected an image that can be read in 1 seconds, got a slower one"}
+    with pytest.raises(DataError, match=r"13.jpg: expected an image .* got a slower one, try --bad-images skip"):
+        list(loader(Disturbed("hang")).batches(PARTS, 1))
 
 
 def test_slow_images_are_waited_for(impatient):
@@ -252,10 +233,10 @@ def test_no_more_batches_than_asked_for_are_read_ahead():
             read.append(index)
             return super().__call__(sample, epoch, index)
 
-    iterator = loader(Noting(), num_workers=1, ahead=1).batches(PARTS, 1)
+    iterator = loader(Noting(), num_workers=1).batches(PARTS, 1)
     next(iterator)
     time.sleep(0.5)
-    assert len(read) <= 24  # the one that was taken, the one ahead, and one that goes on
+    assert len(read) <= 24  # the one that was taken, and two ahead
 
 
 def test_content_is_known_whatever_the_order_and_number_of_threads():

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import re
 import subprocess
 import sys
@@ -33,12 +32,7 @@ def test_train_and_val_folders(tmp_path):
 
 @pytest.mark.parametrize(
     ("folders", "said", "taken"),
-    [
-        (["test"], "test", "test"),
-        (["valid"], "validation", "valid"),
-        (["validation"], "validation", "validation"),
-        (["test", "val"], "validation", "val"),
-    ],
+    [(["test"], "test", "test"), (["valid"], "validation", "valid"), (["test", "val"], "validation", "val")],
 )
 def test_which_folder_is_held_out(tmp_path, folders, said, taken):
     write(tmp_path, ["train/a/1.png", "train/b/1.png", *(f"{name}/b/2.png" for name in folders)])
@@ -82,17 +76,10 @@ def test_a_class_may_be_called_train(tmp_path):
 
 
 def test_what_is_not_taken_is_told(tmp_path):
-    write(
-        tmp_path, ["train/a/1.png", "train/b/1.jpeg", "val/a/1.webp", "loose.png", "train/loose.png", "extra/z/1.png"]
-    )
-    for name in (
-        "notes.txt",
-        "train/a/Thumbs.db",
-        "train/b/two\nlines.csv",
-        "train/a/.hidden.png",
-        ".DS_Store",
-        "val/x",
-    ):
+    images = ["train/a/1.png", "train/b/1.jpeg", "val/a/1.webp", "loose.png", "train/loose.png", "extra/z/1.png"]
+    write(tmp_path, images)
+    others = ("notes.txt", "train/a/Thumbs.db", "train/b/two\nlines.csv", "train/a/.hidden.png", ".DS_Store", "val/x")
+    for name in others:
         (tmp_path / name).write_text("no image")
     (tmp_path / ".git").mkdir()
     (tmp_path / "train/a/deeper").mkdir()
@@ -101,16 +88,7 @@ def test_what_is_not_taken_is_told(tmp_path):
         ["loose.png", "notes.txt", "extra/", "train/loose.png", "train/a/Thumbs.db", "train/a/deeper/",
          "train/b/two\\nlines.csv", "val/x"]
     )  # fmt: skip
-    assert source.num_other_files == 8
     assert len(source.train) == 2
-
-
-def test_at_most_a_thousand_other_files_are_named(tmp_path):
-    write(tmp_path, ["a/1.png", "a/2.png", "b/1.png"])
-    for number in range(1_003):
-        (tmp_path / "b" / f"{number}.xml").touch()
-    source = open_images(tmp_path)
-    assert (len(source.other_files), source.num_other_files) == (1_000, 1_003)
 
 
 def test_names_that_are_not_text(tmp_path):
@@ -146,13 +124,8 @@ def test_links(tmp_path):
     (tmp_path / "data/a/loop").symlink_to(tmp_path / "data")
     source = open_images(tmp_path / "data", holdout=0.5)
     assert source.classes == ("a", "b", "c")
-    assert sorted(names(source.train) + names(source.held_out)) == [
-        "a/1.png",
-        "a/2.png",
-        "b/1.png",
-        "c/2.png",
-        "c/3.png",
-    ]
+    found = sorted(names(source.train) + names(source.held_out))
+    assert found == ["a/1.png", "a/2.png", "b/1.png", "c/2.png", "c/3.png"]
     assert source.other_files == ("a/loop/",)
 
 
@@ -241,7 +214,6 @@ def test_what_is_only_measured_on_is_taken_in_whole(tmp_path, files, splits):
     write(tmp_path, files)
     source = open_images(tmp_path, holdout=0)
     assert {split: len(images) for split, images in source.splits.items()} == splits
-    assert source.is_drawn is False
 
 
 def test_data_check_shows_every_split(tmp_path, capsys):
@@ -251,6 +223,9 @@ def test_data_check_shows_every_split(tmp_path, capsys):
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == ["class", "training", "validation", "test"]
     assert lines[2:4] == [["a", "3", "3", "3"], ["b", "3", "3", "2"]]
+    (tmp_path / "test/b/1.png").write_bytes(b"no image")
+    assert cli.main(["data", "check", str(tmp_path)]) == 1
+    assert "\n1 bad image, which --bad-images skip leaves out:\n  test/b/1.png: " in capsys.readouterr().out
 
 
 def test_the_fingerprint_sees_names_labels_and_sizes(tmp_path):
@@ -280,31 +255,22 @@ def test_the_fingerprint_sees_names_labels_and_sizes(tmp_path):
         (touch(), "expected a folder for each class with its images in it, got an empty folder"),
         (
             touch("1.png", "2.png", "x.txt"),
-            "expected a folder for each class .* got 2 images and 1 other files, try <folder>/<class>/image.jpg",
+            "expected a folder for each class .* got 2 images and 1 other files, try <f",
         ),
         (touch("train/1.png", "val/2.png"), "/train: expected a folder for each class .* got 1 images"),
         (touch("a/1.png"), "expected 2 to 65,536 classes, got a$"),
-        (
-            touch("a/1.png", "b/"),
-            "/b: expected image files in the folder of a class, got none, 0 folders and 0 other files",
-        ),
+        (touch("a/1.png", "b/"), "/b: expected image files in the folder .*, got none, 0 folders and 0 other files"),
         (touch("a/x/1.png", "b/y/1.png"), r"/a: expected image files .*, got none, 1 folders \(x\) and 0 other"),
         (touch("Val/a/1.png", "Test/a/1.png"), r"/Test: expected image files .*, 1 folders \(a\) .*, try <folder>/<cl"),
         (touch("train/a/1.png", "Train/b/1.png"), "expected one folder for train, got Train and train"),
+        (touch("train/a/1.png", "val/a/1.png", "valid/a/1.png"), "one folder for validation, got val and valid"),
         (touch("a/1.png", "b/1.png"), "expected images for validation, got none"),
         (
-            touch("train/a/1.png", "train/b/1.png", "val/a/1.png", "val/c/1.png"),
-            "/val/c: expected a class that the training images have, got another one",
+            touch("train/a/1.png", "train/b/1.png", "val/c/1.png"),
+            "/val/c: expected a class that the training images ha",
         ),
         (touch("train/a/1.png", "train/b/1.png", "val/a/"), "/val/a: expected image files in the folder of a class"),
-        (
-            touch("train/a/1.png", "train/b/1.png", "val/"),
-            "/val: expected a folder for each class .* got an empty folder",
-        ),
-        (
-            touch("train/a/1.png", "val/a/1.png", "valid/a/1.png"),
-            "expected one folder for validation, got val and valid",
-        ),
+        (touch("train/a/1.png", "train/b/1.png", "val/"), "/val: expected a folder for each .* got an empty folder"),
         (touch("a.parquet", "b.tar"), "expected parquet files or tar shards, got both"),
         (touch("train-test.tar"), "train-test.tar: expected the name of one split in it, got train and test"),
     ],
@@ -354,17 +320,6 @@ def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)  # the tests may run as root, who may read everything
     with pytest.raises(DataError, match=r"/b: expected to read it, got: Permission denied"):
         open_images(tmp_path)
-
-
-def test_a_pickled_listing_is_small_and_the_same(tmp_path):
-    for c in "ab":
-        (tmp_path / c).mkdir()
-        for number in range(2_000):
-            (tmp_path / c / f"{number:08}.png").touch()
-    source = open_images(tmp_path)
-    written = pickle.dumps(source.train)
-    assert len(written) < 3_000 * (12 + 2 + 8) + 2_000
-    assert names(pickle.loads(written)) == names(source.train)
 
 
 def test_folders_need_no_library_and_no_torch(tmp_path):

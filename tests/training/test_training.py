@@ -12,7 +12,7 @@ from torch import nn
 from vggkit import Recipe, train, vgg
 from vggkit.cli import main
 from vggkit.data.fashion_mnist import load
-from vggkit.data.loading import Augmentation, Split, batches, epoch_order
+from vggkit.data.loading import Augmentation, Split, epoch_order
 from vggkit.data.preprocessing import Preprocessing
 from vggkit.errors import DataError, DivergedError, RecipeError, RunError
 from vggkit.inference.evaluate import evaluate as confusion_of
@@ -221,8 +221,9 @@ def test_a_step_never_waits_for_the_gpu():
     for mode in ("default", "error"):  # once to warm up
         torch.cuda.set_sync_debug_mode(mode)
         try:
-            for images, labels in batches(split, 128, order):
-                sums += train_step(net, optimizer, preprocessing(augment(images, draws)), labels, 0.01)
+            for index in order.split(128):
+                images, labels = augment(split.images[index], draws), split.labels[index]
+                sums += train_step(net, optimizer, preprocessing(images), labels, 0.01)
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert sums.isfinite().all()

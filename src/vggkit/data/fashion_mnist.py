@@ -5,16 +5,16 @@ Algorithms", arXiv 1708.07747. Its files are in LeCun's IDX format: a zero, a ze
 number of dimensions, each dimension as a big-endian 32-bit number, then the values.
 """
 
+import contextlib
 import gzip
 import hashlib
 import math
 import os
 import shutil
-import struct
 import subprocess
 import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -70,9 +70,12 @@ MAX_IDX_BYTES = 2**28
 """Far above the 47 MB of Fashion-MNIST: what a file that says more is refused for before it is unpacked."""
 
 
+Array = npt.NDArray[np.uint8]
+
+
 @dataclass(frozen=True)
 class Dataset:
-    """Images and labels, as they lie in the files."""
+    """Images and labels, as they are in the files."""
 
     name: str
     train_images: npt.NDArray[np.uint8]
@@ -106,27 +109,26 @@ def load(name: str = FULL_NAME, data_dir: str | os.PathLike[str] | None = None) 
     Raises:
         DataError: it is nowhere, or a file of it is not what it must be.
     """
-    if name == FULL_NAME:
-        return _load_verified(name, find(Path(data_dir) if data_dir is not None else None))
-    if name == SAMPLE_NAME:
-        return _load_verified(name, SAMPLE_PLACE)
+    if name in SHA256:
+        return verify(name, SAMPLE_PLACE if name == SAMPLE_NAME else find(Path(data_dir) if data_dir else None))
     folder = Path(name)
-    if not folder.is_dir():
-        raise DataError(
-            f"expected {FULL_NAME}, {SAMPLE_NAME} or a folder with the four IDX files, got {name!r}, try 'vgg data'"
-        )
-    arrays = [read_idx(_existing(folder, file), ndim=3 if "images" in file else 1) for file in FILES]
-    classes = tuple(str(label) for label in range(max(2, int(max(a.max(initial=0) for a in arrays[1::2])) + 1)))
-    dataset = Dataset(folder.resolve().name, arrays[0], arrays[1], arrays[2], arrays[3], classes)
-    _check_consistent(dataset, folder)
-    return dataset
+    train_images, train_labels, test_images, test_labels = arrays = _read_all(folder, (None,) * 4)
+    shapes = [array.shape for array in arrays]
+    if [len(train_labels), len(test_labels)] != [len(train_images), len(test_images)] or 0 in train_images.shape:
+        raise DataError(f"{folder}: expected as many labels as images, and some, got arrays of {shapes}")
+    if train_images.shape[1:] != test_images.shape[1:] or not len(test_images):
+        raise DataError(f"{folder}: expected images of one size to train and to test on, got arrays of {shapes}")
+    num_classes = max(2, 1 + int(max(train_labels.max(), test_labels.max())))
+    return Dataset(folder.resolve().name, *arrays, tuple(map(str, range(num_classes))))
 
 
-def places(data_dir: Path | None = None) -> list[Path]:
-    """The folders in which Fashion-MNIST is looked for, in order."""
-    from_environment = os.environ.get("VGGKIT_DATA")
-    candidates = [data_dir, Path(from_environment) if from_environment else None, cache_dir(), DEBIAN_PLACE]
-    return [place for place in candidates if place is not None]
+def verify(name: str, place: Path) -> Dataset:
+    """The data set `name` in `place`, whose every file has the SHA-256 that is known.
+
+    Raises:
+        DataError: a file is missing, cut or different; it is named.
+    """
+    return Dataset(name, *_read_all(place, SHA256[name]), CLASSES)
 
 
 def cache_dir() -> Path:
@@ -135,28 +137,23 @@ def cache_dir() -> Path:
 
 
 def find(data_dir: Path | None = None) -> Path:
-    """The first of `places` that has all four files, plain or as .gz; they are not verified yet.
+    """The first folder that has all four files, plain or as .gz, which are not verified yet.
+
+    Args:
+        data_dir: is looked into alone, if it is given; else `$VGGKIT_DATA`, the user's cache and Debian's place are.
 
     Raises:
-        DataError: none has; or `data_dir`, which was asked for by name, has not.
+        DataError: none has them.
     """
-    for place in places(data_dir):
-        if all(_is_there(place, file) for file in FILES):
+    environment = os.environ.get("VGGKIT_DATA")
+    places = [data_dir] if data_dir else [*([Path(environment)] if environment else []), cache_dir(), DEBIAN_PLACE]
+    for place in places:
+        missing = [file for file in FILES if not _is_there(place, file)]
+        if not missing:
             return place
-        if place == data_dir:
-            missing = next(file for file in FILES if not _is_there(place, file))
-            raise DataError(f"expected the four files of Fashion-MNIST in {place}, got no {missing}(.gz)")
-    looked = ", ".join(str(place) for place in places())
-    raise DataError(f"Fashion-MNIST is in none of {looked}, try 'vgg data fetch {FULL_NAME}'")
-
-
-def verify(name: str, place: Path) -> None:
-    """Check every file's bytes in `place` against the pinned SHA-256.
-
-    Raises:
-        DataError: a file is missing, cut or different; it is named.
-    """
-    _load_verified(name, place)
+    if data_dir:
+        raise DataError(f"expected the four files of Fashion-MNIST in {data_dir}, got no {missing[0]}(.gz)")
+    raise DataError(f"Fashion-MNIST is in none of {', '.join(map(str, places))}, try 'vgg data fetch {FULL_NAME}'")
 
 
 def fetch(report: Callable[[str], None] = lambda line: None, url: str = OFFICIAL_URL) -> Path:
@@ -175,11 +172,8 @@ def fetch(report: Callable[[str], None] = lambda line: None, url: str = OFFICIAL
         DataError: neither could be had; the reasons are in the message.
     """
     target = cache_dir()
-    try:
+    with contextlib.suppress(DataError):
         verify(FULL_NAME, target)
-    except DataError:
-        pass
-    else:
         return target
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -204,35 +198,15 @@ def fetch(report: Callable[[str], None] = lambda line: None, url: str = OFFICIAL
     )
 
 
-def read_idx(path: str | os.PathLike[str], ndim: int) -> npt.NDArray[np.uint8]:
+def read_idx(path: Path, ndim: int, sha256: str | None = None) -> Array:
     """The uint8 array in an IDX file, plain or gzip, of `ndim` dimensions.
 
     The header is checked against what was asked for, against `MAX_IDX_BYTES`, and against the bytes that are
     really there, before an array is made.
 
     Raises:
-        DataError: it is not such a file; the file is named.
+        DataError: it is not such a file, or its content has another digest than `sha256`; the file is named.
     """
-    return _parse_idx(_read_bytes(Path(path)), ndim, Path(path))
-
-
-def _parse_idx(content: bytes, ndim: int, path: Path) -> npt.NDArray[np.uint8]:
-    header_bytes = 4 + 4 * ndim
-    if len(content) < header_bytes:
-        raise DataError(f"{path}: expected an IDX header of {header_bytes} bytes, got {len(content)} bytes")
-    if content[:4] != bytes([0, 0, 8, ndim]):
-        raise DataError(
-            f"{path}: expected an IDX file of uint8 in {ndim} dimensions (it starts 0000080{ndim}), "
-            f"got one that starts {content[:4].hex()}"
-        )
-    shape = struct.unpack(f">{ndim}I", content[4:header_bytes])
-    expected_bytes = header_bytes + math.prod(shape)
-    if expected_bytes != len(content) or (0 in shape and max(shape) > MAX_IDX_BYTES):
-        raise DataError(f"{path}: expected {expected_bytes} bytes for the shape {shape}, got {len(content)}")
-    return np.frombuffer(content, np.uint8, offset=header_bytes).reshape(shape).copy()
-
-
-def _read_bytes(path: Path) -> bytes:
     if found := why_not_a_file(path):
         raise DataError(f"{path}: expected a whole, readable file, got {found}")
     try:
@@ -242,50 +216,36 @@ def _read_bytes(path: Path) -> bytes:
         raise DataError(f"{path}: expected a whole, readable file, got: {one_line(error)}") from None
     if len(content) > MAX_IDX_BYTES:
         raise DataError(f"{path}: expected at most {MAX_IDX_BYTES} bytes, got more")
-    return content
-
-
-def _load_verified(name: str, place: Path) -> Dataset:
-    arrays = []
-    for file, expected in zip(FILES, SHA256[name], strict=True):
-        path = _existing(place, file)
-        content = _read_bytes(path)
-        got = hashlib.sha256(content).hexdigest()
-        if got != expected:
-            raise DataError(
-                f"{path}: expected content with SHA-256 {expected[:16]}..., got {got[:16]}..., try to fetch it anew"
-            )
-        arrays.append(_parse_idx(content, 3 if "images" in file else 1, path))
-    return Dataset(name, arrays[0], arrays[1], arrays[2], arrays[3], CLASSES)
-
-
-def _check_consistent(dataset: Dataset, folder: Path) -> None:
-    splits = (
-        ("train", dataset.train_images, dataset.train_labels),
-        ("t10k", dataset.test_images, dataset.test_labels),
-    )
-    for split, images, labels in splits:
-        if len(images) != len(labels) or images.size == 0:
-            raise DataError(
-                f"{folder}: expected as many labels as images, and some, in {split}, "
-                f"got {len(images)} images of {images.shape[1:]} and {len(labels)} labels"
-            )
-    if dataset.train_images.shape[1:] != dataset.test_images.shape[1:]:
+    got = hashlib.sha256(content).hexdigest()
+    if sha256 not in (None, got):
         raise DataError(
-            f"{folder}: expected images of one size, got {dataset.train_images.shape[1:]} for training "
-            f"and {dataset.test_images.shape[1:]} for testing"
+            f"{path}: expected content with SHA-256 {str(sha256)[:16]}..., got {got[:16]}..., try to fetch it anew"
         )
+    header_bytes = 4 + 4 * ndim
+    if content[:4] != bytes([0, 0, 8, ndim]) or len(content) < header_bytes:
+        raise DataError(
+            f"{path}: expected an IDX file of uint8 in {ndim} dimensions, which starts 0000080{ndim} and has "
+            f"{header_bytes} bytes or more, got one of {len(content)} that starts {content[:4].hex()}"
+        )
+    shape = np.frombuffer(content[4:header_bytes], ">u4").tolist()
+    expected_bytes = header_bytes + math.prod(shape)
+    if expected_bytes != len(content) or max(shape) > MAX_IDX_BYTES:
+        raise DataError(f"{path}: expected {expected_bytes} bytes for the shape {tuple(shape)}, got {len(content)}")
+    return np.frombuffer(content, np.uint8, offset=header_bytes).reshape(shape).copy()
+
+
+def _read_all(place: Path, digests: Sequence[str | None]) -> tuple[Array, Array, Array, Array]:
+    arrays = []
+    for file, digest in zip(FILES, digests, strict=True):
+        if not _is_there(place, file):
+            raise DataError(f"expected {file} or {file}.gz in {place}, got neither")
+        zipped = place / f"{file}.gz"
+        arrays.append(read_idx(zipped if zipped.is_file() else place / file, 3 if "images" in file else 1, digest))
+    return arrays[0], arrays[1], arrays[2], arrays[3]
 
 
 def _is_there(place: Path, file: str) -> bool:
     return (place / f"{file}.gz").is_file() or (place / file).is_file()
-
-
-def _existing(place: Path, file: str) -> Path:
-    for path in (place / f"{file}.gz", place / file):
-        if path.is_file():
-            return path
-    raise DataError(f"expected {file} or {file}.gz in {place}, got neither")
 
 
 def _download(temporary: Path, url: str, report: Callable[[str], None]) -> Path:
@@ -299,10 +259,10 @@ def _unpack_debian_package(temporary: Path, url: str, report: Callable[[str], No
     for tool in ("apt-get", "dpkg"):
         if shutil.which(tool) is None:
             raise DataError(f"there is no {tool} on this machine")
-    lists, cache = temporary / "lists", temporary / "cache"
-    (lists / "partial").mkdir(parents=True)
-    (cache / "archives" / "partial").mkdir(parents=True)
-    own = ["-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={cache}", "-o", "APT::Sandbox::User="]
+    for folder in ("lists/partial", "cache/archives/partial"):
+        (temporary / folder).mkdir(parents=True)
+    own = [f"Dir::State::Lists={temporary}/lists", f"Dir::Cache={temporary}/cache", "APT::Sandbox::User="]
+    own = [word for option in own for word in ("-o", option)]
     try:
         _run(["apt-get", "download", DEBIAN_PACKAGE], temporary)
     except DataError:

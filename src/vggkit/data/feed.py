@@ -24,21 +24,17 @@ class Share(Protocol):
     @property
     def device(self) -> torch.device:
         """Where the images go."""
-        ...
 
     @property
     def rank(self) -> int:
         """The number of this process, from 0."""
-        ...
 
     @property
     def size(self) -> int:
         """How many processes there are."""
-        ...
 
     def sum_(self, values: Tensor) -> Tensor:
         """`values` with the sum over all processes, in place."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -68,29 +64,6 @@ class Batch:
     """Images of the whole batch."""
 
 
-class Feed(Protocol):
-    """The images of a split in batches."""
-
-    @property
-    def is_fitted(self) -> bool:
-        """Whether the images have the network's size already, so that they are only normalised."""
-        ...
-
-    @property
-    def num_images(self) -> int:
-        """Images of an epoch."""
-        ...
-
-    @property
-    def content(self) -> dict[str, int]:
-        """What is known of the images' content: an epoch, and the sum of the digests of the images in it."""
-        ...
-
-    def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch, from the one numbered `first`; epoch 0 is all images in their own order."""
-        ...
-
-
 def open_feed(
     images: Images,
     read: FittedImage | RandomCrop,
@@ -100,7 +73,7 @@ def open_feed(
     seed: int = 0,
     num_workers: int = 0,
     bad_images: Literal["fail", "skip"] = "fail",
-) -> "DeviceFeed | LoaderFeed":
+) -> "Feed":
     """The feed of any split: arrays go to the device in whole, and image files are decoded ahead of their batch.
 
     Args:
@@ -116,18 +89,12 @@ def open_feed(
         split = Split.on(share.device, images.pixels, images.labels)
         split = Split(split.images.expand(-1, read.shape[0], -1, -1), split.labels)
         return DeviceFeed(split, batch_size, seed, share, is_fitted=False)
-    loader = Loader(
-        images,
-        read,
-        seed=seed,
-        num_workers=num_workers,
-        pin_memory=share.device.type == "cuda",
-        bad_images=bad_images,
-    )
-    return LoaderFeed(images, loader, batch_size, seed, share)
+    is_cuda = share.device.type == "cuda"
+    loader = Loader(images, read, seed=seed, num_workers=num_workers, pin_memory=is_cuda, bad_images=bad_images)
+    return LoaderFeed(loader, batch_size, seed, share)
 
 
-def network_input(feed: Feed, images: Tensor, preprocessing: Preprocessing) -> Tensor:
+def network_input(feed: "Feed", images: Tensor, preprocessing: Preprocessing) -> Tensor:
     """`images` of `feed`, perhaps augmented, as the network takes them: normalised, and resized unless they are."""
     return preprocessing.scaled(images) if feed.is_fitted else preprocessing(images)
 
@@ -141,8 +108,9 @@ class DeviceFeed:
     seed: int
     share: Share
     is_fitted: bool
+    """Whether the images have the network's size already, so that they are only normalised."""
     content: dict[str, int] = field(default_factory=dict)
-    """What is known of the images' content, see `LoaderFeed`."""
+    """What is known of the images' content: an epoch, and the sum of the digests of the images in it."""
 
     @property
     def num_images(self) -> int:
@@ -150,11 +118,9 @@ class DeviceFeed:
         return len(self.split)
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """See `Feed`."""
+        """The batches of an epoch, from the one numbered `first`; epoch 0 is all images in their own order."""
         order = epoch_order(len(self.split), self.seed, epoch).to(self.share.device) if epoch else None
-        for start in range(first * self.batch_size, len(self.split), self.batch_size):
-            size = min(self.batch_size, len(self.split) - start)
-            part, counts = _part(self.share, size)
+        for start, part, counts, size in _parts(self.share, len(self.split), self.batch_size, first):
             here = slice(start + part.start, start + size, part.step)
             index: Tensor | slice = order[here] if order is not None else here
             images, labels = self.split.images[index], self.split.labels[index]
@@ -165,62 +131,55 @@ class DeviceFeed:
 class LoaderFeed:
     """Image files that are decoded ahead."""
 
-    images: Images
     loader: Loader
     batch_size: int
     seed: int
     share: Share
     is_fitted: bool = True
     content: dict[str, int] = field(default_factory=dict)
-    """After the first whole epoch that was read: its number and the sum of the digests of the images in it."""
+    """As of `DeviceFeed`, after the first whole epoch that was read."""
 
     @property
     def num_images(self) -> int:
         """Images of an epoch."""
-        return len(self.images)
+        return len(self.loader.images)
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """See `Feed`."""
-        total = len(self.images)
-        in_order = self.images.is_stream or not epoch  # a stream shuffles itself
+        """The batches of an epoch, from the one numbered `first`; epoch 0 is all images in their own order."""
+        total, device = self.num_images, self.share.device
+        in_order = self.loader.images.is_stream or not epoch  # a stream shuffles itself
         order = torch.arange(total) if in_order else epoch_order(total, self.seed, epoch)
-        parts, batches = [], []
-        for start in range(first * self.batch_size, total, self.batch_size):
-            size = min(self.batch_size, total - start)
-            part, counts = _part(self.share, size)
-            parts.append(order[start + part.start : start + size : part.step].numpy())
-            batches.append((part, size, counts))
-        device, sum_before = self.share.device, self.loader.content
+        parts = list(_parts(self.share, total, self.batch_size, first))
+        positions = [order[start + part.start : start + size : part.step].numpy() for start, part, _, size in parts]
+        content, sum_before = 0, self.loader.content
         self.loader.is_hashing = first == 0 and not self.content
-        content = 0
-        for (part, size, counts), (images, labels) in zip(batches, self.loader.batches(parts, epoch), strict=True):
+        loaded = self.loader.batches(positions, epoch)
+        for (_, part, counts, size), (images, labels) in zip(parts, loaded, strict=True):
             content = self.loader.content - sum_before if counts else content
             on_device = labels.to(device, non_blocking=True)
-            yield Batch(
-                images.to(device, non_blocking=True),
-                on_device if counts else torch.full_like(on_device, IGNORED_LABEL),
-                part,
-                size,
-            )
+            on_device = on_device if counts else torch.full_like(on_device, IGNORED_LABEL)
+            yield Batch(images.to(device, non_blocking=True), on_device, part, size)
         if self.loader.is_hashing:
             of_all = self.share.sum_(torch.tensor(_signed(content), device=device))
             self.content.update(epoch=epoch, sum=int(of_all))
 
     def decoded(self) -> DeviceFeed:
         """All images, decoded once and kept on the device, in their order; bad ones are black and do not count."""
-        device, start = self.share.device, 0
-        pixels, labels = None, torch.empty(len(self.images), dtype=torch.int64, device=device)
+        device, total = self.share.device, self.num_images
+        pixels = torch.empty((total, *self.loader.read.shape), dtype=torch.uint8, device=device)
+        labels = torch.empty(total, dtype=torch.int64, device=device)
         self.loader.is_hashing = True
-        for some, their_labels in self.loader.batches(in_parts(np.arange(len(self.images)), DECODED_TOGETHER), epoch=0):
-            if pixels is None:
-                pixels = torch.empty((len(self.images), *some.shape[1:]), dtype=torch.uint8, device=device)
-            pixels[start : start + len(some)] = some.to(device)
-            labels[start : start + len(some)] = their_labels.to(device)
-            start += len(some)
-        if pixels is None or not (labels != IGNORED_LABEL).any():
+        parts = in_parts(np.arange(total), DECODED_TOGETHER)
+        for positions, (some, their_labels) in zip(parts, self.loader.batches(parts, epoch=0), strict=True):
+            here = slice(positions[0], positions[-1] + 1)
+            pixels[here], labels[here] = some.to(device), their_labels.to(device)
+        if (labels == IGNORED_LABEL).all():
             raise DataError("expected an image that can be read, got none")
         content = {"epoch": 0, "sum": _signed(self.loader.content)}
         return DeviceFeed(Split(pixels, labels), self.batch_size, self.seed, self.share, True, content)
+
+
+Feed = DeviceFeed | LoaderFeed
 
 
 def _signed(number: int) -> int:
@@ -228,10 +187,12 @@ def _signed(number: int) -> int:
     return (number + 2**63) % 2**64 - 2**63
 
 
-def _part(share: Share, size: int) -> tuple[slice, bool]:
-    """This process's part of a batch of `size`, and whether it counts.
+def _parts(share: Share, num_images: int, batch_size: int, first: int) -> Iterator[tuple[int, slice, bool, int]]:
+    """For each batch from `first` on: its start, this process's part of it, whether that counts, and its size.
 
     If there are more processes than images, those left over take the first one, uncounted, so that all take part.
     """
-    counts = share.rank < size
-    return slice(share.rank if counts else 0, size, share.size if counts else size), counts
+    for start in range(first * batch_size, num_images, batch_size):
+        size = min(batch_size, num_images - start)
+        counts = share.rank < size
+        yield start, slice(share.rank if counts else 0, size, share.size if counts else size), counts, size

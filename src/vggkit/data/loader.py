@@ -2,11 +2,12 @@
 
 import os
 import threading
-import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -17,22 +18,20 @@ from torch import Tensor
 from vggkit.data.samples import IGNORED_LABEL, Images, Sample, with_digest
 from vggkit.errors import DataError, LoadingError, one_line
 
-DECODE_SECONDS = 10.0
-"""Processor time that one image may take: a bound that a busy machine does not change."""
 READ_SECONDS = 60.0
-"""How long the batch that is waited for may wait for one image, whose disk may hang."""
+"""How long an awaited batch waits for one image, whose disk may hang; decoding takes a few seconds at most."""
 STREAM_SECONDS = 120.0
 """The same for the next image of a stream, which passes over others first."""
 POLL_SECONDS = 0.5
-"""How often an awaited thread is checked."""
+"""How often awaited threads are checked."""
+BATCHES_AHEAD = 2
+"""That each thread decodes ahead."""
 MOST_BAD_IN_A_ROW = 100
 """More bad images in a row than these are not skipped in an epoch that shuffles: a disk or a folder is gone."""
 NAMED_BAD_IMAGES = 3
 
-
-_HAS_CLOCKS = hasattr(time, "pthread_getcpuclockid")
-
 Value = TypeVar("Value")
+Pixels = npt.NDArray[np.uint8]
 
 
 class Reader(Protocol):
@@ -41,11 +40,9 @@ class Reader(Protocol):
     @property
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of every image."""
-        ...
 
-    def __call__(self, sample: Sample, epoch: int, position: int) -> npt.NDArray[np.uint8]:
+    def __call__(self, sample: Sample, epoch: int, position: int) -> Pixels:
         """uint8 of `shape`; raises `DataError`. What is random in it comes from the epoch and the position alone."""
-        ...
 
 
 def default_workers() -> int:
@@ -65,42 +62,28 @@ def in_parts(positions: npt.NDArray[np.int64], part_size: int) -> list[npt.NDArr
     return [positions[start : start + part_size] for start in range(0, len(positions), part_size)]
 
 
+@dataclass(eq=False)
 class Loader:
-    """Batches of the images of a split, as `read` makes them; how many threads there are changes nothing in them."""
+    """Batches of the images of a split; how many threads there are changes nothing in them."""
 
-    bad: dict[str, str]
+    images: Images
+    read: Reader
+    """Makes pixels of a sample."""
+    seed: int
+    """Of the order of a stream."""
+    num_workers: int
+    """Threads that decode; 0 means 1."""
+    pin_memory: bool
+    """Put batches into pinned memory, for copies to a GPU; without a GPU nothing is pinned."""
+    bad_images: Literal["fail", "skip"]
+    """`fail` at the first batch with a bad image, or `skip` them: zeros, with the label -100."""
+    bad: dict[str, str] = field(default_factory=dict)
     """The bad images met so far, in order: name and reason."""
     is_hashing: bool = False
     """Whether the digests of the images that are read are added to `content`."""
     content: int = 0
     """The sum modulo 2^64 of the digests of images that were read, in whatever order."""
-
-    def __init__(
-        self,
-        images: Images,
-        read: Reader,
-        *,
-        seed: int,
-        num_workers: int,
-        pin_memory: bool,
-        bad_images: Literal["fail", "skip"],
-        ahead: int = 2,
-    ) -> None:
-        """Take what to load; nothing is read yet.
-
-        Args:
-            images: what there is.
-            read: makes pixels of a sample.
-            seed: of the order of a stream.
-            num_workers: threads that decode; one at least.
-            pin_memory: put batches into pinned memory, for copies to a GPU; without a GPU nothing is pinned.
-            bad_images: `fail` at the first batch with a bad image, or `skip` them: zeros, with the label -100.
-            ahead: batches that each thread decodes ahead.
-        """
-        self.images, self.read, self.seed = images, read, seed
-        self.num_workers, self.ahead = max(1, num_workers), ahead
-        self.pin_memory = pin_memory and torch.cuda.is_available()
-        self.bad, self._bad_images, self._bad_in_a_row = {}, bad_images, 0
+    _bad_in_a_row: int = 0
 
     def batches(self, parts: Sequence[npt.NDArray[np.int64]], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Read batches, in order; the threads end with this iterator.
@@ -116,17 +99,20 @@ class Loader:
             DataError: images are bad and `bad_images` is `fail`; or more than 100 in a row are bad.
             LoadingError: an image could not be read for another reason, or a stream or a disk hangs.
         """
-        if not any(map(len, parts)):
-            return
-        reading = _Reading(self, parts, epoch)
+        num_threads = min(max(1, self.num_workers), sum(map(len, parts)))
+        threads = _Threads(self, num_threads, epoch)
+        started = deque[_Batch]()
         try:
-            for _ in parts:
-                batch = reading.next_batch()
+            for number in range(len(parts)):
+                while len(started) <= num_threads * BATCHES_AHEAD and number + len(started) < len(parts):
+                    started.append(threads.begin(parts[number + len(started)].tolist()))
+                batch = started.popleft()
+                threads.wait_for(batch)
                 self.content = (self.content + batch.content) % 2**64
-                self._note([batch.bad[row] for row in sorted(batch.bad)], len(batch.positions), epoch)
+                self._note([batch.bad[row] for row in sorted(batch.bad)], len(batch.labels), epoch)
                 yield torch.from_numpy(batch.pixels), torch.from_numpy(batch.labels)
         finally:
-            reading.close()
+            threads.close()
 
     def _note(self, bad: list[tuple[str, str]], num_images: int, epoch: int) -> None:
         for name, reason in bad:
@@ -137,7 +123,7 @@ class Loader:
                 f"expected images that can be read, got {self._bad_in_a_row} in a row that cannot, the last is "
                 f"{': '.join(bad[-1])}, try whether the data is still there"
             )
-        if bad and self._bad_images == "fail":
+        if bad and self.bad_images == "fail":
             named = "; ".join(f"{name}: {reason}" for name, reason in bad[:NAMED_BAD_IMAGES])
             more = f"; and {len(bad) - NAMED_BAD_IMAGES} more" if len(bad) > NAMED_BAD_IMAGES else ""
             raise DataError(
@@ -149,137 +135,103 @@ class Loader:
 class _Batch:
     """A batch in the making."""
 
-    def __init__(self, positions: list[int], loader: Loader) -> None:
-        self.positions = positions
-        shape = (len(positions), *loader.read.shape)
+    def __init__(self, num_images: int, loader: Loader) -> None:
+        shape = (num_images, *loader.read.shape)
         # NumPy's, but for a GPU: torch would start threads of its own for each thread that copies.
-        self.pixels: npt.NDArray[np.uint8] = np.empty(shape, np.uint8)
-        self.labels: npt.NDArray[np.int64] = np.empty(len(positions), np.int64)
-        if loader.pin_memory:
+        self.pixels: Pixels = np.empty(shape, np.uint8)
+        self.labels: npt.NDArray[np.int64] = np.empty(num_images, np.int64)
+        if loader.pin_memory and torch.cuda.is_available():
             self.pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
         self.bad: dict[int, tuple[str, str]] = {}
         """The name of a bad image and what is wrong with it, by the row."""
         self.error: LoadingError | None = None
         self.content = 0
         """The sum of its images' digests."""
-        self.is_whole = threading.Event()
-        self._num_missing, self._lock = len(positions), threading.Lock()
-        if not positions:
-            self.is_whole.set()
-
-    def put(self, row: int, pixels: npt.NDArray[np.uint8] | int, label: int, digest: int = 0) -> None:
-        """Fill a row."""
-        self.pixels[row] = pixels
-        self.labels[row] = label
-        with self._lock:
-            self.content += digest
-            self._num_missing -= 1
-            if not self._num_missing:
-                self.is_whole.set()
+        self.missing = set(range(num_images))
+        """The rows of which nothing is known yet."""
+        self.changed = threading.Condition()
 
 
+@dataclass(eq=False)
 class _Task:
-    """An image that a thread reads for a batch, made by that thread."""
+    """An image that a thread reads for a batch."""
 
-    def __init__(self, batch: _Batch, row: int) -> None:
-        self.position = batch.positions[row]
-        self.name = f"image {self.position}"
-        self.is_decoding = False
-        self.waited_seconds = 0.0
-        """Counted in polls, not measured, so that nothing hangs while the whole process is stopped, by Ctrl-Z say."""
-        self._batch, self._row = batch, row
-        self._clock = time.pthread_getcpuclockid(threading.get_ident()) if _HAS_CLOCKS else None
-        self._started = 0.0
-        self._is_open = threading.Lock()
+    batch: _Batch
+    row: int
+    position: int
+    name: str
+    is_decoding: bool = False
+    waited_seconds: float = 0.0
+    """Counted in polls, not measured, so that nothing hangs while the whole process is stopped, by Ctrl-Z say."""
 
-    def begin_decoding(self) -> None:
-        """From now on `is_too_slow` counts."""
-        self._started = time.clock_gettime(self._clock) if self._clock is not None else 0.0
-        self.waited_seconds, self.is_decoding = 0.0, True
-
-    def is_too_slow(self) -> bool:
-        """Whether the thread, which is still at it, has taken more time than an image may take."""
-        try:
-            computed = time.clock_gettime(self._clock) - self._started if self._clock is not None else 0.0
-        except OSError:  # it has just ended
-            return False
-        return computed > DECODE_SECONDS or self.waited_seconds > READ_SECONDS
-
-    def settle(self, outcome: tuple[npt.NDArray[np.uint8], int, int] | DataError | LoadingError) -> bool:
+    def settle(self, outcome: tuple[Pixels, int, int] | DataError | LoadingError) -> bool:
         """Say what became of the image: pixels, label and digest, or an error. False if that was said before."""
-        if not self._is_open.acquire(blocking=False):
-            return False
-        if isinstance(outcome, tuple):
-            self._batch.put(self._row, *outcome)
+        batch, row = self.batch, self.row
+        with batch.changed:
+            if row not in batch.missing:
+                return False
+            batch.missing.remove(row)
+            batch.pixels[row], batch.labels[row] = 0, IGNORED_LABEL
+            if isinstance(outcome, tuple):
+                batch.pixels[row], batch.labels[row], digest = outcome
+                batch.content += digest
+            elif isinstance(outcome, DataError):
+                batch.bad[row] = self.name, one_line(outcome).removeprefix(f"{self.name}: ")
+            else:
+                batch.error = outcome
+            if not batch.missing:
+                batch.changed.notify()
             return True
-        if isinstance(outcome, DataError):
-            self._batch.bad[self._row] = self.name, one_line(outcome).removeprefix(f"{self.name}: ")
-        else:
-            self._batch.error = outcome
-        self._batch.put(self._row, 0, IGNORED_LABEL)
-        return True
 
 
-class _Reading:
-    """One pass over batches, and the threads that make it."""
+class _Threads:
+    """The threads that read the batches of one epoch, in the order in which those are begun."""
 
-    def __init__(self, loader: Loader, parts: Sequence[npt.NDArray[np.int64]], epoch: int) -> None:
+    def __init__(self, loader: Loader, num_threads: int, epoch: int) -> None:
         self._loader, self._epoch = loader, epoch
         self._sample_at = loader.images.reader(loader.seed, epoch)
-        self._batches = SimpleQueue[_Batch]()
-        self._room = threading.Semaphore(loader.num_workers * loader.ahead + 1)
-        self._is_closed = False
-        self._turn, self._tasks = threading.Lock(), self._dealt(parts)
-        self._at: dict[threading.Thread, _Task] = {}
-        for _ in range(min(loader.num_workers, sum(map(len, parts)))):
+        self._tasks, self._turn, self._is_closed = SimpleQueue[_Task | None](), threading.Lock(), False
+        self._at: dict[int, _Task] = {}
+        """What each thread is at."""
+        for _ in range(num_threads):
             self._start_thread()
 
-    def next_batch(self) -> _Batch:
-        """The next batch, whole. A thread that is too slow meanwhile is left to itself, and its image is bad."""
-        batch = None
-        while batch is None or not batch.is_whole.is_set():
-            try:
-                batch = batch or self._batches.get(timeout=POLL_SECONDS)
-            except Empty:
-                self._check_threads()
-            else:
-                if not batch.is_whole.wait(POLL_SECONDS):
-                    self._check_threads()
+    def begin(self, positions: list[int]) -> _Batch:
+        """A batch that the threads make from now on."""
+        batch = _Batch(len(positions), self._loader)
+        for row, position in enumerate(positions):
+            self._tasks.put(_Task(batch, row, position, f"image {position}"))
+        return batch
+
+    def wait_for(self, batch: _Batch) -> None:
+        """Return once `batch` is whole. A thread that is too slow meanwhile is left to itself, and its image is bad."""
+        with batch.changed:
+            while batch.missing:
+                if not batch.changed.wait(POLL_SECONDS):
+                    self._check()
         if batch.error is not None:
             raise batch.error
-        self._room.release()
-        return batch
 
     def close(self) -> None:
         """Let the threads end, each after the image that it is at."""
         self._is_closed = True
-        self._room.release()
+        self._tasks.put(None)
 
     def _start_thread(self) -> None:
         # A daemon, so that one which hangs does not hold up the end of the process.
         threading.Thread(target=self._work, name="vggkit reader", daemon=True).start()
 
-    def _dealt(self, parts: Sequence[npt.NDArray[np.int64]]) -> Iterator[_Task]:
-        """The tasks in order, each made in the thread that asks for it; a batch waits until there is room for it."""
-        for positions in parts:
-            self._room.acquire()
-            if self._is_closed:
-                return
-            batch = _Batch(positions.tolist(), self._loader)
-            self._batches.put(batch)
-            for row in range(len(positions)):
-                yield _Task(batch, row)
-
     def _work(self) -> None:
-        me, is_stream = threading.current_thread(), self._loader.images.is_stream
+        me, is_stream = threading.get_ident(), self._loader.images.is_stream
         while True:
             with self._turn:
-                task = None if self._is_closed else next(self._tasks, None)
-                if task is None:
+                task = self._tasks.get()
+                if task is None or self._is_closed:
+                    self._tasks.put(None)  # for the next thread
                     return
                 self._at[me] = task
                 sample = self._attempt(task, self._sample_at, task.position) if is_stream else None
-            task.begin_decoding()
+            task.waited_seconds, task.is_decoding = 0.0, True
             if sample is None:
                 sample = self._attempt(task, self._sample_at, task.position)
             is_first = task.settle(
@@ -289,15 +241,12 @@ class _Reading:
             if not is_first:  # another thread has taken its place
                 return
 
-    def _read(self, task: _Task, sample: Sample) -> tuple[npt.NDArray[np.uint8], int, int]:
+    def _read(self, task: _Task, sample: Sample) -> tuple[Pixels, int, int]:
         task.name = sample.name
         digest = 0
         if self._loader.is_hashing:
             sample, digest = with_digest(sample)
-        pixels, expected = self._loader.read(sample, self._epoch, task.position), self._loader.read.shape
-        if pixels.dtype != np.uint8 or pixels.shape != expected:
-            raise TypeError(f"expected uint8 {expected}, got {pixels.dtype} {pixels.shape}")
-        return pixels, sample.label, digest
+        return self._loader.read(sample, self._epoch, task.position), sample.label, digest
 
     def _attempt(
         self, task: _Task, function: Callable[..., Value], *arguments: Any
@@ -313,7 +262,7 @@ class _Reading:
                 f"({Path(place.filename).name}:{place.lineno})"
             )
 
-    def _check_threads(self) -> None:
+    def _check(self) -> None:
         for thread, task in list(self._at.items()):
             task.waited_seconds += POLL_SECONDS
             if not task.is_decoding and task.waited_seconds > STREAM_SECONDS:
@@ -321,8 +270,8 @@ class _Reading:
                     f"expected {task.name} of a stream to come, got nothing for {STREAM_SECONDS:g} seconds, "
                     "try whether it can be reached, and --resume"
                 )
-            if task.is_decoding and task.is_too_slow():
-                limit = f"{DECODE_SECONDS:g} seconds of computing or {READ_SECONDS:g} of waiting"
-                if task.settle(DataError(f"expected an image that can be read in {limit}, got one that takes longer")):
+            if task.is_decoding and task.waited_seconds > READ_SECONDS:
+                error = DataError(f"expected an image that can be read in {READ_SECONDS:g} seconds, got a slower one")
+                if task.settle(error):
                     self._at.pop(thread, None)
                     self._start_thread()

@@ -1,7 +1,6 @@
 """Batches, made where they are used: the images stay on the device as uint8 and are never expanded in memory."""
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,35 +66,12 @@ class Augmentation:
             images = images.permute(0, 2, 3, 1)[every, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
         if self.erase:
             # The centre falls anywhere, so that a corner may lose as little as a quarter of the square.
-            distance = self.erase / 2
-            near_rows = (
-                torch.arange(height, device=images.device) + 0.5 - draw(height + 1).view(-1, 1)
-            ).abs() < distance
-            near_columns = (
-                torch.arange(width, device=images.device) + 0.5 - draw(width + 1).view(-1, 1)
-            ).abs() < distance
-            erased = near_rows.unsqueeze(2) & near_columns.unsqueeze(1)
-            images = images.masked_fill(erased.unsqueeze(1), 0)
+            near_rows, near_columns = (
+                (torch.arange(side, device=images.device) + 0.5 - draw(side + 1).view(-1, 1)).abs() < self.erase / 2
+                for side in (height, width)
+            )
+            images = images.masked_fill((near_rows.unsqueeze(2) & near_columns.unsqueeze(1)).unsqueeze(1), 0)
         return images
-
-
-def batches(split: Split, batch_size: int, order: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-    """The images and labels of `split` in batches; the last one may be smaller.
-
-    Args:
-        split: where they lie.
-        batch_size: images in a batch.
-        order: int64 (images,), the indices in the order wanted, on the split's device; None for as they lie.
-
-    Yields:
-        uint8 (batch, channels, height, width) and int64 (batch,), on the split's device.
-    """
-    for start in range(0, len(split), batch_size):
-        if order is None:
-            yield split.images[start : start + batch_size], split.labels[start : start + batch_size]
-        else:
-            index = order[start : start + batch_size]
-            yield split.images[index], split.labels[index]
 
 
 def derived_seed(seed: int, *purpose: str | int) -> int:

@@ -9,9 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-MAX_RESIZED_BYTES = 2**30
-"""An image that would take more when it is resized, for its shape or for what a file says, is refused."""
-
 MAX_ASPECT = 16
 """Longer images are cut to so many times their shorter side before they are resized; the square is in the middle."""
 
@@ -60,18 +57,14 @@ class Preprocessing:
             raise ValueError(
                 f"expected 1 or 3 channels and a positive image_size, got {self.channels}, {self.image_size}"
             )
-        if len(self.mean) != self.channels or len(self.std) != self.channels:
-            raise ValueError(
-                f"expected {self.channels} means and as many stds, got {len(self.mean)} and {len(self.std)}"
-            )
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError(f"expected {self.channels} means and stds, got {len(self.mean)} and {len(self.std)}")
         if not all(map(math.isfinite, self.mean + self.std)) or min(self.std) < MIN_STD:
             raise ValueError(f"expected finite means and stds of at least {MIN_STD}, got {self.mean}, {self.std}")
         for field, allowed in (("order", Order), ("resize", Resize), ("interpolation", Interpolation)):
             if getattr(self, field) not in get_args(allowed):
-                raise ValueError(
-                    f"expected {field} to be one of {', '.join(get_args(allowed))}, "
-                    f"got {str(getattr(self, field))[:60]!r}"
-                )
+                got = str(getattr(self, field))[:60]
+                raise ValueError(f"expected {field} to be one of {', '.join(get_args(allowed))}, got {got!r}")
         if not MIN_CROP_FRACTION <= self.crop_fraction <= 1 or self.scale not in (1, 255):
             raise ValueError(
                 f"expected a crop_fraction from {MIN_CROP_FRACTION} to 1 and a scale of 1 or 255, "
@@ -89,23 +82,17 @@ class Preprocessing:
             within 1/255 of what torchvision's Resize and ToTensor give, which round to uint8 in between.
 
         Raises:
-            ValueError: other values than uint8, or an image that is too large when it is resized.
+            ValueError: other values than uint8.
         """
         if images.dtype != torch.uint8:
             raise ValueError(f"expected images as uint8, got {images.dtype}, try normalize for floats in [0, 1]")
-        return self._standardised(self.resized(images.float()))
+        return self._standardised(self._resized(images.float()))
 
     def scaled(self, images: Tensor) -> Tensor:
-        """The network's input for images that were resized and cropped before, by `fitted` or at random.
-
-        Args:
-            images: uint8 (batch, channels, image_size, image_size), RGB, on any device, where the work is then done.
-
-        Returns:
-            float32 of the same shape in channels_last.
+        """The network's input for images that have its size: uint8 in, float32 in channels_last out.
 
         Raises:
-            ValueError: other values than uint8, or another shape.
+            ValueError: other values than uint8, or another shape than (batch, channels, image_size, image_size).
         """
         expected = (self.channels, self.image_size, self.image_size)
         if images.dtype != torch.uint8 or images.shape[1:] != expected:
@@ -151,18 +138,7 @@ class Preprocessing:
         shorter = max(self.image_size, round(self.image_size / self.crop_fraction))
         return shorter * width // min(width, height), shorter * height // min(width, height)
 
-    def resized(self, x: Tensor) -> Tensor:
-        """Images in the size that the network takes: the first half of calling this.
-
-        Args:
-            x: uint8 or float (batch, channels, height, width) in [0, 255].
-
-        Returns:
-            The same type, (batch, channels, image_size, image_size); `x` itself, if it has that size.
-
-        Raises:
-            ValueError: an image that is too large when it is resized.
-        """
+    def _resized(self, x: Tensor) -> Tensor:
         size = self.image_size
         if self.resize == "stretch":
             return self._interpolated(x, size, size)
@@ -187,11 +163,6 @@ class Preprocessing:
     def _interpolated(self, x: Tensor, height: int, width: int) -> Tensor:
         if x.shape[-2:] == (height, width):
             return x
-        if self.channels * height * width * 4 > MAX_RESIZED_BYTES:
-            raise ValueError(
-                f"expected an image that takes at most {MAX_RESIZED_BYTES:,} bytes when it is resized, got "
-                f"{x.shape[-1]} x {x.shape[-2]} to become {width} x {height}"
-            )
         y = F.interpolate(x, size=(height, width), mode=self.interpolation, antialias=True)
         return y.clamp_(0, 255) if self.interpolation == "bicubic" else y  # bicubic overshoots
 

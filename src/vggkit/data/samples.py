@@ -1,11 +1,10 @@
 """Labelled images that are not decoded yet: the one kind of data that training, evaluation and the doctor take."""
 
 import hashlib
-import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +14,12 @@ from vggkit.data.files import read_image_file
 from vggkit.errors import DataError
 
 MAX_CLASSES = 2**16
-MAX_NAMED_FILES = 1_000
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+"""Of the names of image files, in small letters."""
 
 IGNORED_LABEL = -100
 """The label of an image that was skipped: torch's `ignore_index`."""
-
-HeldOut = Literal["validation", "test", "all"]
 
 SPLIT_WORDS = {
     "train": ("train", "training"),
@@ -43,13 +42,12 @@ class Sample:
 
 
 def with_digest(sample: Sample) -> tuple[Sample, int]:
-    """`sample` with its content in memory, and 64 bits that say by SHA-256 what its name, label and content are."""
+    """`sample` with its content in memory, and the first 64 bits of the SHA-256 of its name, label and content."""
     content = sample.content
     if isinstance(content, Path):
         content = read_image_file(content, sample.name)
-    told = content if isinstance(content, bytes) else content.tobytes()
     digest = hashlib.sha256(f"{sample.name}\0{sample.label}\0".encode(errors="replace"))
-    digest.update(told)
+    digest.update(content if isinstance(content, bytes) else content.tobytes())
     return replace(sample, content=content), int.from_bytes(digest.digest()[:8])
 
 
@@ -59,7 +57,6 @@ class Images(Protocol):
     @property
     def is_stream(self) -> bool:
         """Whether the images can only be read one after another."""
-        ...
 
     def __len__(self) -> int: ...
 
@@ -70,7 +67,6 @@ class Images(Protocol):
         is shuffled by `seed` and `epoch` (not at all in epoch 0) and takes ascending positions only; the images
         between them are passed over.
         """
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +94,36 @@ class ArrayImages:
         return read
 
 
+@dataclass(frozen=True, eq=False)
+class StoredImages:
+    """Encoded images that can be read in any order: files, or parts of files."""
+
+    open: Callable[[], Callable[[int], tuple[str, Path | bytes]]]
+    """Gives the function from an image's number to its name and content, which raises `DataError`."""
+    labels: npt.NDArray[np.uint16]
+    """(images,)."""
+    numbers: npt.NDArray[np.int64]
+    """(images,): the numbers of these images among all that can be read."""
+    is_stream: bool = False
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def reader(self, seed: int, epoch: int) -> Callable[[int], Sample]:
+        """See `Images`."""
+        read = self.open()
+
+        def sample(position: int) -> Sample:
+            name, content = read(int(self.numbers[position]))
+            return Sample(name, int(self.labels[position]), content)
+
+        return sample
+
+    def subset(self, chosen: npt.NDArray[np.bool_]) -> "StoredImages":
+        """The images of which `chosen`, (images,), says so."""
+        return replace(self, labels=self.labels[chosen], numbers=self.numbers[chosen])
+
+
 @dataclass(frozen=True)
 class ImageSource:
     """Labelled images in one split or several: what `open_data` gives."""
@@ -106,17 +132,13 @@ class ImageSource:
     """A name for people, in one printable line."""
     classes: tuple[str, ...]
     splits: Mapping[str, Images]
-    """Every split there is, by its name: `train`, `validation`, `test`; or only `all`, where nothing is divided."""
+    """Every split there is, by its name: `train`, `validation`, `test`; or only `all`, if nothing is divided."""
     fingerprint: str
     """SHA-256, in hex, of what identifies the data without decoding an image; neither seed nor place are in it."""
     other_files: tuple[str, ...] = ()
-    """Names of files and folders that were not taken, in printable lines; 1,000 of them at most."""
-    num_other_files: int = 0
-    """All of them."""
+    """Names of files and folders that were not taken, in printable lines."""
     remarks: tuple[str, ...] = ()
     """Lines for the user on what else was found and not taken."""
-    is_drawn: bool = False
-    """Whether a holdout and a seed decided which images are for validation."""
     stamp: str = ""
     """SHA-256, in hex, of the files' sizes and times: while it is the same, so is the content."""
 
@@ -126,10 +148,9 @@ class ImageSource:
         return self.splits["train" if "train" in self.splits else "all"]
 
     @property
-    def held_out_name(self) -> HeldOut:
+    def held_out_name(self) -> str:
         """What to measure by: `validation`, else `test`, else `all`; `validation` may have been drawn from `train`."""
-        names: tuple[HeldOut, ...] = ("validation", "test", "all")
-        return next(name for name in names if name in self.splits)
+        return next(name for name in ("validation", "test", "all") if name in self.splits)
 
     @property
     def held_out(self) -> Images:
@@ -139,10 +160,10 @@ class ImageSource:
     @property
     def notes(self) -> tuple[str, ...]:
         """Lines for the user: what was not taken, if anything."""
-        if not self.num_other_files:
+        if not self.other_files:
             return self.remarks
-        named = ", ".join(self.other_files[:3]) + (", ..." if self.num_other_files > 3 else "")
-        return (f"not taken for images, by their names or places: {self.num_other_files:,} ({named})", *self.remarks)
+        named = some_of(self.other_files)
+        return (f"not taken for images, by their names or places: {len(self.other_files):,} ({named})", *self.remarks)
 
     @property
     def channels(self) -> int:
@@ -154,10 +175,55 @@ class ImageSource:
         return f"{self.name}: {counts} images of {len(self.classes):,} classes"
 
 
-def split_named(word: str | bytes) -> str | None:
+@dataclass
+class Account:
+    """What is found while a source is opened: what is not taken, and what tells its files from others."""
+
+    others: list[str] = field(default_factory=list)
+    """See `ImageSource.other_files`."""
+    num_nested: int = 0
+    """Images that lie deeper than in the folder of a class."""
+    unused: list[str] = field(default_factory=list)
+    """Images beside the one of their sample."""
+    remarks: list[str] = field(default_factory=list)
+    digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
+    stamp: "hashlib._Hash" = field(default_factory=hashlib.sha256)
+
+    def add_files(self, place: str, files: list[tuple[str, int, int]]) -> None:
+        """Take note of files in a folder: the name, bytes and time of change of each."""
+        told = [f"{place}\0{len(files)}\0", *(f"{name}\0{size}\0" for name, size, _ in files)]
+        self.digest.update("".join(told).encode(errors="surrogateescape"))
+        times = "".join(f"{name}\0{size}\0{time}\0" for name, size, time in files)
+        self.stamp.update(times.encode(errors="surrogateescape"))
+
+    def source(self, name: str, classes: tuple[str, ...], splits: Mapping[str, Images]) -> ImageSource:
+        """The source of which this is the account."""
+        remarks = list(self.remarks)
+        if self.num_nested:
+            what = "1 image lies" if self.num_nested == 1 else f"{self.num_nested:,} images lie"
+            remarks.append(
+                f"{what} deeper than <class>/ and count nowhere, try to move them up into the folder of their class"
+            )
+        if self.unused:
+            count = len(self.unused)
+            what = (
+                "1 image beside the one of its sample is"
+                if count == 1
+                else f"{count:,} images beside the one of their sample are"
+            )
+            remarks.append(f"{what} not used ({some_of(self.unused)})")
+        digest, stamp = self.digest.hexdigest(), self.stamp.hexdigest()
+        return ImageSource(name, classes, splits, digest, tuple(self.others), tuple(remarks), stamp)
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first three of `names`, for a message."""
+    return ", ".join(names[:3]) + ", ..." * (len(names) > 3)
+
+
+def split_named(word: str) -> str | None:
     """The split that a folder's name says, in any case: `train`, `validation` or `test`."""
-    text = os.fsdecode(word).lower()
-    return next((split for split, words in SPLIT_WORDS.items() if text in words), None)
+    return next((split for split, words in SPLIT_WORDS.items() if word.lower() in words), None)
 
 
 def kept_out(labels: npt.NDArray[np.uint16], share: float, seed: int) -> npt.NDArray[np.bool_]:
@@ -176,33 +242,10 @@ def kept_out(labels: npt.NDArray[np.uint16], share: float, seed: int) -> npt.NDA
     if not 0 < share < 1:
         raise DataError(f"expected a share to hold out above 0 and below 1, got {share}, try 0.1")
     chosen = np.zeros(len(labels), np.bool_)
-    by_class = np.argsort(labels, kind="stable")
-    firsts = np.searchsorted(labels[by_class], np.arange(int(labels.max(initial=0)) + 2))
-    for label, (first, end) in enumerate(zip(firsts[:-1].tolist(), firsts[1:].tolist(), strict=True)):
-        count = min(end - first - 1, max(1, round((end - first) * share)))
+    by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels))[:-1])
+    for label, of_class in enumerate(by_class):
+        count = min(len(of_class) - 1, max(1, round(len(of_class) * share)))
         if count > 0:
             # Not default_rng: NumPy promises RandomState's numbers for ever (NEP 19), and a resumed run needs them.
-            order = np.random.RandomState([seed, label]).permutation(end - first)
-            chosen[by_class[first:end][order[:count]]] = True
+            chosen[np.random.RandomState([seed, label]).permutation(of_class)[:count]] = True
     return chosen
-
-
-@dataclass(frozen=True, eq=False)
-class Names:
-    """Names as one piece of bytes: a million of them take no more than their letters and 8 bytes each."""
-
-    text: bytes
-    ends: npt.NDArray[np.int64]
-    """(names,): where each name ends in `text`."""
-
-    @classmethod
-    def of(cls, names: list[bytes]) -> "Names":
-        """Pack `names`."""
-        return cls(b"".join(names), np.cumsum(np.fromiter(map(len, names), np.int64, len(names))))
-
-    def __getitem__(self, index: int) -> bytes:
-        return self.text[int(self.ends[index - 1]) if index else 0 : int(self.ends[index])]
-
-    def subset(self, chosen: npt.NDArray[np.bool_]) -> "Names":
-        """The names of which `chosen`, (names,), says so."""
-        return Names.of([self[index] for index in np.flatnonzero(chosen).tolist()])

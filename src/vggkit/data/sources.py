@@ -3,13 +3,12 @@
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from vggkit.data.fashion_mnist import FILES, FULL_NAME, SAMPLE_NAME, load
 from vggkit.data.folders import open_folder
 from vggkit.data.hub import HUB_PREFIX, open_hub
-from vggkit.data.samples import MAX_CLASSES, ArrayImages, Images, ImageSource, Sample
-from vggkit.data.shards import find_shards, open_shards
+from vggkit.data.samples import MAX_CLASSES, ArrayImages, Images, ImageSource, Sample, StoredImages, kept_out
+from vggkit.data.shards import SUFFIXES, find_shards, open_shards
 from vggkit.errors import DataError, nearest, one_line, shown
 
 __all__ = ["ArrayImages", "ImageSource", "Images", "Sample", "open_data"]
@@ -54,17 +53,24 @@ def open_data(
         if stream:
             raise DataError(f"expected parquet files, tar shards or the hub to stream, got {where}")
         return load(name, data_dir).source
-    options: dict[str, Any] = {"holdout": holdout, "seed": seed, "stream": stream, "epoch_images": epoch_images}
     if name.startswith(HUB_PREFIX):
-        return _checked(open_hub(name, **options), holdout)
-    _check_there(folder, where)
-    if shards := find_shards(folder):
-        return _checked(open_shards(shards, **options), holdout)
-    if stream:
-        raise DataError(
-            f"{where}: expected parquet files, tar shards or the hub to stream, got a folder, try without --stream"
-        )
-    return _checked(open_folder(folder, holdout, seed), holdout)
+        source = open_hub(name, not holdout, stream, epoch_images)
+    else:
+        _check_there(folder, where)
+        shards = find_shards(folder)
+        if stream and not shards:
+            raise DataError(
+                f"{where}: expected parquet files, tar shards or the hub to stream, got a folder, try without --stream"
+            )
+        source = open_shards(shards, not holdout, stream, epoch_images) if shards else open_folder(folder, not holdout)
+    train = source.train
+    if list(source.splits) == ["train"] and isinstance(train, StoredImages):
+        splits = {"all": train}
+        if holdout:
+            chosen = kept_out(train.labels, holdout, seed)
+            splits = {"train": train.subset(~chosen), "validation": train.subset(chosen)}
+        source = replace(source, splits=splits)
+    return _checked(source, holdout)
 
 
 def _check_there(path: Path, where: str) -> None:
@@ -75,7 +81,7 @@ def _check_there(path: Path, where: str) -> None:
         known = f"{FULL_NAME}, {SAMPLE_NAME}, a folder of images or hub:owner/name"
         close = nearest(where, [FULL_NAME, SAMPLE_NAME]) or "'vgg data'"
         raise DataError(f"expected {known}, got {where!r}: {reason}, try {close}") from None
-    if path.is_file() and path.suffix.lower() not in (".parquet", ".tar"):
+    if path.is_file() and path.suffix.lower() not in SUFFIXES:
         raise DataError(f"{where}: expected a folder of images, a .parquet or a .tar file, got another file")
 
 
@@ -85,10 +91,8 @@ def _checked(source: ImageSource, holdout: float) -> ImageSource:
     if not (2 if holdout else 1) <= num_classes <= MAX_CLASSES:
         got = ", ".join(source.classes[:1]) if num_classes < 2 else f"{num_classes:,}"
         raise DataError(f"{source.name}: expected 2 to {MAX_CLASSES:,} classes, got {got}")
-    for split, images in source.splits.items():
-        if not len(images) and split in ("train", source.held_out_name):
-            raise DataError(
-                f"{source.name}: expected images for {'training' if split == 'train' else split}, got none, "
-                "try two or more in a class"
-            )
+    for split in ("train", source.held_out_name):
+        if not len(source.splits.get(split, source.train)):
+            what = "training" if split == "train" else split
+            raise DataError(f"{source.name}: expected images for {what}, got none, try two or more in a class")
     return replace(source, splits={split: images for split, images in source.splits.items() if len(images)})

@@ -8,7 +8,9 @@ from typing import Any, BinaryIO, NamedTuple
 from vggkit.data.tars import LABEL_NAMES, Row, as_label
 from vggkit.errors import DataError, one_line, shown
 
-ROWS_TOGETHER = 16
+MOST_ROWS_TOGETHER = 1_000
+ROW_BYTES = 8
+"""That a row without a text or an image counts for."""
 MAX_EXPANSION, SMALL_BYTES = 100, 2**26
 """A file may unpack to so many times its size, and to so many bytes in any case; images are compressed already."""
 
@@ -30,7 +32,7 @@ def describe(file: BinaryIO, name: str) -> Table:
         DataError: the file is damaged, its columns are not clear, or it would unpack to far more than its size.
     """
     parquet = _opened(file, name)
-    schema, metadata = parquet.schema_arrow, parquet.metadata
+    schema = parquet.schema_arrow
     features: dict[str, Any] = {}
     with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):  # a table of another program
         features = dict(json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"])
@@ -45,49 +47,59 @@ def describe(file: BinaryIO, name: str) -> Table:
             f"{', '.join(LABEL_NAMES)}, got {_listed(labels)} among {_listed(schema.names)}"
         )
     names = features[labels[0]].get("names") if described else None
-    _refuse_too_large(parquet, (images[0], labels[0]), file, name)
+    file_bytes, unpacked = file.seek(0, 2), max(_unpacked_bytes(parquet, [images[0], labels[0]]), default=0)
+    if unpacked > most_bytes(file_bytes):
+        raise DataError(f"{name}: expected images, got a group of {unpacked:,} bytes in a file of {file_bytes:,}")
     class_names = tuple(shown(str(each), 200) for each in names) if isinstance(names, list) and names else None
-    return Table(metadata.num_rows, images[0], labels[0], class_names)
+    return Table(parquet.metadata.num_rows, images[0], labels[0], class_names)
 
 
-def read_table(file: BinaryIO, name: str, table: Table) -> Iterator[Row]:
-    """The rows of a parquet file, in order; columns that nobody asked for are not read. Raises `DataError`."""
-    number = 0
+def read_table(file: BinaryIO, name: str, table: Table, with_content: bool) -> Iterator[Row]:
+    """The rows of a parquet file, in order, perhaps without images; no other column is read.
+
+    Raises:
+        DataError: the file is damaged, or holds far more than encoded images of its size can.
+    """
+    number, left = 0, most_bytes(file.seek(0, 2))
+    columns = [table.label, table.image] if with_content else [table.label]
+    parquet = _opened(file, name)
+    # A value that a dictionary holds once may stand in every row, and only then take memory.
+    together = max(1, min(MOST_ROWS_TOGETHER, SMALL_BYTES // max(1, *_unpacked_bytes(parquet, columns))))
     try:
-        for batch in _opened(file, name).iter_batches(
-            batch_size=ROWS_TOGETHER, columns=[table.image, table.label], use_threads=False
-        ):
-            images, labels = (batch.column(column).to_pylist() for column in (table.image, table.label))
+        for batch in parquet.iter_batches(together, columns=columns, use_threads=False):
+            labels = batch.column(table.label).to_pylist()
+            images = batch.column(table.image).to_pylist() if with_content else [None] * len(labels)
             for image, label in zip(images, labels, strict=True):
                 where = f"{name} row {number}"
-                yield Row(where, as_label(label, where), image["bytes"] if isinstance(image, dict) else image)
+                content = image["bytes"] if isinstance(image, dict) else image
+                left -= ROW_BYTES + sum(len(value) for value in (content, label) if isinstance(value, bytes | str))
+                if left < 0:
+                    raise DataError(
+                        f"{where}: expected images and labels, got far more bytes than a file of its size can hold"
+                    )
+                yield Row(where, as_label(label, where), content)
                 number += 1
     except DataError:
         raise
     except Exception as error:  # of damaged files the library raises almost anything
-        raise DataError(f"{name}: expected a whole .parquet file, got: {one_line(error, 200)}") from None
+        raise _damaged(name, error) from None
 
 
-def read_labels(file: BinaryIO, name: str, table: Table) -> list[Any]:
-    """The labels alone, which takes no look at the images; raises `DataError`."""
-    try:
-        column = _opened(file, name).read([table.label], use_threads=False).column(table.label)
-        return [as_label(value, f"{name} row {number}") for number, value in enumerate(column.to_pylist())]
-    except Exception as error:
-        raise DataError(f"{name}: expected a whole .parquet file, got: {one_line(error, 200)}") from None
+def _damaged(name: str, error: Exception) -> DataError:
+    return DataError(f"{name}: expected a whole .parquet file, got: {one_line(error, 200)}")
 
 
 def _opened(file: BinaryIO, name: str) -> Any:
     try:
         import pyarrow.parquet
+
+        return pyarrow.parquet.ParquetFile(file)
     except ImportError as error:
         raise DataError(
             f"{name}: expected the library pyarrow, got: {one_line(error)}, try pip install '.[data]'"
         ) from None
-    try:
-        return pyarrow.parquet.ParquetFile(file)
     except Exception as error:
-        raise DataError(f"{name}: expected a whole .parquet file, got: {one_line(error, 200)}") from None
+        raise _damaged(name, error) from None
 
 
 def _columns_of(features: dict[str, Any], kind: str) -> list[str]:
@@ -110,15 +122,13 @@ def _may_be_label(field: Any) -> bool:
     return field.name in LABEL_NAMES and bool(types.is_integer(field.type) or is_text)
 
 
-def _refuse_too_large(parquet: Any, columns: tuple[str, str], file: BinaryIO, name: str) -> None:
-    """Raise `DataError` if the file says that it unpacks to far more than encoded images can."""
-    file_bytes = file.seek(0, 2)
-    for group in range(parquet.metadata.num_row_groups):
-        row_group = parquet.metadata.row_group(group)
-        chunks = [row_group.column(index) for index in range(row_group.num_columns)]
-        unpacked = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.partition(".")[0] in columns)
-        if unpacked > most_bytes(file_bytes):
-            raise DataError(f"{name}: expected images, got a group of {unpacked:,} bytes in a file of {file_bytes:,}")
+def _unpacked_bytes(parquet: Any, columns: list[str]) -> list[int]:
+    """What the columns take in each group of rows, as the file says."""
+    groups = (parquet.metadata.row_group(group) for group in range(parquet.metadata.num_row_groups))
+    chunks = ([group.column(index) for index in range(group.num_columns)] for group in groups)
+    return [
+        sum(c.total_uncompressed_size for c in some if c.path_in_schema.partition(".")[0] in columns) for some in chunks
+    ]
 
 
 def most_bytes(file_bytes: int) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 from vggkit.data.files import MAX_IMAGE_BYTES
-from vggkit.data.folders import IMAGE_SUFFIXES
+from vggkit.data.samples import IMAGE_SUFFIXES
 from vggkit.errors import DataError, one_line, shown
 
 LABEL_NAMES = ("label", "labels", "cls", "class", "target")
@@ -31,9 +31,8 @@ class Row(NamedTuple):
     label: Label
     content: bytes | None
     """None if it was not read."""
-    offset: int = 0
-    size: int = 0
-    """Where the encoded image lies in the file."""
+    span: tuple[int, int] = (0, 0)
+    """Where the encoded image begins in the file, and its bytes."""
     unused: tuple[str, ...] = ()
     """Images that the sample has beside it, which are not taken."""
 
@@ -41,9 +40,12 @@ class Row(NamedTuple):
 class _Member(NamedTuple):
     field: str
     """What follows the first dot of the name."""
-    offset: int
-    size: int
+    span: tuple[int, int]
     content: bytes | None
+
+    @property
+    def is_image(self) -> bool:
+        return f".{self.field}".lower().endswith(IMAGE_SUFFIXES)
 
 
 def check_whole(file: BinaryIO, name: str) -> None:
@@ -59,7 +61,6 @@ def check_whole(file: BinaryIO, name: str) -> None:
             f"{name}: expected a whole .tar file, not compressed, got one that does not end in {END_BYTES:,} zeros, "
             "try to copy or write it anew"
         )
-    file.seek(0)
 
 
 def read_tar(file: BinaryIO, name: str, with_content: bool) -> Iterator[Row]:
@@ -78,41 +79,33 @@ def read_tar(file: BinaryIO, name: str, with_content: bool) -> Iterator[Row]:
         with tarfile.open(fileobj=file, mode="r|" if with_content else "r:", bufsize=2**20) as tar:
             for member in tar:
                 tar.members = []  # type: ignore[attr-defined]  # it would remember every member
-                folder, _, file_name = member.name.rpartition("/")
+                folder, slash, file_name = member.name.rpartition("/")
                 if not member.isreg() or file_name.startswith((".", "__")) or "." not in file_name:
                     continue
                 stem, _, field = file_name.partition(".")
-                this_key = f"{folder}/{stem}" if folder else stem
-                if this_key != key:
+                if folder + slash + stem != key:
                     yield from _sample(name, key, members)
-                    key, members = this_key, []
+                    key, members = folder + slash + stem, []
                 members.append(_read_member(tar, member, field, with_content))
         yield from _sample(name, key, members)
+    except DataError:
+        raise
     except (OSError, tarfile.TarError, EOFError, ValueError, OverflowError) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(f"{name}: expected a whole .tar file, got: {one_line(error, 200)}") from None
 
 
 def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo, field: str, with_content: bool) -> _Member:
-    is_image = _is_image(field)
-    size = member.size if not member.issparse() else MAX_IMAGE_BYTES + 1  # which says that it is larger than it is
-    limit = MAX_IMAGE_BYTES if is_image else MAX_LABEL_BYTES
-    wanted = with_content if is_image else field in LABEL_NAMES or field == "json"
-    content = None
-    if wanted and size <= limit:
-        stream = tar.extractfile(member)
-        content = stream.read() if stream is not None else None
-    return _Member(field, member.offset_data, size, content)
-
-
-def _is_image(field: str) -> bool:
-    return f".{field}".lower().encode(errors="replace").endswith(IMAGE_SUFFIXES)
+    # A sparse member, which says that it is larger than it is, is as one that is too large.
+    found = _Member(field, (member.offset_data, MAX_IMAGE_BYTES + 1 if member.issparse() else member.size), None)
+    limit = MAX_IMAGE_BYTES if found.is_image else MAX_LABEL_BYTES
+    is_wanted = with_content if found.is_image else field in (*LABEL_NAMES, "json")
+    stream = tar.extractfile(member) if is_wanted and found.span[1] <= limit else None
+    return found._replace(content=stream.read()) if stream is not None else found
 
 
 def _sample(file: str, key: str, members: list[_Member]) -> Iterator[Row]:
     """The sample of the members with one key, if there is an image among them."""
-    images = [member for member in members if _is_image(member.field)]
+    images = [member for member in members if member.is_image]
     if not images:
         return
     plain = [member for member in images if "." not in member.field] or images
@@ -123,24 +116,23 @@ def _sample(file: str, key: str, members: list[_Member]) -> Iterator[Row]:
             f"{where}: expected one image in a sample, got {fields}; the key of a sample ends at the first dot of its "
             "files' names, try names without another dot"
         )
-    image = plain[0]
-    unused = tuple(f"{where}.{shown(member.field, 40)}" for member in images if member is not image)
-    yield Row(where, _label(where, members), image.content, image.offset, image.size, unused)
+    unused = tuple(f"{where}.{shown(member.field, 40)}" for member in images if member is not plain[0])
+    yield Row(where, _label(where, members), plain[0].content, plain[0].span, unused)
 
 
 def _label(where: str, members: list[_Member]) -> Label:
-    found = [member for member in members if member.field in LABEL_NAMES]
-    if len(found) == 1 and found[0].content is not None:
-        return as_label(found[0].content, where)
-    for member in members:
-        if member.field == "json" and member.content is not None:
-            try:
-                values = json.loads(member.content)
-            except (ValueError, RecursionError) as error:
-                return DataError(f"{where}: expected JSON, got: {one_line(error, 100)}")
-            given = [values[name] for name in LABEL_NAMES if name in values] if isinstance(values, dict) else []
-            if len(given) == 1:
-                return as_label(given[0], where)
+    found = [member.content for member in members if member.field in LABEL_NAMES]
+    if len(found) == 1 and found[0] is not None:
+        return as_label(found[0], where)
+    texts = [member.content for member in members if member.field == "json" and member.content is not None]
+    if texts:
+        try:
+            values = json.loads(texts[0])
+        except (ValueError, RecursionError) as error:
+            return DataError(f"{where}: expected JSON, got: {one_line(error, 100)}")
+        given = [values[name] for name in LABEL_NAMES if name in values] if isinstance(values, dict) else []
+        if len(given) == 1:
+            return as_label(given[0], where)
     fields = ", ".join(shown(member.field, 40) for member in members[:10])
     return DataError(f"{where}: expected one label, in a field {', '.join(LABEL_NAMES)} or json, got {fields}")
 

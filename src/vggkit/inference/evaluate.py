@@ -188,7 +188,7 @@ def evaluate(
     for images in source.splits.values() if name == "all" else [source.splits[name]]:
         feed = open_feed(
             images,
-            FittedImage(classifier.preprocessing.channels, classifier.preprocessing),
+            FittedImage(classifier.preprocessing),
             Whole(classifier.device),
             batch_size=batch_size,
             num_workers=num_workers,

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vggkit.data.folders import IMAGE_SUFFIXES
 from vggkit.data.images import fitted
 from vggkit.data.preprocessing import Preprocessing
+from vggkit.data.samples import IMAGE_SUFFIXES
 from vggkit.errors import DataError, shown
 
 AnyImage = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | npt.NDArray[np.uint8] | Tensor
@@ -60,7 +60,7 @@ def prepared(image: AnyImage, preprocessing: Preprocessing, name: str = "the ima
             f"{name}: expected a path, bytes, an open file, a Pillow image, a uint8 array (height, width[, channels]) "
             f"or a tensor (channels, height, width), uint8 or float in [0, 1], got {got}"
         )
-    return torch.from_numpy(fitted(given, preprocessing.channels, preprocessing, name))
+    return torch.from_numpy(fitted(given, preprocessing, name))
 
 
 def is_several(images: Images) -> bool:
@@ -106,8 +106,7 @@ def _named(images: Images) -> Iterator[tuple[str, AnyImage]]:
 
 def _files_in(folder: Path) -> list[Path]:
     """The image files in `folder` and the folders in it, sorted; hidden ones are left out."""
-    suffixes = tuple(suffix.decode() for suffix in IMAGE_SUFFIXES)
-    found = [path for path in sorted(folder.rglob("[!.]*")) if path.name.lower().endswith(suffixes)]
+    found = [path for path in sorted(folder.rglob("[!.]*")) if path.name.lower().endswith(IMAGE_SUFFIXES)]
     found = [path for path in found if "/." not in f"/{path.relative_to(folder)}"]
     if not found:
         raise DataError(f"{shown(str(folder), limit=500)}: expected image files in a folder, got none")

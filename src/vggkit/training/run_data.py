@@ -107,7 +107,7 @@ def open_run_data(
     if recipe.shorter_side:
         side = sum(recipe.shorter_side) / len(recipe.shorter_side)  # the paper's, for one scale at test time
         geometry = replace(geometry, resize="crop", crop_fraction=recipe.image_size / side)
-    fit = FittedImage(channels, geometry)
+    fit = FittedImage(geometry)
     crop = RandomCrop(recipe.seed, channels, recipe.image_size, recipe.shorter_side) if recipe.shorter_side else fit
     feeds: list[DeviceFeed | LoaderFeed] = []
     loaders = []

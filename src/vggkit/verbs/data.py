@@ -115,12 +115,13 @@ def _check(flags: Check) -> int:
     code = FAILED if bad else DONE
     if flags.json:
         sizes = {name: {split: counts[split][label] for split in counts} for label, name in enumerate(data.classes)}
-        print_json({"name": data.name, "classes": sizes, "bad_images": bad, "other_files": data.num_other_files})
+        print_json({"name": data.name, "classes": sizes, "bad_images": bad, "other_files": len(data.other_files)})
         return code
     rows = [(name, *map("{:,}".format, some)) for name, *some in zip(data.classes, *counts.values(), strict=True)]
     total = [("all", *(f"{sum(some):,}" for some in counts.values()))]
     print(Table(("class", *counts), [rows, total]), *data.notes, sep="\n")
-    print(f"{len(bad):,} bad images" + (", which --bad-images skip leaves out:" if bad else ""))
+    count = "1 bad image" if len(bad) == 1 else f"{len(bad):,} bad images"
+    print(count + (", which --bad-images skip leaves out:" if bad else ""))
     for name, reason in list(bad.items())[:NAMED_IMAGES]:
         print(f"  {name}: {reason}")
     if len(bad) > NAMED_IMAGES:
@@ -137,7 +138,7 @@ def _labels_of(images: "Images", num_workers: int | None, bad: dict[str, str]) -
     from vggkit.data.preprocessing import Preprocessing
 
     # Whole images, decoded in colour, are what any training reads; their size does not matter.
-    read = FittedImage(3, Preprocessing(8, 3, (0.0,) * 3, (1.0,) * 3))
+    read = FittedImage(Preprocessing(8, 3, (0.0,) * 3, (1.0,) * 3))
     workers = default_workers() if num_workers is None else num_workers
     loader = Loader(images, read, seed=0, num_workers=workers, pin_memory=False, bad_images="skip")
     batches = loader.batches(in_parts(np.arange(len(images)), 256), epoch=0)

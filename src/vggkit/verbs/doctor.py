@@ -124,7 +124,7 @@ def _first_batch(data: "ImageSource", network: Network, flags: Flags) -> tuple["
     channels = network.in_channels
     preprocessing = Preprocessing(network.image_size, channels, (0.0,) * channels, (1.0,) * channels)
     options: dict[str, Any] = {name: getattr(flags, name) for name in ("batch_size", "seed", "bad_images")}
-    feed = open_feed(data.train, FittedImage(channels, preprocessing), Whole(torch.device("cpu")), **options)
+    feed = open_feed(data.train, FittedImage(preprocessing), Whole(torch.device("cpu")), **options)
     batch = next(feed.batches(epoch=1))
     good = batch.labels != IGNORED_LABEL
     if good.sum() < 2:
