@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from vggkit import VGG, Architecture, init_weights, vgg, vgg_block
+from vggkit import VGG, Architecture, accelerate, init_weights, vgg, vgg_block
 
 BOOK_13_LINES = """\
 Sequential output shape:\t torch.Size([1, 64, 112, 112])
@@ -127,6 +127,8 @@ def test_a_wrong_input_is_refused(shape):
     net = vgg("vgg11/16", image_size=32)
     with pytest.raises(ValueError, match=r"expected images of shape \(batch, 1, 32, 32\), got \["):
         net(torch.zeros(shape))
+    with pytest.raises(ValueError, match=r"expected images of shape \(batch, 1, 32, 32\), got 'photo.jpg'"):
+        accelerate(net)("photo.jpg")
 
 
 @pytest.mark.parametrize(

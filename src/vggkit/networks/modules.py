@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vggkit.design.architecture import Init
-from vggkit.design.layers import Layer
+from vggkit.design.layers import Layer, written
 
 
 class Fit(nn.Module):
@@ -65,16 +65,16 @@ def _module(layer: Layer, dropout: float) -> nn.Module:
 
 def check_images(x: Tensor, in_channels: int, least_size: int, takes_one_size: bool) -> None:
     """Raise `ValueError` unless `x` is (batch, in_channels, height, width) with sides from `least_size`, or of it."""
-    has_channels = x.dim() == 4 and x.size(1) == in_channels
+    has_channels = isinstance(x, Tensor) and x.dim() == 4 and x.size(1) == in_channels
     if has_channels and x.size(2) == least_size and x.size(3) == least_size:
         return
     if has_channels and not takes_one_size and x.size(2) >= least_size and x.size(3) >= least_size:
         return
     sides = f"{least_size}, {least_size})" if takes_one_size else f"height, width), both from {least_size}"
     hint = "; this network takes one size, a VGG with the head adaptive, conv or gap takes any"
+    got = list(x.shape) if isinstance(x, Tensor) else written(x)
     raise ValueError(
-        f"expected images of shape (batch, {in_channels}, {sides}, got {list(x.shape)}"
-        + hint * (has_channels and takes_one_size)
+        f"expected images of shape (batch, {in_channels}, {sides}, got {got}" + hint * (has_channels and takes_one_size)
     )
 
 
