@@ -109,35 +109,17 @@ def open_run_data(
         geometry = replace(geometry, resize="crop", crop_fraction=recipe.image_size / side)
     fit = FittedImage(geometry)
     crop = RandomCrop(recipe.seed, channels, recipe.image_size, recipe.shorter_side) if recipe.shorter_side else fit
-    feeds: list[DeviceFeed | LoaderFeed] = []
-    loaders = []
-    for images, read in zip(splits, (crop, fit), strict=True):
-        feed = open_feed(
-            images,
-            read,
-            team,
-            batch_size=recipe.batch_size,
-            seed=recipe.seed,
-            num_workers=default_workers() if num_workers is None else num_workers,
-            bad_images=recipe.bad_images,
-        )
-        if isinstance(feed, LoaderFeed):
-            loaders.append(feed.loader)
-            needed_bytes = len(images) * channels * recipe.image_size**2
-            if read is fit and not images.is_stream and needed_bytes <= _room_bytes(team.device):
-                say(f"decoding {len(images):,} images, once")
-                feed = feed.decoded()
-        feeds.append(feed)
+    opened = [_feed(recipe, team, *pair, num_workers, say) for pair in zip(splits, (crop, fit), strict=True)]
     data = RunData(
         source.name,
         source.classes,
-        train=feeds[0],
-        held_out=feeds[1],
+        train=opened[0][0],
+        held_out=opened[1][0],
         held_out_name=held_out_name,
         preprocessing=geometry,
         color_axes=(),
         fingerprint=source.fingerprint,
-        loaders=tuple(loaders),
+        loaders=tuple(loader for _, loader in opened if loader is not None),
         notes=source.notes,
         stamp=source.stamp,
     )
@@ -146,13 +128,12 @@ def open_run_data(
     if pretrained is not None:
         own = {name: getattr(geometry, name) for name in ("image_size", "resize", "crop_fraction")}
         data = replace(data, preprocessing=replace(pretrained.for_channels(channels), **own))
-    if recipe.color_shift or (recipe.normalize and pretrained is None):
-        sample = _sample(recipe, splits[0], feeds[0], fit, say)
-        if recipe.normalize and pretrained is None:
-            mean, std = _moments(sample)
-            data = replace(data, preprocessing=replace(geometry, mean=mean, std=std))
-        if recipe.color_shift:
-            data = replace(data, color_axes=_color_axes(sample[:STATISTICS_IMAGES]))
+    is_standardised = recipe.normalize and pretrained is None
+    if is_standardised or recipe.color_shift:
+        sample = _sample(recipe, splits[0], data.train, fit, say)
+        mean, std = _moments(sample) if is_standardised else (data.preprocessing.mean, data.preprocessing.std)
+        axes = _color_axes(sample[:STATISTICS_IMAGES]) if recipe.color_shift else ()
+        data = replace(data, preprocessing=replace(data.preprocessing, mean=mean, std=std), color_axes=axes)
     return data
 
 
@@ -173,6 +154,33 @@ def _splits(recipe: Recipe, source: ImageSource) -> tuple[tuple[Images, Images],
         return (images, held_out), name
     cut = len(images) - recipe.validation
     return (images[:cut], images[cut:]), "validation"
+
+
+def _feed(
+    recipe: Recipe,
+    team: Team,
+    images: Images,
+    read: FittedImage | RandomCrop,
+    num_workers: int | None,
+    say: Callable[[str], None],
+) -> tuple[DeviceFeed | LoaderFeed, Loader | None]:
+    """The feed of a split, decoded once if that gives the same images in every epoch and there is room; its loader."""
+    feed = open_feed(
+        images,
+        read,
+        team,
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        num_workers=default_workers() if num_workers is None else num_workers,
+        bad_images=recipe.bad_images,
+    )
+    if isinstance(feed, DeviceFeed):
+        return feed, None
+    needed_bytes = len(images) * read.shape[0] * recipe.image_size**2
+    if isinstance(read, RandomCrop) or images.is_stream or needed_bytes > _room_bytes(team.device):
+        return feed, feed.loader
+    say(f"decoding {len(images):,} images, once")
+    return feed.decoded(), feed.loader
 
 
 def _as_before(recipe: Recipe, data: RunData, facts: Mapping[str, Any], say: Callable[[str], None]) -> RunData:
