@@ -3,7 +3,7 @@
 import difflib
 import os
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 ERROR_CHARACTERS = 1_000
 """The length of the longest error message that is printed."""
@@ -60,6 +60,12 @@ class DivergedError(VggkitError, RuntimeError):
 
 class LostError(VggkitError, RuntimeError):
     """The other processes of a run have ended or do not answer."""
+
+
+def check_type(value: object, kinds: Any, expected: str, example: str) -> None:
+    """Raise `UserError` unless `value`, the argument of a public function, is an instance of `kinds`."""
+    if not isinstance(value, kinds):
+        raise UserError(f"expected {expected}, got {type(value).__name__}, try {example}")
 
 
 def shown(text: str | bytes | os.PathLike[str], limit: int = 80) -> str:

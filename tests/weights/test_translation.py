@@ -7,7 +7,7 @@ from torch import nn
 
 from tests.peers import peer
 from vggkit.networks.vgg import VGG
-from vggkit.weights.containers import Container
+from vggkit.weights.containers import Stored
 from vggkit.weights.files import _translated
 from vggkit.weights.translation import NETWORKS, architecture_of, best_match, entries, preprocessing_of
 
@@ -37,8 +37,7 @@ def filled(build):
 
 def ours(state):
     """Our network of a state dict, through everything but the file."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    net, metadata = _translated(Container("pth", shapes, state.__getitem__))
+    net, metadata = _translated({k: Stored(tuple(t.shape), lambda t=t: t) for k, t in state.items()})
     return net.eval(), metadata
 
 

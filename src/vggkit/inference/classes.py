@@ -12,16 +12,14 @@ from vggkit.inference.predict import few
 def matched_classes(known: tuple[str, ...], found: tuple[str, ...]) -> list[int | None]:
     """For each class of the data, `found`, the index of the same class of the network, `known`; None if unknown.
 
-    Classes are the same by name, without regard to case and to spaces, `_` and `-`; else, for a network of ImageNet's
-    classes, by synset (`n01440764`); else by number (`0` is the first class). The way that finds most is taken.
-
-    Raises:
-        DataError: no way finds any.
+    Classes are the same by name, without regard to case and to spaces, `_` and `-`; for a network of ImageNet's
+    classes, by synset (`n01440764`); or by number (`0` is the first class). The way that finds most is taken; if none
+    finds any, it is a `DataError`.
 
     >>> matched_classes(("cat", "dog", "great owl"), ("Great_Owl", "cow", "cat"))
     [2, None, 0]
     """
-    if known == found:
+    if known == found:  # even if two of them have one name
         return list(range(len(known)))
     names = Counter(map(_plain, known))
     index = {_plain(name): number for number, name in enumerate(known)}

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +21,10 @@ from vggkit.data.samples import IGNORED_LABEL, Images, ImageSource, split_named
 from vggkit.data.sources import open_data
 from vggkit.design.table import Table
 from vggkit.engines import gpu
-from vggkit.errors import DataError, WeightsError, shown
+from vggkit.errors import DataError, WeightsError, check_type, shown
 from vggkit.inference.classes import matched_classes
 from vggkit.inference.predict import AnyModel, Classifier, load_classifier
+from vggkit.training.recipe import Recipe
 
 NUM_MISTAKES = 12
 MAX_NOTES = 3
@@ -31,13 +33,12 @@ FEW_IMAGES = 100
 
 
 class Mistake(NamedTuple):
-    """An image that was taken for another class."""
+    """An image that was taken for another class, with the probability of that class, 0 to 1."""
 
     name: str
     label: str
     predicted: str
     probability: float
-    """Of the class that it was taken for, 0 to 1."""
     pixels: npt.NDArray[np.uint8]
     """(height, width, channels), as the network saw it."""
 
@@ -66,12 +67,12 @@ class Evaluation:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95% confidence interval of the accuracy, see `interval_of`."""
+        """The 95% confidence interval of the accuracy."""
         return interval_of(int((self.labels == self.predicted).sum()), len(self.labels))
 
     @property
     def summary(self) -> str:
-        """The accuracy and its interval."""
+        """The accuracy and its interval in words."""
         low, high = self.interval
         return f"accuracy {self.accuracy:.4f} (95%: {low:.3f} to {high:.3f})"
 
@@ -100,19 +101,18 @@ class Evaluation:
         count_columns = (1 + max(len(str(images)) for _, images in self.class_counts)) * len(names)
         if max(map(len, names)) + max(map(len, scores)) + count_columns <= MAX_COLUMNS - 4:
             rows = [
-                (f"{index} {name}", score, *(str(n) if n else "." for n in row))
-                for index, (name, score, row) in enumerate(zip(names, scores, self.confusion.tolist(), strict=True))
+                (f"{index} {names[index]}", scores[index], *(str(n) if n else "." for n in row))
+                for index, row in enumerate(self.confusion.tolist())
             ]
-            notes = ["a row: a true class; below a number: its images taken for that number's class"]
-            return Table(("class", "accuracy", *map(str, range(len(names)))), [rows], 1, title, [*self.notes, *notes])
+            note = "a row: a true class; below a number: its images taken for that number's class"
+            return Table(("class", "accuracy", *map(str, range(len(names)))), [rows], 1, title, [*self.notes, note])
         rows = []
         for index in np.unique(self.labels).tolist():
             wrong = np.bincount(self.predicted[self.labels == index], minlength=len(names))
             wrong[index] = 0
             most = int(wrong.argmax())
-            rows.append(
-                (names[index], scores[index], *((names[most], f"{wrong[most]:,}") if wrong[most] else ("", "")))
-            )
+            taken_for = (names[most], f"{wrong[most]:,}") if wrong[most] else ("", "")
+            rows.append((names[index], scores[index], *taken_for))
         return Table(("class", "accuracy", "most taken for", "times"), [rows], 3, title, self.notes)
 
     def __repr__(self) -> str:
@@ -146,7 +146,7 @@ def _score(right: int, images: int) -> str:
 
 def evaluate(
     model: AnyModel,
-    data: ImageSource | str | os.PathLike[str],
+    data: ImageSource | str | os.PathLike[str] | None = None,
     split: str | None = None,
     batch_size: int = 128,
     num_workers: int = 0,
@@ -154,13 +154,12 @@ def evaluate(
 ) -> Evaluation:
     """How a network does on labelled images, on its device.
 
-    Classes are matched by name, by synset or by number, see `matched_classes`; of those that the network does not know
-    no image counts.
+    Classes are matched by name, by synset or by number, see `matched_classes`; images of other classes do not count.
 
     Args:
         model: a classifier, or what `load_classifier` takes.
-        data: from `open_data`; or what that takes, of which nothing is kept out then: a folder with a folder for each
-            class is measured whole, and of several splits it is `test`, else `validation`.
+        data: from `open_data`; or what that takes, of which nothing is kept out: a folder with a folder for each class
+            is measured whole, and of several splits it is `test`, else `validation`. By default, the data of the run.
         split: `train`, `validation`, `test`, or `all` splits together; by default what `data` holds out.
         batch_size: images together.
         num_workers: threads that decode image files ahead.
@@ -173,8 +172,12 @@ def evaluate(
     """
     classifier = load_classifier(model)
     classifier.check_has_classes()
-    if batch_size < 1:
-        raise ValueError(f"expected a batch_size from 1, got {batch_size}")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"expected a batch_size from 1, got {batch_size!r}")
+    if data is None:
+        data = _data_of_run(Path(classifier.source if isinstance(model, Classifier) else model))
+    check_type(data, ImageSource | str | os.PathLike, "labelled images", "open_data('photos'), or their folder")
+    check_type(split, str | None, "the name of a split", "'test'")
     source = data if isinstance(data, ImageSource) else open_data(data, holdout=0)
     default = source.held_out_name if isinstance(data, ImageSource) else default_split(source)
     name = (split_named(split) or split) if split else default
@@ -186,14 +189,9 @@ def evaluate(
     table = torch.tensor([IGNORED_LABEL if match is None else match for match in [*matches, None]])
     measured, mistakes, bad = list[Tensor](), list[Mistake](), dict[str, str]()
     for images in source.splits.values() if name == "all" else [source.splits[name]]:
-        feed = open_feed(
-            images,
-            FittedImage(classifier.preprocessing),
-            Whole(classifier.device),
-            batch_size=batch_size,
-            num_workers=num_workers,
-            bad_images=bad_images,
-        )
+        read = FittedImage(classifier.preprocessing)
+        options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "bad_images": bad_images}
+        feed = open_feed(images, read, Whole(classifier.device), **options)
         outcome, surest = _outcome(classifier, feed, table.to(classifier.device))
         measured.append(outcome)
         mistakes += _mistakes(classifier, images, surest)
@@ -203,16 +201,14 @@ def evaluate(
     if not is_counted.any():
         raise DataError(f"{source.name}: expected an image to measure by that can be read, got none")
     unknown = Counter(source.classes[label] for label in given[(given != IGNORED_LABEL) & ~is_counted].tolist())
+    measured_on = f"{name.removeprefix('all')} images of {source.name}".lstrip()
+    notes = (
+        *_listed("not counted, as the network has no such class", [f"{n:,} of {k}" for k, n in unknown.items()]),
+        *_listed("not counted, as they are bad", [f"{image}: {reason}" for image, reason in bad.items()]),
+    )
+    surest_mistakes = tuple(sorted(mistakes, key=lambda mistake: -mistake.probability)[:NUM_MISTAKES])
     return Evaluation(
-        classifier.classes,
-        labels[is_counted],
-        predicted[is_counted],
-        f"{name.removeprefix('all')} images of {source.name}".lstrip(),
-        (
-            *_listed("not counted, as the network has no such class", [f"{n:,} of {k}" for k, n in unknown.items()]),
-            *_listed("not counted, as they are bad", [f"{image}: {reason}" for image, reason in bad.items()]),
-        ),
-        tuple(sorted(mistakes, key=lambda mistake: -mistake.probability)[:NUM_MISTAKES]),
+        classifier.classes, labels[is_counted], predicted[is_counted], measured_on, notes, surest_mistakes
     )
 
 
@@ -241,14 +237,26 @@ def judged(net: nn.Module, feed: Feed, preprocessing: Preprocessing) -> Iterator
         yield batch, logits.float()
 
 
+def _data_of_run(model: Path) -> ImageSource:
+    """The data of the run at, or around the weight file, `model`, divided as for its training."""
+    path = (model if model.is_dir() else model.parent) / "recipe.json"
+    if not path.is_file():
+        raise DataError(
+            f"{shown(model, 500)}: expected data to measure on, as this is no run, try evaluate(model, 'photos')"
+        )
+    recipe = Recipe.from_json(path.read_text())
+    return open_data(
+        recipe.data, holdout=recipe.holdout, seed=recipe.seed, stream=recipe.stream, epoch_images=recipe.epoch_images
+    )
+
+
 def _outcome(classifier: Classifier, feed: Feed, table: Tensor) -> tuple[Tensor, list[Tensor]]:
     """What a network makes of a split: int64 (3, images), the labels of the data and of the network, and what it said.
 
     And the mistakes that it was surest of, as columns: probability, position, label, prediction and pixels. Nothing is
     asked of the device before the end.
     """
-    columns: list[Tensor] = []
-    surest: list[Tensor] = []
+    columns, surest = list[Tensor](), list[Tensor]()
     start, is_finite = 0, torch.tensor(True, device=table.device)
     for batch, logits in judged(classifier.fast, feed, classifier.preprocessing):
         probability, predicted = logits.softmax(dim=1).max(dim=1)

@@ -5,18 +5,18 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from vggkit.errors import DataError
+from vggkit.errors import DataError, check_type
 from vggkit.inference.images import Images
 from vggkit.inference.predict import AnyModel, check_finite, load_classifier
 from vggkit.networks.vgg import VGG
 
 
 def features(model: AnyModel, images: Images, layers: Sequence[str]) -> dict[str, Tensor]:
-    """What the named layers of a network put out for images, prepared as its weights expect.
+    """What the named layers of a network put out for images; `model` and `images` are as for `predict`.
 
     Args:
-        model: a classifier, or what `load_classifier` takes.
-        images: one image, a list of images or a folder, as for `predict`.
+        model: see above.
+        images: see above.
         layers: canonical names, such as `relu3_3`, see `VGG.features`, which this calls; use that for gradients.
 
     Returns:
@@ -36,6 +36,7 @@ def feature_batches(
     model: AnyModel, images: Images, layers: Sequence[str], on_bad: Callable[[DataError], None] | None = None
 ) -> Iterator[tuple[list[str], dict[str, Tensor]]]:
     """The names of images and their `features`, batch by batch; `on_bad` is told of bad images, which are left out."""
+    check_type(layers, Sequence, "a list of layers", "['relu3_3']")
     classifier = load_classifier(model)
     net = classifier.net
     if not isinstance(net, VGG):

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from vggkit.data.preprocessing import Preprocessing
+from vggkit.errors import check_type
 from vggkit.networks.vgg import VGG
 
 
@@ -18,12 +19,12 @@ class PerceptualLoss(nn.Module):
 
     Args:
         net: trained; it is put into evaluation mode and frozen, and only run up to the deepest layer named.
-        preprocessing: of its weights; resizing is left out, the layers of blocks take any size.
+        preprocessing: of its weights; images are not resized, since the layers of blocks take any size.
         content: the weight of each layer whose maps are to agree, such as `{"relu3_3": 1.0}`.
         style: the weight of each layer whose Gram matrices are to agree.
 
     Raises:
-        ValueError: no layer at all, one that the network has not, or one without maps.
+        ValueError: no layer, or one that the blocks of the network do not have.
 
     >>> import torch
     >>> from vggkit import Architecture
@@ -43,6 +44,10 @@ class PerceptualLoss(nn.Module):
         style: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
+        check_type(net, VGG, "a VGG network", "load_classifier(...).net")
+        check_type(preprocessing, Preprocessing, "a Preprocessing", "load_classifier(...).preprocessing")
+        for weights in (content, style):
+            check_type(weights, Mapping | None, "a weight for each layer", "{'relu3_3': 1.0}")
         self.net = net.eval().requires_grad_(False)
         self.preprocessing = preprocessing
         self.content, self.style = dict(content or {}), dict(style or {})
@@ -54,7 +59,7 @@ class PerceptualLoss(nn.Module):
             raise ValueError("expected a layer in content or style, got none, try content={'relu3_3': 1.0}")
 
     def train(self, mode: bool = True) -> "PerceptualLoss":
-        """As `nn.Module.train`, but for the network, which stays in evaluation mode."""
+        """As `nn.Module.train`; the network stays in evaluation mode."""
         super().train(mode)
         self.net.eval()
         return self

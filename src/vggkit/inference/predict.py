@@ -14,11 +14,9 @@ from vggkit.data.imagenet import class_names
 from vggkit.data.preprocessing import Preprocessing
 from vggkit.design.network import costs
 from vggkit.engines.accelerate import Accelerated, accelerate
-from vggkit.errors import DataError, WeightsError, shown
+from vggkit.errors import DataError, WeightsError, check_type, shown
 from vggkit.inference.images import Images, batches, is_several
-from vggkit.networks.baselines import BaselineNetwork
-from vggkit.networks.vgg import VGG
-from vggkit.weights.files import load_weights, metadata_list
+from vggkit.weights.files import AnyNetwork, load_weights, metadata_list
 from vggkit.weights.preparation import preprocessing_for
 from vggkit.weights.runs import find_weights
 
@@ -42,14 +40,14 @@ class Prediction(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class Classifier:
-    """A trained network with all it takes to use it, from one file; call it with images to `predict`."""
+    """A trained network with all it takes to use it; call it with images to `predict`."""
 
-    net: VGG | BaselineNetwork
+    net: AnyNetwork
     """In evaluation mode."""
     classes: tuple[str, ...]
     """Empty if the file has no fully connected layers: the blocks then have features, but there are no classes."""
     preprocessing: Preprocessing
-    source: str = ""
+    source: str = "memory"
     """The file that it was read from."""
 
     def __call__(self, images: Images, top: int = 3) -> list[Any]:
@@ -105,9 +103,8 @@ def load_classifier(
     """The network of a run, of a weight file, or of published weights, run by the fast engine of its device.
 
     Args:
-        run: what `train` returned, or its folder; a weight file of vggkit, torchvision, timm, Keras or Caffe, see
-            `load_weights`; or a name such as `torchvision/vgg16`, whose file is fetched into the user's cache if it
-            is not there. A classifier is returned as it is.
+        run: what `train` returned, or its folder; a weight file, see `load_weights`; or a name such as
+            `torchvision/vgg16`, which is fetched into the user's cache. A classifier is returned as it is.
         device: where to put it.
         report: is told in a line of a download, and of a preprocessing that is guessed from the names in the file.
         preparation: `mean`, `std`, `order` or `preprocessing` instead of what the file says, see `preprocessing_for`.
@@ -117,6 +114,8 @@ def load_classifier(
     """
     if isinstance(run, Classifier):
         return run
+    example = "Classifier(net, classes, preprocessing) for a network in memory"
+    check_type(run, str | os.PathLike, "a run, a weight file or a classifier", example)
     path = find_weights(run, report)
     net, metadata = load_weights(path, device)
     try:
@@ -125,18 +124,18 @@ def load_classifier(
             raise WeightsError("expected weights that say how to prepare an image, got none, try --mean and --std")
         has_names = "classes" in metadata
         classes = tuple(metadata_list(metadata, "classes") if has_names else class_names(net.architecture.num_classes))
+        arch = net.architecture
+        is_prepared = (preprocessing.channels, preprocessing.image_size) == (arch.in_channels, arch.image_size)
+        if not is_prepared or len(classes) not in (0, arch.num_classes):
+            raise WeightsError("expected classes and preprocessing that fit the architecture, got others")
+        activation_bytes = costs(arch).total.activation_bytes
+        if activation_bytes > MAX_ACTIVATION_BYTES:
+            raise WeightsError(
+                f"expected a network whose activations take at most {MAX_ACTIVATION_BYTES:,} bytes for an image, got "
+                f"{activation_bytes:,}"
+            )
     except ValueError as error:
         raise WeightsError(f"{path}: {error}") from None
-    arch = net.architecture
-    is_prepared = (preprocessing.channels, preprocessing.image_size) == (arch.in_channels, arch.image_size)
-    if not is_prepared or len(classes) not in (0, arch.num_classes):
-        raise WeightsError(f"{path}: expected classes and preprocessing that fit the architecture, got others")
-    activation_bytes = costs(arch).total.activation_bytes
-    if activation_bytes > MAX_ACTIVATION_BYTES:
-        raise WeightsError(
-            f"{path}: expected a network whose activations take at most {MAX_ACTIVATION_BYTES:,} bytes for an image, "
-            f"got {activation_bytes:,}"
-        )
     return Classifier(net, classes, preprocessing, str(path))
 
 
@@ -165,12 +164,9 @@ def predict(model: AnyModel, images: Images, top: int = 3) -> list[Any]:
 def predictions(
     model: AnyModel, images: Images, top: int = 3, on_bad: Callable[[DataError], None] | None = None
 ) -> Iterator[tuple[str, list[Prediction]]]:
-    """The name of each image and its `top` classes, as they come; see `predict`.
-
-    With `on_bad`, which is told of them, bad images are left out.
-    """
-    if top < 1:
-        raise ValueError(f"expected a top from 1, got {top}")
+    """The name of each image and its `top` classes; `on_bad` is told of bad images, which are left out."""
+    if not isinstance(top, int) or top < 1:
+        raise ValueError(f"expected a top from 1, got {top!r}")
     classifier = load_classifier(model)
     classifier.check_has_classes()
     for names, x in classifier.inputs(images, on_bad):

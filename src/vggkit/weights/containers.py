@@ -7,11 +7,11 @@ import math
 import os
 import pickletools
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,10 +31,14 @@ let a file of a few kilobytes ask for any amount of memory."""
 MAX_CHUNK_VALUES = 2**20
 """In a chunk of HDF5, which is decompressed whole even if the tensor is smaller."""
 
+MAX_GROUPS_DEEP = 5
+"""In HDF5: Keras nests three deep."""
+
 NETWORK_KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
 """Where training programs keep the network in a checkpoint that holds several state dicts."""
 
 _LEGACY_PICKLES = 5  # magic number, protocol, system, the state dict, its storages
+_NUMBERS = ("Float", "Half", "BFloat16", "Double", "Long", "Int")
 _STATE_DICT_GLOBALS = {
     "collections OrderedDict",
     "collections Counter",  # the milestones of a learning rate schedule
@@ -43,54 +47,46 @@ _STATE_DICT_GLOBALS = {
     "torch._utils _rebuild_tensor",  # of torchvision's oldest files
     "torch._utils _rebuild_tensor_v2",
     "torch._utils _rebuild_parameter",
-    *(
-        f"{module} {kind}Storage"
-        for module in ("torch", "torch.cuda")
-        for kind in ("Float", "Half", "BFloat16", "Double", "Long", "Int")
-    ),
+    *(f"{module} {kind}Storage" for module in ("torch", "torch.cuda") for kind in _NUMBERS),
 }
 """What a checkpoint may be pickled from. torch's own list is longer: a bytearray of any size is on it."""
 
-_NO_WEIGHTS = {
-    b"<": ("a web page or another text in HTML or XML", "downloading the file itself"),
-    b"version https://git-lfs": ("a pointer of Git LFS", "'git lfs pull' where it came from"),
-}
+_MARKUP = {b"<": "a web page or another text in HTML or XML", b"{": "a text in JSON", b"[": "a text in JSON"}
 
 
-@dataclass(frozen=True)
-class Container:
-    """An open weight file."""
+class Stored(NamedTuple):
+    """A tensor in an open weight file."""
 
-    kind: str
-    """`safetensors`, `pth`, `npz` or `hdf5`."""
-    shapes: Mapping[str, tuple[int, ...]]
-    """Shape of each tensor, by name. No tensor has been read yet."""
-    read: Callable[[str], Tensor]
-    """Read the tensor of that name; it has the shape in `shapes`."""
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    """Metadata of a safetensors file; empty for the other formats."""
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
 
 
 @contextmanager
-def open_container(path: str | os.PathLike[str]) -> Iterator[Container]:
+def open_container(path: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Stored], dict[str, str]]]:
     """Open the weight file at `path`; its first bytes decide the format, not its name.
+
+    Yields:
+        The tensors by name, of which none has been read yet, and the metadata, which only safetensors has.
 
     Raises:
         WeightsError: the file is missing, damaged, or holds something else than tensors. The message names the file,
-            also for errors of `read` and for any `WeightsError` raised inside the `with`.
+            also for a `WeightsError` raised inside the `with`.
     """
     path = Path(path)
     try:
         if found := why_not_a_file(path):
             raise WeightsError(f"expected a weight file, got {found}, try 'vgg weights' for names of published ones")
         with ExitStack() as stack:
-            container = _whole(_opened, path, stack)
-            if len(container.shapes) > MAX_TENSORS:
-                raise WeightsError(f"expected at most {MAX_TENSORS} tensors, got {len(container.shapes)}")
-            num_values, limit = sum(map(math.prod, container.shapes.values())), max(MAX_VALUES, path.stat().st_size)
-            if num_values > limit:
+            tensors, metadata = _whole(_opened, path, stack)
+            if len(tensors) > MAX_TENSORS:
+                raise WeightsError(f"expected at most {MAX_TENSORS} tensors, got {len(tensors)}")
+            num_values = sum(math.prod(stored.shape) for stored in tensors.values())
+            if num_values > (limit := max(MAX_VALUES, path.stat().st_size)):
                 raise WeightsError(f"expected at most {limit:,} values in a file of this size, got {num_values:,}")
-            yield replace(container, read=lambda name: _whole(container.read, name))
+            yield (
+                {name: stored._replace(read=partial(_whole, stored.read)) for name, stored in tensors.items()},
+                metadata,
+            )
     except WeightsError as error:
         raise WeightsError(f"{shown(path, limit=200)}: {error}") from None
 
@@ -106,40 +102,51 @@ def _whole(function: Callable[..., Any], *arguments: Any) -> Any:
         raise WeightsError(f"expected a whole weight file, got: {shown(reason, limit=120)}, try another copy") from None
 
 
-def _opened(path: Path, stack: ExitStack) -> Container:
+def _opened(path: Path, stack: ExitStack) -> tuple[dict[str, Stored], dict[str, str]]:
     with path.open("rb") as file:
         start = file.read(64)
-        if start[8:9] == b"{":  # after eight bytes of length, which may look like the start of any other format
+        # First, since the eight bytes of length may look like the start of any other format; no text has a zero byte.
+        if start[7:9] == b"\0{":
             return _safetensors(path, stack)
-        for beginning, (what, remedy) in _NO_WEIGHTS.items():
-            if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(beginning):
-                raise WeightsError(f"expected a weight file, got {what}, try {remedy}")
+        if found := _why_no_weights(start):
+            raise WeightsError(f"expected a weight file, got {found}")
         if start.startswith(b"\x89HDF\r\n\x1a\n"):
-            return _hdf5(path, stack)
+            return _hdf5(path, stack), {}
         if start.startswith(b"\x80"):  # a pickle, as torch wrote before version 1.6
             file.seek(0)
             for _ in range(_LEGACY_PICKLES):
                 _check_pickle(file)
-            return _pth(path, mmap=False)
-    if start.startswith(b"PK"):
-        archive = stack.enter_context(zipfile.ZipFile(path))
-        pickles = [name for name in archive.namelist() if name.endswith("data.pkl")]
-        if not pickles:
-            return _npz(archive)
-        # torch.save does not compress; a compressed member could expand to any size.
-        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-            raise WeightsError("expected a file of torch.save, which compresses nothing, got compressed parts")
-        for name in pickles:
-            with archive.open(name) as member:
-                _check_pickle(member)
-        return _pth(path, mmap=True)
-    return _safetensors(path, stack)
+            return _pth(path, mmap=False), {}
+    if not start.startswith(b"PK"):
+        return _safetensors(path, stack)
+    archive = stack.enter_context(zipfile.ZipFile(path))
+    pickles = [name for name in archive.namelist() if name.endswith("data.pkl")]
+    if not pickles:
+        return _npz(archive), {}
+    # torch.save does not compress; a compressed member could expand to any size.
+    if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+        raise WeightsError("expected a file of torch.save, which compresses nothing, got compressed parts")
+    for name in pickles:
+        with archive.open(name) as member:
+            _check_pickle(member)
+    return _pth(path, mmap=True), {}
 
 
-def _safetensors(path: Path, stack: ExitStack) -> Container:
+def _why_no_weights(start: bytes) -> str | None:
+    """What a file is that holds no weights, and what to try, by its first bytes; None if it may hold some."""
+    text = start.removeprefix(b"\xef\xbb\xbf").strip()
+    if text.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS, try 'git lfs pull' where it came from"
+    is_text = text.isascii() and text.decode().replace("\n", "").isprintable()
+    what = "an empty file" if not text else _MARKUP.get(text[:1]) or (f"the text '{shown(text)}'" if is_text else "")
+    return f"{what}, try downloading the file itself" if what else None
+
+
+def _safetensors(path: Path, stack: ExitStack) -> tuple[dict[str, Stored], dict[str, str]]:
     file = stack.enter_context(safe_open(path, framework="pt"))
     shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    return Container("safetensors", shapes, file.get_tensor, dict(file.metadata() or {}))
+    tensors = {name: Stored(shape, partial(file.get_tensor, name)) for name, shape in shapes.items()}
+    return tensors, dict(file.metadata() or {})
 
 
 def _check_pickle(file: Any) -> None:
@@ -154,13 +161,10 @@ def _check_pickle(file: Any) -> None:
             )
 
 
-def _pth(path: Path, mmap: bool) -> Container:
+def _pth(path: Path, mmap: bool) -> dict[str, Stored]:
     state = _state_dict(torch.load(path, map_location="cpu", weights_only=True, mmap=mmap))
-    for name, value in state.items():
-        if value.is_meta or value.layout != torch.strided:
-            raise WeightsError(f"expected a dense tensor as '{shown(name)}', got {value.layout} on {value.device}")
-    shapes = {name: tuple(value.shape) for name, value in state.items()}
-    return Container("pth", shapes, lambda name: Tensor.clone(state[name]))  # the mapped file may change
+    # Cloned, as the mapped file may change.
+    return {name: Stored(tuple(value.shape), partial(Tensor.clone, value)) for name, value in state.items()}
 
 
 def _state_dict(loaded: object) -> dict[str, Tensor]:
@@ -188,8 +192,12 @@ def _state_dict(loaded: object) -> dict[str, Tensor]:
     raise WeightsError(f"expected a state dict of tensors, got {got}, try torch.save(net.state_dict(), path)")
 
 
-def _npz(archive: zipfile.ZipFile) -> Container:
-    shapes = {}
+def _npz(archive: zipfile.ZipFile) -> dict[str, Stored]:
+    def read(member: zipfile.ZipInfo) -> Tensor:
+        with archive.open(member) as file:
+            return _from_numpy(np.lib.format.read_array(file, allow_pickle=False))
+
+    tensors = {}
     for member in archive.infolist():
         name = shown(member.filename)
         with archive.open(member) as file:
@@ -197,60 +205,50 @@ def _npz(archive: zipfile.ZipFile) -> Container:
             if version != (1, 0):  # whose header has at most 65,535 bytes; the others have no such bound
                 raise WeightsError(f"expected an array of .npy version 1.0 as '{name}', got {version}")
             shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-            header_bytes = file.tell()
-        _check_dtype(name, dtype)
-        if member.file_size != header_bytes + math.prod(shape) * dtype.itemsize:
-            raise WeightsError(f"expected an array of {shape} as '{name}', got {member.file_size} bytes")
-        shapes[member.filename.removesuffix(".npy")] = shape
-
-    def read(name: str) -> Tensor:
-        with archive.open(f"{name}.npy") as file:
-            return _from_numpy(np.lib.format.read_array(file, allow_pickle=False))
-
-    return Container("npz", shapes, read)
+            _check_dtype(name, dtype)
+            if member.file_size != file.tell() + math.prod(shape) * dtype.itemsize:
+                raise WeightsError(f"expected an array of {shape} as '{name}', got {member.file_size} bytes")
+        tensors[member.filename.removesuffix(".npy")] = Stored(shape, partial(read, member))
+    return tensors
 
 
-def _hdf5(path: Path, stack: ExitStack) -> Container:
+def _hdf5(path: Path, stack: ExitStack) -> dict[str, Stored]:
     try:
         import h5py
     except ImportError:
         raise WeightsError("expected h5py to read HDF5, got no such package, try 'pip install h5py'") from None
-    datasets: dict[str, Any] = {}
-    for layer, where, dataset in _datasets(stack.enter_context(h5py.File(path, "r")), h5py):
-        if dataset.external or dataset.is_virtual:
-            raise WeightsError(f"expected the data of '{where}' in this file, got another's")
-        _check_dtype(where, dataset.dtype)
-        if dataset.chunks and math.prod(dataset.chunks) > max(dataset.size, MAX_CHUNK_VALUES):
-            raise WeightsError(f"expected chunks no larger than '{where}', got {dataset.chunks}")
-        name = f"{layer}/{'bias' if dataset.ndim == 1 else 'kernel'}"
-        if name in datasets:
-            raise WeightsError(f"expected one '{shown(name)}', got a second, '{where}'")
-        datasets[name] = dataset
-    shapes = {name: tuple(dataset.shape) for name, dataset in datasets.items()}
-    return Container("hdf5", shapes, lambda name: _from_numpy(datasets[name][()]))
-
-
-def _datasets(file: Any, h5py: Any) -> Iterator[tuple[str, str, Any]]:
-    """The name of the layer, the printable path and the dataset of each tensor in an open HDF5 file."""
-    todo, visited = [(file, "", 0)], 0
+    tensors: dict[str, Stored] = {}
+    # Not by visititems, which ends the process at groups that are nested ten thousand deep.
+    todo, num_visited = [(stack.enter_context(h5py.File(path, "r")), "", 0)], 0
     while todo:
         group, layer, depth = todo.pop()
         # Keras 3 keeps a layer's name in an attribute; before, the outermost group was named after the layer.
         named = group.attrs.get("name")
         layer = named if isinstance(named, str) else layer
         for key in group:
-            visited += 1
+            num_visited += 1
             where = shown(f"{group.name.rstrip('/')}/{key}")
-            if visited > MAX_TENSORS:  # hard links make any number of paths
-                raise WeightsError(f"expected at most {MAX_TENSORS} groups and tensors, got more")
+            if num_visited > MAX_TENSORS or depth > MAX_GROUPS_DEEP:  # hard links make any number of paths
+                raise WeightsError(f"expected groups and tensors as Keras nests them, got '{where}' among others")
             if not isinstance(group.get(key, getlink=True), h5py.HardLink):  # a link may lead to any file
                 raise WeightsError(f"expected the data of '{where}' in this file, got a link")
-            if isinstance(group[key], h5py.Dataset):
-                yield layer, where, group[key]
-            elif depth == 5:  # Keras nests three deep
-                raise WeightsError(f"expected groups as Keras nests them, got '{where}'")
-            else:
+            if not isinstance(group[key], h5py.Dataset):
                 todo.append((group[key], layer or key, depth + 1))
+                continue
+            name = f"{layer}/{'bias' if group[key].ndim == 1 else 'kernel'}"
+            if name in tensors:
+                raise WeightsError(f"expected one '{shown(name)}', got a second, '{where}'")
+            tensors[name] = _dataset(group[key], where)
+    return tensors
+
+
+def _dataset(dataset: Any, where: str) -> Stored:
+    if dataset.external or dataset.is_virtual:
+        raise WeightsError(f"expected the data of '{where}' in this file, got another's")
+    _check_dtype(where, dataset.dtype)
+    if dataset.chunks and math.prod(dataset.chunks) > max(dataset.size, MAX_CHUNK_VALUES):
+        raise WeightsError(f"expected chunks no larger than '{where}', got {dataset.chunks}")
+    return Stored(tuple(dataset.shape), lambda: _from_numpy(dataset[()]))
 
 
 def _check_dtype(name: str, dtype: np.dtype[Any]) -> None:
@@ -260,5 +258,4 @@ def _check_dtype(name: str, dtype: np.dtype[Any]) -> None:
 
 
 def _from_numpy(array: Any) -> Tensor:
-    native = np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
-    return torch.from_numpy(native).reshape(array.shape)
+    return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))

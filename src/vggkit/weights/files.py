@@ -4,7 +4,6 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,10 +13,10 @@ from torch import Tensor
 from vggkit.data.files import write_whole
 from vggkit.data.imagenet import class_names
 from vggkit.design.network import network_from_json
-from vggkit.errors import ArchitectureError, WeightsError, shown
+from vggkit.errors import ArchitectureError, WeightsError, check_type, shown
 from vggkit.networks.baselines import BaselineNetwork, build
 from vggkit.networks.vgg import VGG
-from vggkit.weights.containers import Container, open_container
+from vggkit.weights.containers import Stored, open_container
 from vggkit.weights.preparation import GUESSED
 from vggkit.weights.published import PUBLISHED
 from vggkit.weights.surgery import PADDING_KEY, is_folded, pad_with_values, with_head
@@ -34,8 +33,6 @@ from vggkit.weights.translation import (
     preprocessing_of,
 )
 
-__all__ = ["WeightsError", "load_weights", "metadata_list", "save_torchvision", "save_weights"]
-
 AnyNetwork = VGG | BaselineNetwork
 
 PIECE_BYTES = 2**20
@@ -46,8 +43,12 @@ def save_weights(path: str | os.PathLike[str], net: AnyNetwork, metadata: Mappin
     """Write `net`, its architecture as JSON and `metadata` (texts by name) to `path`, whole or not at all.
 
     Raises:
-        WeightsError: the parameters are not float32, which is what a file holds.
+        WeightsError: the folder of `path` is missing, or the parameters are not float32, which is what a file holds.
     """
+    check_type(path, str | os.PathLike, "a path to write weights to", "save_weights(path, net)")
+    check_type(net, AnyNetwork, "a network of vggkit to save", "save_weights(path, net)")
+    if Path(path).is_dir() or not Path(path).parent.is_dir():
+        raise WeightsError(f"expected a file in a folder that exists, got {shown(path, 500)}, try another path")
     for name, parameter in net.named_parameters():
         if parameter.dtype != torch.float32:
             raise WeightsError(f"expected {name!r} as float32, got {parameter.dtype}, try net.float()")
@@ -80,25 +81,21 @@ def safetensors_pieces(tensors: Mapping[str, Tensor], metadata: Mapping[str, str
 def load_weights(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[AnyNetwork, dict[str, str]]:
     """The network in a weight file, in evaluation mode, and its metadata.
 
-    Reads what `save_weights` wrote, and the VGG networks of torchvision and timm (`.pth`, `.safetensors`), Keras
-    Applications (HDF5) and Caffe (a state dict or `.npz` with Caffe's layer names); the tensors decide which it is.
-    They may be part of a training checkpoint, have the prefixes of wrappers such as DataParallel, and be of any
-    floating type. The metadata then holds `source`, `classes` and `preprocessing`, and `preprocessing_guessed_from`,
-    the source whose names the file has. A file without fully connected layers has no `classes`; its network gets the
-    head `gap` with zeros for one class, and the layers of its blocks can be used.
+    Reads what `save_weights` wrote, and the files of other libraries as docs/weights.md lists them; the tensors decide
+    whose file it is. Of other libraries' files the metadata holds `source`, `classes`, `preprocessing`, and
+    `preprocessing_guessed_from`, the source whose names the file has. A file without fully connected layers has no
+    `classes`; its network gets the head `gap` with zeros for one class, and the layers of its blocks can be used.
 
     Names and shapes are compared with a network that takes no memory before any tensor is read.
 
     Raises:
         WeightsError: one line that names the file, and the tensor if it is about one.
     """
-    with open_container(path) as container:
-        names = plain_names(container.shapes)
-        shapes = {plain: container.shapes[name] for plain, name in names.items()}
-        read = container.read
-        container = replace(container, shapes=shapes, read=lambda plain: read(names[plain]))
+    check_type(path, str | os.PathLike, "the path of a weight file", "load_weights('vgg16.pth')")
+    with open_container(path) as (stored, metadata):
+        tensors = {plain: stored[name] for plain, name in plain_names(stored).items()}
         try:
-            net, metadata = _ours(container) if "architecture" in container.metadata else _translated(container)
+            net, metadata = _ours(tensors, metadata) if "architecture" in metadata else _translated(tensors)
         except ArchitectureError as error:
             raise WeightsError(str(error)) from None
     if Path(path) in {entry.path for entry in PUBLISHED.values()}:
@@ -115,64 +112,60 @@ def save_torchvision(path: str | os.PathLike[str], net: VGG) -> None:
     path, arch = Path(path), net.architecture
     if path.suffix not in (".safetensors", ".pth"):
         raise WeightsError(f"expected a .safetensors or .pth file for torchvision's names, got {path}")
-    names = NETWORKS["torchvision"]
-    adaptive = with_head(net, "adaptive").state_dict() if arch.head != "gap" else {}
+    state = with_head(net, "adaptive").state_dict() if arch.head != "gap" else {}
+    shapes, names = {key: tuple(value.shape) for key, value in state.items()}, NETWORKS["torchvision"]
     options = {"in_channels": arch.in_channels, "num_classes": arch.num_classes}
-    expected = [architecture_of("torchvision", name, **options) for name in names]
-    match = next((other for other in expected if (other.blocks, other.norm) == (arch.blocks, arch.norm)), None)
-    table = entries("torchvision", match) if match is not None else {}
-    if {key: tuple(value.shape) for key, value in adaptive.items()} != {k: entry.shape for k, entry in table.items()}:
+    tables = [entries("torchvision", architecture_of("torchvision", name, **options)) for name in names]
+    table = next((some for some in tables if {key: entry.shape for key, entry in some.items()} == shapes), None)
+    if table is None:
         folded = " with folded preprocessing" if is_folded(net) else ""
         raise WeightsError(
             f"expected one of torchvision's networks ({', '.join(names)}) with its layers fc6 to fc8 and "
             f"nothing folded in, got {arch.name}{folded}"
         )
-    tensors = {entry.name: adaptive[key].detach().cpu().contiguous() for key, entry in table.items()}
-    if path.suffix == ".safetensors":
-        write_whole(path, save(tensors))
-    else:
-        buffer = io.BytesIO()
-        torch.save(tensors, buffer)
-        write_whole(path, buffer.getvalue())
+    tensors = {entry.name: state[key].detach().cpu().contiguous() for key, entry in table.items()}
+    buffer = io.BytesIO()
+    torch.save(tensors, buffer)
+    write_whole(path, save(tensors) if path.suffix == ".safetensors" else buffer.getvalue())
 
 
-def _ours(container: Container) -> tuple[AnyNetwork, dict[str, str]]:
+def _ours(tensors: dict[str, Stored], metadata: dict[str, str]) -> tuple[AnyNetwork, dict[str, str]]:
     with torch.device("meta"):
-        net = build(network_from_json(container.metadata["architecture"]), init="torch")
-        if isinstance(net, VGG) and PADDING_KEY in container.shapes:
+        net = build(network_from_json(metadata["architecture"]), init="torch")
+        if isinstance(net, VGG) and PADDING_KEY in tensors:
             pad_with_values(net)
-    names = {name: Entry(name, tuple(tensor.shape)) for name, tensor in net.state_dict().items()}
-    net.load_state_dict(_tensors(container, names, net.architecture.name), assign=True)
-    return net, dict(container.metadata)
+    table = {name: Entry(name, tuple(tensor.shape)) for name, tensor in net.state_dict().items()}
+    net.load_state_dict(_read_all(tensors, table, net.architecture.name), assign=True)
+    return net, metadata
 
 
-def _translated(container: Container) -> tuple[VGG, dict[str, str]]:
-    preprocessing, first = None, "classifier.0.bias"
-    if first in container.shapes and container.read(first).isnan().all():  # torchvision's IMAGENET1K_FEATURES
-        blocks = {name: shape for name, shape in container.shapes.items() if not name.startswith("classifier.")}
-        container, preprocessing = replace(container, shapes=blocks), FEATURES_ONLY
-    match = matched(container.shapes)
+def _translated(tensors: dict[str, Stored]) -> tuple[VGG, dict[str, str]]:
+    preprocessing, first = None, tensors.get("classifier.0.bias")
+    if first is not None and first.read().isnan().all():  # torchvision's IMAGENET1K_FEATURES
+        tensors = {name: stored for name, stored in tensors.items() if not name.startswith("classifier.")}
+        preprocessing = FEATURES_ONLY
+    match = matched({name: stored.shape for name, stored in tensors.items()})
     if match is None:
-        few = ", ".join(sorted(container.shapes)[:3]) or "none"
+        few = ", ".join(sorted(tensors)[:3]) or "none"
         raise WeightsError(
             f"expected the tensors of vggkit, {', '.join(SOURCES)}, got {shown(few)}, "
             "try save_weights for a network of vggkit, the state dict alone for another one"
         )
-    source, arch, channels = match.source, match.architecture, match.architecture.in_channels
-    tensors = _tensors(container, match.table, f"{source}/{arch.name}")
+    source, arch = match.source, match.architecture
+    state = _read_all(tensors, match.table, f"{source}/{arch.name}")
     with torch.device("meta"):
         net = VGG(arch, init="torch")
-    missing = {key: torch.zeros(t.shape, dtype=t.dtype) for key, t in net.state_dict().items() if key not in tensors}
-    net.load_state_dict(tensors | missing, assign=True)
-    classes = class_names(arch.num_classes) if match.has_top else []
+    missing = {key: torch.zeros(t.shape, dtype=t.dtype) for key, t in net.state_dict().items() if key not in state}
+    net.load_state_dict(state | missing, assign=True)
+    classes = class_names(arch.num_classes) if arch.head != "gap" else []
     metadata = {"source": f"{source}/{arch.name}", "classes": json.dumps(classes)}
-    if channels in (1, 3):
-        preprocessing = (preprocessing or preprocessing_of(source, arch.image_size)).for_channels(channels)
-        metadata |= {"preprocessing": preprocessing.to_json(), GUESSED: source}
+    if arch.in_channels in (1, 3):
+        preprocessing = preprocessing or preprocessing_of(source, arch.image_size)
+        metadata |= {"preprocessing": preprocessing.for_channels(arch.in_channels).to_json(), GUESSED: source}
     return net, metadata
 
 
-def _tensors(container: Container, table: Mapping[str, Entry], network: str) -> dict[str, Tensor]:
+def _read_all(tensors: Mapping[str, Stored], table: Mapping[str, Entry], network: str) -> dict[str, Tensor]:
     """The tensors of `table` by our names, in our shapes and types, once all names and shapes are known to fit.
 
     Raises:
@@ -180,22 +173,21 @@ def _tensors(container: Container, table: Mapping[str, Entry], network: str) -> 
     """
     known = {entry.name for entry in table.values()}
     optional = {name for name in known if name.endswith(OPTIONAL_SUFFIX)}
-    for name in sorted((known ^ container.shapes.keys()) - optional):
+    for name in sorted((known ^ tensors.keys()) - optional):
         if name in known:
             raise WeightsError(f"expected the tensors of {network}, got no '{shown(name)}', try a whole file of it")
         raise WeightsError(f"expected the tensors of {network}, got '{shown(name)}' too, try a file without it")
     for entry in table.values():
-        if container.shapes.get(entry.name, entry.shape) != entry.shape:
-            got = container.shapes[entry.name]
+        if entry.name in tensors and (got := tensors[entry.name].shape) != entry.shape:
             raise WeightsError(f"expected '{shown(entry.name)}' of shape {entry.shape}, got {got}")
-    return {key: entry.to_ours(_read(container, entry.name)).contiguous() for key, entry in table.items()}
+    return {key: entry.to_ours(_read(tensors, entry.name)).contiguous() for key, entry in table.items()}
 
 
-def _read(container: Container, name: str) -> Tensor:
+def _read(tensors: Mapping[str, Stored], name: str) -> Tensor:
     """The tensor of that name as int64 if it is a counter, else as finite float32."""
     if name.endswith(OPTIONAL_SUFFIX):
-        return container.read(name).long() if name in container.shapes else torch.tensor(0)
-    tensor = container.read(name)
+        return tensors[name].read().long() if name in tensors else torch.tensor(0)
+    tensor = tensors[name].read()
     if not tensor.is_floating_point():
         raise WeightsError(f"expected '{shown(name)}' as floats, got {tensor.dtype}, try one without quantization")
     tensor = tensor.float()

@@ -3,10 +3,9 @@
 import hashlib
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
 from vggkit.data.download import download
 from vggkit.data.files import user_cache
@@ -16,15 +15,13 @@ MAX_WEIGHTS_BYTES = 2**30
 """Far above VGG-19's 575 MB."""
 
 
-@dataclass(frozen=True)
-class Published:
-    """Weights that their publisher offers for download."""
+class Published(NamedTuple):
+    """Weights that their publisher offers for download, such as `torchvision/vgg16`."""
 
     name: str
-    """`torchvision/vgg16`."""
     url: str
-    algorithm: Literal["sha256", "md5"]
-    """Of the hash that the publisher gives: all there is to verify a download."""
+    algorithm: str
+    """Of the hash that the publisher gives, which is all there is to verify a download: `sha256` or `md5`."""
     digest: str
     """That hash in hexadecimal, or its beginning, as torchvision has it in the file's name."""
 
@@ -50,24 +47,22 @@ def _keras(network: str, digest: str, suffix: str = "") -> Published:
     return Published(f"keras/{network}{suffix}", url, "md5", digest)
 
 
-PUBLISHED = {
-    entry.name: entry
-    for entry in (
-        _torchvision("vgg11", "8a719046"),
-        _torchvision("vgg11_bn", "6002323d"),
-        _torchvision("vgg13", "19584684"),
-        _torchvision("vgg13_bn", "abd245e5"),
-        _torchvision("vgg16", "397923af"),
-        _torchvision("vgg16_bn", "6c64b313"),
-        _torchvision("vgg16_features", "88682ab5", "vgg16_features-amdegroot"),
-        _torchvision("vgg19", "dcbb9e9d"),
-        _torchvision("vgg19_bn", "c79401a0"),
-        _keras("vgg16", "64373286793e3c8b2b4e3219cbf3544b"),
-        _keras("vgg16", "6d6bbae143d832006294945121d1f1fc", "_notop"),
-        _keras("vgg19", "cbe5617147190e668d6c5d5026f83318"),
-        _keras("vgg19", "253f8cb515780f3b799900260a226db6", "_notop"),
-    )
-}
+_ENTRIES = (
+    _torchvision("vgg11", "8a719046"),
+    _torchvision("vgg11_bn", "6002323d"),
+    _torchvision("vgg13", "19584684"),
+    _torchvision("vgg13_bn", "abd245e5"),
+    _torchvision("vgg16", "397923af"),
+    _torchvision("vgg16_bn", "6c64b313"),
+    _torchvision("vgg16_features", "88682ab5", "vgg16_features-amdegroot"),
+    _torchvision("vgg19", "dcbb9e9d"),
+    _torchvision("vgg19_bn", "c79401a0"),
+    _keras("vgg16", "64373286793e3c8b2b4e3219cbf3544b"),
+    _keras("vgg16", "6d6bbae143d832006294945121d1f1fc", "_notop"),
+    _keras("vgg19", "cbe5617147190e668d6c5d5026f83318"),
+    _keras("vgg19", "253f8cb515780f3b799900260a226db6", "_notop"),
+)
+PUBLISHED = {entry.name: entry for entry in _ENTRIES}
 """By name. timm's `tv_in1k` are torchvision's own numbers; Caffe's are published in a format that needs Caffe."""
 
 
@@ -77,11 +72,7 @@ def is_published(name: str) -> bool:
 
 
 def fetch_weights(name: str, report: Callable[[str], None] = lambda line: None) -> Path:
-    """Download published weights into the user's cache if they are not there, and return where they are.
-
-    Args:
-        name: a key of `PUBLISHED`.
-        report: is told in a line what is being done.
+    """The file of the published weights `name`, downloaded into the user's cache if missing or damaged.
 
     Raises:
         WeightsError: the name is unknown, the download failed, or its hash is not the published one.

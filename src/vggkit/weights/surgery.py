@@ -9,14 +9,15 @@ from torch.nn import functional as F
 
 from vggkit.data.preprocessing import Preprocessing
 from vggkit.design.architecture import POOLED_SIZE, Architecture, Head
-from vggkit.errors import ArchitectureError
+from vggkit.errors import ArchitectureError, check_type
 from vggkit.networks.vgg import VGG
 
 PADDING_KEY = "block1.conv1_1.padding_value"
+A_VGG = ("a VGG network", "load_classifier(...).net, or load_weights(path)[0]")
 
 
 def with_head(net: VGG, head: Head) -> VGG:
-    """A copy of `net` with another head: `flatten`, `adaptive` and `conv` have the same weights in other shapes.
+    """A copy of `net` with the head `flatten`, `adaptive` or `conv`, which have the same weights in other shapes.
 
     Their logits are equal for images whose last map has the size that the weights are for. `flatten` takes no other
     images; `adaptive` averages the map to that size, and `conv` averages the logits over all places of the map.
@@ -29,6 +30,7 @@ def with_head(net: VGG, head: Head) -> VGG:
     >>> with_head(net, "conv").fc6
     Conv2d(32, 8, kernel_size=(2, 2), stride=(1, 1))
     """
+    check_type(net, VGG, *A_VGG)
     arch = net.architecture
     if (head == "gap") != (arch.head == "gap"):
         raise ArchitectureError(
@@ -42,22 +44,21 @@ def with_head(net: VGG, head: Head) -> VGG:
             f"expected an image_size from {least} to {least + 2 ** len(arch.blocks) - 1} for flatten, whose weights "
             f"are for a map of {seen}x{seen}, got {arch.image_size}"
         )
-    pooled_size = seen if head in ("adaptive", "conv") else POOLED_SIZE
-    return _filled(replace(arch, head=head, pooled_size=pooled_size), net, net.state_dict())
+    return _copied(net, replace(arch, head=head, pooled_size=POOLED_SIZE if head in ("flatten", "gap") else seen))
 
 
 def with_common_scale(net: VGG, preprocessing: Preprocessing) -> tuple[VGG, Preprocessing]:
     """A copy of `net`, and a preprocessing for it, with one mean and one std, so that channels can be summed.
 
-    The difference goes into the weights and biases of the first convolution. This is exact except for the outermost
-    pixels, where the zeros around the image stand for another value than before.
+    The difference goes into the first convolution. This is exact except for the outermost pixels, where the zeros
+    around the image stand for another value than before.
 
     Raises:
         ArchitectureError: the numbers of channels differ, or preprocessing has been folded in already.
     """
     _check_foldable(net, preprocessing)
     common = preprocessing.for_channels(1).for_channels(preprocessing.channels)
-    same = _filled(net.architecture, net, net.state_dict())
+    same = _copied(net, net.architecture)
     conv = _first(same)
     with torch.no_grad():
         weight = conv.weight.double()
@@ -76,13 +77,14 @@ def with_image_size(net: VGG, image_size: int) -> VGG:
     Raises:
         ArchitectureError: the head is `flatten`, and its weights are for another map.
     """
+    check_type(net, VGG, *A_VGG)
     arch = replace(net.architecture, image_size=image_size)
     if arch.head == "flatten" and arch.map_size != net.architecture.map_size:
         raise ArchitectureError(
             f"expected the image_size {net.architecture.image_size} for flatten, whose weights are for its map, "
             f"got {image_size}, try the heads adaptive or conv"
         )
-    return _filled(arch, net, net.state_dict())
+    return _copied(net, arch)
 
 
 def with_in_channels(net: VGG, in_channels: int) -> VGG:
@@ -93,31 +95,25 @@ def with_in_channels(net: VGG, in_channels: int) -> VGG:
     """
     if is_folded(net):
         raise ArchitectureError("expected a network without folded preprocessing, got one, try the channels first")
-    arch = replace(net.architecture, in_channels=in_channels)
-    state = dict(net.state_dict())
-    weight = state["block1.conv1_1.weight"]
-    old, device = weight.shape[1], weight.device
-    if in_channels < old:
-        summed = weight.new_zeros(len(weight), in_channels, *weight.shape[2:], dtype=torch.float64)
-        shared = summed.index_add_(1, torch.arange(old, device=device) % in_channels, weight.double())
-    else:
-        source = torch.arange(in_channels, device=device) % old
-        shared = weight[:, source] / source.bincount(minlength=old)[source].view(1, -1, 1, 1)
-    state["block1.conv1_1.weight"] = shared.to(weight.dtype)
-    return _filled(arch, net, state)
+    arch, weight = replace(net.architecture, in_channels=in_channels), _first(net).weight
+    old, new = (torch.arange(n) % min(weight.shape[1], in_channels) for n in (weight.shape[1], in_channels))
+    shares = (old[:, None] == new).double()  # (old, new): how much of an old channel's weight goes to a new one
+    shares = (shares / shares.sum(dim=1, keepdim=True)).to(weight.device)
+    shared = torch.einsum("oihw,in->onhw", weight.detach().double(), shares).to(weight.dtype)
+    return _copied(net, arch, {**net.state_dict(), "block1.conv1_1.weight": shared})
 
 
 def fold_preprocessing(net: VGG, preprocessing: Preprocessing) -> VGG:
     """A copy of `net` that takes RGB in [0, 1]: order, scale, mean and std are folded into the first convolution.
 
-    This is exact, borders included: the zeros that padded an image stood for the mean, and the copy pads with the mean
-    (`padding_value`). Images must still be resized.
+    This is exact, borders included: the zeros that padded an image stood for the mean, with which the copy pads.
+    Images must still be resized.
 
     Raises:
         ArchitectureError: the numbers of channels differ, or preprocessing has been folded in already.
     """
     _check_foldable(net, preprocessing)
-    folded = _filled(net.architecture, net, net.state_dict())
+    folded = _copied(net, net.architecture)
     pad_with_values(folded)
     conv: Any = _first(folded)
     with torch.no_grad():
@@ -137,12 +133,14 @@ def fold_preprocessing(net: VGG, preprocessing: Preprocessing) -> VGG:
 
 def is_folded(net: VGG) -> bool:
     """Whether preprocessing is folded into `net`."""
+    check_type(net, VGG, *A_VGG)
     return isinstance(_first(net), ValuePaddedConv2d)
 
 
 def _check_foldable(net: VGG, preprocessing: Preprocessing) -> None:
     if is_folded(net):
         raise ArchitectureError("expected a network without folded preprocessing, got one with it, try the one before")
+    check_type(preprocessing, Preprocessing, "a Preprocessing", "that of a classifier")
     if net.architecture.in_channels != preprocessing.channels:
         raise ArchitectureError(
             f"expected a network of {preprocessing.channels} channels, as the preprocessing has, got one of "
@@ -177,17 +175,18 @@ def _first(net: VGG) -> nn.Conv2d:
     return cast(nn.Conv2d, net.get_submodule("block1.conv1_1"))
 
 
-def _filled(architecture: Architecture, net: VGG, state: dict[str, Tensor]) -> VGG:
+def _copied(net: VGG, architecture: Architecture, state: dict[str, Tensor] | None = None) -> VGG:
     """A network of `architecture` with reshaped copies of the tensors in `state`, frozen and in training as `net`."""
+    state = state or net.state_dict()
     with torch.device("meta"):
-        filled = VGG(architecture, init="torch")
+        copied = VGG(architecture, init="torch")
         if PADDING_KEY in state:
-            pad_with_values(filled)
-    shapes = {name: tensor.shape for name, tensor in filled.state_dict().items()}
-    filled.load_state_dict({k: t.detach().reshape(shapes[k]).clone() for k, t in state.items()}, assign=True)
-    for parameter, old in zip(filled.parameters(), net.parameters(), strict=True):
+            pad_with_values(copied)
+    shapes = {name: tensor.shape for name, tensor in copied.state_dict().items()}
+    copied.load_state_dict({k: t.detach().reshape(shapes[k]).clone() for k, t in state.items()}, assign=True)
+    for parameter, old in zip(copied.parameters(), net.parameters(), strict=True):
         parameter.requires_grad_(old.requires_grad)
     modes = {name: module.training for name, module in net.named_modules()}
-    for name, module in filled.named_modules():
+    for name, module in copied.named_modules():
         module.training = modes.get(name, net.training)
-    return filled
+    return copied

@@ -6,9 +6,9 @@ Every table is derived from `Architecture.layers()`; only how a source counts an
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from torch import Tensor
 
@@ -43,20 +43,15 @@ _WRAPPERS = {"module", "_orig_mod"}
 _CLASSIFIER = re.compile(r"classifier\.(?:([0-9]{1,4})\.)?(?=\w+$)")
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One of our tensors in a file of another library."""
+class Entry(NamedTuple):
+    """One of our tensors in a file of another library: its name and shape there, and how it becomes ours."""
 
     name: str
-    """Its name there."""
     shape: tuple[int, ...]
-    """Its shape there."""
     to_ours: Callable[[Tensor], Tensor] = lambda tensor: tensor
-    """Turns that shape into ours."""
 
 
-@dataclass(frozen=True)
-class Match:
+class Match(NamedTuple):
     """A network of another library that the tensors of a file are most like."""
 
     source: Source
@@ -64,15 +59,10 @@ class Match:
     """With the channels, widths and classes that the file's shapes say; `gap` with one class if there is no top."""
     table: dict[str, Entry]
     """The tensors that the file must hold, by our names; those of the blocks alone if there is no top."""
-    has_top: bool
-    """Whether the fully connected layers are in the file."""
 
 
 def preprocessing_of(source: Source, image_size: int = 224, channels: int = 3) -> Preprocessing:
-    """The preprocessing that the publisher of `source` states for its weights.
-
-    For `channels` of 1, means and standard deviations are the averages over the three.
-    """
+    """The preprocessing that `source` states for its weights; for 1 channel with the averages of means and stds."""
     published = replace(FEATURES_ONLY, image_size=image_size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     if source in ("keras", "caffe"):
         published = replace(published, mean=CAFFE_MEAN, std=(1.0, 1.0, 1.0), order="bgr", scale=255.0)
@@ -126,10 +116,7 @@ def plain_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def matched(shapes: Mapping[str, tuple[int, ...]]) -> Match | None:
-    """The network of another library that the names in a file are most like; None if they are like no network's.
-
-    Its widths, its classes and the size of the first fully connected layer's map are read from the shapes.
-    """
+    """The network of another library that the names in a file are most like; None if they are like no network's."""
     best = best_match(shapes)
     if best is None:
         return None
@@ -141,22 +128,21 @@ def matched(shapes: Mapping[str, tuple[int, ...]]) -> Match | None:
     names = [entry.name for key, entry in table.items() if not key.startswith("block")]
     if source == "torchvision":  # people replace its classifier by more or fewer layers
         names = [f"classifier.{3 * (i // 2)}.{'bias' if i % 2 else 'weight'}" for i in range(len(shapes))]
-    widths = [shapes[name][0] for name in names[1::2] if len(shapes.get(name, ())) == 1]
     if not shapes.keys() & set(names):
         arch = architecture_of(source, network, head="gap", num_classes=1, **options)
         table = {key: entry for key, entry in entries(source, arch).items() if key.startswith("block")}
-        return Match(source, arch, table, has_top=False)
-    weight, channels = shapes.get(names[0], ()), published.blocks[-1].channels
-    side = published.pooled_size
+        return Match(source, arch, table)
+    weight, side = shapes.get(names[0], ()), published.pooled_size  # of the map that the first connected layer sees
     if len(weight) == (4 if source == "timm" else 2):
-        side = weight[2] if source == "timm" else math.isqrt(weight[0 if source == "keras" else 1] // channels)
-    options["image_size"] = max(1, side) << len(published.blocks)
+        inputs = weight[0 if source == "keras" else 1]
+        side = max(1, weight[2] if source == "timm" else math.isqrt(inputs // published.blocks[-1].channels))
+    options["image_size"] = side << len(published.blocks)
     if published.head != "flatten":
-        options["pooled_size"] = max(1, side)
-    if widths:
+        options["pooled_size"] = side
+    if widths := [shapes[name][0] for name in names[1::2] if len(shapes.get(name, ())) == 1]:
         options |= {"hidden": tuple(widths[:-1]), "num_classes": widths[-1]}
     arch = architecture_of(source, network, **options)
-    return Match(source, arch, entries(source, arch), has_top=True)
+    return Match(source, arch, entries(source, arch))
 
 
 def best_match(names: Iterable[str]) -> tuple[Source, str] | None:

@@ -7,7 +7,10 @@ conv3_2, which B, D and E have under the same names and in the same shapes.
 
 from collections.abc import Collection
 
+import torch
+
 from vggkit.design.architecture import Architecture
+from vggkit.errors import check_type
 from vggkit.networks.baselines import BaselineNetwork
 from vggkit.networks.vgg import VGG
 
@@ -27,11 +30,7 @@ def last_layer(net: VGG | BaselineNetwork) -> str:
 def transfer(net: VGG | BaselineNetwork, source: VGG | BaselineNetwork) -> tuple[str, ...]:
     """Copy all layers of `source` but the last into `net`, in place: the same network for other classes.
 
-    Returns:
-        The names of the layers copied, in order.
-
-    Raises:
-        ValueError: `net` and `source` have other layers or shapes; nothing is copied.
+    Returns and raises what `warm_start` does.
     """
     layers = {key.split(".")[-2] for n in (net, source) for key in n.state_dict()}
     return _copy(net, source, layers - {last_layer(n).rpartition(".")[2] for n in (net, source)})
@@ -52,6 +51,8 @@ def warm_start(net: VGG | BaselineNetwork, source: VGG | BaselineNetwork) -> tup
     >>> warm_start(VGG(E, "torch"), VGG(A))
     ('conv1_1', 'conv2_1', 'conv3_1', 'conv3_2', 'fc6', 'fc7')
     """
+    for network in (net, source):
+        check_type(network, VGG | BaselineNetwork, "a network", "warm_start(net, load_weights('vgg11.safetensors')[0])")
     own, other = net.architecture, source.architecture
     if isinstance(own, Architecture) and isinstance(other, Architecture) and len(own.blocks) != len(other.blocks):
         raise ValueError(
@@ -66,18 +67,17 @@ def warm_start(net: VGG | BaselineNetwork, source: VGG | BaselineNetwork) -> tup
 
 def _copy(net: VGG | BaselineNetwork, source: VGG | BaselineNetwork, layers: Collection[str]) -> tuple[str, ...]:
     """Copy the tensors of `layers`, which are all that both networks must have in the same shapes."""
-    own, other = net.state_dict(), source.state_dict()
-    targets, sources = (
-        {".".join(key.split(".")[-2:]): key for key in state if key.split(".")[-2] in layers} for state in (own, other)
-    )
-    for name in targets | sources:
-        expected = tuple(own[targets[name]].shape) if name in targets else "none"
-        got = tuple(other[sources[name]].shape) if name in sources else "none"
+    states = [{tuple(key.split(".")[-2:]): tensor for key, tensor in n.state_dict().items()} for n in (net, source)]
+    own, other = ({".".join(key): state[key] for key in state if key[0] in layers} for state in states)
+    for name in own | other:
+        expected, got = (tuple(tensors[name].shape) if name in tensors else "none" for tensors in (own, other))
         if got != expected:
             raise ValueError(
                 f"expected {name} in the shape that {net.architecture.name} has, {expected}, got {got} from "
                 f"{source.architecture.name}, try a source with the same blocks, --hidden, --head, --pooled-size and "
                 "--image-size, and without folded preprocessing"
             )
-    net.load_state_dict({targets[name]: other[key] for name, key in sources.items()}, strict=False)
-    return tuple(dict.fromkeys(name.partition(".")[0] for name in sources))
+    with torch.no_grad():
+        for name, tensor in other.items():
+            own[name].copy_(tensor)  # which shares its memory with the network's
+    return tuple(dict.fromkeys(name.partition(".")[0] for name in other))
