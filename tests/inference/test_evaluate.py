@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from tests.inference.conftest import CLASSES, make_weights
-from vggkit import Evaluation, cli, evaluate, load_classifier, open_data
+from vggkit import Evaluation, Recipe, cli, evaluate, load_classifier, open_data
 from vggkit.inference.classes import matched_classes
 from vggkit.inference.confusion import draw_confusion
 
@@ -68,6 +68,19 @@ def test_several_splits_are_chosen_from(model, weights, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "on the 9 test images of photos" in out
     assert "18 train, 12 validation, 9 test images" in out
+
+
+def test_a_run_knows_its_data(tmp_path):
+    """What was kept out of its training: for the folder, for its weights, and for a classifier made of either."""
+    write_images(tmp_path / "photos", dict.fromkeys(CLASSES, 10))
+    path = make_weights(tmp_path / "model.safetensors")
+    recipe = Recipe.named("quick", data=str(tmp_path / "photos"), holdout=0.3, seed=5)
+    (tmp_path / "recipe.json").write_text(recipe.to_json())
+    expected = evaluate(path, open_data(tmp_path / "photos", holdout=0.3, seed=5))
+    for model in (tmp_path, str(tmp_path), path, load_classifier(tmp_path)):
+        evaluation = evaluate(model)
+        assert evaluation.labels.tolist() == expected.labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3
+        assert evaluation.predicted.tolist() == expected.predicted.tolist()
 
 
 def test_what_cannot_be_counted_is_told(model, tmp_path):

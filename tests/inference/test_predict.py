@@ -8,7 +8,18 @@ from PIL import Image
 from safetensors import safe_open
 
 from tests.inference.conftest import CLASSES, MEAN, STD, make_weights
-from vggkit import cli, features, load_classifier, load_weights, predict, save_weights, vgg
+from vggkit import (
+    Classifier,
+    PerceptualLoss,
+    cli,
+    evaluate,
+    features,
+    load_classifier,
+    load_weights,
+    predict,
+    save_weights,
+    vgg,
+)  # fmt: skip
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
 
@@ -113,6 +124,36 @@ def test_what_is_no_image_is_refused_in_one_line(model, image, message):
     with pytest.raises(ValueError, match=message) as caught:
         model(image)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda model: load_classifier(3), "expected a run, a weight file or a classifier, got int, try"),
+        (lambda model: predict(model.net, PIXELS), r"got VGG, try Classifier\(net, classes, preprocessing\)"),
+        (lambda model: evaluate(model.net, "photos"), r"got VGG, try Classifier\(net, classes, preprocessing\)"),
+        (lambda model: evaluate(model, [PIXELS]), "expected labelled images, got list, try open_data"),
+        (lambda model: evaluate(model), r"expected data to measure on, .* try evaluate\(model, 'photos'\)"),
+        (lambda model: predict(model, PIXELS, "3"), "expected a top from 1, got '3'"),
+        (lambda model: features(model.net, PIXELS, ["relu1_1"]), "got VGG, try Classifier"),
+        (lambda model: features(model, PIXELS, 3), "expected a list of layers, got int, try"),
+        (lambda model: features(model, PIXELS, "relu1_1"), "expected a list of layers, got 'relu1_1', try"),
+        (lambda model: features(model, 3, ["relu1_1"]), "the image: expected a path, .* got int"),
+        (lambda model: load_classifier(model.source, mean=0.5), "expected a number for each channel as mean and std"),
+        (lambda model: load_classifier(model.source, preprocessing="x"), "expected a preprocessing of torchvision"),
+        (lambda model: PerceptualLoss(model, model.preprocessing), "expected a VGG network, got Classifier, try"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused_in_one_line(model, call, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        call(model)
+    assert str(caught.value).isprintable()
+
+
+def test_a_network_in_memory_is_a_classifier_of_its_own(model):
+    again = Classifier(model.net, model.classes, model.preprocessing)
+    assert again(PIXELS) == model(PIXELS)
+    assert repr(again).endswith("from memory")
 
 
 def test_a_classifier_is_shown_in_a_line(model, weights):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from vggkit import vgg
+from vggkit import fold_preprocessing, load_classifier, vgg, warm_start, with_head
 from vggkit.errors import WeightsError
 from vggkit.weights.files import load_weights, save_weights
 
@@ -22,6 +22,26 @@ def net():
 def path(tmp_path, net):
     save_weights(tmp_path / "model.safetensors", net, {"classes": "[]"})
     return tmp_path / "model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda net, path: load_weights(3), "expected the path of a weight file, got int, try"),
+        (lambda net, path: save_weights(net, path), "expected a path to write weights to, got VGG, try save_weights"),
+        (lambda net, path: save_weights(path, net.state_dict()), "expected a network of vggkit to save, got OrderedD"),
+        (lambda net, path: save_weights(path, net, {"classes": ["a"]}), "expected metadata of texts, got .*json.dumps"),
+        (lambda net, path: save_weights("nodir/y.safetensors", net), "a folder that exists, got nodir/y.safetensors"),
+        (lambda net, path: save_weights(path.parent, net), "expected a file in a folder that exists, got"),
+        (lambda net, path: with_head(load_classifier, "conv"), "expected a VGG network, got function, try load_classi"),
+        (lambda net, path: fold_preprocessing(net, 3), "expected a Preprocessing, got int, try"),
+        (lambda net, path: warm_start(net, path), "expected a network, got PosixPath, try warm_start"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused_in_one_line(net, path, call, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        call(net, path)
+    assert str(caught.value).isprintable()
 
 
 def test_what_is_written_is_read_back(net, path):

@@ -194,7 +194,10 @@ def test_what_is_guessed_is_said_and_what_is_given_is_taken(tmp_path, net):
         (b"\n<!DOCTYPE html><html>Sign in</html>", "got a web page .*try downloading the file itself"),
         (b"<?xml version='1.0'?><Error>AccessDenied</Error>", "got a web page or another text in HTML or XML"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "got a pointer of Git LFS, try 'git lfs pull'"),
-        (b"", "expected a whole weight file, got"),
+        (b'{"message": "Not Found"}', "got a text in JSON, try downloading the file itself"),
+        (b'{"data":{"error": [1]}}', "got a text in JSON"),  # a brace where safetensors has one
+        (b"Entry not found", "got the text 'Entry not found', try downloading the file itself"),
+        (b"", "got an empty file, try downloading the file itself"),
     ],
 )
 def test_files_that_are_none_are_called_what_they_are(tmp_path, content, message):
