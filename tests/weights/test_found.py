@@ -73,6 +73,7 @@ def parallel_features(net):
 
 SAVED = {
     "alone": lambda net: net.state_dict(),
+    "as parameters": lambda net: net.state_dict(keep_vars=True),
     "of a training program": training_checkpoint,
     "beside an average": lambda net: {"model": net.state_dict(), "ema": made().double().state_dict()},
     "two deep": lambda net: {"checkpoint": {"model_state_dict": net.state_dict()}, "epoch": 1},

@@ -16,7 +16,7 @@ from vggkit import (
     with_head,
     with_image_size,
     with_in_channels,
-)
+)  # fmt: skip
 from vggkit.weights.files import load_weights, save_weights
 
 

@@ -6,10 +6,11 @@ import torch
 from torch import nn
 
 from tests.peers import peer
+from vggkit import Architecture
 from vggkit.networks.vgg import VGG
 from vggkit.weights.containers import Stored
 from vggkit.weights.files import _translated
-from vggkit.weights.translation import NETWORKS, architecture_of, best_match, entries, preprocessing_of
+from vggkit.weights.translation import NETWORKS, entries, preprocessing_of
 
 FAMILY = NETWORKS["torchvision"]
 
@@ -90,17 +91,6 @@ def test_other_channels_and_classes_of_the_peers_are_found_in_their_files():
         assert relative_error(net(x), theirs(x)) < 1e-5
 
 
-def test_the_tables_are_the_peers_own_names_and_shapes():
-    torchvision, timm = peer("torchvision"), peer("timm")
-    for name in FAMILY:
-        with torch.device("meta"):
-            peers = {"torchvision": torchvision.models.get_model(name), "timm": timm.create_model(name)}
-        for source, net in peers.items():
-            table = entries(source, architecture_of(source, name))
-            expected = {key: tuple(value.shape) for key, value in net.state_dict().items()}
-            assert {entry.name: entry.shape for entry in table.values()} == expected
-
-
 def numpy_vgg(weights, images, convs):
     """VGG in NumPy in Keras's own layout: images and maps (batch, height, width, channels), kernels HWIO.
 
@@ -149,8 +139,7 @@ def keras_weights(architecture, seed=0):
 
 def test_keras_weights_give_what_numpy_gives_in_keras_own_layout():
     """At the width of a hand, with a 3x2-fold map, so that height, width and channel order all matter."""
-    arch = architecture_of("keras", "vgg16", num_classes=5)
-    arch = type(arch).parse("vgg16/16", num_classes=5, image_size=96, hidden=(24, 16))
+    arch = Architecture.parse("vgg16/16", num_classes=5, image_size=96, hidden=(24, 16))
     weights = keras_weights(arch)
     net = VGG(arch).double().eval()
     table = entries("keras", arch)
@@ -163,10 +152,6 @@ def test_keras_weights_give_what_numpy_gives_in_keras_own_layout():
     with torch.no_grad():
         got = net(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
     assert np.abs(got - expected).max() / np.abs(expected).max() < 1e-12
-
-
-def test_what_is_nobodys_matches_nothing():
-    assert best_match({"layer1.0.conv1.weight": (64, 64, 3, 3)}) is None
 
 
 def test_each_source_has_its_publishers_preprocessing():

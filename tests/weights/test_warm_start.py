@@ -32,13 +32,8 @@ def test_the_papers_layers_are_copied_and_nothing_else(deeper):
             assert not torch.equal(tensor, before[key]) or key.endswith("bias"), key
         else:
             assert torch.equal(tensor, before[key]), key
-
-
-def test_the_copy_is_the_targets_own():
-    source, target = net("vgg11/32", seed=1), net("vgg19/32")
-    warm_start(target, source)
     source.fc6.weight.data.zero_()
-    assert target.fc6.weight.any()
+    assert target.fc6.weight.any()  # a copy
 
 
 @pytest.mark.parametrize(("of_source", "of_target"), [(True, True), (True, False), (False, True)])

@@ -32,7 +32,7 @@ def draw_confusion(evaluation: Evaluation, path: str | os.PathLike[str]) -> None
     figure = Figure(figsize=(side + 1.1 + 1.25 * columns, max(side, 4.0)), dpi=120, layout="constrained")
     measured_on = f"{len(evaluation.labels):,} {shown(evaluation.measured_on)}"
     figure.suptitle(f"{evaluation.summary} on {measured_on}", parse_math=False)
-    widths = [side + 1.1, 1.25 * columns][: 1 + bool(columns)]
+    widths = [side + 1.1, 1.25 * columns] if columns else [side + 1.1]
     matrix, *mistakes = figure.subfigures(1, len(widths), width_ratios=widths, squeeze=False).flat
     _draw_matrix(evaluation, matrix)
     for part in mistakes:

@@ -12,19 +12,18 @@ from vggkit.networks.vgg import VGG
 
 
 def features(model: AnyModel, images: Images, layers: Sequence[str]) -> dict[str, Tensor]:
-    """What the named layers of a network put out for images; `model` and `images` are as for `predict`.
+    """What the named layers of a network put out for images.
 
     Args:
-        model: see above.
-        images: see above.
+        model: a classifier, or what `load_classifier` takes.
+        images: as for `predict`.
         layers: canonical names, such as `relu3_3`, see `VGG.features`, which this calls; use that for gradients.
 
     Returns:
         By name, in the order asked for: (images, channels, height, width), or (images, features) behind `flatten`.
 
     Raises:
-        DataError: an image is missing, is damaged or is none; it is named.
-        WeightsError: the weights give values that are not finite.
+        DataError, WeightsError: as `predict` does.
         ValueError: an unknown layer name; or the network is LeNet or AlexNet.
     """
     batches = [outputs for _, outputs in feature_batches(model, images, layers)]

@@ -19,9 +19,7 @@ from vggkit.data.samples import IMAGE_SUFFIXES
 from vggkit.errors import DataError, shown
 
 AnyImage = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | npt.NDArray[np.uint8] | Tensor
-"""An image file by its path, its bytes or the open file; an image of Pillow's; a uint8 array (height, width[,
-channels]); or a tensor ([channels,] height, width), uint8 or float in [0, 1], which is rounded to 8 bits. Grey has 1
-channel, RGB 3, and 4 with transparency."""
+"""See `predict`. Floats are rounded to 8 bits. Grey has 1 channel, RGB 3, and 4 with transparency."""
 
 Images = AnyImage | Iterable[AnyImage]
 """One image; or several: a list or another iterable of images, a folder, an array or tensor with one more dimension."""
@@ -76,7 +74,7 @@ def batches(
 ) -> Iterator[tuple[list[str], Tensor]]:
     """The names of `images`, and uint8 (images, channels, image_size, image_size), at most `batch_size` at a time.
 
-    With `on_bad`, which is told of them, bad images are left out; without it, `DataError` is raised.
+    A bad image is a `DataError`, or is left out and told to `on_bad`, if that is given.
     """
     entries = _named(images)
     while some := list(islice(entries, batch_size)):

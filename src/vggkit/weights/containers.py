@@ -40,10 +40,8 @@ NETWORK_KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "we
 _LEGACY_PICKLES = 5  # magic number, protocol, system, the state dict, its storages
 _NUMBERS = ("Float", "Half", "BFloat16", "Double", "Long", "Int")
 _STATE_DICT_GLOBALS = {
-    "collections OrderedDict",
+    *("collections OrderedDict", "torch Size", "torch device"),
     "collections Counter",  # the milestones of a learning rate schedule
-    "torch Size",
-    "torch device",
     "torch._utils _rebuild_tensor",  # of torchvision's oldest files
     "torch._utils _rebuild_tensor_v2",
     "torch._utils _rebuild_parameter",
