@@ -2,7 +2,6 @@
 
 import hashlib
 import inspect
-from dataclasses import replace
 
 import pytest
 
@@ -81,6 +80,6 @@ def test_what_cannot_be_had_is_said_in_one_line(tiny, monkeypatch):
     assert "\n" not in str(caught.value)
     with pytest.raises(WeightsError, match="expected one of torchvision/vgg11, .*, got 'torchvision/resnet18'"):
         fetch_weights("torchvision/resnet18")
-    monkeypatch.setitem(PUBLISHED, "tiny/vgg1", replace(entry, url="http://127.0.0.1:9/x.pth"))
+    monkeypatch.setitem(PUBLISHED, "tiny/vgg1", entry._replace(url="http://127.0.0.1:9/x.pth"))
     with pytest.raises(WeightsError, match="could not fetch tiny/vgg1 from http://127.0.0.1:9/x.pth"):
         fetch_weights("tiny/vgg1")
