@@ -61,7 +61,7 @@ def preprocessing_for(
                 )
             return found
         if isinstance(net, VGG) and is_folded(net):
-            raise ValueError("expected no preprocessing beside the one that is folded into the weights, got another")
+            raise ValueError("expected weights without folded preprocessing to prepare otherwise, got some with it")
         scale = found.scale if not mean else 255.0 if max(map(abs, mean)) > 1 else 1.0
         std = std or tuple(value * scale / found.scale for value in found.std)
         return replace(found, mean=mean or found.mean, std=std, order=order or found.order, scale=scale)
