@@ -184,7 +184,7 @@ def test_what_is_guessed_is_said_and_what_is_given_is_taken(tmp_path, net):
     del metadata["preprocessing"]
     assert preprocessing_for(loaded, metadata) is None
     assert preprocessing_for(loaded, metadata, mean=(0.5,) * 3, std=(0.5,) * 3).scale == 1
-    with pytest.raises(WeightsError, match="expected 3 means and as many stds, got 2 and 3"):
+    with pytest.raises(WeightsError, match="expected 3 means and stds, got 2 and 3"):
         preprocessing_for(loaded, metadata, mean=(0.5, 0.5), std=(0.5,) * 3)
     assert len(said) == 1
 
