@@ -1,5 +1,6 @@
 """A trained network and labelled images to its accuracy, by class, confused with what, and how sure that is."""
 
+import json
 import math
 import os
 from collections import Counter
@@ -24,7 +25,6 @@ from vggkit.engines import gpu
 from vggkit.errors import DataError, WeightsError, check_type, shown
 from vggkit.inference.classes import matched_classes
 from vggkit.inference.predict import AnyModel, Classifier, load_classifier
-from vggkit.training.recipe import Recipe
 
 NUM_MISTAKES = 12
 MAX_NOTES = 3
@@ -244,10 +244,12 @@ def _data_of_run(model: Path) -> ImageSource:
         raise DataError(
             f"{shown(model, 500)}: expected data to measure on, as this is no run, try evaluate(model, 'photos')"
         )
-    recipe = Recipe.from_json(path.read_text())
-    return open_data(
-        recipe.data, holdout=recipe.holdout, seed=recipe.seed, stream=recipe.stream, epoch_images=recipe.epoch_images
-    )
+    try:
+        recipe = json.loads(path.read_text())  # as the recipe, which stands above this room, writes it
+        named = ("holdout", "seed", "stream", "epoch_images")
+        return open_data(recipe["data"], **{name: recipe[name] for name in named if name in recipe})
+    except (json.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError):
+        raise DataError(f"{shown(path, 500)}: expected the recipe of a run, got something else") from None
 
 
 def _outcome(classifier: Classifier, feed: Feed, table: Tensor) -> tuple[Tensor, list[Tensor]]:
