@@ -146,13 +146,6 @@ def test_the_map_has_every_room():
     assert set(re.findall(r"^  (\w+)/", drawn, re.MULTILINE)) == rooms
 
 
-def test_no_line_of_the_documentation_is_longer_than_120_characters():
-    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
-    lines = [(page.name, line) for page in pages for line in page.read_text().splitlines() if len(line) > 120]
-    allowed = r"\||torchrun |vgg11_bn/4: "  # a table, a command, what a program prints
-    assert [found for found in lines if not re.match(allowed, found[1])] == []
-
-
 def tables():
     """benchmarks/table.py."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
