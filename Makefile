@@ -69,11 +69,11 @@ lint: dev
 types: dev
 	$(DEV)/mypy
 
-# A process for each core, of one thread each: two that train with two threads each wait for each other. Files in their
-# order, which ends with the short ones of src/: xdist's own ends with those of few and long tests. torchrun is in the
-# program's environment.
+# Processes of one thread each, since two that train with two threads each wait for each other; one more than there are
+# cores, since some tests wait for processes of their own. Files in their order, which ends with the short ones of src/:
+# xdist's own ends with those of few and long tests. torchrun is in the program's environment.
 tests: dev
-	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(DEV)/pytest -n auto --dist loadfile --no-loadscope-reorder
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(DEV)/pytest -n $$(($$(nproc) + 1)) --dist loadfile --no-loadscope-reorder
 
 # Every call killed or made to fail, every bit flipped, 200 kills at random; prints how many.
 torture: dev dist

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from tests.strategies import architectures
 from vggkit import Architecture, ArchitectureError, Baseline, Recipe, as_network
 from vggkit.design.memory import largest_batch, training_memory
-from vggkit.engines import cpu
+from vggkit.engines import cpu, gpu
 from vggkit.engines.accelerate import accelerate
 from vggkit.networks.baselines import build
 from vggkit.training import step
@@ -132,7 +132,7 @@ def test_the_peak_is_what_torchs_allocator_sees(name, options, optimizer, recomp
     network = as_network(name, image_size=96, in_channels=3, num_classes=10, **options)
     net, x, labels = made(network, 8, recompute)
     if dtype == "bfloat16":
-        monkeypatch.setattr(step, "autocast", lambda device: torch.autocast(device.type, torch.bfloat16))
+        monkeypatch.setattr(gpu, "half", lambda x, is_wanted=True: torch.autocast(x.device.type, torch.bfloat16))
     steps = optimizer_of(net.net, optimizer)
     step.train_step(net, steps, x, labels, learning_rate=0.0)
     steps.zero_grad()  # what was there before the profile started would be missing from its sums
