@@ -149,13 +149,13 @@ def _turns(
     way: Way, network: Network, batch_size: int, training: bool, device_name: str, threads: int
 ) -> Iterator[_Turn]:
     torch.set_num_threads(threads)
-    device, before_bytes = choose_device(device_name), _resident_bytes("VmRSS")
+    device, before_bytes = choose_device(device_name), resident_bytes("VmRSS")
     if way == "vggkit":
         use_huge_pages()
         keep_freed_memory(costs(network, batch_size).total.activation_bytes)
     step, convolutions = _step(way, network, batch_size, training, device)
     while True:
-        seconds, peak_bytes = turn_seconds(step, device), max(0, _resident_bytes("VmHWM") - before_bytes)
+        seconds, peak_bytes = turn_seconds(step, device), max(0, resident_bytes("VmHWM") - before_bytes)
         if device.type == "cuda":
             peak_bytes = torch.cuda.max_memory_allocated(device)
         yield _Turn(seconds, peak_bytes, convolutions)
@@ -225,7 +225,7 @@ def turn_seconds(step: Step, device: torch.device, steps_at_once: int = 1) -> fl
     return statistics.median(seconds) / steps_at_once
 
 
-def _resident_bytes(what: str) -> int:
+def resident_bytes(what: str) -> int:
     """Of this process: now (VmRSS) or at most so far (VmHWM); 0 where the system does not say."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.is_file() else []

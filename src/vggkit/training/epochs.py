@@ -26,7 +26,9 @@ DIVERGED_STEPS, DIVERGED_FACTOR = 10, 5
 """A mean loss over so many steps of more than so many times the loss of guessing is reported as diverging."""
 
 
-def train_epochs(training: Training, shown: Progress, stop: StopFlag, saver: Saver) -> bool:
+def train_epochs(
+    training: Training, shown: Progress, stop: StopFlag, saver: Saver, until_epoch: int | None = None
+) -> bool:
     """Train from where `training.state` is, and return whether the run came to its end.
 
     Args:
@@ -34,6 +36,7 @@ def train_epochs(training: Training, shown: Progress, stop: StopFlag, saver: Sav
         shown: is told of every step and epoch.
         stop: says when to end early.
         saver: writes checkpoints when they are due.
+        until_epoch: the last epoch to train now; that of the recipe if not given.
 
     Raises:
         DivergedError: a loss, a gradient or an output is not finite.
@@ -41,7 +44,7 @@ def train_epochs(training: Training, shown: Progress, stop: StopFlag, saver: Sav
     recipe, team, data, state = training.recipe, training.team, training.data, training.state
     outcomes, lap = _Outcomes(training, shown, saver), _stopwatch()
     step, num_bad = None, len(data.bad_images)
-    while state.epoch <= recipe.epochs:
+    while state.epoch <= min(until_epoch or recipe.epochs, recipe.epochs):
         learning_part(training.net, only_last=state.epoch <= recipe.head_epochs)
         if step is None or state.epoch == recipe.head_epochs + 1:
             net = team.wrapped(
@@ -82,7 +85,7 @@ def train_epochs(training: Training, shown: Progress, stop: StopFlag, saver: Sav
             saver.save(training)
         if is_best:
             team.wait()  # for the leader, who has waited for the checkpoint before: on a slow disk that takes long
-    return True
+    return state.epoch > recipe.epochs
 
 
 class _Outcomes:

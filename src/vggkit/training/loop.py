@@ -53,6 +53,7 @@ def train(
     save_seconds: float = SAVE_SECONDS,
     num_workers: int | None = None,
     engine: str | None = None,
+    until_epoch: int | None = None,
     **changes: Any,
 ) -> Run:
     """Train the network of a recipe on its data, from its seed, into a run folder: `train("quick", epochs=1)`.
@@ -72,6 +73,7 @@ def train(
         save_seconds: from one checkpoint to the next.
         num_workers: threads that decode image files ahead; from the number of cores by default.
         engine: `fast`, `eager` or `torch`, see `accelerate`.
+        until_epoch: stop after this epoch, as a signal would; the schedule stays that of the whole recipe.
         changes: other values for fields of the recipe.
 
     Raises:
@@ -119,7 +121,7 @@ def train(
         stack.callback(shown.close)
         _introduce(shown, training, "resume" if files else "start", notes)
         stopped_by = _train_and_save(
-            training, folder, shown, Saver(own_folder, save_seconds, checkpoint, state.best_step)
+            training, folder, shown, Saver(own_folder, save_seconds, checkpoint, state.best_step), until_epoch
         )
         return Run(
             folder,
@@ -247,19 +249,22 @@ def _few_steps(training: Training) -> list[str]:
     ]
 
 
-def _train_and_save(training: Training, folder: Path, shown: Progress, saver: Saver) -> str | None:
-    """Train, with checkpoints; return the signal that ended the run early, or None at its end."""
+def _train_and_save(
+    training: Training, folder: Path, shown: Progress, saver: Saver, until_epoch: int | None
+) -> str | None:
+    """Train, with checkpoints; return what ended the run early, or None at its end."""
     with ExitStack() as stack:
         stack.callback(saver.wait)
         stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True))
         stop = stack.enter_context(signals_handled())
         stop.is_training = True
-        is_finished = train_epochs(training, shown, stop, saver)
+        is_finished = train_epochs(training, shown, stop, saver, until_epoch)
         saver.save(training)
         saver.finish()
         stop.is_last = not is_finished and training.team.size > 1  # torchrun tells one process after the other
     if not is_finished:
-        return stop.signal_name or "a signal to another process"
+        is_paused = until_epoch is not None and training.state.epoch > until_epoch
+        return stop.signal_name or ("until_epoch" if is_paused else "a signal to another process")
     if training.team.leads:
         save_weights(folder / MODEL, training.net, training.metadata)
         best = training.state.best_step

@@ -32,7 +32,7 @@ class Run:
     evaluated_on: str
     """`test` or `validation`."""
     stopped_by: str | None
-    """The signal that ended it early, such as SIGTERM; None for a finished run."""
+    """What ended it early, such as SIGTERM or until_epoch; None for a finished run."""
     leads: bool = True
     """Whether this is the process that wrote the folder."""
 
@@ -42,13 +42,17 @@ class Run:
         if not self.history:
             return "stopped before the end of the first epoch"
         last = self.history[-1]
-        examples = sum(m.examples_per_second * m.train_seconds for m in self.history)
-        speed = examples / sum(m.train_seconds for m in self.history)
         return (
             f"loss {last.train_loss:.3f}, train acc {last.train_accuracy:.3f}, "
             f"{self.evaluated_on} acc {last.test_accuracy:.3f}\n"
-            f"{speed:.1f} examples/sec on {self.device}"
+            f"{self.examples_per_second:.1f} examples/sec on {self.device}"
         )
+
+    @property
+    def examples_per_second(self) -> float:
+        """In training, data included, over all finished epochs, of which there must be one."""
+        examples = sum(m.examples_per_second * m.train_seconds for m in self.history)
+        return examples / sum(m.train_seconds for m in self.history)
 
     def predict(self, images: Any, top: int = 3) -> list[Any]:
         """The `top` classes of each image; see `vggkit.predict`."""

@@ -22,6 +22,9 @@ from vggkit.errors import ERROR_CHARACTERS, UserError, VggkitError, nearest, sho
 
 FlagsOfVerb = TypeVar("FlagsOfVerb")
 
+Short = Annotated[FlagsOfVerb, arg(aliases=["-o"])]
+"""A flag for the file to write, which -o names too."""
+
 DONE, FAILED, USER_ERROR, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130
 """Exit codes; 75 is EX_TEMPFAIL of sysexits.h: stopped by a signal with a checkpoint, to be run again."""
 
@@ -29,7 +32,7 @@ METAVARS = {
     "model": "MODEL", "warm_start": "MODEL", "pretrained": "MODEL", "resume": "RUN", "continues": "RUN", "name": "NAME",
     "networks": "NETWORK", "architecture": "NETWORK", "recipe": "RECIPE", "layers": "LAYER", "device": "DEVICE",
     "images": "IMAGE", "data": "DATA", "memory": "SIZE", "data_dir": "DIR", "folder": "DIR", "out": "FILE",
-    "plot": "FILE",
+    "plot": "FILE", "models": "MODEL", "runs": "DIR", "vary": "FIELD=VALUE,VALUE",
 }  # fmt: skip
 """What flags and arguments of these names take, in the help of every verb; the others take numbers."""
 

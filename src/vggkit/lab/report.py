@@ -1,0 +1,111 @@
+"""A report as one HTML file that needs nothing else, or as Markdown."""
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING
+
+from vggkit.design.table import Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+STYLE = """
+:root { color-scheme: light dark; --line: #d5d9df; --card: #ffffff }
+@media (prefers-color-scheme: dark) { :root { --line: #444b55 } }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
+h1 { font-size: 1.6rem; line-height: 1.25 } h2 { font-size: 1.2rem; margin-top: 2rem }
+.wide { overflow-x: auto } table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums }
+th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap }
+figure { margin: 1.5rem 0 } figcaption, small { font-size: .85rem; opacity: .8 }
+svg { max-width: 100%; height: auto; background: var(--card); border-radius: .4rem }
+pre { overflow-x: auto; padding: .6rem; border: 1px solid var(--line); border-radius: .4rem; font-size: .85rem }
+@media print { body { margin: 0; max-width: none } .wide { overflow: visible } table { font-size: .6rem } }
+"""
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A heading of the second level."""
+
+    words: str
+
+
+@dataclass(frozen=True)
+class Code:
+    """A command, or lines of a program."""
+
+    words: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An SVG picture, whose text says what it shows."""
+
+    svg: str
+    words: str
+
+
+Part = str | Heading | Code | Picture | Table
+"""A paragraph is a text."""
+
+
+def as_svg(figure: "Figure") -> str:
+    """A picture as an SVG element, the same each time, with its words as text."""
+    import matplotlib as mpl
+
+    written = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "vggkit", "font.family": "sans-serif"}):
+        figure.savefig(written, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    text = written.getvalue()
+    return text[text.index("<svg") :]
+
+
+def to_html(title: str, parts: Sequence[Part], language: str = "en") -> str:
+    """The report as one page, light or dark as its reader has it; nothing in it is fetched or run."""
+    body = "\n".join(map(_html, parts))
+    return (
+        f'<!doctype html>\n<html lang="{language}">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
+        f"<body>\n<h1>{escape(title)}</h1>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def _html(part: Part) -> str:
+    if isinstance(part, Heading):
+        return f"<h2>{escape(part.words)}</h2>"
+    if isinstance(part, Code):
+        return f"<pre>{escape(part.words)}</pre>"
+    if isinstance(part, Picture):
+        return f"<figure>{part.svg}<figcaption>{escape(part.words)}</figcaption></figure>"
+    if isinstance(part, Table):
+        return f'<div class="wide">{part._repr_html_()}</div>'
+    return f"<p>{escape(part)}</p>"
+
+
+def to_markdown(title: str, parts: Sequence[Part]) -> str:
+    """The report as Markdown; a picture is what its words say."""
+    return "\n\n".join([f"# {_plain(title)}", *map(_markdown, parts)]) + "\n"
+
+
+def _markdown(part: Part) -> str:
+    if isinstance(part, Heading):
+        return f"## {_plain(part.words)}"
+    if isinstance(part, Code):
+        return f"```\n{part.words}\n```"
+    if isinstance(part, Picture):
+        return f"*{_plain(part.words)}*"
+    if isinstance(part, Table):
+        rows = [part.header, ["-" if i < part.left_aligned else "-:" for i in range(len(part.header))]]
+        rows += [row for section in part.sections for row in section]
+        lines = ["| " + " | ".join(_plain(cell) for cell in row) + " |" for row in rows]
+        return "\n\n".join([*([_plain(part.title)] if part.title else []), "\n".join(lines), *map(_plain, part.notes)])
+    return _plain(part)
+
+
+def _plain(words: str) -> str:
+    """`words` with what Markdown would take for its own escaped."""
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", words)

@@ -1,0 +1,62 @@
+"""`vgg compare`: trained networks side by side."""
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from vggkit.data.files import write_whole
+from vggkit.verbs.terminal import DONE, Short, check_out, parse_flags, print_json
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Compare trained networks on the same images: costs, accuracy, speed, and whether the difference is luck.
+
+    Examples:
+      vgg compare runs/quick-1 runs/quick-2
+      vgg compare runs/a runs/b.safetensors --data photos/test -o compared.html
+    """
+
+    models: Positional[tuple[Path, ...]]
+    """Run folders or weight files, two at least."""
+    data: str | None = None
+    """Images to measure on; those that the first run was evaluated on, if not given."""
+    out: Short[Path | None] = None
+    """A .html, .md or .svg file to write a report, or the picture of accuracy against throughput, to."""
+    csv: bool = False
+    """Print CSV with timm's column names instead of a table."""
+    json: bool = False
+    """Print JSON instead of a table."""
+    device: str | None = None
+    """cpu, cuda, cuda:1 or mps; a GPU, if there is one, if not given."""
+
+
+def run(arguments: list[str]) -> int:
+    """Run the verb; returns the exit code."""
+    flags = parse_flags("compare", Flags, arguments)
+    if flags.out is not None:
+        check_out(flags.out, ".html", ".md", ".svg")
+
+    from vggkit.data.sources import open_data
+    from vggkit.lab.compare import compare
+    from vggkit.lab.report import to_html, to_markdown
+
+    data = open_data(flags.data, holdout=0) if flags.data else None
+    comparison = compare(flags.models, data, flags.device)
+    if flags.out is not None and flags.out.suffix == ".svg":
+        write_whole(flags.out, comparison.scatter().encode())
+    elif flags.out is not None:
+        title, parts = "Networks compared", comparison.report(shlex.join(["vgg", "compare", *arguments]))
+        made = to_html(title, parts) if flags.out.suffix == ".html" else to_markdown(title, parts)
+        write_whole(flags.out, made.encode())
+    if flags.json:
+        print_json(comparison.to_json())
+    elif flags.csv:
+        print(comparison.to_csv(), end="")
+    else:
+        print(comparison.table())
+        differences = comparison.differences()
+        print(f"\n{differences}" if differences is not None else "", end="\n" if differences is not None else "")
+    return DONE

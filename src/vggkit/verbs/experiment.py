@@ -1,0 +1,123 @@
+"""`vgg experiment`: a question to a measured answer."""
+
+import ast
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_type_hints
+
+from tyro.conf import Positional
+
+from vggkit.errors import UserError, nearest, shown
+from vggkit.lab.experiments import EXPERIMENTS, Equal, Experiment, Size, named_experiment, varied
+from vggkit.training.recipe import Recipe
+from vggkit.verbs.terminal import DONE, RESUMABLE, Short, check_out, parse_flags, print_json, print_to_stderr
+
+SUFFIXES = (".html", ".md", ".csv", ".json", ".svg")
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Answer a question by training: recipes side by side, over several seeds.
+
+    Examples:
+      vgg experiment resolution -o resolution.html
+      vgg experiment --vary image_size=32,64 architecture=vgg11_bn/4,lenet
+    """
+
+    name: Positional[str | None] = None
+    """The question: resolution, alexnet-vgg, deep-or-wide, kernel-size, head, batch-norm, initialisation or family;
+    with --vary your own."""
+    vary: tuple[str, ...] = ()
+    """Fields of the recipe with their values, FIELD=VALUE,VALUE; all combinations are trained."""
+    recipe: str = "quick"
+    """What --vary changes."""
+    epochs: int | None = None
+    """Other than those of the recipe or the question."""
+    seeds: int | None = None
+    """Runs of each recipe; 3 or 5 if not given."""
+    equal: Equal = "epochs"
+    """What is held equal with --vary: the epochs, the seconds of training (epochs follow), or an image's macs or the
+    parameters (channels follow)."""
+    size: Size = "minutes"
+    """How much is trained: widths and epochs, not the question."""
+    out: Short[Path | None] = None
+    """A .html, .md, .csv, .json or .svg file to write the answer to."""
+    runs: Path | None = None
+    """The folder of the runs, and where to go on from; experiments/<name> if not given."""
+    device: str | None = None
+    """cpu, cuda, cuda:1 or mps; a GPU, if there is one, if not given."""
+    data_dir: Path | None = None
+    """Where to look for Fashion-MNIST first."""
+    list: bool = False
+    """List the questions that have a name."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+
+def run(arguments: list[str]) -> int:
+    """Run the verb; returns the exit code: 75 if a signal stopped it, after which the same command goes on."""
+    flags = parse_flags("experiment", Flags, arguments)
+    if flags.list:
+        for name, (question, _) in EXPERIMENTS.items():
+            print(f"{name:<15} {question}")
+        return DONE
+    experiment = _asked(flags)
+    folder = flags.runs or Path("experiments") / experiment.name
+    if flags.out is not None:
+        check_out(flags.out, *SUFFIXES)
+
+    from vggkit.lab.answers import answered, written_report
+    from vggkit.lab.trials import run_experiment
+
+    plan, outcomes = run_experiment(
+        experiment, folder, device=flags.device, data_dir=flags.data_dir, say=print_to_stderr
+    )
+    if outcomes is None:
+        print(f"stopped; go on with the same command, or --runs {shown(folder, 500)}")
+        return RESUMABLE
+    answer = answered(plan, outcomes)
+    if flags.out is not None:
+        written_report(answer, flags.out, shlex.join(["vgg", "experiment", *arguments]))
+    print_json(answer.to_json()) if flags.json else print(answer.table())
+    return DONE
+
+
+def _asked(flags: Flags) -> Experiment:
+    """The experiment that the flags name or vary."""
+    if (flags.name is None) == (not flags.vary):
+        raise UserError("expected the name of a question or --vary FIELD=VALUE,VALUE, try vgg experiment --list")
+    changes = {} if flags.epochs is None else {"epochs": flags.epochs}
+    if flags.name is not None:
+        experiment = named_experiment(flags.name, flags.size)
+        recipes = {label: recipe.changed(**changes) for label, recipe in experiment.recipes.items()}
+        seeds = flags.seeds or experiment.seeds
+        return Experiment(experiment.name, experiment.question, recipes, seeds, against=experiment.against)
+    base = Recipe.named(flags.recipe, **changes)
+    grid = dict(_values(text) for text in flags.vary)
+    names = [name for name, values in grid.items() if len(values) > 1]
+    question = f"{base.name}: which {' and '.join(names).replace('_', ' ')}?"
+    return Experiment("-".join(names), question, varied(base, grid), flags.seeds or 3, flags.equal)
+
+
+def _values(text: str) -> tuple[str, list[object]]:
+    """The field of a recipe in `FIELD=VALUE,VALUE`, and the values."""
+    name, _, values = text.partition("=")
+    name, kinds = name.replace("-", "_"), get_type_hints(Recipe)
+    if name not in kinds or not values:
+        close = nearest(name, kinds)
+        hint = f", try {close}=..." if close and name not in kinds else ""
+        raise UserError(f"expected FIELD=VALUE,VALUE with a field of the recipe, got '{shown(text)}'{hint}")
+    return name, [_value(kinds[name], value) for value in values.split(",")]
+
+
+def _value(kind: object, text: str) -> object:
+    """A text as the value of a field; what it cannot be the recipe refuses."""
+    if kind == tuple[int, ...]:
+        return tuple(int(part) if part.isdecimal() else part for part in text.split())
+    if kind in (int, float, bool):
+        try:
+            return ast.literal_eval(text.capitalize() if kind is bool else text)
+        except (ValueError, SyntaxError):
+            return text
+    return text
