@@ -362,3 +362,13 @@ def test_a_closed_pipe_is_no_error(arguments, start):
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
     assert done.stdout.startswith(start)
+
+
+def test_a_recipe_comes_from_a_file(tmp_path, capsys):
+    recipe = replace(QUICK.fields, name="found", architecture="1x8", data="fashion-mnist-sample", epochs=1)
+    (tmp_path / "found.json").write_text(recipe.to_json())
+    out = tmp_path / "run"
+    assert cli.main(["train", "--recipe", str(tmp_path / "found.json"), "--batch-size", "500", "--out", str(out)]) == 0
+    assert Recipe.from_json((out / "recipe.json").read_text()) == replace(recipe, batch_size=500)
+    assert cli.main(["train", "--recipe", str(tmp_path / "none.json")]) == 2
+    assert "none.json: nothing there" in capsys.readouterr().err

@@ -21,8 +21,8 @@ LOCK_SECONDS = 10.0
 
 
 def read_recipe(run: Path) -> Recipe:
-    """The recipe of a run; raises `RunError`."""
-    path = run / RECIPE
+    """The recipe of a run, or in a .json file; raises `RunError`."""
+    path = run if run.suffix == ".json" and not run.is_dir() else run / RECIPE
     try:
         reason = why_not_a_file(path)
         if reason is None:

@@ -12,7 +12,7 @@ from vggkit.verbs.terminal import DONE, RESUMABLE, Short, check_out, parse_flags
 
 @dataclass(frozen=True)
 class Flags:
-    """Walk through the chapter: train its network, answer its exercises, write one page.
+    """Measure the chapter and its exercises, as one page.
 
     Examples:
       vgg chapter -o chapter.html

@@ -12,7 +12,7 @@ from vggkit.verbs.terminal import DONE, Short, check_out, parse_flags, print_jso
 
 @dataclass(frozen=True)
 class Flags:
-    """Compare trained networks on the same images: costs, accuracy, speed, and whether the difference is luck.
+    """Compare trained networks on the same images.
 
     Examples:
       vgg compare runs/quick-1 runs/quick-2

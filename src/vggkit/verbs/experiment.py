@@ -18,7 +18,7 @@ SUFFIXES = (".html", ".md", ".csv", ".json", ".svg")
 
 @dataclass(frozen=True)
 class Flags:
-    """Answer a question by training: recipes side by side, over several seeds.
+    """Answer a question by training recipes side by side.
 
     Examples:
       vgg experiment resolution -o resolution.html

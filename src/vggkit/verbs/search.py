@@ -16,11 +16,11 @@ SECONDS: dict[str, float] = {"": 1, "s": 1, "min": 60, "h": 3_600}
 
 @dataclass(frozen=True)
 class Flags:
-    """Find the best network of VGG blocks under a budget, by training many a little and few to the end.
+    """Find the best network of VGG blocks under a budget.
 
     Examples:
       vgg search --max-params 600k --max-macs 30M --time 30min
-      vgg train --recipe searches/quick/found.json
+      vgg search --max-params 50k --data photos --runs searches/photos
     """
 
     max_params: str | None = None

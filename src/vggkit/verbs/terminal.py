@@ -32,7 +32,8 @@ METAVARS = {
     "model": "MODEL", "warm_start": "MODEL", "pretrained": "MODEL", "resume": "RUN", "continues": "RUN", "name": "NAME",
     "networks": "NETWORK", "architecture": "NETWORK", "recipe": "RECIPE", "layers": "LAYER", "device": "DEVICE",
     "images": "IMAGE", "data": "DATA", "memory": "SIZE", "data_dir": "DIR", "folder": "DIR", "out": "FILE",
-    "plot": "FILE", "models": "MODEL", "runs": "DIR", "vary": "FIELD=VALUE,VALUE",
+    "plot": "FILE", "models": "MODEL", "max_params": "COUNT", "max_macs": "COUNT", "time": "TIME", "runs": "DIR",
+    "vary": "FIELD=VALUE,VALUE",
 }  # fmt: skip
 """What flags and arguments of these names take, in the help of every verb; the others take numbers."""
 

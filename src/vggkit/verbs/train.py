@@ -27,7 +27,7 @@ class Flags:
     fields: Annotated[Recipe, arg(name="recipe")]
     """The recipe: all that decides the run. The defaults are those of the named recipe."""
     recipe: str = "quick"
-    """quick, d2l, d2l-1.0, gluon, paper or finetune; the other flags change it."""
+    """quick, d2l, d2l-1.0, gluon, paper, finetune or a .json file of a recipe; the other flags change it."""
     out: Annotated[Path | None, arg(metavar="DIR")] = None
     """The run folder, which must not exist yet; runs/<name>-<number> if not given."""
     resume: Path | None = None
@@ -90,7 +90,7 @@ def run(arguments: list[str]) -> int:
 def _parsed(arguments: list[str]) -> Flags:
     """The flags; those of the recipe have the values of the named one, or of the run to go on with, as defaults."""
     (named,), (resumed,) = ((values_of(flag, arguments) or [""])[:1] for flag in ("--recipe", "--resume"))
-    default = Recipe.named(named or "quick")
+    default = read_recipe(Path(named)) if named.endswith(".json") else Recipe.named(named or "quick")
     if resumed and not (Path(resumed) / RECIPE).is_file():
         flags = {"--recipe", *(f"--{field.name.replace('_', '-')}" for field in fields(Recipe))}
         given = (word.partition("=")[0].replace("_", "-").replace("--no-", "--", 1) for word in arguments)
