@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-KILLS = int(os.environ.get("VGGKIT_KILLS", "20"))
+KILLS = int(os.environ.get("VGGKIT_KILLS", "6"))
 """`make torture` sets it to 200."""
 
 sys.path.append(str(Path(__file__).parents[1]))  # which the children get, to find this module in

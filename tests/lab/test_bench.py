@@ -17,9 +17,8 @@ from vggkit.lab.bench import bench
 SMALL = Architecture.parse("1x16 1x16", in_channels=3, image_size=16, hidden=(8,), num_classes=4)
 
 
-@pytest.mark.parametrize("training", [False, True])
-def test_every_way_is_measured(training):
-    result = bench(SMALL, 2, training=training, repeats=2, device="cpu")
+def test_every_way_is_measured():
+    result = bench(SMALL, 2, training=True, repeats=2, device="cpu")
     assert [speed.way for speed in result.speeds] == ["vggkit", "PyTorch channels_last", "PyTorch"]
     ours = "torch" if why_not_compiled() else "compiled, 2 of 2"
     assert [speed.convolutions for speed in result.speeds] == [ours, "torch", "torch"]

@@ -33,7 +33,7 @@ def test_a_paused_run_ends_in_the_bits_of_an_unbroken_one(tmp_path):
 
 def test_a_search_stays_inside_its_budget_and_goes_on(tmp_path, capsys):
     lines = []
-    found = search(BASE, BUDGET, tmp_path / "s", seconds=20, seeds=2, say=lines.append)
+    found = search(BASE, BUDGET, tmp_path / "s", seconds=8, seeds=2, say=lines.append)
     total = costs(found.recipe.network(in_channels=1, num_classes=10)).total
     assert total.parameters <= BUDGET.parameters
     assert total.macs <= BUDGET.macs
@@ -50,12 +50,12 @@ def test_a_search_stays_inside_its_budget_and_goes_on(tmp_path, capsys):
     log = tmp_path / "s" / LOG  # a kill in the last rung, and in the middle of a line
     kept = log.read_text().splitlines(keepends=True)[:-1]
     log.write_text("".join(kept) + '{"notation": "1x')
-    again = search(BASE, BUDGET, tmp_path / "s", seconds=20, seeds=2)
+    again = search(BASE, BUDGET, tmp_path / "s", seconds=8, seeds=2)
     assert again.recipe == found.recipe
     assert again.test_accuracies == found.test_accuracies
     assert [f.accuracy for f in again.finalists] == [f.accuracy for f in found.finalists]
     with pytest.raises(RunError, match="expected the search that .* was begun with, got another one"):
-        search(BASE, Budget(parameters=5_000), tmp_path / "s", seconds=20)
+        search(BASE, Budget(parameters=5_000), tmp_path / "s", seconds=8)
     assert len(lines) >= RUNGS
 
 

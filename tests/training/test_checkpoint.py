@@ -54,12 +54,12 @@ def refused(run, match):
 @pytest.mark.torture
 def test_every_cut_and_every_flipped_bit_is_seen(run):
     newest = run / "checkpoints/step-00000002"
-    draws = random.Random(0)
+    draws, step = random.Random(0), 1 if KILLS >= 200 else 13
     tried = 0
     for name in (*FILES, SUMS):
         whole = (newest / name).read_bytes()
-        broken = [whole[:length] for length in range(len(whole))] + [whole + b"\0"]
-        for at in range(len(whole)):
+        broken = [whole[:length] for length in range(0, len(whole), step)] + [whole + b"\0"]
+        for at in range(0, len(whole), step):
             for bit in range(8) if KILLS >= 200 else [draws.randrange(8)]:
                 broken.append(whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :])
         for content in broken:

@@ -87,7 +87,7 @@ def test_a_run_killed_at_any_call_of_a_save_ends_in_the_same_bits(recipe, tmp_pa
     trained(short, tmp_path / "unbroken", save_seconds=1e-9)
     expected = bits(tmp_path / "unbroken")
     call, survived = 1, False
-    step = 1 if KILLS >= 200 else 9
+    step = 1 if KILLS >= 200 else 31
     while not survived:
         folder = tmp_path / f"killed-{call}"
         process = start(short, folder, KillAt(call), save_seconds=1e-9)
