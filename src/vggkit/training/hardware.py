@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from vggkit.errors import RunError
+from vggkit.errors import RunError, nearest, shown
 
 KEPT_MEMORY_BYTES = 2**30
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
@@ -31,7 +31,9 @@ def choose_device(name: str | None) -> torch.device:
         torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = re.split(r"[.:] |\n", str(error))[0][:120]
-        raise RunError(f"expected a device of this machine, got {name!r} ({reason}), try cpu") from None
+        close = nearest(name, ("cpu", "cuda", "mps"))
+        known = close if close and close != name.partition(":")[0] else "cpu"
+        raise RunError(f"expected a device of this machine, got {shown(repr(name))} ({reason}), try {known}") from None
     return device
 
 

@@ -149,6 +149,7 @@ class Recipe:
         need(0 < self.holdout < 1, f"holdout above 0 and below 1, got {self.holdout!r}")
         no_momentum = f"no momentum with {self.optimizer}, which has its own, got {self.momentum}"
         need(self.optimizer == "sgd" or not self.momentum, no_momentum)
+        need(self.momentum < 1, f"a momentum below 1, with which steps end, got {self.momentum}")
         need(self.momentum or not self.nesterov, "a momentum above 0 with nesterov, got 0")
         are_ordered = all(type(side) is int for side in sides) and sorted(sides) == list(sides) and len(sides) <= 2
         need(
