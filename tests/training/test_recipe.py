@@ -36,6 +36,7 @@ def test_d2l_is_the_chapters():
         ({"batch_size": True}, "batch_size to be a whole number"),
         ({"learning_rate": float("nan")}, "learning_rate from 0 to 1e\\+06, got nan"),
         ({"learning_rate": 0.0}, "learning_rate above 0, got 0, with which nothing is learnt"),
+        ({"momentum": 1.0}, "a momentum below 1, with which steps end, got 1.0"),
         ({"momentum": 2.0}, "momentum from 0 to 1, got 2.0"),
         ({"warmup": 1.1}, "warmup from 0 to 1, got 1.1"),
         ({"init": "he"}, "init to be one of kaiming, xavier, paper, torch, got 'he'"),
