@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from tests.inference.conftest import CLASSES, make_weights
-from vggkit import Evaluation, Recipe, cli, evaluate, load_classifier, open_data
+from vggkit import Evaluation, Recipe, cli, evaluate, load_classifier, open_data, train
 from vggkit.inference.classes import matched_classes
 from vggkit.inference.confusion import draw_confusion
 
@@ -193,3 +193,11 @@ def test_the_best_weights_of_a_run(tmp_path, capsys):
     assert "also has best.safetensors" in printed
     assert cli.main([*arguments, "--best"]) == 0
     assert capsys.readouterr().out.startswith(f"weights: {tmp_path / 'best.safetensors'}\n")
+
+
+def test_a_run_that_kept_images_out_is_measured_on_them(tmp_path):
+    options = {"architecture": "1x8", "data": "fashion-mnist-sample", "epochs": 1, "validation": 400}
+    run = train("quick", out=tmp_path / "run", progress=False, **options)
+    for evaluation in (run.evaluate(), evaluate(run.folder)):
+        assert evaluation.accuracy == run.history[-1].test_accuracy
+        assert (evaluation.measured_on, len(evaluation.labels)) == ("validation images of fashion-mnist-sample", 400)

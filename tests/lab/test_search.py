@@ -15,11 +15,6 @@ BASE = Recipe.named("quick", architecture="1x8", data="fashion-mnist-sample", im
 BUDGET = Budget(parameters=4_000, macs=400_000)
 
 
-@pytest.fixture(autouse=True)
-def fewer_kept_out(monkeypatch):
-    monkeypatch.setattr("vggkit.lab.search.VALIDATION", 500)
-
-
 def test_a_paused_run_ends_in_the_bits_of_an_unbroken_one(tmp_path):
     recipe = BASE.changed(architecture="1x8_bn", epochs=3, hidden=())
     whole = train(recipe, out=tmp_path / "whole", progress=False)

@@ -5,7 +5,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vggkit.data.feed import Batch, Feed, LoaderFeed, Whole, network_input, open_feed
 from vggkit.data.images import FittedImage
 from vggkit.data.preprocessing import Preprocessing
-from vggkit.data.samples import IGNORED_LABEL, Images, ImageSource, split_named
+from vggkit.data.samples import IGNORED_LABEL, ArrayImages, Images, ImageSource, split_named
 from vggkit.data.sources import open_data
 from vggkit.design.table import Table
 from vggkit.engines import gpu
@@ -247,7 +247,11 @@ def _data_of_run(model: Path) -> ImageSource:
     try:
         recipe = json.loads(path.read_text())  # as the recipe, which stands above this room, writes it
         named = ("holdout", "seed", "stream", "epoch_images")
-        return open_data(recipe["data"], **{name: recipe[name] for name in named if name in recipe})
+        source = open_data(recipe["data"], **{name: recipe[name] for name in named if name in recipe})
+        kept_out = recipe.get("validation", 0)
+        if kept_out and isinstance(source.train, ArrayImages):
+            return replace(source, splits={"validation": source.train[-kept_out:]})
+        return source
     except (json.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError):
         raise DataError(f"{shown(path, 500)}: expected the recipe of a run, got something else") from None
 

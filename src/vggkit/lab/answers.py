@@ -241,4 +241,4 @@ def written_report(answer: Answer, path: Path, command: str) -> None:
         ".json": lambda: json.dumps(answer.to_json(), indent=1, allow_nan=False) + "\n",
         ".svg": answer.plot,
     }
-    write_whole(path, forms[path.suffix]().encode())
+    write_whole(path, forms[path.suffix]().encode("utf-8", "backslashreplace"))

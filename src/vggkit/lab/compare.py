@@ -2,6 +2,7 @@
 
 import csv
 import io
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -29,7 +30,7 @@ from vggkit.training.run_folder import read_recipe
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SPEED_BATCH = 64
+SPEED_BATCH, TURNS = 64, 5
 DISAGREEMENTS = 20
 
 
@@ -42,8 +43,13 @@ class Compared:
     recipe: Recipe | None
     """Of a run; None for a weight file alone."""
     evaluation: Evaluation
-    examples_per_second: float
-    """To classify batches of 64 images that are in memory."""
+    turns: tuple[float, ...]
+    """Examples/s of each turn, in batches of 64 images that are in memory; all networks take turns."""
+
+    @property
+    def examples_per_second(self) -> float:
+        """The median of the turns."""
+        return statistics.median(self.turns)
 
     @property
     def cost(self) -> Sum:
@@ -72,12 +78,13 @@ class Comparison:
                 short(each.cost.macs),
                 f"{each.evaluation.accuracy:.4f}",
                 "{:.3f} to {:.3f}".format(*each.evaluation.interval),
-                f"{each.examples_per_second:,.0f}",
+                f"{each.examples_per_second:,.0f} ({min(each.turns):,.0f} to {max(each.turns):,.0f})",
                 "*" if each in front else "",
             )
             for each in self.networks
         ]
-        notes = [*self.sentences, f"on {self.data}; speed in batches of {SPEED_BATCH} on {self.hardware}"]
+        notes = [*self.sentences, f"on {self.data}"]
+        notes.append(f"examples/s: batches of {SPEED_BATCH}, median of {TURNS} turns and their range, {self.hardware}")
         notes.append("*: no other is as accurate and as fast")
         return Table(header, [rows], 1, "", notes)
 
@@ -104,7 +111,7 @@ class Comparison:
         fields = [
             name for name in (recipes[0] if recipes else ()) if len({str(recipe[name]) for recipe in recipes}) > 1
         ]
-        rows = [(name, *(str(recipe[name]) for recipe in recipes)) for name in fields]
+        rows = [(name, *(_plain(recipe[name]) for recipe in recipes)) for name in fields]
         return Table(("recipe", *(each.name for each in runs)), [rows], len(runs) + 1) if rows else None
 
     def disagreements(self) -> list[tuple[int, str, list[str]]]:
@@ -167,13 +174,16 @@ class Comparison:
 
         figure = Figure(figsize=(8, 5), layout="constrained")
         axes: Axes = figure.subplots()
+        most = max(each.cost.parameters for each in self.networks)
         for each in self.networks:
             place = (each.examples_per_second, each.evaluation.accuracy)
-            axes.scatter(*place, s=30 + each.cost.parameters / 50_000, alpha=0.6)
-            axes.annotate(shown(each.name, 40), place, xytext=(6, 6), textcoords="offset points", parse_math=False)
+            axes.scatter(*place, s=max(10, 1_500 * each.cost.parameters / most), alpha=0.6)
+            name = shown(each.name, 40)
+            axes.annotate(name, place, xytext=(0, 8), textcoords="offset points", ha="center", parse_math=False)
         front = sorted((each.examples_per_second, each.evaluation.accuracy) for each in self.front)
         axes.plot(*zip(*front, strict=True), "--", color="grey", linewidth=1)
-        axes.set(xscale="log", xlabel=f"examples/s, batches of {SPEED_BATCH}, {self.hardware}", ylabel="accuracy")
+        axes.set(xlabel=f"examples/s, batches of {SPEED_BATCH}, {self.hardware}", ylabel="accuracy")
+        axes.margins(0.25)
         axes.grid(alpha=0.3)
         return as_svg(figure)
 
@@ -203,13 +213,15 @@ def compare(models: Sequence[str | Path], data: ImageSource | None = None, devic
     """
     if len(models) < 2:
         raise UserError(f"expected at least 2 models to compare, got {len(models)}")
-    networks = []
+    found = []
     for model in models:
         classifier, recipe = load_classifier(model, choose_device(device)), _recipe_of(Path(model))
         if data is None:
             data = _data_of(recipe, model)
         evaluation = evaluate(classifier, data)
-        networks.append(Compared(str(model), classifier, recipe, evaluation, _speed(classifier)))
+        found.append((shown(str(model), 200), classifier, recipe, evaluation))
+    speeds = _speeds([classifier for _, classifier, _, _ in found])
+    networks = [Compared(*each, turns) for each, turns in zip(found, speeds, strict=True)]
     first = networks[0].evaluation
     for each in networks[1:]:
         if set(each.evaluation.classes) != set(first.classes) or len(each.evaluation.labels) != len(first.labels):
@@ -232,12 +244,20 @@ def _data_of(recipe: Recipe | None, model: str | Path) -> ImageSource:
     return open_data(recipe.data, holdout=recipe.holdout, seed=recipe.seed)
 
 
-def _speed(classifier: Classifier) -> float:
-    network, device = classifier.net.architecture, classifier.device
-    x = torch.rand(SPEED_BATCH, network.in_channels, network.image_size, network.image_size, device=device)
-    step = classifies(classifier.fast, x)
-    turn_seconds(step, device)  # to warm up
-    return SPEED_BATCH / turn_seconds(step, device)
+def _speeds(classifiers: Sequence[Classifier]) -> list[tuple[float, ...]]:
+    """Examples/s of each, in turns, so that what disturbs the machine disturbs all alike; the first turn warms up."""
+    steps = []
+    for classifier in classifiers:
+        network = classifier.net.architecture
+        shape = (SPEED_BATCH, network.in_channels, network.image_size, network.image_size)
+        steps.append((classifies(classifier.fast, torch.rand(shape, device=classifier.device)), classifier.device))
+    turns = [[SPEED_BATCH / turn_seconds(*step) for step in steps] for _ in range(TURNS + 1)]
+    return list(zip(*turns[1:], strict=True))
+
+
+def _plain(value: object) -> str:
+    """A value of a recipe as its flag takes it."""
+    return " ".join(map(str, value)) or "none" if isinstance(value, tuple | list) else str(value)
 
 
 def _pair(first: Compared, second: Compared) -> dict[str, Any]:

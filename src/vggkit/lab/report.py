@@ -8,6 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from vggkit.design.table import Table
+from vggkit.errors import shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -95,7 +96,8 @@ def _markdown(part: Part) -> str:
     if isinstance(part, Heading):
         return f"## {_plain(part.words)}"
     if isinstance(part, Code):
-        return f"```\n{part.words}\n```"
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", part.words)), default=0))
+        return "\n".join([fence, *(shown(line, 10_000) for line in part.words.splitlines()), fence])
     if isinstance(part, Picture):
         return f"*{_plain(part.words)}*"
     if isinstance(part, Table):

@@ -15,13 +15,15 @@ from typing import Any
 
 import torch
 
-from vggkit.data.files import write_whole
+from vggkit.data.files import read_regular, write_whole
+from vggkit.data.samples import ArrayImages
 from vggkit.data.sources import open_data
 from vggkit.design.network import costs
 from vggkit.engines.accelerate import accelerate
-from vggkit.errors import DivergedError, RunError
+from vggkit.errors import DivergedError, RecipeError, RunError
 from vggkit.lab.bench import classifies, turn_seconds
 from vggkit.lab.designs import Budget, Design, drawn
+from vggkit.lab.kept import made, made_folder, read_json, refused
 from vggkit.lab.statistics import Interval, mean_interval
 from vggkit.lab.trials import epoch_seconds
 from vggkit.networks.baselines import build
@@ -35,7 +37,7 @@ PROMOTED = 3
 RUNGS = 3
 SEARCH, LOG, FOUND = "search.json", "log.jsonl", "found.json"
 VALIDATION = 5_000
-"""Of the last training images, kept out to choose on."""
+"""Of the last training images, kept out to choose on, at most a fifth; image files have a holdout of their own."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,8 @@ def search(
         ArchitectureError: no network is inside the budget.
         RunError: `folder` is of another search.
     """
+    if seeds < 1:
+        raise RecipeError(f"expected seeds from 1, got {seeds}")
     begin = time.perf_counter()
     chosen = choose_device(device)
     recipes = _planned(base, budget, folder, seconds, chosen, say)
@@ -163,24 +167,25 @@ def _planned(
 ) -> list[Recipe]:
     """The recipes to try, as many as `seconds` allow; those of `folder`, if it is of this search."""
     asked = {"base": asdict(base), "budget": asdict(budget), "seconds": seconds}
-    path = folder / SEARCH
-    if path.is_file():
-        try:
-            kept = json.loads(path.read_text())
-            recipes = [Recipe.from_json(json.dumps(values)) for values in kept["recipes"]]
-        except (ValueError, KeyError, TypeError):
-            raise RunError(f"expected the plan of a search, got another {path}, try another --runs") from None
-        if kept.get("asked") != json.loads(json.dumps(asked)):
+    path, what = folder / SEARCH, "the plan of a search"
+    if os.path.lexists(path):
+        kept = read_json(path, what)
+        if not isinstance(kept, dict) or kept.get("asked") != json.loads(json.dumps(asked)):
             raise RunError(f"expected the search that {folder} was begun with, got another one, try another --runs")
-        return recipes
+        try:
+            return [Recipe.from_json(json.dumps(values)) for values in kept["recipes"]]
+        except (ValueError, KeyError, TypeError):
+            raise refused(path, what) from None
     if folder.is_dir() and any(folder.iterdir()):
         raise RunError(f"expected a folder of this search or a new one, got {folder}, try another --runs")
+    made_folder(folder, "the search")
     source = open_data(base.data)
     network = base.network(in_channels=source.channels, num_classes=len(source.classes))
     options = {
         "image_size": base.image_size, "in_channels": network.in_channels, "num_classes": network.num_classes,
     }  # fmt: skip
-    shape = base.changed(hidden=(), head="gap", validation=VALIDATION)
+    kept_out = min(VALIDATION, len(source.train) // 5) if isinstance(source.train, ArrayImages) else base.validation
+    shape = base.changed(hidden=(), head="gap", validation=kept_out)
     examples = [shape.changed(architecture=design.notation) for design in drawn(budget, 5, base.seed + 1, **options)]
     epoch = sum(epoch_seconds(recipe, source, device) for recipe in examples) / len(examples)
     most = 1
@@ -188,7 +193,6 @@ def _planned(
         most += 1
     say(f"{most} designs in {clock(seconds)}: an epoch takes {epoch:.1f} s")
     recipes = [shape.changed(architecture=design.notation) for design in drawn(budget, most, base.seed, **options)]
-    folder.mkdir(parents=True, exist_ok=True)
     values = {"asked": asked, "recipes": [asdict(recipe) for recipe in recipes]}
     write_whole(path, json.dumps(values, indent=1).encode())
     return recipes
@@ -220,21 +224,21 @@ class Log:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.trials: dict[tuple[str, int], Trial] = {}
-        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-        whole = [line for line in lines if line.endswith("\n")]
-        if whole != lines:
-            write_whole(path, "".join(whole).encode())
-        for line in whole:
-            trial = Trial(**json.loads(line))
-            self.trials[trial.notation, trial.epochs] = trial
+        if os.path.lexists(path):
+            try:
+                lines = read_regular(path).decode().splitlines(keepends=True)
+                kept = [json.loads(line) for line in lines if line.endswith("\n")]
+            except (OSError, ValueError, RecursionError):
+                raise refused(path, "the log of a search") from None
+            for values in kept:
+                trial = made(Trial, values, path, "the log of a search")
+                self.trials[trial.notation, trial.epochs] = trial
 
     def add(self, trial: Trial) -> None:
         """Remember `trial`, durably."""
         self.trials[trial.notation, trial.epochs] = trial
-        with self._path.open("a") as file:
-            file.write(json.dumps(asdict(trial)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        lines = [json.dumps(asdict(each)) + "\n" for each in self.trials.values()]
+        write_whole(self._path, "".join(lines).encode())
 
 
 def _finalists(

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import gc
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -11,16 +12,17 @@ from pathlib import Path
 
 import torch
 
-from vggkit.data.files import read_regular, write_whole
+from vggkit.data.files import write_whole
 from vggkit.data.samples import ImageSource
 from vggkit.data.sources import open_data
 from vggkit.design.network import Network, costs
 from vggkit.design.scaling import backward_macs
 from vggkit.engines import gpu
 from vggkit.engines.accelerate import accelerate
-from vggkit.errors import DivergedError, RunError
+from vggkit.errors import DivergedError, RunError, shown
 from vggkit.lab.bench import resident_bytes, turn_seconds
 from vggkit.lab.experiments import Experiment, matched
+from vggkit.lab.kept import made, made_folder, read_json, refused
 from vggkit.networks.baselines import build
 from vggkit.training.hardware import choose_device, describe_hardware
 from vggkit.training.loop import train
@@ -127,18 +129,11 @@ def _planned(
 ) -> Plan:
     """The plan in `folder`, or a new one, which is written there."""
     path = folder / EXPERIMENT
-    if path.is_file():
-        try:
-            kept = json.loads(read_regular(path))
-            recipes = {label: Recipe.from_json(json.dumps(values)) for label, values in kept["recipes"].items()}
-            plan = Plan(replace(experiment, recipes=recipes), kept["predicted_seconds"], kept["hardware"])
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise RunError(f"expected the plan of an experiment, got another {path}, try another --runs") from None
-        if kept.get("asked") != json.loads(experiment.to_json()):
-            raise RunError(f"expected the experiment that {folder} was begun with, got another one, try another --runs")
-        return plan
+    if os.path.lexists(path):
+        return _kept_plan(experiment, path)
     if folder.is_dir() and any(folder.iterdir()):
         raise RunError(f"expected a folder of this experiment or a new one, got {folder}, try another --runs")
+    made_folder(folder, "the experiment")
     say("measuring a step of each recipe")
     first = next(iter(experiment.recipes.values()))
     recipes = dict(experiment.recipes)
@@ -153,7 +148,6 @@ def _planned(
         }
     predicted = {label: SET_UP_SECONDS + recipe.epochs * epochs[label] for label, recipe in recipes.items()}
     plan = Plan(replace(experiment, recipes=recipes), predicted, describe_hardware(device))
-    folder.mkdir(parents=True, exist_ok=True)
     values = {
         "asked": json.loads(experiment.to_json()),
         "recipes": {label: asdict(recipe) for label, recipe in recipes.items()},
@@ -162,6 +156,33 @@ def _planned(
     }
     write_whole(path, json.dumps(values, indent=1).encode())
     return plan
+
+
+def _kept_plan(experiment: Experiment, path: Path) -> Plan:
+    """The plan in `path`, which may differ from what is asked only in what `equal` decides."""
+    what = "the plan of an experiment"
+    kept = read_json(path, what)
+    if not isinstance(kept, dict) or kept.keys() != {"asked", "recipes", "predicted_seconds", "hardware"}:
+        raise refused(path, what)
+    if kept["asked"] != json.loads(experiment.to_json()):
+        raise RunError(
+            f"expected the experiment that {path.parent} was begun with, got another one, try another --runs"
+        )
+    try:
+        recipes = {label: Recipe.from_json(json.dumps(values)) for label, values in kept["recipes"].items()}
+        predicted = {label: float(seconds) for label, seconds in kept["predicted_seconds"].items()}
+        same = {
+            label: replace(recipe, epochs=asked.epochs, architecture=asked.architecture) == asked
+            for (label, recipe), asked in zip(recipes.items(), experiment.recipes.values(), strict=True)
+        }
+    except (ValueError, AttributeError, TypeError):
+        raise refused(path, what) from None
+    are_known = list(recipes) == list(predicted) == list(experiment.recipes) and all(same.values())
+    if not are_known or not all(0 < seconds < 1e12 for seconds in predicted.values()):
+        raise refused(path, what)
+    if experiment.equal == "epochs" and recipes != dict(experiment.recipes):
+        raise refused(path, what)
+    return Plan(replace(experiment, recipes=recipes), predicted, shown(str(kept["hardware"])))
 
 
 def epoch_seconds(recipe: Recipe, source: ImageSource, device: torch.device) -> float:
@@ -234,12 +255,10 @@ def _peak(device: torch.device) -> int:
 
 
 def _read_outcome(run: Path, label: str, seed: int) -> Outcome | None:
-    if not (run / OUTCOME).is_file():
+    path, what = run / OUTCOME, "the outcome of a trial"
+    if not os.path.lexists(path):
         return None
-    try:
-        outcome = Outcome(**json.loads(read_regular(run / OUTCOME)))
-    except (ValueError, TypeError):
-        raise RunError(f"expected the outcome of a trial, got another {run / OUTCOME}, try to remove it") from None
-    if (outcome.label, outcome.seed) != (label, seed):
-        raise RunError(f"expected the outcome of {label}, seed {seed}, got another one in {run / OUTCOME}")
+    outcome = made(Outcome, read_json(path, what), path, what)
+    if (outcome.label, outcome.seed) != (label, seed) or not 0 <= (outcome.accuracy or 0) <= 1 or outcome.seconds < 0:
+        raise refused(path, what)
     return outcome

@@ -87,7 +87,7 @@ def train(
         LoadingError: images cannot be loaded for another reason than a bad file.
     """
     use_huge_pages()
-    recipe = Recipe.named(recipe, **changes) if isinstance(recipe, str) else recipe.changed(**changes)
+    recipe = recipe.changed(**changes) if isinstance(recipe, Recipe) else Recipe.named(recipe, **changes)
     recipe = with_whole_paths(recipe)
     with joined(device) as team, ExitStack() as stack:
         is_shown = progress and team.leads

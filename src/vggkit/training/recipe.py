@@ -210,7 +210,7 @@ class Recipe:
             raise RecipeError(f"expected a recipe as JSON, got {shown(repr(text[:60]))}: {shown(str(error))}") from None
         if not isinstance(values, dict):
             raise RecipeError(f"expected a recipe as JSON, got {shown(repr(text[:60]))}")
-        if "checkpoint" in values:  # the name of `recompute` until 0.5
+        if "checkpoint" in values and "recompute" not in values:  # the name of `recompute` until 0.5
             values["recompute"] = values.pop("checkpoint")
         wrong = values.keys() - _kinds() | {"name", "architecture", "image_size"} - values.keys()
         if wrong:
@@ -228,9 +228,9 @@ class Recipe:
         >>> Recipe.named("quick", epochs=1).epochs
         1
         """
-        if name not in RECIPES:
+        if not isinstance(name, str) or name not in RECIPES:
             raise RecipeError(
-                f"expected a recipe of {', '.join(RECIPES)}, got {shown(repr(name))}{_near(name, RECIPES)}"
+                f"expected a recipe of {', '.join(RECIPES)}, got {shown(repr(name))}{_near(str(name), RECIPES)}"
             )
         return RECIPES[name].changed(**changes)
 
@@ -264,7 +264,7 @@ def _check_value(name: str, kind: Any, value: object) -> None:
         least, most = _BOUNDS[name]
         is_number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
         if not (is_number and least <= value <= most):  # type: ignore[operator]
-            what = f"{name} to be a whole number" if kind is int else name
+            what = f"{name} to be a {'whole number' if kind is int else 'number'}"
             raise RecipeError(f"expected {what} from {least} to {f'{most:g}' if kind is float else most}, {told}")
 
 

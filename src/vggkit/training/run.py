@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vggkit.data.sources import open_data
 from vggkit.design.table import Table
 from vggkit.inference.evaluate import Evaluation, evaluate
 from vggkit.inference.predict import load_classifier, predict
@@ -60,9 +59,6 @@ class Run:
 
     def evaluate(self, data: Any = None, **options: Any) -> Evaluation:
         """How well the network does on `data`, by default on the images kept out of training; see `vggkit.evaluate`."""
-        if data is None:
-            named = ("holdout", "seed", "stream", "epoch_images")
-            data = open_data(self.recipe.data, **{name: getattr(self.recipe, name) for name in named})
         return evaluate(load_classifier(self, next(self.net.parameters()).device), data, **options)
 
     def __fspath__(self) -> str:

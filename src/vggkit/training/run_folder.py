@@ -33,7 +33,8 @@ def read_recipe(run: Path) -> Recipe:
             reason = f"more than {MAX_RECIPE_BYTES:,} bytes"
     except (OSError, ValueError) as error:
         reason = (error.strerror or "") if isinstance(error, OSError) else one_line(error)
-    raise RunError(f"expected a run folder with its {RECIPE}, got {run}: {reason}")
+    what = "a recipe" if path == run else f"a run folder with its {RECIPE}"
+    raise RunError(f"expected {what}, got {run}: {reason}")
 
 
 def with_whole_paths(recipe: Recipe) -> Recipe:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from vggkit.data.files import write_whole
+from vggkit.errors import shown
 from vggkit.lab.experiments import Size
 from vggkit.verbs.terminal import DONE, RESUMABLE, Short, check_out, parse_flags, print_to_stderr
 
@@ -43,6 +44,6 @@ def run(arguments: list[str]) -> int:
         print("stopped; go on with the same command")
         return RESUMABLE
     page = chapter_page(chapter, shlex.join(["vgg", "chapter", *arguments]), flags.language)
-    write_whole(flags.out, page.encode())
-    print(flags.out)
+    write_whole(flags.out, page.encode("utf-8", "backslashreplace"))
+    print(shown(flags.out, 500))
     return DONE

@@ -50,7 +50,7 @@ def run(arguments: list[str]) -> int:
     elif flags.out is not None:
         title, parts = "Networks compared", comparison.report(shlex.join(["vgg", "compare", *arguments]))
         made = to_html(title, parts) if flags.out.suffix == ".html" else to_markdown(title, parts)
-        write_whole(flags.out, made.encode())
+        write_whole(flags.out, made.encode("utf-8", "backslashreplace"))
     if flags.json:
         print_json(comparison.to_json())
     elif flags.csv:

@@ -11,7 +11,7 @@ from tyro.conf import Positional
 from vggkit.errors import UserError, nearest, shown
 from vggkit.lab.experiments import EXPERIMENTS, Equal, Experiment, Size, named_experiment, varied
 from vggkit.training.recipe import Recipe
-from vggkit.verbs.terminal import DONE, RESUMABLE, Short, check_out, parse_flags, print_json, print_to_stderr
+from vggkit.verbs.terminal import DONE, RESUMABLE, Short, check_out, given, parse_flags, print_json, print_to_stderr
 
 SUFFIXES = (".html", ".md", ".csv", ".json", ".svg")
 
@@ -22,7 +22,7 @@ class Flags:
 
     Examples:
       vgg experiment resolution -o resolution.html
-      vgg experiment --vary image_size=32,64 architecture=vgg11_bn/4,lenet
+      vgg experiment --vary image_size=32,64 "architecture=1x16 1x32_bn,lenet"
     """
 
     name: Positional[str | None] = None
@@ -32,6 +32,8 @@ class Flags:
     """Fields of the recipe with their values, FIELD=VALUE,VALUE; all combinations are trained."""
     recipe: str = "quick"
     """What --vary changes."""
+    data: str | None = None
+    """Other data than the recipe's; for a named question too."""
     epochs: int | None = None
     """Other than those of the recipe or the question."""
     seeds: int | None = None
@@ -87,17 +89,19 @@ def _asked(flags: Flags) -> Experiment:
     """The experiment that the flags name or vary."""
     if (flags.name is None) == (not flags.vary):
         raise UserError("expected the name of a question or --vary FIELD=VALUE,VALUE, try vgg experiment --list")
-    changes = {} if flags.epochs is None else {"epochs": flags.epochs}
+    changes = given(epochs=flags.epochs, data=flags.data)
     if flags.name is not None:
         experiment = named_experiment(flags.name, flags.size)
         recipes = {label: recipe.changed(**changes) for label, recipe in experiment.recipes.items()}
-        seeds = flags.seeds or experiment.seeds
+        seeds = experiment.seeds if flags.seeds is None else flags.seeds
         return Experiment(experiment.name, experiment.question, recipes, seeds, against=experiment.against)
     base = Recipe.named(flags.recipe, **changes)
     grid = dict(_values(text) for text in flags.vary)
     names = [name for name, values in grid.items() if len(values) > 1]
     question = f"{base.name}: which {' and '.join(names).replace('_', ' ')}?"
-    return Experiment("-".join(names), question, varied(base, grid), flags.seeds or 3, flags.equal)
+    return Experiment(
+        "-".join(names), question, varied(base, grid), 3 if flags.seeds is None else flags.seeds, flags.equal
+    )
 
 
 def _values(text: str) -> tuple[str, list[object]]:
@@ -114,8 +118,8 @@ def _values(text: str) -> tuple[str, list[object]]:
 def _value(kind: object, text: str) -> object:
     """A text as the value of a field; what it cannot be the recipe refuses."""
     if kind == tuple[int, ...]:
-        return tuple(int(part) if part.isdecimal() else part for part in text.split())
-    if kind in (int, float, bool):
+        return tuple(int(part) if part.isdecimal() and len(part) < 10 else part for part in text.split())
+    if kind in (int, float, bool) and len(text) < 100:
         try:
             return ast.literal_eval(text.capitalize() if kind is bool else text)
         except (ValueError, SyntaxError):

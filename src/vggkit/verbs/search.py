@@ -51,12 +51,13 @@ def run(arguments: list[str]) -> int:
     """Run the verb; returns the exit code: 75 if a signal stopped it, after which the same command goes on."""
     flags = parse_flags("search", Flags, arguments)
     limits = [None if text is None else int(_number(text, COUNTS)) for text in (flags.max_params, flags.max_macs)]
-    if not any(limits):
+    if limits == [None, None]:
         raise UserError("expected --max-params or --max-macs, such as 600k and 30M, got neither")
     changes = {"epochs": flags.epochs, "seed": flags.seed} | ({"data": flags.data} if flags.data else {})
     base, seconds = Recipe.named(flags.recipe, **changes), _number(flags.time, SECONDS)
     folder = flags.runs or Path("searches") / base.name
 
+    from vggkit.lab.answers import written
     from vggkit.lab.search import FOUND, search
 
     found = search(
@@ -86,10 +87,9 @@ def run(arguments: list[str]) -> int:
         print_json(found.to_json())
         return DONE
     print(Table(("network", "accuracy", "parameters", "MACs", "ms", "front"), [rows], 1))
-    low, high = found.test_accuracy.low, found.test_accuracy.high
     print(
         f"the winner of {found.num_designs} networks, {found.recipe.architecture}, on the test set: "
-        f"{found.test_accuracy.mean:.4f} (95%: {low:.4f} to {high:.4f}, {flags.seeds} seeds)"
+        f"{written(found.test_accuracy)}, mean and 95% interval over {flags.seeds} seed{'s' * (flags.seeds > 1)}"
     )
     print(f"{shown(folder / FOUND, 500)} is its recipe, for vgg train --recipe; measured on {found.hardware}")
     return DONE
@@ -97,7 +97,7 @@ def run(arguments: list[str]) -> int:
 
 def _number(text: str, units: dict[str, float]) -> float:
     """`600k`, `1.5M`, `30min` as a number of the smallest unit."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
+    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([a-z]*)", text.strip().lower())
     if not found or found[2] not in units:
         raise UserError(f"expected a number such as 30{list(units)[-2]}, got {shown(repr(text))}")
     return float(found[1]) * units[found[2]]
