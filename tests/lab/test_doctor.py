@@ -209,10 +209,10 @@ def test_the_baselines_are_examined_too(batch):
         ([0, 0, 0], {}, "expected an int64 label for each of the 3 images, of at least two classes"),
         ([0, 1], {}, r"for each of the 3 images, of at least two classes, got \(2,\)"),
         ([0, 1, 10], {}, r"expected labels below the 10 classes, got \[0, 1, 10\]"),
-        ([0, 1, 2], {"momentum": 1.5}, "expected momentum from 0 to 1, got 1.5"),
+        ([0, 1, 2], {"momentum": 1.5}, "expected momentum to be a number from 0 to 1, got 1.5"),
         ([0, 1, 2], {"momentum": 0.9, "optimizer": "adamw"}, "expected no momentum with adamw"),
         ([0, 1, 2], {"optimizer": "adam"}, "expected optimizer to be one of sgd, adamw, got 'adam'"),
-        ([0, 1, 2], {"learning_rate": math.nan}, "expected learning_rate from 0 to .*, got nan"),
+        ([0, 1, 2], {"learning_rate": math.nan}, "expected learning_rate to be a number from 0 to .*, got nan"),
     ],
 )
 def test_what_cannot_be_is_refused(labels, settings, message):
