@@ -175,7 +175,7 @@ def evaluate(
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"expected a batch_size from 1, got {batch_size!r}")
     if data is None:
-        data = _data_of_run(Path(classifier.source if isinstance(model, Classifier) else model))
+        data = data_of_run(Path(classifier.source if isinstance(model, Classifier) else model))
     check_type(data, ImageSource | str | os.PathLike, "labelled images", "open_data('photos'), or their folder")
     check_type(split, str | None, "the name of a split", "'test'")
     source = data if isinstance(data, ImageSource) else open_data(data, holdout=0)
@@ -237,7 +237,7 @@ def judged(net: nn.Module, feed: Feed, preprocessing: Preprocessing) -> Iterator
         yield batch, logits.float()
 
 
-def _data_of_run(model: Path) -> ImageSource:
+def data_of_run(model: Path) -> ImageSource:
     """The data of the run at, or around the weight file, `model`, divided as for its training."""
     path = (model if model.is_dir() else model.parent) / "recipe.json"
     if not path.is_file():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from vggkit.data.samples import ImageSource
@@ -17,12 +18,12 @@ from vggkit.design.costs import Sum
 from vggkit.design.network import costs
 from vggkit.design.table import Table
 from vggkit.errors import RunError, UserError, shown
-from vggkit.inference.evaluate import Evaluation, evaluate
+from vggkit.inference.evaluate import Evaluation, data_of_run, evaluate
 from vggkit.inference.predict import Classifier, load_classifier
 from vggkit.lab.answers import short
 from vggkit.lab.bench import classifies, turn_seconds
 from vggkit.lab.report import Code, Heading, Part, Picture, as_svg
-from vggkit.lab.statistics import mcnemar
+from vggkit.lab.statistics import mcnemar, pareto_front
 from vggkit.training.hardware import choose_device, describe_hardware
 from vggkit.training.recipe import Recipe
 from vggkit.training.run_folder import read_recipe
@@ -50,6 +51,11 @@ class Compared:
     def examples_per_second(self) -> float:
         """The median of the turns."""
         return statistics.median(self.turns)
+
+    @property
+    def is_right(self) -> npt.NDArray[np.bool_]:
+        """(images,): whether each was classified right, in this network's own order of the classes."""
+        return np.equal(self.evaluation.predicted, self.evaluation.labels)
 
     @property
     def cost(self) -> Sum:
@@ -91,13 +97,8 @@ class Comparison:
     @property
     def front(self) -> list[Compared]:
         """The Pareto front: the networks to which no other is as accurate and as fast and better in one."""
-
-        def is_beaten(each: Compared) -> bool:
-            own = (each.evaluation.accuracy, each.examples_per_second)
-            others = [(other.evaluation.accuracy, other.examples_per_second) for other in self.networks]
-            return any(a >= own[0] and s >= own[1] and (a, s) != own for a, s in others)
-
-        return [each for each in self.networks if not is_beaten(each)]
+        places = [(each.evaluation.accuracy, each.examples_per_second) for each in self.networks]
+        return [each for each, is_on in zip(self.networks, pareto_front(places), strict=True) if is_on]
 
     @property
     def sentences(self) -> list[str]:
@@ -117,7 +118,7 @@ class Comparison:
     def disagreements(self) -> list[tuple[int, str, list[str]]]:
         """The first images that some get right and some not: position, class, and what each takes it for."""
         first = self.networks[0].evaluation
-        right = np.stack([each.evaluation.predicted == first.labels for each in self.networks])
+        right = np.stack([each.is_right for each in self.networks])
         chosen = np.flatnonzero(right.any(0) & ~right.all(0))[:DISAGREEMENTS]
         return [
             (
@@ -145,6 +146,7 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """All that was measured, for JSON."""
+        front = self.front
         return {
             "data": self.data,
             "hardware": self.hardware,
@@ -158,7 +160,7 @@ class Comparison:
                     "interval": each.evaluation.interval,
                     "examples_per_second": each.examples_per_second,
                     "recipe": asdict(each.recipe) if each.recipe is not None else None,
-                    "is_on_front": each in self.front,
+                    "is_on_front": each in front,
                 }
                 for each in self.networks
             ],
@@ -237,11 +239,9 @@ def _recipe_of(model: Path) -> Recipe | None:
 
 
 def _data_of(recipe: Recipe | None, model: str | Path) -> ImageSource:
-    from vggkit.data.sources import open_data
-
     if recipe is None:
         raise UserError(f"expected --data with a weight file alone, got {shown(str(model))}")
-    return open_data(recipe.data, holdout=recipe.holdout, seed=recipe.seed)
+    return data_of_run(Path(model))
 
 
 def _speeds(classifiers: Sequence[Classifier]) -> list[tuple[float, ...]]:
@@ -262,8 +262,7 @@ def _plain(value: object) -> str:
 
 def _pair(first: Compared, second: Compared) -> dict[str, Any]:
     # The images come in the same order, whatever the order of the classes.
-    right = [each.evaluation.predicted == each.evaluation.labels for each in (first, second)]
-    only_first, only_second = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
+    only_first, only_second = (int((a.is_right & ~b.is_right).sum()) for a, b in ((first, second), (second, first)))
     return {"only_first": only_first, "only_second": only_second, "p": mcnemar(only_first, only_second)}
 
 

@@ -37,9 +37,11 @@ def refused(path: Path, what: str) -> RunError:
     return RunError(f"expected {what}, got something else in {path}, try another --runs")
 
 
-def made_folder(folder: Path, what: str) -> None:
-    """Make `folder` if it is missing; raises `RunError` if it cannot be made."""
+def make_folder(folder: Path, what: str) -> None:
+    """Make `folder` if it is missing; raises `RunError` if it cannot be made or holds anything, which is not ours."""
+    if folder.is_dir() and any(folder.iterdir()):
+        raise RunError(f"expected a folder of this {what} or a new one, got {folder}, try another --runs")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"expected a folder for {what}, got {folder}: {error.strerror}") from None
+        raise RunError(f"expected a folder for the {what}, got {folder}: {error.strerror}") from None

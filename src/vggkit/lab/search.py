@@ -23,8 +23,8 @@ from vggkit.engines.accelerate import accelerate
 from vggkit.errors import DivergedError, RecipeError, RunError
 from vggkit.lab.bench import classifies, turn_seconds
 from vggkit.lab.designs import Budget, Design, drawn
-from vggkit.lab.kept import made, made_folder, read_json, refused
-from vggkit.lab.statistics import Interval, mean_interval
+from vggkit.lab.kept import made, make_folder, read_json, refused
+from vggkit.lab.statistics import Interval, mean_interval, pareto_front
 from vggkit.lab.trials import epoch_seconds
 from vggkit.networks.baselines import build
 from vggkit.training.hardware import choose_device, describe_hardware
@@ -176,9 +176,7 @@ def _planned(
             return [Recipe.from_json(json.dumps(values)) for values in kept["recipes"]]
         except (ValueError, KeyError, TypeError):
             raise refused(path, what) from None
-    if folder.is_dir() and any(folder.iterdir()):
-        raise RunError(f"expected a folder of this search or a new one, got {folder}, try another --runs")
-    made_folder(folder, "the search")
+    make_folder(folder, "search")
     source = open_data(base.data)
     network = base.network(in_channels=source.channels, num_classes=len(source.classes))
     options = {
@@ -257,16 +255,5 @@ def _finalists(
         design = Design(notation, total.parameters, total.macs)
         measured.append((design, log.trials[notation, epochs].accuracy, milliseconds))
 
-    def is_on_front(design: Design, accuracy: float, milliseconds: float) -> bool:
-        return not any(
-            other is not design
-            and (theirs, -other.macs, -other.parameters, -time)
-            != (accuracy, -design.macs, -design.parameters, -milliseconds)
-            and theirs >= accuracy
-            and other.macs <= design.macs
-            and other.parameters <= design.parameters
-            and time <= milliseconds
-            for other, theirs, time in measured
-        )
-
-    return tuple(Finalist(*values, is_on_front(*values)) for values in measured)
+    places = [(accuracy, -design.macs, -design.parameters, -time) for design, accuracy, time in measured]
+    return tuple(Finalist(*values, is_on) for values, is_on in zip(measured, pareto_front(places), strict=True))

@@ -66,6 +66,19 @@ def _within(t: float, degrees: int) -> float:
     return 2 / math.pi * (angle + math.sin(angle) * total) if is_odd else math.sin(angle) * total
 
 
+def pareto_front(points: Sequence[tuple[float, ...]]) -> list[bool]:
+    """Whether each point is on the Pareto front: no other is as high in every value and higher in one.
+
+    >>> pareto_front([(0.9, 10), (0.8, 20), (0.8, 10)])
+    [True, True, False]
+    """
+
+    def is_beaten(point: tuple[float, ...]) -> bool:
+        return any(other != point and all(a >= b for a, b in zip(other, point, strict=True)) for other in points)
+
+    return [not is_beaten(point) for point in points]
+
+
 def mcnemar(only_first: int, only_second: int) -> float:
     """The exact two-sided p-value that two classifiers err alike, from the images that only one of them gets right.
 

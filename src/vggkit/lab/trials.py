@@ -22,7 +22,7 @@ from vggkit.engines.accelerate import accelerate
 from vggkit.errors import DivergedError, RunError, shown
 from vggkit.lab.bench import resident_bytes, turn_seconds
 from vggkit.lab.experiments import Experiment, matched
-from vggkit.lab.kept import made, made_folder, read_json, refused
+from vggkit.lab.kept import made, make_folder, read_json, refused
 from vggkit.networks.baselines import build
 from vggkit.training.hardware import choose_device, describe_hardware
 from vggkit.training.loop import train
@@ -131,9 +131,7 @@ def _planned(
     path = folder / EXPERIMENT
     if os.path.lexists(path):
         return _kept_plan(experiment, path)
-    if folder.is_dir() and any(folder.iterdir()):
-        raise RunError(f"expected a folder of this experiment or a new one, got {folder}, try another --runs")
-    made_folder(folder, "the experiment")
+    make_folder(folder, "experiment")
     say("measuring a step of each recipe")
     first = next(iter(experiment.recipes.values()))
     recipes = dict(experiment.recipes)
