@@ -32,7 +32,7 @@ def parts(recipe=RECIPE, steps=1, seed=0, **options):
     ]
     state = RunState(asdict(recipe), FACTS, steps, len(history) + 1, steps % 2, [1.0, 1.0, 2.0 * (steps % 2)])
     state.history = history
-    return SimpleNamespace(net=net, optimizer=optimizer, state=state, metadata={})
+    return SimpleNamespace(net=net, result=net, optimizer=optimizer, state=state, metadata={})
 
 
 def one_step(run, step):

@@ -5,7 +5,7 @@ from PIL import Image
 
 from tests.peers import peer
 from vggkit.data.fashion_mnist import load
-from vggkit.data.loading import Augmentation, epoch_order
+from vggkit.data.loading import Augmentation, cutmix, epoch_order
 from vggkit.data.preprocessing import Preprocessing
 
 
@@ -95,6 +95,7 @@ def test_preprocessing_round_trips_and_checks_itself():
         ("scale", "2"),
         ("resize", "[]"),
         ("crop_fraction", "1e-9"),
+        ("test_flip", '"yes"'),
         ("colour", "1"),
     ):
         with pytest.raises(ValueError, match="expected"):
@@ -166,3 +167,26 @@ def test_augmentation_together_keeps_shape_and_repeats_with_its_generator(images
     assert first.dtype == torch.uint8
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_cutmix_pastes_a_rectangle_of_the_image_before():
+    images = torch.arange(400).view(-1, 1, 1, 1).repeat(1, 2, 28, 20)  # each pixel says whose it is
+    before = images.roll(1, 0)
+    mixed = images.clone()
+    shares = cutmix(mixed, 0.5, generator())
+    pasted = mixed != images
+    assert torch.equal(mixed[pasted], before[pasted])
+    assert torch.equal(shares, pasted.float().mean(dim=(1, 2, 3)))
+    for mask in pasted[:, 0]:
+        assert torch.equal(mask, mask.any(1, keepdim=True) & mask.any(0, keepdim=True))
+    assert 160 < (shares > 0).sum() < 240
+    assert shares.max() > 0.5
+    assert not cutmix(mixed, 0.0, generator()).any()
+
+
+def test_processes_paste_the_rectangles_of_the_whole_batch():
+    whole = torch.ones(12, 1, 28, 28).cumsum(0)
+    shares = cutmix(whole.clone(), 1.0, generator())
+    for rank in range(3):
+        part = slice(rank, 12, 3)
+        assert torch.equal(cutmix(whole[part].clone(), 1.0, generator(), part, 12), shares[part])

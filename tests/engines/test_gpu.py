@@ -137,7 +137,11 @@ def test_inference_is_as_exact_as_torchs_own_in_bfloat16(name, batch_size):
 
 @needs_gpu
 @pytest.mark.parametrize(
-    "options", [{"image_size": 32}, {"architecture": "2x16 1x32", "optimizer": "sgd", "momentum": 0.9}]
+    "options",
+    [
+        {"image_size": 32},
+        {"architecture": "2x16 1x32", "optimizer": "sgd", "momentum": 0.9, "cutmix": 0.5, "average": 0.1},
+    ],
 )
 def test_a_captured_run_is_the_eager_one_bit_for_bit_and_resumes(options, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

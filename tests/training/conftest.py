@@ -16,7 +16,7 @@ def recipe():
     return replace(
         Recipe.named("quick"), data="fashion-mnist-sample", architecture="1x16 2x16_bn", hidden=(64,), dropout=0.2,
         image_size=16, batch_size=32, optimizer="sgd", learning_rate=0.02, momentum=0.9, weight_decay=5e-4, epochs=3,
-        translate=2, erase=4,
+        translate=2, erase=4, cutmix=0.5, average=0.1, test_flip=True,
     )  # fmt: skip
 
 

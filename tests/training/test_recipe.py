@@ -56,6 +56,8 @@ def test_d2l_is_the_chapters():
             "one of pretrained, warm_start and continues, got pretrained and warm_start",
         ),
         ({"compression": "zip"}, "compression to be one of none, bf16, powersgd, got 'zip'"),
+        ({"cutmix": 1.5}, "cutmix to be a number from 0 to 1, got 1.5"),
+        ({"average": -0.1}, "average to be a number from 0 to 1, got -0.1"),
         ({"flip": "yes"}, "flip to be true or false, got 'yes'"),
         ({"data": 3}, "data to be a text, got 3"),
         ({"hidden": 5}, "hidden as a tuple, got 5"),

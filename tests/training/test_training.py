@@ -7,8 +7,10 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
+from tests.killing import newest
 from vggkit import Recipe, train, vgg
 from vggkit.cli import main
 from vggkit.data.fashion_mnist import load
@@ -69,8 +71,9 @@ def test_the_saved_network_is_the_trained_one(run):
     x = classifier.preprocessing(images)
     with torch.no_grad():
         torch.testing.assert_close(classifier.net(x), run.net(x), rtol=1e-4, atol=1e-4)  # each by its engine
-        by_hand = np.mean([classifier.net(classifier.preprocessing(i[None])).argmax().item() for i in images[:200]]
-                          == sample.test_labels[:200])  # fmt: skip
+        singly = [classifier.preprocessing(i[None]) for i in images[:200]]
+        guesses = [(classifier.net(i) + classifier.net(i.flip(-1))).argmax().item() for i in singly]  # test_flip
+        by_hand = np.mean(guesses == sample.test_labels[:200])
     measured = confusion_of(classifier, sample.source)
     assert measured.accuracy == run.history[-1].test_accuracy
     first = replace(sample, test_images=sample.test_images[:200], test_labels=sample.test_labels[:200])
@@ -100,6 +103,32 @@ def test_a_step_is_the_textbooks():
     assert sums.tolist() == pytest.approx([5 * expected_loss.item(), correct, 5, 0, 0])
     for p, old, gradient in zip(net.parameters(), before, gradients, strict=True):
         torch.testing.assert_close(p.detach(), old - 0.1 * (gradient + 0.01 * old))
+
+
+def test_the_loss_of_mixed_images_is_that_of_their_mixed_targets():
+    net = vgg("1x4", image_size=8, hidden=(), num_classes=3)
+    x, labels, shares = torch.randn(5, 1, 8, 8), torch.tensor([0, 1, 2, 0, 1]), torch.rand(5)
+    own, before = (nn.functional.one_hot(some, 3) for some in (labels, torch.tensor([1, 0, 1, 2, 0])))
+    targets = own * (1 - shares.unsqueeze(1)) + before * shares.unsqueeze(1)
+    expected = nn.functional.cross_entropy(net(x), targets, label_smoothing=0.1).item()
+    optimizer = torch.optim.SGD(net.parameters(), fused=True)
+    loss_sum, _, count, *_ = train_step(net, optimizer, x, labels, 0.1, 0.1, shares=shares).tolist()
+    assert loss_sum / count == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("average", "weight"), [(1.0, 1 / 4), (0.5, 1 / 2), (1e-6, 1)])
+def test_the_result_is_an_average_of_the_weights(average, weight, recipe, tmp_path):
+    """In its last step of four: over 4, 2 or 1 of them, as a mean as long as fewer are taken."""
+    mine = replace(recipe, average=average, batch_size=2000, epochs=4)
+    train(mine, resume=tmp_path / "run", until_epoch=3, device="cpu", progress=False)
+    before = load_file(newest(tmp_path / "run") / "network.safetensors")
+    run = train(mine, resume=tmp_path / "run", device="cpu", progress=False)
+    last = load_file(newest(run.folder) / "optimizer.safetensors")
+    assert any("running_mean" in name for name in before)
+    for name, tensor in load_classifier(run).net.state_dict().items():
+        trained = last[f"{name}.trained"]
+        expected = before[name].double().lerp(trained.double(), weight).to(tensor.dtype)
+        torch.testing.assert_close(tensor, trained if "num_batches" in name else expected, msg=name)
 
 
 def test_validation_keeps_images_out_of_training(recipe, tmp_path, monkeypatch):

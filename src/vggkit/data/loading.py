@@ -74,6 +74,36 @@ class Augmentation:
         return images
 
 
+def cutmix(
+    images: Tensor, probability: float, generator: torch.Generator, part: slice = slice(None), batch_size: int = 0
+) -> Tensor:
+    """Paste a random rectangle of the image before it into an image, with `probability`, in place.
+
+    Its area is uniform from 0 to 1, and what lies outside the image is lost. Source: arXiv 1905.04899, where one
+    rectangle is drawn for a batch.
+
+    Args:
+        images: (images, channels, height, width); the first takes from the last.
+        probability: for each image.
+        generator: on the images' device.
+        part: of a batch of `batch_size` that `images` are, if they are not all of it.
+        batch_size: of the whole batch, for which numbers are drawn.
+
+    Returns:
+        The share of each image's pixels that come from the image before it: float32 (images,).
+    """
+    drawn = torch.rand((4, batch_size or len(images)), generator=generator, device=images.device)
+    chance, area, *centre = drawn[:, part].unsqueeze(2)
+    half_side = (area * (chance < probability)).sqrt() / 2
+    rows, columns = (
+        ((torch.arange(side, device=images.device) + 0.5) / side - middle).abs() < half_side
+        for side, middle in zip(images.shape[-2:], centre, strict=True)
+    )
+    rectangles: Tensor = (rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1)
+    torch.where(rectangles, images.roll(1, 0), images, out=images)
+    return rectangles.float().mean(dim=(1, 2, 3))
+
+
 def derived_seed(seed: int, *purpose: str | int) -> int:
     """A seed of its own, 0 to 2^63 - 1, for each purpose: decided by `seed` and the purpose alone.
 

@@ -51,6 +51,8 @@ class Preprocessing:
     """With `crop`: the side of the square as a share of the shorter side, 0.1 to 1."""
     interpolation: Interpolation = "bilinear"
     """bilinear or bicubic, with antialiasing."""
+    test_flip: bool = False
+    """Whether logits are averaged over an image and its mirror image."""
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 3) or self.image_size < 1:
@@ -65,6 +67,8 @@ class Preprocessing:
             if getattr(self, field) not in get_args(allowed):
                 got = str(getattr(self, field))[:60]
                 raise ValueError(f"expected {field} to be one of {', '.join(get_args(allowed))}, got {got!r}")
+        if not isinstance(self.test_flip, bool):
+            raise ValueError(f"expected test_flip to be true or false, got {str(self.test_flip)[:60]!r}")
         if not MIN_CROP_FRACTION <= self.crop_fraction <= 1 or self.scale not in (1, 255):
             raise ValueError(
                 f"expected a crop_fraction from {MIN_CROP_FRACTION} to 1 and a scale of 1 or 255, "

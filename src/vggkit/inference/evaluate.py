@@ -24,7 +24,7 @@ from vggkit.design.table import Table
 from vggkit.engines import gpu
 from vggkit.errors import DataError, WeightsError, check_type, shown
 from vggkit.inference.classes import matched_classes
-from vggkit.inference.predict import AnyModel, Classifier, load_classifier
+from vggkit.inference.predict import AnyModel, Classifier, class_logits, load_classifier
 
 NUM_MISTAKES = 12
 MAX_NOTES = 3
@@ -233,7 +233,7 @@ def judged(net: nn.Module, feed: Feed, preprocessing: Preprocessing) -> Iterator
     for batch in feed.batches(epoch=0):
         x = network_input(feed, batch.images, preprocessing)
         with gpu.half(x):
-            logits = net(x)
+            logits = class_logits(net, x, preprocessing)
         yield batch, logits.float()
 
 

@@ -8,7 +8,7 @@ from html import escape
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vggkit.data.imagenet import class_names
 from vggkit.data.preprocessing import Preprocessing
@@ -170,11 +170,17 @@ def predictions(
     classifier = load_classifier(model)
     classifier.check_has_classes()
     for names, x in classifier.inputs(images, on_bad):
-        probabilities = classifier.fast(x).softmax(dim=1)
+        probabilities = class_logits(classifier.fast, x, classifier.preprocessing).softmax(dim=1)
         check_finite(probabilities, names, "probabilities")
         values, indices = probabilities.topk(min(top, len(classifier.classes)))
         for name, row, labels in zip(names, values.tolist(), indices.tolist(), strict=True):
             yield name, [Prediction(classifier.classes[i], p) for i, p in zip(labels, row, strict=True)]
+
+
+def class_logits(net: nn.Module, x: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """The logits of `net` for its input `x`, averaged over mirror images with `test_flip`: (images, classes)."""
+    logits: Tensor = net(x)
+    return (logits + net(x.flip(-1))) / 2 if preprocessing.test_flip else logits
 
 
 def check_finite(outputs: Tensor, names: list[str], what: str) -> None:

@@ -38,6 +38,8 @@ from vggkit.weights.runs import (
 SAVE_SECONDS = 50.0
 """The time between two checkpoints: with the time that it takes to write one, a kill loses at most a minute."""
 KEPT = 2
+TRAINED = "trained"
+"""Ends the names of the network's own tensors, beside the optimizer's, where a checkpoint's network is an average."""
 
 Pieces = Iterable[bytes | memoryview]
 """The content of a file, in order."""
@@ -57,19 +59,23 @@ def snapshot(
             taking new memory takes up to ten times as long as the copy.
     """
     net, room = training.net, {} if room is None else room
+    result = training.result
 
     def copied(name: str, tensor: Tensor) -> Tensor:
         if name not in room:
             room[name] = torch.empty_like(tensor, device="cpu")
         return room[name].copy_(tensor.detach())
 
-    weights = {name: copied(name, tensor) for name, tensor in net.state_dict().items()}
+    weights = {name: copied(name, tensor) for name, tensor in result.state_dict().items()}
     remembered = {
         f"{name}.{key}": copied(f"{name}.{key} of the optimizer", value)
         for name, parameter in net.named_parameters()
         for key, value in training.optimizer.state.get(parameter, {}).items()
         if isinstance(value, Tensor)
     }
+    if result is not net:
+        trained = {f"{name}.{TRAINED}": tensor for name, tensor in net.state_dict().items()}
+        remembered |= {name: copied(name, tensor) for name, tensor in trained.items()}
     position, described = training.state.to_json(), {**training.metadata, "architecture": net.architecture.to_json()}
 
     def files() -> dict[str, Pieces]:
@@ -87,23 +93,31 @@ def snapshot(
     return files
 
 
-def restore(files: Mapping[str, bytes], net: AnyNetwork, optimizer: torch.optim.Optimizer) -> RunState:
-    """Bring `net` and `optimizer` to where the checkpoint of `files` was, and return the state.
+def restore(
+    files: Mapping[str, bytes], net: AnyNetwork, optimizer: torch.optim.Optimizer, average: AnyNetwork | None = None
+) -> RunState:
+    """Bring `net`, `optimizer` and `average` to where the checkpoint of `files` was, and return the state.
 
     Raises:
         CheckpointError: it is the checkpoint of another network or optimizer.
     """
     state, parameters = RunState.from_json(files[STATE]), dict(net.named_parameters())
     try:
-        net.load_state_dict(load(files[NETWORK]))
+        weights = load(files[NETWORK])
+        if average is not None:
+            average.load_state_dict(weights)
         for name, tensor in load(files[OPTIMIZER]).items():
             owner, _, key = name.rpartition(".")
+            if key == TRAINED:
+                weights[owner] = tensor
+                continue
             parameter = parameters[owner]
             # In the strides of the parameter and with torch's alignment, which the fused step reads it in.
             kept = torch.empty_like(parameter if tensor.ndim else tensor)
             if key == "step" and parameter.is_cuda:
                 kept = kept.to(parameter.device)
             optimizer.state[parameter][key] = kept.detach().copy_(tensor.view_as(kept))
+        net.load_state_dict(weights)
     except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"expected the tensors of this run's network, got: {one_line(error, 200)}") from None
     return state

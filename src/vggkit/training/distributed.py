@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -70,6 +70,11 @@ class Team:
         if self.size > 1:
             dist.broadcast_object_list(values, src=0, group=self.setup_group, device=self.device)
         return values[0]
+
+    def leaders(self, tensors: Iterable[Tensor]) -> None:
+        """Give `tensors`, in place, the leader's values in every process."""
+        for tensor in tensors if self.size > 1 else ():
+            dist.broadcast(tensor, src=0, group=self.group)
 
     def wait(self) -> None:
         """Wait until all processes are here, as long as in the set-up: the leader may be writing a file."""

@@ -17,7 +17,7 @@ from vggkit.training.evaluate import evaluate
 from vggkit.training.progress import Progress
 from vggkit.training.run_state import EpochMetrics, RunState
 from vggkit.training.start import advice, learning_part
-from vggkit.training.step import Training, make_step
+from vggkit.training.step import Training, make_averaging, make_step
 from vggkit.training.stopping import StopFlag
 
 CUDA_LAG_STEPS = 2
@@ -44,6 +44,8 @@ def train_epochs(
     recipe, team, data, state = training.recipe, training.team, training.data, training.state
     outcomes, lap = _Outcomes(training, shown, saver), _stopwatch()
     step, num_bad = None, len(data.bad_images)
+    average = accelerate(training.average, training.engine) if training.average is not None else None
+    update_average = make_averaging(training)
     while state.epoch <= min(until_epoch or recipe.epochs, recipe.epochs):
         learning_part(training.net, only_last=state.epoch <= recipe.head_epochs)
         if step is None or state.epoch == recipe.head_epochs + 1:
@@ -57,6 +59,7 @@ def train_epochs(
             learning_rate = recipe.learning_rate_at(state.step, training.steps_per_epoch, accuracies)
             with waiting.watched("step", batch.size, team.device.type):
                 outcome = step(batch, learning_rate, stop.signal_name is not None)
+            update_average()
             state.step += 1
             state.epoch_steps += 1
             # Before the outcome, which is shown with the share of loading; waiting for it counts to the next step.
@@ -69,7 +72,9 @@ def train_epochs(
                 saver.save(training)
         outcomes.read_all()  # waits for the device: the only time in an epoch
         state.add_training_time(lap())
-        measured = evaluate(net, data.held_out, data.preprocessing, team, stop)
+        if training.average is not None:
+            team.leaders(training.average.buffers())
+        measured = evaluate(net if average is None else average, data.held_out, data.preprocessing, team, stop)
         if measured is None:
             return False
         accuracy, loss = measured

@@ -1,5 +1,6 @@
 """A recipe to a trained network: `train` reads from top to bottom."""
 
+import copy
 import json
 import math
 import os
@@ -126,7 +127,7 @@ def train(
         return Run(
             folder,
             recipe,
-            training.net.eval(),
+            training.result.eval(),
             tuple(state.history),
             f"{team.size} x {team.device.type}" if team.size > 1 else str(team.device),
             _hardware(state.facts),
@@ -176,13 +177,14 @@ def _set_up(
     net = build(architecture, recipe.init)
     notes = [*data.notes, *start_from(net, source, recipe)]
     net.to(team.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    average = copy.deepcopy(net) if recipe.average else None  # before it has a group, which cannot be copied
     if recipe.sync_batch_norm:
         if team.device.type != "cuda":
             raise RunError(f"expected GPUs with sync_batch_norm, got {team.device.type}, try without")
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net, team.group)
     optimizer = make_optimizer(recipe, net)
-    state = restore(saved, net, optimizer) if saved else RunState(asdict(recipe), data.facts)
-    training = Training(recipe, team, data, net, optimizer, state, engine)
+    state = restore(saved, net, optimizer, average) if saved else RunState(asdict(recipe), data.facts)
+    training = Training(recipe, team, data, net, optimizer, state, engine, average)
     steps = training.steps_per_epoch
     if not 0 <= state.epoch_steps <= steps or any(epoch.step != steps for epoch in state.history[:1]):
         raise CheckpointError(f"expected a checkpoint of epochs of {steps} steps, got one of others")
@@ -266,7 +268,7 @@ def _train_and_save(
         is_paused = until_epoch is not None and training.state.epoch > until_epoch
         return stop.signal_name or ("until_epoch" if is_paused else "a signal to another process")
     if training.team.leads:
-        save_weights(folder / MODEL, training.net, training.metadata)
+        save_weights(folder / MODEL, training.result, training.metadata)
         best = training.state.best_step
         if best is not None:
             write_whole(folder / BEST, read_checkpoint(checkpoint_path(folder, best))[NETWORK])

@@ -31,7 +31,7 @@ _BOUNDS = {
     "epoch_images": (0, 10**12),
     "seed": (0, 2**31 - 1),
     **dict.fromkeys(("learning_rate", "weight_decay"), (0, 1e6)),
-    **dict.fromkeys(("warmup", "momentum", "label_smoothing", "color_shift", "holdout"), (0, 1)),
+    **dict.fromkeys(("warmup", "momentum", "label_smoothing", "color_shift", "holdout", "cutmix", "average"), (0, 1)),
 }
 """The least and the highest value of a number; `Architecture` checks the numbers of the network."""
 
@@ -77,6 +77,9 @@ class Recipe:
         flip: Mirror training images left and right at random.
         translate: Shift training images at random by up to this many of their own pixels.
         erase: Black out a square of this many of their own pixels in training images at random.
+        cutmix: Share of training images of which a random rectangle is another image's, and so a share of the target.
+        average: Time over which the weights are averaged exponentially, as a share of the run; 0 takes the last ones.
+        test_flip: Average logits over an image and its mirror image when the network is evaluated or used.
         validation: Keep this many of the last training images out, and evaluate on them instead of on the test set.
         compression: How processes send gradients to each other: none, bf16 or powersgd.
         sync_batch_norm: Compute batch norm over the images of all processes, on GPUs.
@@ -119,6 +122,9 @@ class Recipe:
     flip: bool = False
     translate: int = 0
     erase: int = 0
+    cutmix: float = 0.0
+    average: float = 0.0
+    test_flip: bool = False
     validation: int = 0
     compression: Compression = "none"
     sync_batch_norm: bool = False

@@ -103,7 +103,8 @@ def open_run_data(
         _check_same(recipe, facts.get("fingerprint"), source.fingerprint)  # before decoding, which may take long
     splits, held_out_name = _splits(recipe, source)
     channels = {"data": source.channels, "grey": 1, "rgb": 3}[recipe.channels]
-    geometry = Preprocessing(recipe.image_size, channels, (0.0,) * channels, (1.0,) * channels)
+    zeros, ones = (0.0,) * channels, (1.0,) * channels
+    geometry = Preprocessing(recipe.image_size, channels, zeros, ones, test_flip=recipe.test_flip)
     if recipe.shorter_side:
         side = sum(recipe.shorter_side) / len(recipe.shorter_side)  # the paper's, for one scale at test time
         geometry = replace(geometry, resize="crop", crop_fraction=recipe.image_size / side)
@@ -126,7 +127,7 @@ def open_run_data(
     if facts is not None:
         return _as_before(recipe, data, facts, say)
     if pretrained is not None:
-        own = {name: getattr(geometry, name) for name in ("image_size", "resize", "crop_fraction")}
+        own = {name: getattr(geometry, name) for name in ("image_size", "resize", "crop_fraction", "test_flip")}
         data = replace(data, preprocessing=replace(pretrained.for_channels(channels), **own))
     is_standardised = recipe.normalize and pretrained is None
     if is_standardised or recipe.color_shift:

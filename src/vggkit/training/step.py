@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.utils import get_total_norm
 
 from vggkit.data.feed import Batch, network_input
-from vggkit.data.loading import Augmentation, derived_seed
+from vggkit.data.loading import Augmentation, cutmix, derived_seed
 from vggkit.data.samples import IGNORED_LABEL
 from vggkit.engines import gpu
 from vggkit.engines.accelerate import EngineName
@@ -39,6 +39,13 @@ class Training:
     optimizer: torch.optim.Optimizer
     state: RunState
     engine: EngineName = "fast"
+    average: AnyNetwork | None = None
+    """`net` with averaged weights, if the recipe asks for an average."""
+
+    @property
+    def result(self) -> AnyNetwork:
+        """What is evaluated and saved: the average, if there is one."""
+        return self.net if self.average is None else self.average
 
     @property
     def steps_per_epoch(self) -> int:
@@ -65,16 +72,19 @@ def make_step(training: Training, net: nn.Module) -> Step:
     may_capture = team.device.type == "cuda" and team.size == 1 and training.engine == "fast"
 
     def take(batch: Batch, learning_rate: float | Tensor, wants_stop: bool | Tensor) -> Tensor:
+        x = augmented_input(batch, recipe, training.data, draws)
+        shares = cutmix(x, recipe.cutmix, draws, batch.part, batch.size) if recipe.cutmix else None
         return train_step(
             net,
             training.optimizer,
-            augmented_input(batch, recipe, training.data, draws),
+            x,
             batch.labels,
             learning_rate,
             recipe.label_smoothing,
             team=team,
             batch_size=batch.size,
             wants_stop=wants_stop,
+            shares=shares,
         )
 
     captured: Step | None = None
@@ -162,6 +172,7 @@ def train_step(
     team: Team | None = None,
     batch_size: int | None = None,
     wants_stop: bool | Tensor = False,
+    shares: Tensor | None = None,
 ) -> Tensor:
     """One step of `optimizer` on a batch, without waiting for the device.
 
@@ -178,6 +189,7 @@ def train_step(
         team: the processes that take the step together; this one alone if not given.
         batch_size: images of the whole batch; those of `x` if not given.
         wants_stop: whether this process was asked to stop.
+        shares: of the target of each image that are the label of the image before it: (images,), from `cutmix`.
 
     Returns:
         float32 (5,) on the device, over the whole batch: loss x images, correct, images, processes that want to stop,
@@ -187,9 +199,7 @@ def train_step(
         group["lr"] = learning_rate
     with gpu.half(x):
         logits = net(x)
-        loss_sum = F.cross_entropy(
-            logits, labels, ignore_index=IGNORED_LABEL, label_smoothing=label_smoothing, reduction="sum"
-        )
+        loss_sum = _loss_sum(logits, labels, label_smoothing, shares)
     optimizer.zero_grad()  # not before: what the forward pass makes would break up the room that these need again
     team_size = team.size if team is not None else 1
     (loss_sum * (team_size / (batch_size or len(labels)))).backward()  # processes' gradients are averaged
@@ -207,6 +217,38 @@ def train_step(
         elif not outcome[4]:
             optimizer.step()
     return outcome
+
+
+def make_averaging(training: Training) -> Callable[[], None]:
+    """What brings `training.average` up to date behind a step, before the state counts it.
+
+    Batch norm's moments are averaged as the weights are. Until as many steps are taken as it is to last, the average
+    is the mean of all of them.
+    """
+    if training.average is None:
+        return lambda: None
+    recipe, state = training.recipe, training.state
+    duration = max(1.0, recipe.average * recipe.epochs * training.steps_per_epoch)
+    pairs = list(zip(training.average.state_dict().values(), training.net.state_dict().values(), strict=True))
+    weights = [pair for pair in pairs if pair[0].is_floating_point()]
+    counts = [pair for pair in pairs if not pair[0].is_floating_point()]
+    averages, values = ([pair[side] for pair in weights] for side in (0, 1))
+
+    def update() -> None:
+        torch._foreach_lerp_(averages, values, 1 / min(state.step + 1, duration))
+        for average, count in counts:
+            average.copy_(count)
+
+    return update
+
+
+def _loss_sum(logits: Tensor, labels: Tensor, label_smoothing: float, shares: Tensor | None) -> Tensor:
+    """The cross-entropy summed over images, of whose targets `shares` are the label of the image before each."""
+    entropy = functools.partial(F.cross_entropy, ignore_index=IGNORED_LABEL, label_smoothing=label_smoothing)
+    if shares is None:
+        return entropy(logits, labels, reduction="sum")
+    own, other = (entropy(logits, some, reduction="none") for some in (labels, labels.roll(1)))
+    return own.lerp(other, shares.to(own.dtype)).sum()
 
 
 def make_optimizer(recipe: Recipe, net: AnyNetwork) -> torch.optim.Optimizer:
