@@ -69,7 +69,7 @@ def test_several_processes_train_as_one_does(sizes, changes, recipe, tmp_path):
 
 
 def test_processes_average_the_leaders_batch_norms(recipe, tmp_path):
-    mine = replace(recipe, architecture="1x4_bn 1x8", cutmix=0.5)
+    mine = replace(recipe, architecture="1x4 1x8_bn", cutmix=0.5)
     (first, second), _ = results(together(2, in_float64, mine, "run", place=tmp_path), 2)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
