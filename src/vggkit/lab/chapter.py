@@ -1,40 +1,50 @@
 """The chapter "networks using blocks (VGG)" as one page: its figures measured here, beside the book's."""
 
+import re
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from html import escape, unescape
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
-from vggkit.design.architecture import Architecture
-from vggkit.design.network import costs, draw
+from vggkit.design.network import as_network, costs, draw
 from vggkit.design.table import Table
 from vggkit.errors import RecipeError, shown
-from vggkit.lab.answers import Answer, answered
+from vggkit.lab.answers import Answer, answered, short
 from vggkit.lab.experiments import EXPERIMENTS, Size, named_experiment
 from vggkit.lab.report import Code, Heading, Part, Picture, as_svg, to_html
+from vggkit.lab.statistics import pareto_front
 from vggkit.lab.trials import run_experiment
 from vggkit.networks.vgg import vgg
 from vggkit.training.curves import curves
 from vggkit.training.loop import train
 from vggkit.training.recipe import Recipe
 from vggkit.training.run import Run
+from vggkit.version import __version__
 
 Language = Literal["en", "zh"]
 
-BOOK = {"book_loss": "0.177", "book_train": "0.934", "book_test": "0.911–0.920", "book_speed": "2,464–2,562"}
-"""What the book prints for VGG-11/4 after 10 epochs."""
+BOOK = {"loss": "0.177", "train acc": "0.934", "test acc": "0.911–0.920", "examples/s": "2,464–2,562"}
+"""What the book's editions print for VGG-11/4 after 10 epochs."""
 CONV_ARCH = ((1, 64), (1, 128), (2, 256), (2, 512), (2, 512))
 BLOCK = """\
-def vgg_block(num_convs, in_channels, out_channels):
+def vgg_block(num_convs, out_channels):
     layers = []
     for _ in range(num_convs):
-        layers += [nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1), nn.ReLU()]
-        in_channels = out_channels
-    return nn.Sequential(*layers, nn.MaxPool2d(kernel_size=2, stride=2))"""
+        layers.append(nn.LazyConv2d(out_channels, kernel_size=3, padding=1))
+        layers.append(nn.ReLU())
+    layers.append(nn.MaxPool2d(kernel_size=2, stride=2))
+    return nn.Sequential(*layers)"""
+LOOP = """\
+net = vgg(((1, 64), (1, 128), (2, 256), (2, 512), (2, 512)))
+X = torch.randn(1, 1, 224, 224)
+for blk in net:
+    X = blk(X)
+    print(blk.__class__.__name__, 'output shape:\\t', X.shape)"""
 TRAINED: dict[Size, dict[str, Any]] = {
     "minutes": {"image_size": 96, "epochs": 1},
     "hours": {"epochs": 3},
@@ -68,30 +78,72 @@ def measured_chapter(
         size: how much is trained, see `named_experiment`.
         folder: of this chapter; what is in it is not trained again.
         names: the exercises.
-        changes: to the fields of all recipes, to try it.
+        changes: to the fields of all recipes: other data, fewer epochs.
         device: as `train` takes it.
         say: is told what is run.
 
     Returns:
         None if a signal stopped it: the same call goes on.
+
+    Raises:
+        RecipeError: an unknown exercise or size.
+        RunError: `folder` is of another chapter.
     """
     changes = changes or {}
+    asked = [named_experiment(name, size) for name in names]
     recipe = Recipe.named("d2l", **{**TRAINED[size], **changes})
-    say(f"training {recipe.architecture} at {recipe.image_size} px, {recipe.epochs} epochs")
+    say(f"training {recipe.architecture} at {recipe.image_size} px, epochs: {recipe.epochs}")
     run = train(recipe, resume=folder / "narrow", device=device, progress=False)
     if run.stopped_by is not None:
         return None
     answers = {}
-    for name in names:
-        asked = named_experiment(name, size)
-        recipes = {label: each.changed(**changes) for label, each in asked.recipes.items()}
-        experiment = replace(asked, recipes=recipes)
-        say(f"{name}: {experiment.question}")
-        plan, outcomes = run_experiment(experiment, folder / name, device=device, say=say)
+    for number, experiment in enumerate(asked, 1):
+        recipes = {label: each.changed(**changes) for label, each in experiment.recipes.items()}
+        say(f"exercise {number} of {len(asked)}, {experiment.name}: {experiment.question}")
+        plan, outcomes = run_experiment(
+            replace(experiment, recipes=recipes), folder / experiment.name, device=device, say=say
+        )
         if outcomes is None:
             return None
-        answers[name] = answered(plan, outcomes)
+        answers[experiment.name] = answered(plan, outcomes)
     return Chapter(run, answers)
+
+
+class _Words:
+    """The words of the page in one language, from chapter.toml."""
+
+    def __init__(self, language: Language) -> None:
+        if language not in get_args(Language):
+            raise RecipeError(f"expected a language of {', '.join(get_args(Language))}, got {shown(repr(language))}")
+        read = tomllib.loads(resources.files("vggkit.lab").joinpath("chapter.toml").read_text("utf-8"))
+        self._own = read[language]
+        self._terms = [
+            (re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+?)", re.escape(english))), other)
+            for english, other in self._own.get("terms", {}).items()
+        ]
+
+    def __call__(self, name: str, **values: object) -> str:
+        """A sentence of the page, filled with values."""
+        filled = {key: self.of(value) if isinstance(value, str) else value for key, value in values.items()}
+        return str(self._own[name].format(**filled))
+
+    def of(self, english: str) -> str:
+        """What another part of vggkit says, in this language; names and numbers are left as they are."""
+        for pattern, other in self._terms:
+            if found := pattern.fullmatch(english):
+                return str(other.format(**{blank: self.of(words) for blank, words in found.groupdict().items()}))
+        return english
+
+    def table(self, table: Table) -> Table:
+        """`table` in this language."""
+        sections = [[list(map(self.of, row)) for row in rows] for rows in table.sections]
+        header, notes = (list(map(self.of, lines)) for lines in (table.header, table.notes))
+        return Table(header, sections, table.left_aligned, self.of(table.title), notes)
+
+    def picture(self, svg: str, words: str) -> Picture:
+        """A picture whose texts are in this language."""
+        said = re.sub(r"(?<=>)[^<>]*\w[^<>]*(?=<)", lambda text: escape(self.of(unescape(text[0]))), svg)
+        return Picture(said, words)
 
 
 def chapter_page(chapter: Chapter, command: str, language: Language = "en") -> str:
@@ -101,110 +153,133 @@ def chapter_page(chapter: Chapter, command: str, language: Language = "en") -> s
         chapter: what was measured.
         command: makes the page again.
         language: of its words; the numbers are the same.
+
+    Raises:
+        RecipeError: another language.
     """
-    languages = tomllib.loads(resources.files("vggkit.lab").joinpath("chapter.toml").read_text("utf-8"))
-    if language not in languages:
-        raise RecipeError(f"expected a language of {', '.join(languages)}, got {shown(repr(language))}")
-    words = languages[language]
-    parts: list[Part] = [Heading(words["why"]), words["why_1"], Heading(words["block"]), words["block_1"], Code(BLOCK)]
-    parts += _design_parts(words)
-    parts += _training_parts(words, chapter.run)
-    parts += [Heading(words["throughput"]), words["throughput_1"], _throughput(chapter)]
-    seeds = max((answer.plan.experiment.seeds for answer in chapter.answers.values()), default=0)
-    parts += [Heading(words["exercises"]), words["exercises_1"].format(seeds=seeds)]
-    for name, answer in chapter.answers.items():
-        question = words.get("questions", {}).get(name, answer.plan.experiment.question)
-        parts += [Heading(question), *answer.sentences, Picture(answer.plot(), question), answer.table(False)]
-    return to_html(words["title"], [*parts, Heading(words["made_by"]), Code(command)], language)
+    words = _Words(language)
+    parts: list[Part] = [words("intro", version=__version__, hardware=chapter.run.hardware)]
+    parts += [Heading(words("why")), words("why_1"), Heading(words("block")), words("block_1"), Code(BLOCK)]
+    parts += [*_network(words), *_costs(words), *_training(words, chapter.run)]
+    if chapter.answers:
+        seeds = max(answer.plan.experiment.seeds for answer in chapter.answers.values())
+        parts += [Heading(words("throughput")), words("throughput_1")]
+        parts += [words.picture(_throughput(chapter.answers), ""), Heading(words("exercises"))]
+        parts += [words("exercises_1", seeds=seeds)]
+    for number, answer in enumerate(chapter.answers.values(), 1):
+        parts += [Heading(f"{number}. {words.of(answer.plan.experiment.question)}"), *map(words.of, answer.sentences)]
+        parts += [words.picture(answer.plot(), ""), words.table(answer.table(with_words=False))]
+    return to_html(words("title"), [*parts, Heading(words("made_by")), Code(command)], language)
 
 
-def _design_parts(words: dict[str, str]) -> list[Part]:
-    """The network, its drawing and its costs: nothing is trained for them."""
-    lines, x = [], torch.zeros(1, 1, 224, 224)
+def _network(words: _Words) -> list[Part]:
+    """VGG-11 as the book prints it, and drawn."""
+    net, x, lines = vgg(CONV_ARCH).eval(), torch.zeros(1, 1, 224, 224), []
     with torch.no_grad():
-        for layer in vgg(CONV_ARCH).eval():
-            x = layer(x)
-            lines.append(f"{layer.__class__.__name__} output shape:\t{tuple(x.shape)}")
-    book = {"in_channels": 1, "num_classes": 10}
-    networks = [Architecture.parse(name, **book) for name in ("vgg11", "vgg11/4")]
-    whole, narrow = map(costs, networks)
-    layers, total = whole.layers, whole.total
-    filled = {
-        "fc_parameters": sum(layer.parameters for layer in layers if layer.kind == "fc") / total.parameters,
-        "conv_macs": sum(layer.macs for layer in layers if layer.kind == "conv") / total.macs,
-        "early_memory": sum(layer.activation_bytes for layer in layers if layer.part in ("block1", "block2"))
-        / total.activation_bytes,
-        "parameters": total.parameters,
-        "narrow_parameters": narrow.total.parameters,
-        "macs_ratio": total.macs / narrow.total.macs,
-    }
+        for blk in net:
+            x = blk(x)
+            lines.append(f"{blk.__class__.__name__} output shape:\t {x.shape}")
+    num_shown = sum(any(True for _ in blk.parameters()) for blk in net)
+    num_weighted = sum(isinstance(layer, torch.nn.Conv2d | torch.nn.Linear) for layer in net.modules())
     return [
-        Heading(words["network"]),
-        words["network_1"],
-        Code("\n".join(lines)),
-        words["network_2"],
-        Picture(draw(networks[0]), "VGG-11"),
-        Heading(words["costs"]),
-        words["costs_1"].format(**filled),
-        whole.table(),
-        Heading(words["narrow"]),
-        words["narrow_1"].format(**filled),
-        narrow.table(),
+        Heading(words("network")),
+        words("network_1"),
+        Code(f"{LOOP}\n\n" + "\n".join(lines)),
+        words("network_2", shown=num_shown, hidden=num_weighted - num_shown),
+        words.picture(draw(_of_book("vgg11")), words("network_3")),
     ]
 
 
-def _training_parts(words: dict[str, str], run: Run) -> list[Part]:
-    recipe, last = run.recipe, run.history[-1]
-    book = Recipe.named("d2l")
-    changed = {
-        name: value
-        for name in ("image_size", "epochs", "data", "architecture")
-        if (value := getattr(recipe, name)) != getattr(book, name)
+def _costs(words: _Words) -> list[Part]:
+    """Where VGG-11 needs what, beside AlexNet and its narrow edition."""
+    alexnet, whole, narrow = (costs(_of_book(name)) for name in ("alexnet", "vgg11", "vgg11/4"))
+    total, small = whole.total, narrow.total
+    early = sum(part.activation_bytes for name, part in whole.parts.items() if name in ("block1", "block2"))
+    shares = {
+        "fc_parameters": whole.fully_connected.parameters / total.parameters,
+        "conv_macs": whole.convolutional.macs / total.macs,
+        "early_memory": early / total.activation_bytes,
     }
-    speed = sum(m.examples_per_second * m.train_seconds for m in run.history) / sum(
-        m.train_seconds for m in run.history
-    )
-    measured = {
-        **BOOK,
-        "loss": last.train_loss,
-        "train": last.train_accuracy,
-        "test": last.test_accuracy,
-        "speed": speed,
-        "epochs": recipe.epochs,
-        "hardware": run.hardware,
-        "changes": ", ".join(f"{name} {value}" for name, value in changed.items()) or "-",
+    beside = {
+        "parameters_ratio": total.parameters / alexnet.total.parameters,
+        "macs_ratio": total.macs / alexnet.total.macs,
+        "memory_ratio": total.activation_bytes / alexnet.total.activation_bytes,
     }
     rows = [
-        ("loss", BOOK["book_loss"], f"{last.train_loss:.3f}"),
-        ("train acc", BOOK["book_train"], f"{last.train_accuracy:.3f}"),
-        ("test acc", BOOK["book_test"], f"{last.test_accuracy:.3f}"),
-        ("examples/s", BOOK["book_speed"], f"{speed:,.0f}"),
+        (name, f"{need.parameters:,}", f"{2 * need.macs / 1e9:,.2f} G", f"{need.activation_bytes / 1e6:,.1f} MB")
+        for name, need in (("AlexNet", alexnet.total), ("VGG-11", total), ("VGG-11/4", small))
     ]
+    return [
+        Heading(words("costs")),
+        words("costs_1", **shares),
+        words.table(whole.table()),
+        words("costs_2", **beside),
+        words.table(Table(("network", "parameters", "FLOPs", "activations"), [rows])),
+        Heading(words("narrow")),
+        words(
+            "narrow_1",
+            narrow_parameters=small.parameters,
+            parameters=total.parameters,
+            narrow_ratio=total.macs / small.macs,
+        ),
+        words.table(narrow.table()),
+    ]
+
+
+def _of_book(name: str) -> Any:
+    return as_network(name, in_channels=1, num_classes=10, image_size=224)
+
+
+def _training(words: _Words, run: Run) -> list[Part]:
+    """The run beside the book's."""
+    recipe, book, last = run.recipe, Recipe.named("d2l"), run.history[-1]
+    figures = (last.train_loss, last.train_accuracy, last.test_accuracy)
+    here = [*(f"{value:.3f}" for value in figures), f"{run.examples_per_second:,.0f}"]
+    rows = [(name, printed, measured) for (name, printed), measured in zip(BOOK.items(), here, strict=True)]
+    macs = [costs(each.network(in_channels=1, num_classes=10)).total.macs for each in (book, recipe)]
+    reasons = [
+        words(name, here=getattr(recipe, name), book=getattr(book, name), ratio=macs[0] / macs[1])
+        for name in ("epochs", "image_size", "data", "architecture")
+        if getattr(recipe, name) != getattr(book, name)
+    ]
+    machine = words("machine", hardware=run.hardware)
+    why = [words("difference", reasons=words("joint").join([*reasons, machine])), words("accuracy_reasons")]
     picture = as_svg(curves(run.history, recipe.epochs, run.evaluated_on, f"{recipe.architecture}, {recipe.data}"))
     return [
-        Heading(words["training"]),
-        words["training_1"].format(**measured),
-        Picture(picture, words["curve"]),
-        words["training_2"].format(**measured),
-        Table((words["quantity"], words["book"], words["here"]), [rows]),
+        Heading(words("training")),
+        words("training_1"),
+        words.picture(picture, words("curve")),
+        words.table(Table(("quantity", "the book", "here"), [rows])),
+        *(why if reasons else [words("no_difference", hardware=run.hardware)]),
     ]
 
 
-def _throughput(chapter: Chapter) -> Picture:
-    """Accuracy against examples/s of every network of the exercises."""
+def _throughput(answers: dict[str, Answer]) -> str:
+    """Accuracy against examples/s of every network of the exercises, as an SVG picture."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(8, 5.5), layout="constrained")
     axes = figure.subplots()
-    for name, answer in chapter.answers.items():
-        points = [
-            (row.examples_per_second, row.accuracy.mean, 20 + row.cost.parameters / 50_000)
-            for row in answer.rows
-            if row.accuracy is not None and row.examples_per_second is not None
-        ]
-        axes.scatter(*zip(*points, strict=True), alpha=0.6, label=name)
-    axes.set(xscale="log", xlabel="examples/s in training", ylabel="test accuracy")
+    measured = [
+        (name, row, (row.examples_per_second, row.accuracy.mean))
+        for name, answer in answers.items()
+        for row in answer.rows
+        if row.accuracy is not None and row.examples_per_second is not None
+    ]
+    most = max((row.cost.parameters for _, row, _ in measured), default=1)
+    for number, name in enumerate(answers):
+        axes.scatter([], [], alpha=0.5, color=f"C{number}", label=name)  # circles of one size for the legend
+        points = [(*place, max(8, 1_500 * row.cost.parameters / most)) for own, row, place in measured if own == name]
+        axes.scatter(*zip(*points, strict=True) if points else ([], [], []), alpha=0.5, color=f"C{number}")
+    front = pareto_front([place for *_, place in measured])
+    for (_, row, place), is_best in zip(measured, front, strict=True):
+        if is_best or row.cost.parameters == most:
+            label = f"{shown(row.label)}: {short(row.cost.parameters)} parameters"
+            axes.annotate(label, place, xytext=(0, 7), textcoords="offset points", ha="center", fontsize="small")
+    best = sorted(place for (*_, place), is_best in zip(measured, front, strict=True) if is_best)
+    axes.plot(*zip(*best, strict=True) if best else ([], []), "--", color="grey", linewidth=1, zorder=0)
+    axes.set(xscale="log", xlabel="examples/s in training", ylabel="accuracy")
+    axes.margins(0.15)
     axes.grid(alpha=0.3)
-    if chapter.answers:
-        axes.legend(fontsize="small", markerscale=0.6)
-    return Picture(as_svg(figure), "examples/s, accuracy, parameters")
+    axes.legend(fontsize="small", markerscale=0.6)
+    return as_svg(figure)

@@ -18,12 +18,17 @@ STYLE = """
 @media (prefers-color-scheme: dark) { :root { --line: #444b55 } }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.6rem; line-height: 1.25 } h2 { font-size: 1.2rem; margin-top: 2rem }
+p:empty { display: none }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap }
 figure { margin: 1.5rem 0 } figcaption, small { font-size: .85rem; opacity: .8 }
 svg { max-width: 100%; height: auto; background: var(--card); border-radius: .4rem }
 pre { overflow-x: auto; padding: .6rem; border: 1px solid var(--line); border-radius: .4rem; font-size: .85rem }
-@media print { body { margin: 0; max-width: none } .wide { overflow: visible } table { font-size: .6rem } }
+@media print {
+  body { margin: 0; max-width: none } .wide { overflow: visible } table { font-size: .6rem }
+  pre { white-space: pre-wrap }
+  figure, table, pre { break-inside: avoid } h2 { break-after: avoid }
+}
 """
 
 

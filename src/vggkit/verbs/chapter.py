@@ -7,8 +7,8 @@ from typing import Literal
 
 from vggkit.data.files import write_whole
 from vggkit.errors import shown
-from vggkit.lab.experiments import Size
-from vggkit.verbs.terminal import DONE, RESUMABLE, Short, check_out, parse_flags, print_to_stderr
+from vggkit.lab.experiments import EXPERIMENTS, Size
+from vggkit.verbs.terminal import DONE, RESUMABLE, Short, check_out, given, parse_flags, print_to_stderr
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,8 @@ class Flags:
     """Measure the chapter and its exercises, as one page.
 
     Examples:
-      vgg chapter -o chapter.html
       vgg chapter --size gpu --language zh -o chapter-zh.html
+      vgg chapter --data fashion-mnist-sample --exercises batch-norm resolution
     """
 
     out: Short[Path] = Path("chapter.html")
@@ -26,8 +26,14 @@ class Flags:
     """How much is trained: minutes for each exercise, hours, or what needs a GPU."""
     language: Literal["en", "zh"] = "en"
     """English or Chinese, from the same runs."""
-    runs: Path = Path("experiments") / "chapter"
-    """The folder of the runs, and where to go on from."""
+    exercises: tuple[str, ...] = tuple(EXPERIMENTS)
+    """Which, as vgg experiment --list names them."""
+    data: str | None = None
+    """Other data than Fashion-MNIST."""
+    epochs: int | None = None
+    """Other than those of the size."""
+    runs: Path | None = None
+    """The folder of the runs, and where to go on from; experiments/chapter-<size> if not given."""
     device: str | None = None
     """cpu, cuda, cuda:1 or mps; a GPU, if there is one, if not given."""
 
@@ -36,12 +42,16 @@ def run(arguments: list[str]) -> int:
     """Run the verb; returns the exit code: 75 if a signal stopped it, after which the same command goes on."""
     flags = parse_flags("chapter", Flags, arguments)
     check_out(flags.out, ".html")
+    runs = flags.runs or Path("experiments") / f"chapter-{flags.size}"
 
     from vggkit.lab.chapter import chapter_page, measured_chapter
 
-    chapter = measured_chapter(flags.size, flags.runs, device=flags.device, say=print_to_stderr)
+    changes = given(data=flags.data, epochs=flags.epochs)
+    chapter = measured_chapter(
+        flags.size, runs, names=flags.exercises, changes=changes, device=flags.device, say=print_to_stderr
+    )
     if chapter is None:
-        print("stopped; go on with the same command")
+        print(f"stopped; go on with the same command, or --runs {shown(runs, 500)}")
         return RESUMABLE
     page = chapter_page(chapter, shlex.join(["vgg", "chapter", *arguments]), flags.language)
     write_whole(flags.out, page.encode("utf-8", "backslashreplace"))
