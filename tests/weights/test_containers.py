@@ -1,6 +1,7 @@
 """Weight files of other libraries: read whole, or refused in one line that names the key."""
 
 import io
+import warnings
 import zipfile
 from collections import OrderedDict
 
@@ -149,12 +150,16 @@ def small_files(tmp_path_factory):
     torch.save(state, folder / "small.pth")
     torch.save(state, folder / "small.old.pth", _use_new_zipfile_serialization=False)
     as_published({"block1_conv1/bias": np.arange(6.0)}, folder / "small.h5")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.ReLU())
+        torch.onnx.export(net.eval(), (torch.zeros(1, 1, 2, 2),), folder / "small.onnx", dynamo=False)
     return folder
 
 
 @settings(max_examples=400, deadline=None)
 @given(
-    kind=st.sampled_from(["npz", "pth", "old.pth", "h5"]),
+    kind=st.sampled_from(["npz", "pth", "old.pth", "h5", "onnx"]),
     place=st.integers(0, 10**6),
     bit=st.none() | st.integers(0, 7),
     put_in=st.binary(max_size=8),

@@ -83,11 +83,11 @@ class Classifier:
             yield names, self.preprocessing.scaled(pixels.to(self.device))
 
     def check_has_classes(self) -> None:
-        """Raise `WeightsError` if the weight file has no fully connected layers."""
+        """Raise `WeightsError` if the weight file has no fully connected layers of a VGG."""
         if not self.classes:
             raise WeightsError(
-                f"expected weights with fully connected layers, got {self.source} without, try 'vgg features' for "
-                "the layers of its blocks, or 'vgg train --recipe finetune --head gap --hidden' to train new ones"
+                f"expected weights with fully connected layers of a VGG, got {self.source} without, try 'vgg features' "
+                "for the layers of its blocks, or 'vgg train --recipe finetune --head gap --hidden' to train new ones"
             )
 
 

@@ -1,8 +1,10 @@
 """Weight files of any format as names, shapes and tensors. No code in a file is run, and no header is trusted.
 
-Formats: safetensors; PyTorch's `.pth`, by `torch.load(weights_only=True)`; NumPy's `.npz`; HDF5, as Keras writes it.
+Formats: safetensors; PyTorch's `.pth`, by `torch.load(weights_only=True)`; NumPy's `.npz`; HDF5 and `.keras`, as Keras
+writes them; the blocks of an ONNX file.
 """
 
+import io
 import math
 import os
 import pickletools
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 from vggkit.data.files import why_not_a_file
 from vggkit.errors import WeightsError, shown
+from vggkit.weights.onnx import onnx_arrays
 
 MAX_TENSORS = 10_000
 """Far above any network that can be built; a file that lists more is refused."""
@@ -32,7 +35,15 @@ MAX_CHUNK_VALUES = 2**20
 """In a chunk of HDF5, which is decompressed whole even if the tensor is smaller."""
 
 MAX_GROUPS_DEEP = 5
-"""In HDF5: Keras nests three deep."""
+"""In HDF5: Keras nests three deep, and five if a network is a layer of another."""
+
+_KERAS_WEIGHTS = "model.weights.h5"
+"""In a `.keras` file, which is a zip archive."""
+
+_KERAS_OPTIMIZERS = ("/optimizer", "/optimizer_weights")
+"""Groups of a trained network's HDF5 that hold the state of its optimizer."""
+_KERAS_NETWORKS = ("model_weights", "vgg16", "vgg19")
+"""Groups that hold layers, in files from before Keras 3."""
 
 NETWORK_KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
 """Where training programs keep the network in a checkpoint that holds several state dicts."""
@@ -115,15 +126,22 @@ def _opened(path: Path, stack: ExitStack) -> tuple[dict[str, Stored], dict[str, 
             for _ in range(_LEGACY_PICKLES):
                 _check_pickle(file)
             return _pth(path, mmap=False), {}
+    if start.startswith(b"\x08"):  # the version that an ONNX file begins with
+        arrays = onnx_arrays(path.read_bytes())
+        return {name: Stored(array.shape, partial(_from_numpy, array)) for name, array in arrays.items()}, {}
     if not start.startswith(b"PK"):
         return _safetensors(path, stack)
     archive = stack.enter_context(zipfile.ZipFile(path))
     pickles = [name for name in archive.namelist() if name.endswith("data.pkl")]
-    if not pickles:
+    is_keras = _KERAS_WEIGHTS in archive.namelist()
+    if not pickles and not is_keras:
         return _npz(archive), {}
-    # torch.save does not compress; a compressed member could expand to any size.
+    # Neither compresses; a compressed member could expand to any size.
     if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-        raise WeightsError("expected a file of torch.save, which compresses nothing, got compressed parts")
+        what = "Keras" if is_keras else "torch.save"
+        raise WeightsError(f"expected a file of {what}, which compresses nothing, got compressed parts")
+    if is_keras:
+        return _hdf5(io.BytesIO(archive.read(_KERAS_WEIGHTS)), stack), {}
     for name in pickles:
         with archive.open(name) as member:
             _check_pickle(member)
@@ -210,14 +228,14 @@ def _npz(archive: zipfile.ZipFile) -> dict[str, Stored]:
     return tensors
 
 
-def _hdf5(path: Path, stack: ExitStack) -> dict[str, Stored]:
+def _hdf5(file: Path | io.BytesIO, stack: ExitStack) -> dict[str, Stored]:
     try:
         import h5py
     except ImportError:
         raise WeightsError("expected h5py to read HDF5, got no such package, try 'pip install h5py'") from None
     tensors: dict[str, Stored] = {}
     # Not by visititems, which ends the process at groups that are nested ten thousand deep.
-    todo, num_visited = [(stack.enter_context(h5py.File(path, "r")), "", 0)], 0
+    todo, num_visited = [(stack.enter_context(h5py.File(file, "r")), "", 0)], 0
     while todo:
         group, layer, depth = todo.pop()
         # Keras 3 keeps a layer's name in an attribute; before, the outermost group was named after the layer.
@@ -230,8 +248,10 @@ def _hdf5(path: Path, stack: ExitStack) -> dict[str, Stored]:
                 raise WeightsError(f"expected groups and tensors as Keras nests them, got '{where}' among others")
             if not isinstance(group.get(key, getlink=True), h5py.HardLink):  # a link may lead to any file
                 raise WeightsError(f"expected the data of '{where}' in this file, got a link")
+            if where in _KERAS_OPTIMIZERS:
+                continue
             if not isinstance(group[key], h5py.Dataset):
-                todo.append((group[key], layer or key, depth + 1))
+                todo.append((group[key], layer or key * (key not in _KERAS_NETWORKS), depth + 1))
                 continue
             name = f"{layer}/{'bias' if group[key].ndim == 1 else 'kernel'}"
             if name in tensors:

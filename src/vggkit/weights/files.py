@@ -85,8 +85,8 @@ def load_weights(path: str | os.PathLike[str], device: str | torch.device = "cpu
 
     Reads what `save_weights` wrote, and the files of other libraries as docs/weights.md lists them; the tensors decide
     whose file it is. Of other libraries' files the metadata holds `source`, `classes`, `preprocessing`, and
-    `preprocessing_guessed_from`, the source whose names the file has. A file without fully connected layers has no
-    `classes`; its network gets the head `gap` with zeros for one class, and the layers of its blocks can be used.
+    `preprocessing_guessed_from`, the source whose names the file has. A file without a VGG's fully connected layers has
+    no `classes`; its network gets the head `gap` with zeros for one class, and the layers of its blocks can be used.
 
     Names and shapes are compared with a network that takes no memory before any tensor is read.
 
@@ -154,6 +154,8 @@ def _translated(tensors: dict[str, Stored]) -> tuple[VGG, dict[str, str]]:
             "try save_weights for a network of vggkit, the state dict alone for another one"
         )
     source, arch = match.source, match.architecture
+    if source == "keras" and arch.head == "gap":  # the user's own top, which is no VGG's, stays in the file
+        tensors = {name: stored for name, stored in tensors.items() if name.startswith("block")}
     state = _read_all(tensors, match.table, f"{source}/{arch.name}")
     with torch.device("meta"):
         net = VGG(arch, init="torch")
