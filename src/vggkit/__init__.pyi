@@ -24,6 +24,7 @@ from vggkit.errors import ArchitectureError as ArchitectureError
 from vggkit.inference.evaluate import Evaluation as Evaluation
 from vggkit.inference.evaluate import evaluate as evaluate
 from vggkit.inference.features import features as features
+from vggkit.inference.perceptual import LPIPS as LPIPS
 from vggkit.inference.perceptual import PerceptualLoss as PerceptualLoss
 from vggkit.inference.predict import Classifier as Classifier
 from vggkit.inference.predict import load_classifier as load_classifier

@@ -1,10 +1,16 @@
+import warnings
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vggkit import VGG, Architecture, PerceptualLoss, Preprocessing
+from tests.peers import peer
+from vggkit import LPIPS, VGG, Architecture, PerceptualLoss, Preprocessing
+from vggkit.errors import WeightsError
 from vggkit.inference.perceptual import gram_matrix
+from vggkit.weights.translation import architecture_of, entries
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -105,3 +111,51 @@ def test_a_gram_matrix_of_large_maps_fits_into_half_precision():
     with torch.autocast("cpu", torch.float16):
         gram = gram_matrix(torch.full((1, 4, 224, 224), 2.0))
     torch.testing.assert_close(gram.float(), torch.ones(1, 4, 4), rtol=0.01, atol=0)
+
+
+@pytest.fixture(scope="module")
+def lpips():
+    """The package's own network with learned heads and random convolutions, and ours of the same."""
+    package = peer("lpips")
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # theirs, not ours
+        theirs = package.LPIPS(net="vgg", pnet_rand=True, verbose=False)
+    net = VGG(architecture_of("torchvision", "vgg16", head="gap", num_classes=1))
+    state = {name.split(".", 1)[1]: tensor for name, tensor in theirs.net.state_dict().items()}  # of slice1.0.weight
+    table = {key: entry for key, entry in entries("torchvision", net.architecture).items() if key.startswith("block")}
+    ours = {key: state[entry.name.removeprefix("features.")] for key, entry in table.items()}
+    net.load_state_dict(ours, strict=False)
+    return theirs, LPIPS(net, Preprocessing(224, 3, MEAN, STD), Path(package.__file__).parent / "weights/v0.1/vgg.pth")
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 51), (33, 100)])
+def test_the_learned_distance_and_its_gradient_are_those_of_its_package(lpips, size):
+    theirs, ours = lpips
+    torch.manual_seed(1)
+    target = torch.rand(2, 3, *size)
+    outputs = [(0.7 * target + 0.3 * torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(2)))] * 2
+    outputs = [output.clone().requires_grad_() for output in outputs]
+    expected, got = theirs(outputs[0], target, normalize=True).flatten(), ours(outputs[1], target)
+    assert expected.min() > 0.01
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+    expected.sum().backward()
+    got.sum().backward()
+    torch.testing.assert_close(outputs[1].grad, outputs[0].grad, rtol=1e-3, atol=1e-6)
+
+
+def test_equal_images_have_the_distance_0_and_a_gradient(lpips):
+    """Also where all channels of a place are 0, whose length has no derivative."""
+    output = torch.zeros(1, 3, 32, 32, requires_grad=True)
+    distance = lpips[1](output, torch.zeros(1, 3, 32, 32))
+    distance.sum().backward()
+    assert distance.item() == 0
+    assert output.grad.isfinite().all()
+
+
+def test_heads_of_another_network_are_refused(lpips, net, tmp_path):
+    folder = Path(peer("lpips").__file__).parent / "weights/v0.1"
+    with pytest.raises(WeightsError, match=r"alex.pth: expected .*lin1.model.1.weight.*, as vgg16 asks, got lin0"):
+        LPIPS(lpips[1].net, lpips[1].preprocessing, folder / "alex.pth")
+    with pytest.raises(WeightsError, match="vgg.pth: expected .*, as 1x4 2x6 1x8 asks, got lin0"):
+        LPIPS(net, Preprocessing(16, 3, MEAN, STD), folder / "vgg.pth")

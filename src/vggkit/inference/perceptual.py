@@ -1,17 +1,23 @@
-"""A perceptual loss: two images compared by what a trained network's layers make of them.
+"""Two images compared by what a trained network's layers make of them: a perceptual loss, and a learned distance.
 
 Sources: Gatys, Ecker & Bethge, arXiv 1508.06576 (content and style, the Gram matrix); Johnson, Alahi & Fei-Fei,
-arXiv 1603.08155 (both as a loss to train with, divided by the size of the maps).
+arXiv 1603.08155 (both as a loss to train with, divided by the size of the maps); Zhang et al., arXiv 1801.03924
+(the learned distance).
 """
 
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vggkit.data.preprocessing import Preprocessing
-from vggkit.errors import check_type
+from vggkit.errors import WeightsError, check_type, shown
 from vggkit.networks.vgg import VGG
+from vggkit.weights.containers import open_container
+
+LPIPS_LAYERS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")
 
 
 class PerceptualLoss(nn.Module):
@@ -44,8 +50,7 @@ class PerceptualLoss(nn.Module):
         style: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
-        check_type(net, VGG, "a VGG network", "load_classifier(...).net")
-        check_type(preprocessing, Preprocessing, "a Preprocessing", "load_classifier(...).preprocessing")
+        _check(net, preprocessing)
         for weights in (content, style):
             check_type(weights, Mapping | None, "a weight for each layer", "{'relu3_3': 1.0}")
         self.net = net.eval().requires_grad_(False)
@@ -76,18 +81,76 @@ class PerceptualLoss(nn.Module):
             output: float (batch, channels, height, width), RGB in [0, 1].
             target: of the same shape and range.
         """
-        if output.shape != target.shape or output.ndim != 4 or output.shape[1] != self.preprocessing.channels:
-            raise ValueError(
-                f"expected two batches of one shape and {self.preprocessing.channels} channels, "
-                f"got {tuple(output.shape)} and {tuple(target.shape)}"
-            )
-        ours, theirs = (self.net.features(self.preprocessing.normalize(x), self.layers) for x in (output, target))
+        ours, theirs = _maps(self, self.layers, output, target)
         loss = output.new_zeros(())
         for name, weight in self.content.items():
             loss = loss + weight * (ours[name] - theirs[name]).square().mean()
         for name, weight in self.style.items():
             loss = loss + weight * (gram_matrix(ours[name]) - gram_matrix(theirs[name])).square().mean()
         return loss
+
+
+class LPIPS(nn.Module):
+    """The learned distance LPIPS, version 0.1, of two images: how different people would find them, from 0.
+
+    At every place of five maps of a VGG-16 both images' channels are scaled to length 1; the squares of their
+    differences are weighted by what was learned, added up, averaged over the places, and added up over the maps.
+    It is that of the package `lpips` with the same convolutions, which should be torchvision's: those it learned with.
+
+    Args:
+        net: a VGG-16, which is frozen; only its blocks are run, and they take images of any size from 16.
+        preprocessing: of its weights.
+        heads: a file with `lin0.model.1.weight` to `lin4.model.1.weight`, such as `lpips/weights/v0.1/vgg.pth`.
+
+    Raises:
+        WeightsError: the file is missing or damaged, or holds no heads for these layers.
+    """
+
+    def __init__(self, net: VGG, preprocessing: Preprocessing, heads: str | os.PathLike[str]) -> None:
+        super().__init__()
+        _check(net, preprocessing)
+        self.net, self.preprocessing = net.eval().requires_grad_(False), preprocessing
+        widths = {layer.name: layer.outputs for layer in net.architecture.layers()}
+        expected = {f"lin{n}.model.1.weight": (1, widths.get(name), 1, 1) for n, name in enumerate(LPIPS_LAYERS)}
+        with open_container(heads) as (stored, _):
+            if any(name not in stored or stored[name].shape != shape for name, shape in expected.items()):
+                got = ", ".join(f"{name} {found.shape}" for name, found in list(stored.items())[:5])
+                raise WeightsError(f"expected {expected}, as {net.architecture.name} asks, got {shown(got, 300)}")
+            for layer, name in zip(LPIPS_LAYERS, expected, strict=True):
+                self.register_buffer(layer, stored[name].read().float())
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """The distance of each pair, (batch,); its gradient flows to `output` (and to `target`, if that wants one).
+
+        Args:
+            output: float (batch, 3, height, width), RGB in [0, 1].
+            target: of the same shape and range.
+        """
+        ours, theirs = _maps(self, LPIPS_LAYERS, output, target)
+        distances = output.new_zeros(len(output))
+        for name in LPIPS_LAYERS:
+            difference = F.normalize(ours[name], eps=1e-10) - F.normalize(theirs[name], eps=1e-10)
+            distances = distances + F.conv2d(difference.square(), self.get_buffer(name)).mean(dim=(1, 2, 3))
+        return distances
+
+
+def _check(net: VGG, preprocessing: Preprocessing) -> None:
+    check_type(net, VGG, "a VGG network", "load_classifier(...).net")
+    check_type(preprocessing, Preprocessing, "a Preprocessing", "load_classifier(...).preprocessing")
+
+
+def _maps(
+    of: PerceptualLoss | LPIPS, layers: Sequence[str], output: Tensor, target: Tensor
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What `layers` put out for two batches of images, if these can be compared; raises `ValueError`."""
+    channels = of.preprocessing.channels
+    if output.shape != target.shape or output.ndim != 4 or output.shape[1] != channels:
+        raise ValueError(
+            f"expected two batches of one shape and {channels} channels, got {tuple(output.shape)} and "
+            f"{tuple(target.shape)}"
+        )
+    ours, theirs = (of.net.features(of.preprocessing.normalize(x), layers) for x in (output, target))
+    return ours, theirs
 
 
 def gram_matrix(maps: Tensor) -> Tensor:
