@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from tests.weights.test_containers import state_of
+from vggkit.cli import main
 from vggkit.data.fashion_mnist import load
 
 ROOT = Path(__file__).parents[1]
@@ -52,11 +53,20 @@ def run(command, cwd):
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
 
 
+def run_here(arguments, folder, monkeypatch, capfd):
+    """What the program vgg does, in this process; tests/test_packaging.py starts it as it is installed."""
+    monkeypatch.chdir(folder)
+    threads = torch.get_num_threads()
+    code = main(arguments)
+    torch.set_num_threads(threads)
+    return subprocess.CompletedProcess(arguments, code, *capfd.readouterr())
+
+
 COMMANDS = [line for block in blocks("sh") for line in block.splitlines()]
 
 
 @pytest.mark.parametrize("line", COMMANDS)
-def test_a_command_of_the_readme(line, folder):
+def test_a_command_of_the_readme(line, folder, monkeypatch, capfd):
     command = shlex.split(line, comments=True)
     if command[:2] == ["make", "train"]:
         command.append(f"ARGS={shlex.join([*SHORT, '--out', str(folder / 'runs/quick-1')])}")
@@ -70,7 +80,10 @@ def test_a_command_of_the_readme(line, folder):
             command[command.index("--batch-size") + 1] = "2"
         if "experiment" in command:
             command.insert(command.index("--vary") + 1, "data=fashion-mnist-sample")
-        done = run(command, folder)
+        if "quick" in command:
+            command += ["--architecture", "1x8"]  # it is begun, resumed and shared by processes as the larger one
+        is_vgg = command[0] == "vgg"
+        done = run_here(command[1:], folder, monkeypatch, capfd) if is_vgg else run(command, folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout
     for made in re.findall(r"(?:--plot|-o) (\S+)", line):
@@ -85,9 +98,9 @@ def test_the_commands_leave_nothing_that_git_would_track(folder):
     assert ignored.stdout.splitlines() == made
 
 
-def test_what_the_readme_shows_of_describe_is_what_it_prints(folder):
+def test_what_the_readme_shows_of_describe_is_what_it_prints(folder, monkeypatch, capfd):
     shown = next(block for block in blocks("") if block.startswith("vgg11/4: "))
-    printed = run(shlex.split(COMMANDS[1]), folder).stdout
+    printed = run_here(shlex.split(COMMANDS[1])[1:], folder, monkeypatch, capfd).stdout
     assert [line.rstrip() for line in shown.splitlines()] == [line.rstrip() for line in printed.splitlines()]
 
 
