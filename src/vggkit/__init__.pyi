@@ -23,6 +23,7 @@ from vggkit.engines.accelerate import describe_engine as describe_engine
 from vggkit.errors import ArchitectureError as ArchitectureError
 from vggkit.inference.evaluate import Evaluation as Evaluation
 from vggkit.inference.evaluate import evaluate as evaluate
+from vggkit.inference.export import export as export
 from vggkit.inference.features import features as features
 from vggkit.inference.perceptual import LPIPS as LPIPS
 from vggkit.inference.perceptual import PerceptualLoss as PerceptualLoss

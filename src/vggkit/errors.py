@@ -54,6 +54,10 @@ class CheckpointError(VggkitError, RuntimeError):
     """A checkpoint could not be written or read."""
 
 
+class ExportError(VggkitError, RuntimeError):
+    """What was exported does not give the answers of the network that it was made from."""
+
+
 class DivergedError(VggkitError, RuntimeError):
     """The loss, the gradients or the outputs of a run are no longer finite. Every process of a run raises it."""
 

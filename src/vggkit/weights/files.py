@@ -2,9 +2,11 @@
 
 import io
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors.torch import save
@@ -22,6 +24,7 @@ from vggkit.weights.published import PUBLISHED
 from vggkit.weights.surgery import PADDING_KEY, is_folded, pad_with_values, with_head
 from vggkit.weights.translation import (
     FEATURES_ONLY,
+    HEADS,
     NETWORKS,
     OPTIONAL_SUFFIX,
     SOURCES,
@@ -111,24 +114,36 @@ def save_torchvision(path: str | os.PathLike[str], net: VGG) -> None:
     Raises:
         WeightsError: torchvision has no such network, or `path` has another suffix.
     """
-    path, arch = Path(path), net.architecture
+    path = Path(path)
     if path.suffix not in (".safetensors", ".pth"):
         raise WeightsError(f"expected a .safetensors or .pth file for torchvision's names, got {path}")
-    state = with_head(net, "adaptive").state_dict() if arch.head != "gap" else {}
-    shapes, names = {key: tuple(value.shape) for key, value in state.items()}, NETWORKS["torchvision"]
-    options = {"in_channels": arch.in_channels, "num_classes": arch.num_classes}
-    tables = [entries("torchvision", architecture_of("torchvision", name, **options)) for name in names]
-    table = next((some for some in tables if {key: entry.shape for key, entry in some.items()} == shapes), None)
-    if table is None:
-        folded = " with folded preprocessing" if is_folded(net) else ""
-        raise WeightsError(
-            f"expected one of torchvision's networks ({', '.join(names)}) with its layers fc6 to fc8 and "
-            f"nothing folded in, got {arch.name}{folded}"
-        )
-    tensors = {entry.name: state[key].detach().cpu().contiguous() for key, entry in table.items()}
+    _, tensors = published_as("torchvision", net)
     buffer = io.BytesIO()
     torch.save(tensors, buffer)
     write_whole(path, save(tensors) if path.suffix == ".safetensors" else buffer.getvalue())
+
+
+def published_as(source: Literal["torchvision", "timm"], net: VGG) -> tuple[str, dict[str, Tensor]]:
+    """The name of the network of `source` that `net` is, and its tensors on the CPU as a file of `source` has them.
+
+    Raises:
+        WeightsError: `source` has no such network.
+    """
+    arch, names = net.architecture, NETWORKS[source]
+    state = with_head(net, HEADS[source]).state_dict() if arch.head != "gap" else {}
+    sizes = {key: value.numel() for key, value in state.items()}  # with those of the biases they decide the shapes
+    options = {"in_channels": arch.in_channels, "num_classes": arch.num_classes}
+    for name in names:
+        table = entries(source, architecture_of(source, name, **options))
+        if {key: math.prod(entry.shape) for key, entry in table.items()} == sizes:
+            return name, {
+                entry.name: state[key].detach().cpu().reshape(entry.shape).contiguous() for key, entry in table.items()
+            }
+    folded = " with folded preprocessing" if is_folded(net) else ""
+    raise WeightsError(
+        f"expected one of {source}'s networks ({', '.join(names)}) with its layers fc6 to fc8 and "
+        f"nothing folded in, got {arch.name}{folded}"
+    )
 
 
 def _ours(tensors: dict[str, Stored], metadata: dict[str, str]) -> tuple[AnyNetwork, dict[str, str]]:

@@ -1,0 +1,181 @@
+"""Exported files in their own runtimes. Oracles: plain torch on the same weights, torch's adaptive pooling, Pillow."""
+
+import hashlib
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from tests.inference.conftest import CLASSES, make_weights
+from tests.peers import peer
+from tests.weights.test_translation import filled
+from vggkit import VGG, Architecture, Classifier, Preprocessing, cli, load_classifier
+from vggkit.errors import ExportError
+from vggkit.inference.export import export
+from vggkit.inference.export_formats import FORMATS
+from vggkit.inference.export_graph import Average, Prepare
+
+RNG = np.random.default_rng(0)
+PREPROCESSING = Preprocessing(16, 3, (0.5, 0.4, 0.3), (0.25, 0.2, 0.3), order="bgr", resize="crop", crop_fraction=0.8)
+
+
+def photo(height, width):
+    coarse = Image.fromarray(RNG.integers(0, 256, (height // 5 + 2, width // 5 + 2, 3), np.uint8))
+    return np.array(coarse.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def classifier(text, preprocessing=PREPROCESSING, **options):
+    torch.manual_seed(0)
+    arch = Architecture.parse(text, image_size=16, in_channels=preprocessing.channels, num_classes=3, **options)
+    return Classifier(VGG(arch).eval(), CLASSES, preprocessing)
+
+
+@pytest.mark.parametrize("length", [1, 3, 4, 5, 8, 23])
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_the_average_is_that_of_torch_at_every_size(length, size):
+    x = torch.randn(2, 3, length, 11, dtype=torch.float64)
+    torch.testing.assert_close(Average(size)(x), F.adaptive_avg_pool2d(x, size))
+    fit = F.adaptive_avg_pool2d(x, (max(length, size), 11))
+    torch.testing.assert_close(Average(size, at_least=True)(x), fit)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("shape", [(16, 16), (28, 28), (60, 45), (9, 200)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_preprocessing_in_the_graph_is_that_of_pillow(shape, interpolation, channels):
+    image = Image.fromarray(photo(*shape))
+    side, short = 16, 20  # the shorter side becomes 16 / 0.8
+    wide, high = (short * length // min(shape) for length in shape[::-1])
+    left, top = round((wide - side) / 2), round((high - side) / 2)
+    box = (
+        left * shape[1] / wide,
+        top * shape[0] / high,
+        (left + side) * shape[1] / wide,
+        (top + side) * shape[0] / high,
+    )
+    filtered = image.convert("L" if channels == 1 else "RGB")
+    pixels = np.asarray(filtered.resize((side, side), Image.Resampling[interpolation.upper()], box)).reshape(
+        side, side, -1
+    )
+    expected = (pixels / 255 - 0.5) / 0.25
+    how = Preprocessing(
+        side,
+        channels,
+        (0.5,) * channels,
+        (0.25,) * channels,
+        resize="crop",
+        crop_fraction=0.8,
+        interpolation=interpolation,
+    )
+    got = Prepare(how)(torch.from_numpy(np.asarray(image))[None])[0].permute(1, 2, 0).numpy()
+    levels = np.abs(got - expected) * 0.25 * 255
+    assert levels.max() < 2.01  # where float32 and Pillow's integers round a half to two sides, in both passes
+    assert levels.mean() < 0.25
+
+
+def test_a_file_of_onnx_gives_the_networks_logits_at_every_size(tmp_path):
+    model = classifier("1x4+lrn 1x8_bn", head="conv", hidden=(6,), pooled_size=3)
+    done = export(model, tmp_path / "net.onnx", "fashion-mnist-sample")
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
+    for shape in ((1, 3, 16, 16), (3, 3, 47, 21), (2, 3, 8, 30)):
+        x = torch.randn(shape)
+        (logits,) = session.run(None, {"images": x.numpy()})
+        with torch.no_grad():
+            expected = model.net.double()(x.double())
+        torch.testing.assert_close(torch.from_numpy(logits), expected.float(), rtol=1e-4, atol=1e-5)
+    assert [check["batch"] for check in done.manifest["checks"]] == [
+        [count, 3, *size] for size in ((16, 16), (20, 25)) for count in (1, 2, 7)
+    ]
+    assert {tuple(sorted(path.name for path in tmp_path.iterdir()))} == {("net.onnx", "net.onnx.json")}
+
+
+def test_a_file_with_preprocessing_takes_photos_and_says_what_it_is(tmp_path, capsys):
+    weights = make_weights(tmp_path / "grey.safetensors", channels=1)
+    out = tmp_path / "net.onnx"
+    assert cli.main(["export", str(weights), "-o", str(out), "--with-preprocessing", "--json"]) == 0
+    manifest = json.loads(capsys.readouterr().out)
+    assert manifest == json.loads((tmp_path / "net.onnx.json").read_text())
+    assert manifest["files"] == {
+        "net.onnx": {"bytes": out.stat().st_size, "sha256": hashlib.sha256(out.read_bytes()).hexdigest()}
+    }
+    assert manifest["weights"]["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert manifest["versions"]["onnxruntime"] == onnxruntime.__version__
+    texts = {entry.key: json.loads(entry.value) for entry in onnx.load(out).metadata_props}
+    assert texts["classes"] == manifest["classes"] == list(CLASSES)
+    assert texts["preprocessing"] == manifest["preprocessing"]
+    session, model = onnxruntime.InferenceSession(out), load_classifier(weights)
+    for shape in ((16, 16), (40, 75)):
+        image = photo(*shape)
+        (probabilities,) = session.run(None, {"images": np.stack([image, image[::-1]])})
+        for row, one in zip(probabilities, (image, image[::-1]), strict=True):
+            expected = {p.label: p.probability for p in model(np.ascontiguousarray(one))}
+            assert dict(zip(CLASSES, row, strict=True)) == pytest.approx(expected, abs=0.01)
+
+
+def test_a_program_of_torch_is_written_whole(tmp_path, capsys):
+    weights = make_weights(tmp_path / "net.safetensors")
+    assert cli.main(["export", str(weights), "-o", str(tmp_path / "net.pt2")]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith("logits (batch, 3) for float32 (batch, 3, 16, 16)")
+    assert second.startswith(f"torch {torch.__version__} on 7 images of fashion-mnist-sample, 3 batches: same top-1")
+    run, x = torch.export.load(tmp_path / "net.pt2").module(), torch.randn(5, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(run(x), load_classifier(weights).net(x))
+
+
+@pytest.mark.parametrize("wrong", [lambda x: torch.zeros(len(x), 3), lambda x: torch.full((len(x), 3), torch.nan)])
+def test_a_file_whose_runtime_says_something_else_is_never_written(tmp_path, monkeypatch, wrong):
+    monkeypatch.setitem(FORMATS, ".pt2", FORMATS[".pt2"]._replace(open=lambda path: wrong))
+    with pytest.raises(
+        ExportError, match=r"expected torch to give the network's outputs, got a difference of .* wrote nothing"
+    ):
+        export(classifier("1x4"), tmp_path / "net.pt2")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("net.safetensors", "expected a format of another library, got .*, try 'vgg weights convert'"),
+        ("net.tflite", "expected a .onnx, .pt2, .xml file or a new folder for timm"),
+        ("missing/net.onnx", "in a folder that exists, got .*missing"),
+        ("", "or a new folder for timm"),
+        (3, "expected a path to export to, got int"),
+    ],
+)
+def test_a_path_that_cannot_be_is_refused_before_the_work(tmp_path, path, message):
+    with pytest.raises(ValueError, match=message):
+        export("no such model", path if path == 3 else tmp_path / path)
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    with pytest.raises(
+        ValueError, match="expected onnx, onnxscript, onnxruntime for ONNX, got no onnxscript, try 'pip install"
+    ):
+        export("no such model", tmp_path / "net.onnx")
+
+
+@pytest.mark.torture  # a file of 530 MB
+def test_timm_loads_the_folder_with_its_classes_and_preprocessing(tmp_path):
+    timm = peer("timm")
+    net = filled(lambda: VGG(Architecture.parse("vgg11", num_classes=3)))
+    how = Preprocessing(224, 3, (103.939, 116.779, 123.68), (1.0, 1.0, 1.0), "bgr", 255.0, "crop", 0.875)
+    model = Classifier(net, CLASSES, how)
+    export(model, tmp_path / "vgg11")
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'vgg11'}", pretrained=True).eval()
+    assert theirs.pretrained_cfg["label_names"] == list(CLASSES)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(theirs))
+    image = Image.fromarray(photo(300, 400))
+    with torch.no_grad():
+        got = theirs(transform(image)[None]).softmax(dim=1)[0]
+    expected = {p.label: p.probability for p in model(image)}
+    assert dict(zip(CLASSES, got.tolist(), strict=True)) == pytest.approx(expected, abs=0.02)
+    with pytest.raises(ValueError, match="expected one of timm's networks"):
+        export(classifier("1x4"), tmp_path / "small")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["vgg11", "vgg11.json"]
