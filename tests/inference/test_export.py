@@ -72,7 +72,7 @@ def test_the_preprocessing_in_the_graph_is_that_of_pillow(shape, interpolation, 
         crop_fraction=0.8,
         interpolation=interpolation,
     )
-    got = Prepare(how)(torch.from_numpy(np.asarray(image))[None])[0].permute(1, 2, 0).numpy()
+    got = Prepare(how)(torch.from_numpy(np.array(image))[None])[0].permute(1, 2, 0).numpy()
     levels = np.abs(got - expected) * 0.25 * 255
     assert levels.max() < 2.01  # where float32 and Pillow's integers round a half to two sides, in both passes
     assert levels.mean() < 0.25
