@@ -12,22 +12,32 @@ WIDTHS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 MOST_CONVS, MOST_BLOCKS = 4, 5
 """Convolutions of a block, and blocks."""
 LEAST_SHARE = 0.5
-"""Of some limit, which a drawn design uses: far smaller networks are seldom the best."""
+"""The share of a limit that a design must use to be drawn: far smaller networks are seldom the best."""
+NEARBY_TRIES = 200
+"""How often `nearby` tries."""
+
+Blocks = tuple[tuple[int, int], ...]
+"""Pairs of convolutions and channels."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a network may cost; None for no limit."""
+    """What a network may cost; None for no limit. Parameters or MACs must have one, so that designs can be listed."""
 
     parameters: int | None = None
     macs: int | None = None
     """Of one image."""
+    memory_bytes: float | None = None
+    """Peak of a training step at the recipe's batch size, by `training_memory`."""
+    milliseconds: float | None = None
+    """To classify one image, measured on this machine."""
 
     def __post_init__(self) -> None:
         if self.parameters is None and self.macs is None:
             raise ArchitectureError("expected a limit of parameters or of MACs, got none")
         for name, limit in vars(self).items():
-            if limit is not None and limit < 1:
+            least = 1 if name in ("parameters", "macs") else 0
+            if limit is not None and not (limit >= least and limit > 0):
                 raise ArchitectureError(f"expected a limit of {name} from 1, got {limit}")
 
     def holds(self, parameters: int, macs: int) -> bool:
@@ -48,52 +58,69 @@ class Design(NamedTuple):
     """Of one image."""
 
 
-def designs(
-    budget: Budget, *, image_size: int, in_channels: int = 1, num_classes: int = 10, widths: Sequence[int] = WIDTHS
-) -> Iterator[Design]:
+def sized(blocks: Blocks, image_size: int, in_channels: int = 1, num_classes: int = 10) -> Design:
+    """The design of `blocks`, for images of `image_size` pixels along a side, with what it costs."""
+    parameters = macs = 0
+    into, size = in_channels, image_size
+    for convs, width in blocks:
+        weights = 9 * width * (into + (convs - 1) * width)
+        parameters += weights + 3 * width * convs  # biases, and the norm's scale and shift
+        macs += weights * size * size
+        into, size = width, size // 2
+    notation = " ".join(f"{convs}x{width}" for convs, width in blocks) + "_bn"
+    return Design(notation, parameters + (into + 1) * num_classes, macs + into * num_classes)
+
+
+def blocks_of(notation: str) -> Blocks:
+    """The blocks of a design's notation."""
+    pairs = (block.split("x") for block in notation.removesuffix("_bn").split())
+    return tuple((int(convs), int(width)) for convs, width in pairs)
+
+
+def designs(budget: Budget, *, widths: Sequence[int] = WIDTHS, **sizes: int) -> Iterator[Design]:
     """All designs of up to `MOST_BLOCKS` blocks of 1 to `MOST_CONVS` convolutions of 3x3 inside `budget`.
 
     Args:
-        budget: the limits.
-        image_size: pixels along a side; each block halves it.
-        in_channels: of an image.
-        num_classes: outputs.
+        budget: the limits, of which those of parameters and MACs count here.
         widths: channels that a block may have, in rising order.
+        sizes: as `sized` takes them.
 
     >>> next(designs(Budget(parameters=2_000), image_size=28))
     Design(notation='1x8_bn', parameters=186, macs=56528)
     """
 
-    def extended(blocks: tuple[str, ...], channels: int, size: int, parameters: int, macs: int) -> Iterator[Design]:
-        if size < 2 or len(blocks) == MOST_BLOCKS:
-            return
-        for width in (width for width in widths if not blocks or width >= channels):
-            grown, counted, into, is_inside = parameters, macs, channels, True
-            for num_convs in range(1, MOST_CONVS + 1):
-                grown += 9 * into * width + 3 * width  # weights, biases, and the norm's scale and shift
-                counted += 9 * into * width * size * size
-                into = width
-                whole = grown + (width + 1) * num_classes, counted + width * num_classes
-                is_inside = budget.holds(*whole)
-                if not is_inside:
+    def extended(blocks: Blocks) -> Iterator[Design]:
+        for width in (width for width in widths if not blocks or width >= blocks[-1][1]):
+            for convs in range(1, MOST_CONVS + 1):
+                longer = (*blocks, (convs, width))
+                design = sized(longer, **sizes)
+                if not budget.holds(design.parameters, design.macs):
                     break
-                longer = (*blocks, f"{num_convs}x{width}")
-                yield Design(" ".join(longer) + "_bn", *whole)
-                yield from extended(longer, width, size // 2, grown, counted)
-            if not is_inside and num_convs == 1:
-                return  # wider ones cost more
+                yield design
+                if is_possible(longer + longer[-1:], sizes["image_size"]):
+                    yield from extended(longer)
+            if convs == 1 and not budget.holds(design.parameters, design.macs):  # wider ones cost more
+                return
 
-    yield from extended((), in_channels, image_size, 0, 0)
+    yield from extended(())
 
 
-def drawn(budget: Budget, count: int, seed: int, **options: int) -> list[Design]:
-    """Up to `count` designs drawn evenly from those of `designs` that use at least half of some limit.
+def is_possible(blocks: Blocks, image_size: int) -> bool:
+    """Whether `blocks` are of this space: each halves an image of at least 2 pixels, and widths do not fall."""
+    if not 1 <= len(blocks) <= MOST_BLOCKS or image_size >> len(blocks) < 1:
+        return False
+    widths = [width for _, width in blocks]
+    return all(1 <= convs <= MOST_CONVS for convs, _ in blocks) and widths == sorted(widths)
+
+
+def drawn(budget: Budget, count: int, seed: int, **sizes: int) -> list[Design]:
+    """Up to `count` designs drawn evenly from those of `designs` that use at least `LEAST_SHARE` of some limit.
 
     Raises:
         ArchitectureError: there is none.
     """
     draws, kept, seen = random.Random(seed), list[Design](), 0  # noqa: S311
-    for design in designs(budget, **options):  # type: ignore[arg-type]
+    for design in designs(budget, widths=WIDTHS, **sizes):
         if budget.share(design.parameters, design.macs) < LEAST_SHARE:
             continue
         seen += 1
@@ -105,3 +132,32 @@ def drawn(budget: Budget, count: int, seed: int, **options: int) -> list[Design]
         raise ArchitectureError(f"expected a budget with room for a network of blocks, got {budget}, try a larger one")
     draws.shuffle(kept)
     return kept
+
+
+def nearby(design: str, budget: Budget, draws: random.Random, **sizes: int) -> Design | None:
+    """A design inside `budget` one to three steps from `design`, the notation of another; None if none is found.
+
+    A step adds or removes a convolution or a block, or makes a block one width wider or narrower.
+    """
+    for _ in range(NEARBY_TRIES):
+        blocks = blocks_of(design)
+        for _ in range(draws.randint(1, 3)):
+            place = draws.randrange(len(blocks))
+            convs, width = blocks[place]
+            wider, narrower = (WIDTHS[(WIDTHS.index(width) + by) % len(WIDTHS)] for by in (1, -1))
+            changes: list[Blocks] = [
+                ((convs + 1, width),),
+                ((convs - 1, width),),
+                ((convs, wider),),
+                ((convs, narrower),),
+            ]
+            changes += [(), ((convs, width), (1, width))]
+            blocks = (*blocks[:place], *draws.choice(changes), *blocks[place + 1 :])
+            if not is_possible(blocks, sizes["image_size"]):
+                break
+        else:
+            found = sized(blocks, **sizes)
+            is_inside = budget.holds(found.parameters, found.macs)
+            if is_inside and budget.share(found.parameters, found.macs) >= LEAST_SHARE and found.notation != design:
+                return found
+    return None

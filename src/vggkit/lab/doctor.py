@@ -23,9 +23,14 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.modules.dropout import _DropoutNd
 
+from vggkit.data.feed import Whole, network_input, open_feed
+from vggkit.data.images import FittedImage
+from vggkit.data.preprocessing import Preprocessing
+from vggkit.data.samples import IGNORED_LABEL, ImageSource
 from vggkit.design.architecture import Architecture
 from vggkit.design.layers import Block
-from vggkit.training.recipe import Optimizer, Recipe
+from vggkit.design.network import Network
+from vggkit.training.recipe import BadImages, Optimizer, Recipe
 
 Verdict = Literal["learns", "slow", "stalls", "overshoots", "not finite"]
 
@@ -151,6 +156,21 @@ def examine(
     if optimizer == "sgd" and plateau("adamw", ADAM_LEARNING_RATE) <= PATIENCE / 10:
         adam = f"--optimizer adamw --learning-rate {ADAM_LEARNING_RATE:g}"
     return replace(facts, verdict=verdict, findings=tuple(_findings(facts, verdict, net, learning_rate, adam)))
+
+
+def first_batch(
+    data: ImageSource, network: Network, batch_size: int, seed: int = 0, bad_images: BadImages = "fail"
+) -> tuple[Tensor, Tensor]:
+    """The images and labels that `vgg train` begins with, as `examine` takes them; raises `ValueError`."""
+    channels = network.in_channels
+    preprocessing = Preprocessing(network.image_size, channels, (0.0,) * channels, (1.0,) * channels)
+    read, share = FittedImage(preprocessing), Whole(torch.device("cpu"))
+    feed = open_feed(data.train, read, share, batch_size=batch_size, seed=seed, bad_images=bad_images)
+    batch = next(feed.batches(epoch=1))
+    good = batch.labels != IGNORED_LABEL
+    if good.sum() < 2:
+        raise ValueError(f"expected two images or more that can be read, got {good.sum()}, try a larger --batch-size")
+    return network_input(feed, batch.images[good], preprocessing), batch.labels[good]
 
 
 Tensors = Sequence[Tensor]

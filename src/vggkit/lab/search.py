@@ -1,43 +1,56 @@
-"""The best network under a budget: designs are drawn, trained a little, and the better ones trained on.
+"""The best network under a budget: designs are trained a little, and the better ones trained on.
 
-Successive halving (Jamieson & Talwalkar, arXiv 1502.07943): of the designs of a rung the best third is trained three
-times as long, from its checkpoint, on the schedule that it began. What is chosen is chosen on images kept out of
-training; the test set is touched once, by the winner.
+Successive halving, one trial at a time (Jamieson & Talwalkar, arXiv 1502.07943; Li et al., arXiv 1810.05934): whenever
+a third of a rung is better than what was promoted from it so far, its best is trained three times as long, from its
+checkpoint and on the schedule that it began. Else a new design is begun: half of them are drawn from all, half are
+neighbours of the best (as in Real et al., arXiv 1802.01548). What is chosen is chosen on images kept out of training;
+the test set is touched once, by the winner.
 """
 
 import json
 import os
+import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vggkit.data.files import read_regular, write_whole
-from vggkit.data.samples import ArrayImages
+from vggkit.data.samples import ArrayImages, ImageSource
 from vggkit.data.sources import open_data
-from vggkit.design.network import costs
+from vggkit.design.memory import OptimizerState, training_memory
+from vggkit.design.network import Network
+from vggkit.design.table import Table
 from vggkit.engines.accelerate import accelerate
 from vggkit.errors import DivergedError, RecipeError, RunError
+from vggkit.lab.answers import written
 from vggkit.lab.bench import classifies, turn_seconds
-from vggkit.lab.designs import Budget, Design, drawn
+from vggkit.lab.designs import Budget, Design, blocks_of, drawn, nearby, sized
+from vggkit.lab.doctor import examine, first_batch
 from vggkit.lab.kept import made, make_folder, read_json, refused
+from vggkit.lab.pareto import Panel, front_plot
+from vggkit.lab.report import Code, Heading, Part, Picture
 from vggkit.lab.statistics import Interval, mean_interval, pareto_front
-from vggkit.lab.trials import epoch_seconds
 from vggkit.networks.baselines import build
 from vggkit.training.hardware import choose_device, describe_hardware
 from vggkit.training.loop import train
 from vggkit.training.progress import clock
 from vggkit.training.recipe import Recipe
 
-PROMOTED = 3
-"""One of so many designs is trained on, so many times as long."""
-RUNGS = 3
-SEARCH, LOG, FOUND = "search.json", "log.jsonl", "found.json"
+PROMOTED, RUNGS = 3, 3
+"""The best of so many designs is trained on, so many times as long; and how often."""
+PARENTS = 3
+"""The best designs so far, whose neighbours are tried."""
+DRAWN = 5_000
+"""At most so many designs are drawn from all; a search of a day does not come to the end of them."""
 VALIDATION = 5_000
 """Of the last training images, kept out to choose on, at most a fifth; image files have a holdout of their own."""
+SEARCH, LOG, FOUND = "search.json", "log.jsonl", "found.json"
 
 
 @dataclass(frozen=True)
@@ -46,9 +59,12 @@ class Trial:
 
     notation: str
     epochs: int
+    """0 if it was ruled out before it was trained."""
     accuracy: float
     """Top-1 on the images kept out of training; 0 if it diverged."""
     seconds: float
+    ruled_out: str = ""
+    """Why it was."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +91,55 @@ class Found:
     test_accuracies: tuple[float, ...]
     """Of the winner, a run for each seed."""
     num_designs: int
-    """That were tried."""
+    """That were trained."""
+    num_ruled_out: int
+    """That were not, since the doctor or a measured time ruled them out."""
     seconds: float
+    """Of the search, without the winner's runs."""
     hardware: str
 
     @property
     def test_accuracy(self) -> Interval:
         """Mean and 95% interval over the seeds."""
         return mean_interval(self.test_accuracies)
+
+    def table(self) -> Table:
+        """The finalists, those on the Pareto front marked, and how well the winner does."""
+        rows = [
+            (
+                each.design.notation,
+                f"{each.accuracy:.4f}",
+                f"{each.design.parameters:,}",
+                f"{each.design.macs:,}",
+                f"{each.milliseconds:.2f}",
+                "*" if each.is_on_front else "",
+            )
+            for each in self.finalists
+        ]
+        seeds = len(self.test_accuracies)
+        notes = [
+            f"*: on the Pareto front of accuracy, parameters, MACs and ms for one image, on {self.hardware}",
+            f"the winner of {self.num_designs} designs trained in {clock(self.seconds)}, {self.num_ruled_out} ruled out "
+            f"before, is {self.recipe.architecture}",
+            f"on the test set: {written(self.test_accuracy)}, mean and 95% interval over {seeds} seed{'s' * (seeds > 1)}",
+        ]
+        return Table(("network", "accuracy", "parameters", "MACs", "ms", "front"), [rows], 1, "", notes)
+
+    def plot(self) -> str:
+        """The finalists' accuracy against each cost, with the Pareto fronts, as an SVG picture."""
+        costs: Mapping[str, list[float]] = {
+            "MACs": [each.design.macs for each in self.finalists],
+            "parameters": [each.design.parameters for each in self.finalists],
+            f"ms for one image, {self.hardware}": [each.milliseconds for each in self.finalists],
+        }
+        names = [each.design.notation.removesuffix("_bn") for each in self.finalists]
+        panels = [Panel(label, values, is_cost=True) for label, values in costs.items()]
+        return front_plot(names, [each.accuracy for each in self.finalists], panels)
+
+    def report(self, command: str) -> list[Part]:
+        """The parts of a report; `command` makes it again."""
+        picture = Picture(self.plot(), "Accuracy of the finalists on the images that were chosen on, and the fronts.")
+        return [picture, self.table(), Heading("Made by"), Code(command)]
 
     def to_json(self) -> dict[str, Any]:
         """All that was found, for JSON."""
@@ -98,6 +155,7 @@ def search(
     seconds: float,
     seeds: int = 3,
     device: str | None = None,
+    now: Callable[[], float] = time.perf_counter,
     say: Callable[[str], None] = lambda line: None,
 ) -> Found | None:
     """The best network of VGG blocks inside `budget` that can be found in `seconds`.
@@ -106,43 +164,36 @@ def search(
         base: how they are trained: all but the network. Its epochs are those of the last rung.
         budget: the limits.
         folder: of this search alone; what is in it is not done again.
-        seconds: decides how many designs are tried, by the measured time of a step of one of them.
+        seconds: after which no trial is begun; the winner's own runs come on top.
         seeds: runs of the winner, on all training images.
         device: as `train` takes it.
-        say: is told of each trial.
+        now: the clock by which `seconds` are counted.
+        say: is told of each trial, and the time left.
 
     Returns:
         What was found; None if a signal stopped the search, which the same call goes on with.
 
     Raises:
         ArchitectureError: no network is inside the budget.
-        RunError: `folder` is of another search.
+        RunError: `folder` is of another search; or no network can be trained within the limits.
     """
     if seeds < 1:
         raise RecipeError(f"expected seeds from 1, got {seeds}")
-    begin = time.perf_counter()
-    chosen = choose_device(device)
-    recipes = _planned(base, budget, folder, seconds, chosen, say)
-    log = Log(folder / LOG)
-    designs = {recipe.architecture: recipe for recipe in recipes}
-    alive, number = list(designs), 0
-    total = sum(_rung_sizes(len(designs)))
-    for rung in range(RUNGS):
-        epochs = max(1, base.epochs // PROMOTED ** (RUNGS - 1 - rung))
-        for notation in alive:
-            number += 1
-            trial = log.trials.get((notation, epochs))
-            if trial is None:
-                say(f"trial {number} of {total}: {notation} to epoch {epochs}")
-                trial = _trained(designs[notation], epochs, folder / notation.replace(" ", "-"), device)
-                if trial is None:
-                    return None
-                log.add(trial)
-        alive.sort(key=lambda notation: -log.trials[notation, epochs].accuracy)
-        if rung < RUNGS - 1:
-            alive = alive[: max(1, len(alive) // PROMOTED)]
-    finalists = _finalists(alive, designs, log, base.epochs, chosen)
-    winner = replace(designs[finalists[0].design.notation], name="found", validation=0)
+    begin = now()
+    asked = {"base": asdict(base), "budget": asdict(budget), "seconds": seconds}
+    space, log = Space(base, budget, choose_device(device)), Log(folder, asked)
+    rungs = sorted({max(1, base.epochs // PROMOTED**left) for left in range(RUNGS)})
+    begin -= sum(trial.seconds for trial in log.trials)
+    while chosen := _next(log.trials, rungs, space, is_over=now() - begin >= seconds):
+        left, best = seconds - (now() - begin), max((t.accuracy for t in log.trials), default=0)
+        say(f"{clock(max(0, left))} left, best {best:.3f}: {chosen[0]} to epoch {chosen[1]}")
+        trial = _tried(space, *chosen, folder / chosen[0].replace(" ", "-"), device, now)
+        if trial is None:
+            return None
+        log.add(trial)
+    spent = now() - begin
+    finalists = _finalists(space, [trial for trial in log.trials if trial.epochs == rungs[-1]])
+    winner = replace(space.recipe(finalists[0].design.notation), name="found", validation=0)
     accuracies = []
     for seed in range(seeds):
         say(f"the winner, {winner.architecture}, on all training images from seed {seed}")
@@ -151,109 +202,158 @@ def search(
             return None
         accuracies.append(run.history[-1].test_accuracy)
     write_whole(folder / FOUND, winner.to_json().encode() + b"\n")
-    spent = sum(trial.seconds for trial in log.trials.values()) + time.perf_counter() - begin
-    return Found(winner, finalists, tuple(accuracies), len(designs), spent, describe_hardware(chosen))
+    ruled_out = sum(not trial.epochs for trial in log.trials)
+    num_designs = len({trial.notation for trial in log.trials}) - ruled_out
+    hardware = describe_hardware(space.device)
+    return Found(winner, finalists, tuple(accuracies), num_designs, ruled_out, spent, hardware)
 
 
-def _rung_sizes(num_designs: int) -> list[int]:
-    sizes = [num_designs]
-    while len(sizes) < RUNGS:
-        sizes.append(max(1, sizes[-1] // PROMOTED))
-    return sizes
+class Space:
+    """The designs inside a budget for the images of a recipe, and what is asked of each before it is trained."""
+
+    def __init__(self, base: Recipe, budget: Budget, device: torch.device) -> None:
+        self.source: ImageSource = open_data(base.data)
+        self.budget, self.device = budget, device
+        is_array = isinstance(self.source.train, ArrayImages)
+        kept_out = min(VALIDATION, len(self.source.train) // 5) if is_array and not base.validation else base.validation
+        self._base = base.changed(hidden=(), head="gap", validation=kept_out)
+        channels = {"data": self.source.channels, "grey": 1, "rgb": 3}[base.channels]
+        self.sizes = {
+            "image_size": base.image_size, "in_channels": channels, "num_classes": len(self.source.classes),
+        }  # fmt: skip
+
+    def recipe(self, notation: str) -> Recipe:
+        """The recipe of a design."""
+        return self._base.changed(architecture=notation)
+
+    def network(self, notation: str) -> Network:
+        """The network of a design."""
+        return self.recipe(notation).network(self.sizes["in_channels"], self.sizes["num_classes"])
+
+    @cached_property
+    def _drawn(self) -> Iterator[Design]:
+        return iter(drawn(self.budget, DRAWN, self._base.seed, **self.sizes))
+
+    @cached_property
+    def _batch(self) -> tuple[torch.Tensor, torch.Tensor]:
+        network = self.network("1x8_bn")
+        count = min(64, len(self.source.train))
+        return first_batch(self.source, network, count, self._base.seed, self._base.bad_images)
+
+    def new_design(self, trials: Sequence[Trial], parents: Sequence[str]) -> str | None:
+        """A design that no trial has: a neighbour of one of `parents` every other time; None if there is no other."""
+        tried = {trial.notation for trial in trials}
+        draws = random.Random(f"{self._base.seed} {len(tried)}")  # noqa: S311
+        if parents and len(tried) % 2:
+            near = nearby(draws.choice(parents), self.budget, draws, **self.sizes)
+            if near is not None and near.notation not in tried and self._fits(near.notation):
+                return near.notation
+        fresh = (design.notation for design in self._drawn)
+        return next((notation for notation in fresh if notation not in tried and self._fits(notation)), None)
+
+    def _fits(self, notation: str) -> bool:
+        """Whether a training step has the memory."""
+        limit, recipe = self.budget.memory_bytes, self._base
+        if limit is None:
+            return True
+        state: OptimizerState = "momentum" if recipe.momentum else recipe.optimizer
+        return training_memory(self.network(notation), recipe.batch_size, optimizer=state).peak_bytes <= limit
+
+    def ruled_out(self, notation: str) -> str:
+        """Why a design is not worth training: what the doctor says, or its time; empty if it is."""
+        recipe = self.recipe(notation)
+        torch.manual_seed(recipe.seed)
+        how: dict[str, Any] = {name: getattr(recipe, name) for name in ("optimizer", "learning_rate", "momentum")}
+        verdict = examine(build(self.network(notation), recipe.init), *self._batch, **how).verdict
+        if verdict not in ("learns", "slow"):
+            return verdict
+        if self.budget.milliseconds is None or (ms := self.milliseconds(notation)) <= self.budget.milliseconds:
+            return ""
+        return f"{ms:.3g} ms"
+
+    def milliseconds(self, notation: str) -> float:
+        """To classify one image, on the device."""
+        network = self.network(notation)
+        net = accelerate(build(network).to(self.device).eval())
+        shape = (1, network.in_channels, network.image_size, network.image_size)
+        step = classifies(net, torch.rand(shape, device=self.device))
+        turn_seconds(step, self.device)  # to warm up
+        return 1000 * turn_seconds(step, self.device)
 
 
-def _planned(
-    base: Recipe, budget: Budget, folder: Path, seconds: float, device: torch.device, say: Callable[[str], None]
-) -> list[Recipe]:
-    """The recipes to try, as many as `seconds` allow; those of `folder`, if it is of this search."""
-    asked = {"base": asdict(base), "budget": asdict(budget), "seconds": seconds}
-    path, what = folder / SEARCH, "the plan of a search"
-    if os.path.lexists(path):
-        kept = read_json(path, what)
-        if not isinstance(kept, dict) or kept.get("asked") != json.loads(json.dumps(asked)):
-            raise RunError(f"expected the search that {folder} was begun with, got another one, try another --runs")
-        try:
-            return [Recipe.from_json(json.dumps(values)) for values in kept["recipes"]]
-        except (ValueError, KeyError, TypeError):
-            raise refused(path, what) from None
-    make_folder(folder, "search")
-    source = open_data(base.data)
-    network = base.network(in_channels=source.channels, num_classes=len(source.classes))
-    options = {
-        "image_size": base.image_size, "in_channels": network.in_channels, "num_classes": network.num_classes,
-    }  # fmt: skip
-    kept_out = min(VALIDATION, len(source.train) // 5) if isinstance(source.train, ArrayImages) else base.validation
-    shape = base.changed(hidden=(), head="gap", validation=kept_out)
-    examples = [shape.changed(architecture=design.notation) for design in drawn(budget, 5, base.seed + 1, **options)]
-    epoch = sum(epoch_seconds(recipe, source, device) for recipe in examples) / len(examples)
-    most = 1
-    while _search_epochs(most + 1, base.epochs) * epoch < seconds and most < 10_000:
-        most += 1
-    say(f"{most} designs in {clock(seconds)}: an epoch takes {epoch:.1f} s")
-    recipes = [shape.changed(architecture=design.notation) for design in drawn(budget, most, base.seed, **options)]
-    values = {"asked": asked, "recipes": [asdict(recipe) for recipe in recipes]}
-    write_whole(path, json.dumps(values, indent=1).encode())
-    return recipes
+def _next(trials: Sequence[Trial], rungs: Sequence[int], space: Space, is_over: bool) -> tuple[str, int] | None:
+    """The design to train, and to the end of which epoch; None at the end of the search.
+
+    When its time is over, what is best so far is still trained to the last rung, unless another design was.
+    """
+    ranked = {epochs: sorted((t for t in trials if t.epochs == epochs), key=lambda t: -t.accuracy) for epochs in rungs}
+    names = {epochs: [trial.notation for trial in some] for epochs, some in ranked.items()}
+    if is_over and names[rungs[-1]]:
+        return None
+    for lower, upper in reversed(list(pairwise(rungs))):
+        for notation in names[lower][: 1 if is_over else len(names[lower]) // PROMOTED]:
+            if notation not in names[upper]:
+                return notation, upper
+    if is_over:
+        return None
+    best = [notation for epochs in reversed(rungs) for notation in names[epochs]][:PARENTS]
+    new = space.new_design(trials, best)
+    return (new, rungs[0]) if new is not None else _next(trials, rungs, space, is_over=True)
 
 
-def _search_epochs(num_designs: int, epochs: int) -> float:
-    """Epochs of all rungs together, each of which goes on from the one before."""
-    ends = [epochs / float(PROMOTED**left) for left in reversed(range(RUNGS))]
-    lengths = [end - before for end, before in zip(ends, [0, *ends], strict=False)]
-    return sum(size * length for size, length in zip(_rung_sizes(num_designs), lengths, strict=True))
-
-
-def _trained(recipe: Recipe, epochs: int, run: Path, device: str | None) -> Trial | None:
-    """`recipe` trained to the end of `epochs`, from where it stopped; None if a signal stopped it."""
-    begin = time.perf_counter()
+def _tried(
+    space: Space, notation: str, epochs: int, run: Path, device: str | None, now: Callable[[], float]
+) -> Trial | None:
+    """The design trained to the end of `epochs`, from where it stopped; None if a signal stopped it."""
+    begin = now()
+    if not run.exists() and (reason := space.ruled_out(notation)):
+        return Trial(notation, 0, 0.0, now() - begin, reason)
     try:
-        trained = train(recipe, resume=run, until_epoch=epochs, device=device, progress=False)
+        trained = train(space.recipe(notation), resume=run, until_epoch=epochs, device=device, progress=False)
     except DivergedError:
-        return Trial(recipe.architecture, epochs, 0.0, time.perf_counter() - begin)
+        return Trial(notation, epochs, 0.0, now() - begin)
     if len(trained.history) < epochs:
         return None
-    accuracy = trained.history[epochs - 1].test_accuracy
-    return Trial(recipe.architecture, epochs, accuracy, time.perf_counter() - begin)
+    return Trial(notation, epochs, trained.history[epochs - 1].test_accuracy, now() - begin)
 
 
 class Log:
     """The trials that are done, in a file of a JSON line for each; a line that a kill cut short counts for nothing."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.trials: dict[tuple[str, int], Trial] = {}
-        if os.path.lexists(path):
+    def __init__(self, folder: Path, asked: Mapping[str, Any]) -> None:
+        """Of the search in `folder`, which is begun if it is new; raises `RunError` if it is of another search."""
+        self._path, self.trials = folder / LOG, list[Trial]()
+        plan = folder / SEARCH
+        if not os.path.lexists(plan):
+            make_folder(folder, "search")
+            write_whole(plan, json.dumps(asked, indent=1).encode())
+        elif read_json(plan, "the plan of a search") != json.loads(json.dumps(asked)):
+            raise RunError(f"expected the search that {folder} was begun with, got another one, try another --runs")
+        if os.path.lexists(self._path):
+            what = "the log of a search"
             try:
-                lines = read_regular(path).decode().splitlines(keepends=True)
+                lines = read_regular(self._path).decode().splitlines(keepends=True)
                 kept = [json.loads(line) for line in lines if line.endswith("\n")]
             except (OSError, ValueError, RecursionError):
-                raise refused(path, "the log of a search") from None
-            for values in kept:
-                trial = made(Trial, values, path, "the log of a search")
-                self.trials[trial.notation, trial.epochs] = trial
+                raise refused(self._path, what) from None
+            self.trials = [made(Trial, values, self._path, what) for values in kept]
 
     def add(self, trial: Trial) -> None:
         """Remember `trial`, durably."""
-        self.trials[trial.notation, trial.epochs] = trial
-        lines = [json.dumps(asdict(each)) + "\n" for each in self.trials.values()]
-        write_whole(self._path, "".join(lines).encode())
+        self.trials.append(trial)
+        write_whole(self._path, "".join(json.dumps(asdict(each)) + "\n" for each in self.trials).encode())
 
 
-def _finalists(
-    alive: Iterable[str], designs: dict[str, Recipe], log: Log, epochs: int, device: torch.device
-) -> tuple[Finalist, ...]:
-    """The designs of the last rung, the best first, with their time on this machine."""
+def _finalists(space: Space, trials: Sequence[Trial]) -> tuple[Finalist, ...]:
+    """The designs of the last rung that are fast enough, the best first, with their time on this machine."""
     measured = []
-    for notation in alive:
-        network = designs[notation].network(in_channels=1, num_classes=10)
-        total = costs(network).total
-        net = accelerate(build(network).to(device).eval())
-        image = torch.rand(1, 1, network.image_size, network.image_size, device=device)
-        step = classifies(net, image)
-        turn_seconds(step, device)  # to warm up
-        milliseconds = 1000 * turn_seconds(step, device)
-        design = Design(notation, total.parameters, total.macs)
-        measured.append((design, log.trials[notation, epochs].accuracy, milliseconds))
-
-    places = [(accuracy, -design.macs, -design.parameters, -time) for design, accuracy, time in measured]
-    return tuple(Finalist(*values, is_on) for values, is_on in zip(measured, pareto_front(places), strict=True))
+    for trial in sorted(trials, key=lambda trial: -trial.accuracy):
+        ms = space.milliseconds(trial.notation)
+        measured.append((sized(blocks_of(trial.notation), **space.sizes), trial.accuracy, ms))
+    limit = space.budget.milliseconds
+    inside = [each for each in measured if limit is None or each[2] <= limit]
+    if not inside:
+        got = f"{min(each[2] for each in measured):.3g} ms at least" if measured else "none"
+        raise RunError(f"expected a network that learns within the limits, got {got}, try higher ones or more --time")
+    places = [(accuracy, -design.macs, -design.parameters, -ms) for design, accuracy, ms in inside]
+    return tuple(Finalist(*each, is_on) for each, is_on in zip(inside, pareto_front(places), strict=True))

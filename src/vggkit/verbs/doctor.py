@@ -15,9 +15,6 @@ from vggkit.training.recipe import BadImages, Optimizer
 from vggkit.verbs.terminal import given, parse_flags, print_json, print_to_stderr
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from vggkit.data.samples import ImageSource
     from vggkit.lab.doctor import Diagnosis
     from vggkit.networks.baselines import BaselineNetwork
     from vggkit.networks.vgg import VGG
@@ -71,7 +68,7 @@ def run(arguments: list[str]) -> None:
     as_network(flags.architecture, in_channels=1, **options)  # a wrong one is said before torch is imported
 
     from vggkit.data.sources import open_data
-    from vggkit.lab.doctor import examine
+    from vggkit.lab.doctor import examine, first_batch
 
     data = open_data(flags.data, data_dir=flags.data_dir)
     if not 2 <= flags.batch_size <= len(data.train):
@@ -80,7 +77,7 @@ def run(arguments: list[str]) -> None:
         raise ValueError(f"expected a seed from 0 to {2**31 - 1}, got {flags.seed}")
     network = as_network(flags.architecture, in_channels=data.channels, num_classes=len(data.classes), **options)
     net = _at_start(network, flags)
-    images, labels = _first_batch(data, network, flags)
+    images, labels = first_batch(data, network, flags.batch_size, flags.seed, flags.bad_images)
     how: dict[str, Any] = {name: getattr(flags, name) for name in ("optimizer", "learning_rate", "momentum")}
     diagnosis = examine(net, images, labels, **how)
     if flags.json:
@@ -110,26 +107,6 @@ def _at_start(network: Network, flags: Flags) -> "VGG | BaselineNetwork":
     if flags.warm_start:
         warm_start(net, load_weights(find_weights(flags.warm_start, print_to_stderr))[0])
     return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
-
-
-def _first_batch(data: "ImageSource", network: Network, flags: Flags) -> tuple["Tensor", "Tensor"]:
-    """The images and labels that `vgg train` begins with."""
-    import torch
-
-    from vggkit.data.feed import Whole, network_input, open_feed
-    from vggkit.data.images import FittedImage
-    from vggkit.data.preprocessing import Preprocessing
-    from vggkit.data.samples import IGNORED_LABEL
-
-    channels = network.in_channels
-    preprocessing = Preprocessing(network.image_size, channels, (0.0,) * channels, (1.0,) * channels)
-    options: dict[str, Any] = {name: getattr(flags, name) for name in ("batch_size", "seed", "bad_images")}
-    feed = open_feed(data.train, FittedImage(preprocessing), Whole(torch.device("cpu")), **options)
-    batch = next(feed.batches(epoch=1))
-    good = batch.labels != IGNORED_LABEL
-    if good.sum() < 2:
-        raise ValueError(f"expected two images or more that can be read, got {good.sum()}, try a larger --batch-size")
-    return network_input(feed, batch.images[good], preprocessing), batch.labels[good]
 
 
 def _layers(diagnosis: "Diagnosis") -> Table:

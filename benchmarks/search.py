@@ -1,0 +1,185 @@
+"""Does `vgg search` find better networks than random search and Optuna, and than the hand-made `quick`, in equal time?
+
+    OMP_NUM_THREADS=1 python benchmarks/search.py FOLDER [--seconds 120] [--repeats 3] [--save]
+
+All look for a network at the parameters and MACs of `quick` at 32 px, among the same designs, on 2,000 images of
+Fashion-MNIST in at most 9 epochs of `quick` in batches of 64, and choose by 2,000 others. Random search trains each
+design to the end. Optuna has TPE and its SuccessiveHalvingPruner, with rungs at 1, 3 and 9 epochs as ours, and begins
+with 10 of the designs that random search draws; one outside the budget costs it no time. Time is that of the process
+on one thread, so that other programs take none of it. Each winner is then trained on all 4,000 images, from 3 seeds,
+and measured on 5,000 of the test set, as `quick` is.
+
+FOLDER keeps what is done: a benchmark that was stopped goes on, and a finished one prints its row again.
+"""
+
+import json
+import os
+import struct
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+from measuring import parser, row_header, save_row
+
+from vggkit import Recipe, costs, train
+from vggkit.data.sources import open_data
+from vggkit.lab.designs import MOST_BLOCKS, MOST_CONVS, WIDTHS, Budget, drawn, is_possible, sized
+from vggkit.lab.search import DRAWN, search
+from vggkit.lab.statistics import mean_interval
+
+TRAINED, CHOSEN_ON, TESTED, RUNGS = 2_000, 2_000, 5_000, (1, 3, 9)
+SEEDS, SIZE = 3, 32
+
+Search = Callable[[Recipe, Budget, Path, float], tuple[str, int]]
+"""Gives the notation of the winner, and the number of designs that were trained."""
+
+
+def ours(base: Recipe, budget: Budget, folder: Path, seconds: float) -> tuple[str, int]:
+    """What `vgg search` does."""
+    found = search(base, budget, folder, seconds=seconds, seeds=1, device="cpu", now=time.process_time, say=print)
+    assert found is not None
+    return found.recipe.architecture, found.num_designs
+
+
+def at_random(base: Recipe, budget: Budget, folder: Path, seconds: float) -> tuple[str, int]:
+    """The best of as many designs as can be trained to the end."""
+    begin, results = time.process_time(), dict[str, float]()
+    for design in drawn(budget, DRAWN, base.seed, image_size=SIZE):
+        if time.process_time() - begin >= seconds:
+            break
+        results[design.notation] = max(accuracies(base, design.notation, folder, RUNGS[-1:]))
+    return max(results, key=lambda name: results[name]), len(results)
+
+
+def by_optuna(base: Recipe, budget: Budget, folder: Path, seconds: float) -> tuple[str, int]:
+    """TPE with successive halving."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    begin, results, trained = time.process_time(), dict[str, float](), set[str]()
+    study = optuna.create_study(
+        direction="maximize",
+        sampler=optuna.samplers.TPESampler(seed=base.seed, constraints_func=lambda trial: trial.user_attrs["beyond"]),
+        pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3),
+    )
+    for design in drawn(budget, DRAWN, base.seed, image_size=SIZE)[:10]:
+        study.enqueue_trial(as_parameters(design.notation))
+    while time.process_time() - begin < seconds:
+        trial = study.ask()
+        blocks = suggested(trial)
+        design = sized(blocks, SIZE)
+        share = budget.share(design.parameters, design.macs)
+        trial.set_user_attr("beyond", (share - 1, 0.5 - share, 0.0 if is_possible(blocks, SIZE) else 1.0))
+        if max(trial.user_attrs["beyond"]) > 0 or design.notation in trained:
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            continue
+        trained.add(design.notation)
+        for epochs, accuracy in zip(RUNGS, accuracies(base, design.notation, folder, RUNGS), strict=False):
+            trial.report(accuracy, epochs)
+            if epochs < RUNGS[-1] and trial.should_prune():
+                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+                break
+        else:
+            results[design.notation] = accuracy
+            study.tell(trial, accuracy)
+    return max(results, key=lambda name: results[name]), len(trained)
+
+
+def suggested(trial: optuna.Trial) -> tuple[tuple[int, int], ...]:
+    """Blocks as numbers that do not depend on each other: how much wider each is than the one before."""
+    blocks, place = [], 0
+    for number in range(trial.suggest_int("blocks", 1, MOST_BLOCKS)):
+        place = min(place + trial.suggest_int(f"wider{number}", 0, len(WIDTHS) - 1), len(WIDTHS) - 1)
+        blocks.append((trial.suggest_int(f"convs{number}", 1, MOST_CONVS), WIDTHS[place]))
+    return tuple(blocks)
+
+
+def as_parameters(notation: str) -> dict[str, int]:
+    """The numbers of `suggested` that give this design."""
+    blocks = [tuple(map(int, block.split("x"))) for block in notation.removesuffix("_bn").split()]
+    found, place = {"blocks": len(blocks)}, 0
+    for number, (convs, width) in enumerate(blocks):
+        found |= {f"wider{number}": WIDTHS.index(width) - place, f"convs{number}": convs}
+        place = WIDTHS.index(width)
+    return found
+
+
+def accuracies(base: Recipe, notation: str, folder: Path, rungs: tuple[int, ...]) -> Iterator[float]:
+    """The accuracy after so many epochs, each trained when it is asked for, by the same calls as in `vgg search`."""
+    recipe, run = base.changed(architecture=notation), folder / notation.replace(" ", "-")
+    for epochs in rungs:
+        yield train(recipe, resume=run, until_epoch=epochs, device="cpu", progress=False).history[-1].test_accuracy
+
+
+def write_images(folder: Path) -> None:
+    """The last images of Fashion-MNIST, as a folder of four IDX files."""
+    folder.mkdir(parents=True)
+    source = open_data("fashion-mnist")
+    for split, name, count in (("train", "train", TRAINED + CHOSEN_ON), ("test", "t10k", TESTED)):
+        images: Any = source.splits[split]
+        for kind, values, magic in (("images-idx3", images.pixels, 0x803), ("labels-idx1", images.labels, 0x801)):
+            some = values[-count:]
+            header = struct.pack(f">{1 + some.ndim}I", magic, *some.shape)
+            (folder / f"{name}-{kind}-ubyte").write_bytes(header + some.tobytes())
+
+
+def final_accuracies(recipe: Recipe, folder: Path) -> list[float]:
+    """The test accuracy of `recipe`, trained on all images, for each seed."""
+    runs = (
+        train(recipe, seed=seed, validation=0, resume=folder / str(seed), device="cpu", progress=False)
+        for seed in range(SEEDS)
+    )
+    return [run.history[-1].test_accuracy for run in runs]
+
+
+def main() -> None:
+    flags = parser(__doc__, repeats=3)
+    flags.add_argument("folder", type=Path)
+    flags.add_argument("--seconds", type=float, default=120)
+    given = flags.parse_args()
+    torch.set_num_threads(1)
+    images = given.folder / "images"
+    if not images.exists():
+        write_images(images)
+    total = costs(Recipe.named("quick").network(in_channels=1, num_classes=10)).total
+    budget = Budget(total.parameters, total.macs)
+    quick = Recipe.named("quick", data=os.fspath(images), validation=CHOSEN_ON, epochs=RUNGS[-1], batch_size=64)
+    base = quick.changed(head="gap")
+    methods: dict[str, Search] = {"vgg search": ours, "random": at_random, "Optuna": by_optuna}
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
+    for repeat in range(given.repeats):
+        for name, method in methods.items():
+            folder = given.folder / f"{name.replace(' ', '-')}-{repeat}"
+            path = folder.with_suffix(".json")
+            if not path.exists():
+                begin = time.process_time()
+                winner, designs = method(base.changed(seed=repeat), budget, folder, given.seconds)
+                done = {"winner": winner, "designs": designs, "cpu_seconds": round(time.process_time() - begin)}
+                done["accuracies"] = final_accuracies(base.changed(architecture=winner), folder / "final")
+                path.write_text(json.dumps(done))
+                print(name, repeat, done, flush=True)
+            results[name].append(json.loads(path.read_text()))
+    by_hand = final_accuracies(quick, given.folder / "quick")
+    means = {name: [sum(each["accuracies"]) / SEEDS for each in some] for name, some in results.items()}
+    row = {
+        **row_header(torch.device("cpu"), given.repeats),
+        "data": f"Fashion-MNIST, {TRAINED} images to train on and {CHOSEN_ON} to choose by",
+        "budget": {"parameters": budget.parameters, "macs": budget.macs},
+        "cpu_seconds_each": given.seconds,
+        "winners_trained": f"on both, {SEEDS} seeds, measured on {TESTED} test images",
+        "test_accuracy": {name: summary(values) for name, values in means.items()},
+        "quick": summary(by_hand),
+        "searches": results,
+    }
+    save_row("search", row, given.save)
+
+
+def summary(values: list[float]) -> dict[str, Any]:
+    """Mean and 95% interval, and all values."""
+    interval = mean_interval(values)
+    return {"mean": round(interval.mean, 4), "half_width": round(interval.high - interval.mean, 4), "all": values}
+
+
+if __name__ == "__main__":
+    main()
