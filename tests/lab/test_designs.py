@@ -1,12 +1,13 @@
 """Designs inside a budget, against brute force and `costs`."""
 
+import random
 from itertools import pairwise, product
 
 import pytest
 
 from vggkit import Architecture, costs
 from vggkit.errors import ArchitectureError
-from vggkit.lab.designs import LEAST_SHARE, MOST_BLOCKS, MOST_CONVS, Budget, designs, drawn
+from vggkit.lab.designs import LEAST_SHARE, MOST_BLOCKS, MOST_CONVS, Budget, designs, drawn, nearby
 
 OPTIONS = {"image_size": 12, "in_channels": 3, "num_classes": 7}
 
@@ -45,10 +46,21 @@ def test_drawn_designs_use_the_budget():
         assert LEAST_SHARE <= budget.share(design.parameters, design.macs) <= 1
 
 
+def test_neighbours_are_other_designs_of_the_space():
+    budget, draws = Budget(20_000, 2_000_000), random.Random(0)
+    inside = {design.notation: design for design in designs(budget, **OPTIONS)}
+    start = next(name for name, design in inside.items() if budget.share(*design[1:]) > 0.9 and name.count("x") == 2)
+    found = {nearby(start, budget, draws, **OPTIONS) for _ in range(200)}
+    assert len(found) > 10
+    assert all(inside[design.notation] == design for design in found)
+    assert start not in {design.notation for design in found}
+    assert nearby("4x512_bn", Budget(parameters=1), draws, **OPTIONS) is None
+
+
 def test_budgets_that_cannot_be():
     with pytest.raises(ArchitectureError, match="expected a limit of parameters or of MACs, got none"):
         Budget()
-    with pytest.raises(ArchitectureError, match="expected a limit of macs from 1, got 0"):
+    with pytest.raises(ArchitectureError, match="expected a limit of macs above 0, got 0"):
         Budget(macs=0)
     with pytest.raises(ArchitectureError, match="expected a budget with room for a network of blocks"):
         drawn(Budget(parameters=100), 1, seed=0, **OPTIONS)

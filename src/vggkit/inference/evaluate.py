@@ -59,6 +59,8 @@ class Evaluation:
     """Lines on what was left out."""
     mistakes: tuple[Mistake, ...] = ()
     """Those that the network was surest of, up to 12."""
+    top5: float = math.nan
+    """The share of all images whose class is among the five most probable, 0 to 1."""
 
     @property
     def accuracy(self) -> float:
@@ -196,7 +198,7 @@ def evaluate(
         measured.append(outcome)
         mistakes += _mistakes(classifier, images, surest)
         bad |= feed.loader.bad if isinstance(feed, LoaderFeed) else {}
-    given, labels, predicted = torch.cat(measured, dim=1).cpu().numpy()
+    given, labels, predicted, is_in_top5 = torch.cat(measured, dim=1).cpu().numpy()
     is_counted = labels != IGNORED_LABEL
     if not is_counted.any():
         raise DataError(f"{source.name}: expected an image to measure by that can be read, got none")
@@ -207,8 +209,9 @@ def evaluate(
         *_listed("not counted, as they are bad", [f"{image}: {reason}" for image, reason in bad.items()]),
     )
     surest_mistakes = tuple(sorted(mistakes, key=lambda mistake: -mistake.probability)[:NUM_MISTAKES])
+    top5 = float(is_in_top5[is_counted].mean())
     return Evaluation(
-        classifier.classes, labels[is_counted], predicted[is_counted], measured_on, notes, surest_mistakes
+        classifier.classes, labels[is_counted], predicted[is_counted], measured_on, notes, surest_mistakes, top5
     )
 
 
@@ -257,8 +260,9 @@ def data_of_run(model: Path) -> ImageSource:
 
 
 def _outcome(classifier: Classifier, feed: Feed, table: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """What a network makes of a split: int64 (3, images), the labels of the data and of the network, and what it said.
+    """What a network makes of a split, as int64 (4, images).
 
+    The rows are the labels of the data and of the network, what it said, and whether the label is among its first five.
     And the mistakes that it was surest of, as columns: probability, position, label, prediction and pixels. Nothing is
     asked of the device before the end.
     """
@@ -268,7 +272,8 @@ def _outcome(classifier: Classifier, feed: Feed, table: Tensor) -> tuple[Tensor,
         probability, predicted = logits.softmax(dim=1).max(dim=1)
         is_finite &= probability.isfinite().all()
         labels = table[batch.labels.clamp(min=-1)]
-        columns.append(torch.stack([batch.labels, labels, predicted]))
+        in_top5 = (logits.topk(min(5, logits.shape[1])).indices == labels[:, None]).any(dim=1)
+        columns.append(torch.stack([batch.labels, labels, predicted, in_top5]))
         wrong = torch.where((labels != predicted) & (labels != IGNORED_LABEL), probability, 0)
         rows = wrong.topk(min(NUM_MISTAKES, len(wrong))).indices
         new = [wrong[rows], rows + start, labels[rows], predicted[rows], batch.images[rows]]

@@ -5,6 +5,7 @@ import io
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from vggkit.data.images import FittedImage
 from vggkit.data.samples import ImageSource
 from vggkit.design.costs import Sum
 from vggkit.design.network import costs
@@ -22,20 +24,21 @@ from vggkit.inference.evaluate import Evaluation, data_of_run, evaluate
 from vggkit.inference.predict import Classifier, load_classifier
 from vggkit.lab.answers import short
 from vggkit.lab.bench import classifies, turn_seconds
+from vggkit.lab.pareto import Panel, front_plot, labelled
 from vggkit.lab.report import Code, Heading, Part, Picture, as_svg
 from vggkit.lab.statistics import mcnemar, pareto_front
 from vggkit.training.hardware import choose_device, describe_hardware
 from vggkit.training.recipe import Recipe
-from vggkit.training.run_folder import read_recipe
+from vggkit.training.run_folder import read_epochs, read_recipe
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SPEED_BATCH, TURNS = 64, 5
 DISAGREEMENTS = 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Compared:
     """One network."""
 
@@ -43,6 +46,8 @@ class Compared:
     classifier: Classifier
     recipe: Recipe | None
     """Of a run; None for a weight file alone."""
+    curve: dict[int, float]
+    """The accuracy after each epoch of a run."""
     evaluation: Evaluation
     turns: tuple[float, ...]
     """Examples/s of each turn, in batches of 64 images that are in memory; all networks take turns."""
@@ -57,10 +62,27 @@ class Compared:
         """(images,): whether each was classified right, in this network's own order of the classes."""
         return np.equal(self.evaluation.predicted, self.evaluation.labels)
 
-    @property
+    @cached_property
     def cost(self) -> Sum:
         """Of one image."""
         return costs(self.classifier.net.architecture).total
+
+    def figures(self) -> dict[str, Any]:
+        """What timm's tables of results and of speed say of a network, by the names of their columns."""
+        top1, top5 = 100 * self.evaluation.accuracy, 100 * self.evaluation.top5
+        return {
+            "model": self.name,
+            "img_size": self.classifier.net.architecture.image_size,
+            "top1": round(top1, 3),
+            "top1_err": round(100 - top1, 3),
+            "top5": round(top5, 3),
+            "top5_err": round(100 - top5, 3),
+            "param_count": round(self.cost.parameters / 1e6, 4),
+            "infer_samples_per_sec": round(self.examples_per_second, 1),
+            "infer_step_time": round(1000 * SPEED_BATCH / self.examples_per_second, 3),
+            "infer_batch_size": SPEED_BATCH,
+            "infer_gmacs": round(self.cost.macs / 1e9, 4),
+        }
 
 
 @dataclass(frozen=True)
@@ -68,14 +90,13 @@ class Comparison:
     """Networks measured on the same images."""
 
     networks: tuple[Compared, ...]
-    data: str
+    data: ImageSource
     """What they were measured on."""
     hardware: str
 
     def table(self) -> Table:
         """Costs, accuracy with its 95% interval, and speed."""
-        header = ("model", "px", "params", "MACs", "accuracy", "95%", "examples/s", "front")
-        front = self.front
+        header = ("model", "px", "params", "MACs", "top-1", "95%", "top-5", "examples/s", "front")
         rows = [
             (
                 each.name,
@@ -84,121 +105,130 @@ class Comparison:
                 short(each.cost.macs),
                 f"{each.evaluation.accuracy:.4f}",
                 "{:.3f} to {:.3f}".format(*each.evaluation.interval),
+                f"{each.evaluation.top5:.4f}",
                 f"{each.examples_per_second:,.0f} ({min(each.turns):,.0f} to {max(each.turns):,.0f})",
-                "*" if each in front else "",
+                "*" if each in self.front else "",
             )
             for each in self.networks
         ]
-        notes = [*self.sentences, f"on {self.data}"]
-        notes.append(f"examples/s: batches of {SPEED_BATCH}, median of {TURNS} turns and their range, {self.hardware}")
-        notes.append("*: no other is as accurate and as fast")
+        notes = [
+            *(pair["sentence"] for pair in self.pairs),
+            f"on the {len(self.networks[0].evaluation.labels):,} {self.networks[0].evaluation.measured_on}",
+            f"examples/s: batches of {SPEED_BATCH}, median of {TURNS} turns and their range, {self.hardware}",
+            "*: no other is as accurate and as fast",
+        ]
         return Table(header, [rows], 1, "", notes)
 
-    @property
+    @cached_property
     def front(self) -> list[Compared]:
         """The Pareto front: the networks to which no other is as accurate and as fast and better in one."""
         places = [(each.evaluation.accuracy, each.examples_per_second) for each in self.networks]
         return [each for each, is_on in zip(self.networks, pareto_front(places), strict=True) if is_on]
 
     @property
-    def sentences(self) -> list[str]:
+    def pairs(self) -> list[dict[str, Any]]:
         """For each pair what McNemar's test says of the images that only one of the two gets right."""
-        return [_sentence(first, second) for first, second in combinations(self.networks, 2)]
+        # The images come in the same order, whatever the order of the classes.
+        return [_pair(first, second) for first, second in combinations(self.networks, 2)]
 
     def differences(self) -> Table | None:
         """The fields in which the runs' recipes differ; None if there are no two runs or no difference."""
-        runs = [each for each in self.networks if each.recipe is not None]
-        recipes = [asdict(each.recipe) for each in runs if each.recipe is not None]
-        fields = [
-            name for name in (recipes[0] if recipes else ()) if len({str(recipe[name]) for recipe in recipes}) > 1
-        ]
-        rows = [(name, *(_plain(recipe[name]) for recipe in recipes)) for name in fields]
-        return Table(("recipe", *(each.name for each in runs)), [rows], len(runs) + 1) if rows else None
+        recipes = {each.name: asdict(each.recipe) for each in self.networks if each.recipe is not None}
+        fields = next(iter(recipes.values()), {})
+        rows = [(name, *(_plain(recipe[name]) for recipe in recipes.values())) for name in fields]
+        rows = [row for row in rows if len(set(row[1:])) > 1]
+        return Table(("recipe", *recipes), [rows], len(recipes) + 1) if rows else None
 
     def disagreements(self) -> list[tuple[int, str, list[str]]]:
         """The first images that some get right and some not: position, class, and what each takes it for."""
         first = self.networks[0].evaluation
         right = np.stack([each.is_right for each in self.networks])
-        chosen = np.flatnonzero(right.any(0) & ~right.all(0))[:DISAGREEMENTS]
-        return [
-            (
-                int(index),
-                first.classes[first.labels[index]],
-                [each.evaluation.classes[each.evaluation.predicted[index]] for each in self.networks],
-            )
-            for index in chosen
-        ]
+        chosen = np.flatnonzero(right.any(0) & ~right.all(0))[:DISAGREEMENTS].tolist()
+        names = [[each.evaluation.classes[each.evaluation.predicted[i]] for each in self.networks] for i in chosen]
+        return [(i, first.classes[first.labels[i]], taken) for i, taken in zip(chosen, names, strict=True)]
 
     def to_csv(self) -> str:
-        """A line for each network, with the names of timm's tables of results and of speed."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        names = "model img_size top1 top1_err param_count infer_gmacs infer_batch_size infer_samples_per_sec"
-        writer.writerow(names.split())
-        for each in self.networks:
-            top1, total = 100 * each.evaluation.accuracy, each.cost
-            size = each.classifier.net.architecture.image_size
-            counts = (round(total.parameters / 1e6, 2), round(total.macs / 1e9, 3), SPEED_BATCH)
-            writer.writerow(
-                [each.name, size, round(top1, 3), round(100 - top1, 3), *counts, round(each.examples_per_second, 1)]
-            )
+        """A line for each network, see `Compared.figures`."""
+        text, rows = io.StringIO(), [each.figures() for each in self.networks]
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
         return text.getvalue()
 
     def to_json(self) -> dict[str, Any]:
         """All that was measured, for JSON."""
-        front = self.front
-        return {
-            "data": self.data,
-            "hardware": self.hardware,
-            "models": [
-                {
-                    "model": each.name,
-                    "architecture": each.classifier.net.architecture.name,
-                    "parameters": each.cost.parameters,
-                    "macs": each.cost.macs,
-                    "accuracy": each.evaluation.accuracy,
-                    "interval": each.evaluation.interval,
-                    "examples_per_second": each.examples_per_second,
-                    "recipe": asdict(each.recipe) if each.recipe is not None else None,
-                    "is_on_front": each in front,
-                }
-                for each in self.networks
-            ],
-            "pairs": [
-                {"models": [first.name, second.name], **_pair(first, second)}
-                for first, second in combinations(self.networks, 2)
-            ],
-        }
+        models = [
+            {
+                **each.figures(),
+                "architecture": each.classifier.net.architecture.name,
+                "parameters": each.cost.parameters,
+                "macs": each.cost.macs,
+                "accuracy": each.evaluation.accuracy,
+                "interval": each.evaluation.interval,
+                "recipe": asdict(each.recipe) if each.recipe is not None else None,
+                "is_on_front": each in self.front,
+            }
+            for each in self.networks
+        ]
+        measured_on = self.networks[0].evaluation.measured_on
+        return {"data": measured_on, "hardware": self.hardware, "models": models, "pairs": self.pairs}
 
     def scatter(self) -> str:
         """Accuracy against throughput, circles for parameters, and the Pareto front, as an SVG picture."""
+        label = f"examples/s, batches of {SPEED_BATCH}, {self.hardware}"
+        panel = Panel(label, [each.examples_per_second for each in self.networks], is_cost=False)
+        accuracies = [each.evaluation.accuracy for each in self.networks]
+        sizes = [each.cost.parameters for each in self.networks]
+        return front_plot([each.name for each in self.networks], accuracies, [panel], sizes)
+
+    def curves(self) -> str | None:
+        """The accuracy of each run over its epochs, as an SVG picture; None without runs."""
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
+
+        figure = Figure(figsize=(8, 4.5), layout="constrained")
+        axes = figure.subplots()
+        runs = [each for each in self.networks if each.curve]
+        for each in runs:
+            axes.plot(*zip(*sorted(each.curve.items()), strict=True), ".-", label=labelled(each.name))
+        axes.set(xlabel="epoch", ylabel="accuracy on what the run was evaluated on")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.grid(alpha=0.3)
+        axes.legend()
+        return as_svg(figure) if runs else None
+
+    def faces(self) -> "Figure":
+        """The images of `disagreements` as the first network sees them, with what each network takes them for."""
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(8, 5), layout="constrained")
-        axes: Axes = figure.subplots()
-        most = max(each.cost.parameters for each in self.networks)
-        for each in self.networks:
-            place = (each.examples_per_second, each.evaluation.accuracy)
-            axes.scatter(*place, s=max(10, 1_500 * each.cost.parameters / most), alpha=0.6)
-            name = shown(each.name, 40)
-            axes.annotate(name, place, xytext=(0, 8), textcoords="offset points", ha="center", parse_math=False)
-        front = sorted((each.examples_per_second, each.evaluation.accuracy) for each in self.front)
-        axes.plot(*zip(*front, strict=True), "--", color="grey", linewidth=1)
-        axes.set(xlabel=f"examples/s, batches of {SPEED_BATCH}, {self.hardware}", ylabel="accuracy")
-        axes.margins(0.25)
-        axes.grid(alpha=0.3)
-        return as_svg(figure)
+        wrong, classifier = self.disagreements(), self.networks[0].classifier
+        num_rows = -(-len(wrong) // 5)
+        figure = Figure(figsize=(8, num_rows * (1.6 + 0.15 * len(self.networks))), layout="constrained")
+        read, fit = self.data.held_out.reader(0, 0), FittedImage(classifier.preprocessing)
+        for number, axes in enumerate(figure.subplots(num_rows, 5, squeeze=False).flat):
+            axes.axis("off")
+            if number < len(wrong):
+                index, name, taken = wrong[number]
+                pixels = fit(read(index), 0, index).transpose(1, 2, 0).squeeze()
+                axes.imshow(pixels, cmap="gray", vmin=0, vmax=255)
+                said = [f"{place}: {other}" for place, other in enumerate(taken, 1) if other != name]
+                axes.set_title("\n".join(map(labelled, [f"{index}, {name}", *said])), fontsize=8)
+        return figure
 
     def report(self, command: str) -> list[Part]:
         """The parts of a report; `command` makes it again."""
         parts: list[Part] = [self.table(), Picture(self.scatter(), "Accuracy against throughput; area: parameters.")]
-        differences, wrong = self.differences(), self.disagreements()
+        differences, wrong, curves = self.differences(), self.disagreements(), self.curves()
+        if curves is not None:
+            parts += [Heading("The runs"), Picture(curves, "Accuracy after each epoch.")]
         if differences is not None:
             parts += [Heading("What differs in the recipes"), differences]
         if wrong:
             rows = [(str(index), name, *taken) for index, name, taken in wrong]
             header = ("image", "class", *(each.name for each in self.networks))
-            parts += [Heading("The first images on which they disagree"), Table(header, [rows], len(header))]
+            parts.append(Heading("The first images on which they disagree"))
+            parts.append(Picture(as_svg(self.faces()), "Number and class; below, who takes it for something else."))
+            parts.append(Table(header, [rows], len(header)))
         return [*parts, Heading("Made by"), Code(command)]
 
 
@@ -207,28 +237,35 @@ def compare(models: Sequence[str | Path], data: ImageSource | None = None, devic
 
     Args:
         models: at least two.
-        data: what to measure on; by default what the first one's run was evaluated on.
+        data: what to measure on; by default what the first run among them was evaluated on.
         device: as `train` takes it.
 
     Raises:
-        UserError: fewer than two models, or models that do not know the same classes.
+        UserError: fewer than two models, no data, or models that do not know the same classes.
     """
     if len(models) < 2:
         raise UserError(f"expected at least 2 models to compare, got {len(models)}")
-    found = []
-    for model in models:
-        classifier, recipe = load_classifier(model, choose_device(device)), _recipe_of(Path(model))
-        if data is None:
-            data = _data_of(recipe, model)
-        evaluation = evaluate(classifier, data)
-        found.append((shown(str(model), 200), classifier, recipe, evaluation))
-    speeds = _speeds([classifier for _, classifier, _, _ in found])
-    networks = [Compared(*each, turns) for each, turns in zip(found, speeds, strict=True)]
-    first = networks[0].evaluation
-    for each in networks[1:]:
-        if set(each.evaluation.classes) != set(first.classes) or len(each.evaluation.labels) != len(first.labels):
-            raise UserError(f"expected models of the same classes, got others in {shown(each.name)}")
-    return Comparison(tuple(networks), first.measured_on, describe_hardware(networks[0].classifier.device))
+    recipes = [_recipe_of(Path(model)) for model in models]
+    classifiers = [load_classifier(model, choose_device(device)) for model in models]
+    if data is None:
+        runs = [model for model, recipe in zip(models, recipes, strict=True) if recipe is not None]
+        if not runs:
+            raise UserError(f"expected --data with weight files alone, got {shown(str(models[0]))}")
+        data = data_of_run(Path(runs[0]))
+    evaluations = [evaluate(classifier, data) for classifier in classifiers]
+    first = evaluations[0]
+    for model, each in zip(models, evaluations, strict=True):
+        if set(each.classes) != set(first.classes) or len(each.labels) != len(first.labels):
+            raise UserError(f"expected models of the same classes, got others in {shown(str(model))}")
+    networks = tuple(
+        Compared(
+            shown(str(model), 200), classifier, recipe, _curve(Path(model), recipe) if recipe else {}, evaluation, turns
+        )
+        for model, classifier, recipe, evaluation, turns in zip(
+            models, classifiers, recipes, evaluations, _speeds(classifiers), strict=True
+        )
+    )
+    return Comparison(networks, data, describe_hardware(classifiers[0].device))
 
 
 def _recipe_of(model: Path) -> Recipe | None:
@@ -238,10 +275,9 @@ def _recipe_of(model: Path) -> Recipe | None:
         return None
 
 
-def _data_of(recipe: Recipe | None, model: str | Path) -> ImageSource:
-    if recipe is None:
-        raise UserError(f"expected --data with a weight file alone, got {shown(str(model))}")
-    return data_of_run(Path(model))
+def _curve(model: Path, recipe: Recipe) -> dict[int, float]:
+    run = model if model.is_dir() else model.parent
+    return {epoch: accuracy for epoch, (accuracy, _, _) in read_epochs(run, recipe.epochs).items()}
 
 
 def _speeds(classifiers: Sequence[Classifier]) -> list[tuple[float, ...]]:
@@ -261,16 +297,18 @@ def _plain(value: object) -> str:
 
 
 def _pair(first: Compared, second: Compared) -> dict[str, Any]:
-    # The images come in the same order, whatever the order of the classes.
     only_first, only_second = (int((a.is_right & ~b.is_right).sum()) for a, b in ((first, second), (second, first)))
-    return {"only_first": only_first, "only_second": only_second, "p": mcnemar(only_first, only_second)}
-
-
-def _sentence(first: Compared, second: Compared) -> str:
-    pair = _pair(first, second)
-    better, worse = (first, second) if pair["only_first"] > pair["only_second"] else (second, first)
-    p = f"{pair['p']:.2g}" if pair["p"] >= 1e-4 else "below 0.0001"
-    counts = f"{pair['only_first']} and {pair['only_second']} images right alone, McNemar's p {p}"
-    if pair["p"] < 0.05:
-        return f"{better.name} is better than {worse.name} ({counts})."
-    return f"{first.name} against {second.name}: not decided ({counts})."
+    p = mcnemar(only_first, only_second)
+    better, worse = (first, second) if only_first > only_second else (second, first)
+    counts = f"{only_first} and {only_second} images right alone, McNemar's p "
+    counts += f"{p:.2g}" if p >= 1e-4 else "below 0.0001"
+    verdict = f"{first.name} against {second.name}: not decided"
+    if p < 0.05:
+        verdict = f"{better.name} is better than {worse.name}"
+    return {
+        "models": [first.name, second.name],
+        "only_first": only_first,
+        "only_second": only_second,
+        "p": p,
+        "sentence": f"{verdict} ({counts}).",
+    }

@@ -36,9 +36,8 @@ class Budget:
         if self.parameters is None and self.macs is None:
             raise ArchitectureError("expected a limit of parameters or of MACs, got none")
         for name, limit in vars(self).items():
-            least = 1 if name in ("parameters", "macs") else 0
-            if limit is not None and not (limit >= least and limit > 0):
-                raise ArchitectureError(f"expected a limit of {name} from 1, got {limit}")
+            if limit is not None and not limit > 0:
+                raise ArchitectureError(f"expected a limit of {name} above 0, got {limit}")
 
     def holds(self, parameters: int, macs: int) -> bool:
         """Whether both are inside."""

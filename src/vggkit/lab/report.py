@@ -5,8 +5,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vggkit.data.files import write_whole
 from vggkit.design.table import Table
 from vggkit.errors import shown
 
@@ -67,6 +69,12 @@ def as_svg(figure: "Figure") -> str:
         figure.savefig(written, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = written.getvalue()
     return text[text.index("<svg") :]
+
+
+def write_report(path: Path, title: str, parts: Sequence[Part]) -> None:
+    """Write a report to `path`, as HTML or, if its suffix is .md, as Markdown."""
+    made = to_markdown(title, parts) if path.suffix == ".md" else to_html(title, parts)
+    write_whole(path, made.encode("utf-8", "backslashreplace"))
 
 
 def to_html(title: str, parts: Sequence[Part], language: str = "en") -> str:

@@ -62,9 +62,10 @@ class Trial:
     """0 if it was ruled out before it was trained."""
     accuracy: float
     """Top-1 on the images kept out of training; 0 if it diverged."""
-    seconds: float
     ruled_out: str = ""
     """Why it was."""
+    seconds: float = 0.0
+    """Since the trial before; those that a kill took are not in it."""
 
 
 @dataclass(frozen=True)
@@ -117,11 +118,11 @@ class Found:
             for each in self.finalists
         ]
         seeds = len(self.test_accuracies)
+        tried = f"{self.num_designs} designs trained in {clock(self.seconds)}, {self.num_ruled_out} ruled out before"
         notes = [
             f"*: on the Pareto front of accuracy, parameters, MACs and ms for one image, on {self.hardware}",
-            f"the winner of {self.num_designs} designs trained in {clock(self.seconds)}, {self.num_ruled_out} ruled out "
-            f"before, is {self.recipe.architecture}",
-            f"on the test set: {written(self.test_accuracy)}, mean and 95% interval over {seeds} seed{'s' * (seeds > 1)}",
+            f"the winner, {self.recipe.architecture}, is the best of {tried}",
+            f"on the test set: {written(self.test_accuracy)}, mean and 95% interval, seeds: {seeds}",
         ]
         return Table(("network", "accuracy", "parameters", "MACs", "ms", "front"), [rows], 1, "", notes)
 
@@ -179,19 +180,18 @@ def search(
     """
     if seeds < 1:
         raise RecipeError(f"expected seeds from 1, got {seeds}")
-    begin = now()
     asked = {"base": asdict(base), "budget": asdict(budget), "seconds": seconds}
     space, log = Space(base, budget, choose_device(device)), Log(folder, asked)
     rungs = sorted({max(1, base.epochs // PROMOTED**left) for left in range(RUNGS)})
-    begin -= sum(trial.seconds for trial in log.trials)
-    while chosen := _next(log.trials, rungs, space, is_over=now() - begin >= seconds):
-        left, best = seconds - (now() - begin), max((t.accuracy for t in log.trials), default=0)
-        say(f"{clock(max(0, left))} left, best {best:.3f}: {chosen[0]} to epoch {chosen[1]}")
-        trial = _tried(space, *chosen, folder / chosen[0].replace(" ", "-"), device, now)
+    begin = now()
+    while chosen := _next(log.trials, rungs, space, is_over=log.seconds >= seconds):
+        best = max((trial.accuracy for trial in log.trials), default=0)
+        say(f"{clock(max(0, seconds - log.seconds))} left, best {best:.4f}: {chosen[0]} to epoch {chosen[1]}")
+        trial = _tried(space, *chosen, folder / chosen[0].replace(" ", "-"), device)
         if trial is None:
             return None
-        log.add(trial)
-    spent = now() - begin
+        log.add(replace(trial, seconds=now() - begin))
+        begin = now()
     finalists = _finalists(space, [trial for trial in log.trials if trial.epochs == rungs[-1]])
     winner = replace(space.recipe(finalists[0].design.notation), name="found", validation=0)
     accuracies = []
@@ -205,7 +205,7 @@ def search(
     ruled_out = sum(not trial.epochs for trial in log.trials)
     num_designs = len({trial.notation for trial in log.trials}) - ruled_out
     hardware = describe_hardware(space.device)
-    return Found(winner, finalists, tuple(accuracies), num_designs, ruled_out, spent, hardware)
+    return Found(winner, finalists, tuple(accuracies), num_designs, ruled_out, log.seconds, hardware)
 
 
 class Space:
@@ -301,20 +301,17 @@ def _next(trials: Sequence[Trial], rungs: Sequence[int], space: Space, is_over: 
     return (new, rungs[0]) if new is not None else _next(trials, rungs, space, is_over=True)
 
 
-def _tried(
-    space: Space, notation: str, epochs: int, run: Path, device: str | None, now: Callable[[], float]
-) -> Trial | None:
+def _tried(space: Space, notation: str, epochs: int, run: Path, device: str | None) -> Trial | None:
     """The design trained to the end of `epochs`, from where it stopped; None if a signal stopped it."""
-    begin = now()
     if not run.exists() and (reason := space.ruled_out(notation)):
-        return Trial(notation, 0, 0.0, now() - begin, reason)
+        return Trial(notation, 0, 0.0, reason)
     try:
         trained = train(space.recipe(notation), resume=run, until_epoch=epochs, device=device, progress=False)
     except DivergedError:
-        return Trial(notation, epochs, 0.0, now() - begin)
-    if len(trained.history) < epochs:
-        return None
-    return Trial(notation, epochs, trained.history[epochs - 1].test_accuracy, now() - begin)
+        return Trial(notation, epochs, 0.0)
+    return (
+        Trial(notation, epochs, trained.history[epochs - 1].test_accuracy) if len(trained.history) >= epochs else None
+    )
 
 
 class Log:
@@ -337,6 +334,11 @@ class Log:
             except (OSError, ValueError, RecursionError):
                 raise refused(self._path, what) from None
             self.trials = [made(Trial, values, self._path, what) for values in kept]
+
+    @property
+    def seconds(self) -> float:
+        """What the trials took together."""
+        return sum(trial.seconds for trial in self.trials)
 
     def add(self, trial: Trial) -> None:
         """Remember `trial`, durably."""

@@ -1,6 +1,8 @@
 """The folder of a run: locked first, then begun or held to its recipe."""
 
+import contextlib
 import itertools
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -12,10 +14,12 @@ from typing import Any
 from vggkit.data.files import sync_folder, why_not_a_file, write_whole
 from vggkit.errors import RunError, one_line
 from vggkit.training.recipe import Recipe
-from vggkit.weights.runs import CHECKPOINTS
+from vggkit.weights.runs import CHECKPOINTS, METRICS
 
 RECIPE, BEST = "recipe.json", "best.safetensors"
 MAX_RECIPE_BYTES = 2**20
+MAX_METRICS_BYTES = 2**26
+"""How much of metrics.jsonl is read: that of a run of a million epochs is not longer by much."""
 LOCK_SECONDS = 10.0
 """How long the processes of a run that was killed may take to end."""
 
@@ -48,6 +52,23 @@ def with_whole_paths(recipe: Recipe) -> Recipe:
         if (path := getattr(recipe, field)) and Path(path).exists()
     }
     return replace(recipe, **whole)
+
+
+def read_epochs(run: Path, num_epochs: int) -> dict[int, tuple[float, float, float]]:
+    """Accuracy, examples and seconds of each epoch in the metrics of a run, whatever else is in that file."""
+    found, metrics = {}, run / METRICS
+    if metrics.is_file():
+        with metrics.open("rb") as file:
+            lines = file.read(MAX_METRICS_BYTES).splitlines()
+        for line in lines:
+            with contextlib.suppress(ValueError, TypeError, LookupError, ArithmeticError, RecursionError):
+                values = json.loads(line)
+                epoch, accuracy, seconds = (values[name] for name in ("epoch", "test_accuracy", "train_seconds"))
+                examples = values["examples_per_second"] * seconds
+                is_epoch = values["event"] == "epoch" and type(epoch) is int and 0 < epoch <= num_epochs
+                if is_epoch and 0 <= accuracy <= 1 and 0 < seconds < 1e12 and 0 <= examples < 1e15:
+                    found[epoch] = (accuracy, examples, seconds)  # a run that was killed logs an epoch again
+    return found
 
 
 @contextmanager

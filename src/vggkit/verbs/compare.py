@@ -24,7 +24,9 @@ class Flags:
     data: str | None = None
     """Images to measure on; those that the first run was evaluated on, if not given."""
     out: Short[Path | None] = None
-    """A .html, .md or .svg file to write a report, or the picture of accuracy against throughput, to."""
+    """A .html or .md file to write a report to."""
+    scatter: Path | None = None
+    """A .svg file for the picture of accuracy against throughput."""
     csv: bool = False
     """Print CSV with timm's column names instead of a table."""
     json: bool = False
@@ -37,26 +39,25 @@ def run(arguments: list[str]) -> int:
     """Run the verb; returns the exit code."""
     flags = parse_flags("compare", Flags, arguments)
     if flags.out is not None:
-        check_out(flags.out, ".html", ".md", ".svg")
+        check_out(flags.out, ".html", ".md")
+    if flags.scatter is not None:
+        check_out(flags.scatter, ".svg", flag="--scatter")
 
     from vggkit.data.sources import open_data
     from vggkit.lab.compare import compare
-    from vggkit.lab.report import to_html, to_markdown
+    from vggkit.lab.report import write_report
 
     data = open_data(flags.data, holdout=0) if flags.data else None
     comparison = compare(flags.models, data, flags.device)
-    if flags.out is not None and flags.out.suffix == ".svg":
-        write_whole(flags.out, comparison.scatter().encode())
-    elif flags.out is not None:
-        title, parts = "Networks compared", comparison.report(shlex.join(["vgg", "compare", *arguments]))
-        made = to_html(title, parts) if flags.out.suffix == ".html" else to_markdown(title, parts)
-        write_whole(flags.out, made.encode("utf-8", "backslashreplace"))
+    if flags.scatter is not None:
+        write_whole(flags.scatter, comparison.scatter().encode())
+    if flags.out is not None:
+        write_report(flags.out, "Networks compared", comparison.report(shlex.join(["vgg", "compare", *arguments])))
     if flags.json:
         print_json(comparison.to_json())
     elif flags.csv:
         print(comparison.to_csv(), end="")
     else:
-        print(comparison.table())
         differences = comparison.differences()
-        print(f"\n{differences}" if differences is not None else "", end="\n" if differences is not None else "")
+        print(comparison.table(), *([f"\n{differences}"] if differences is not None else []), sep="\n")
     return DONE

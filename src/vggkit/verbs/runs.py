@@ -1,7 +1,6 @@
 """`vgg runs`: the runs in a folder, as a table. Foreign and damaged folders may lie among them."""
 
 import contextlib
-import json
 import os
 import shutil
 import time
@@ -14,12 +13,9 @@ from tyro.conf import Positional
 from vggkit.data.files import why_not_a_file
 from vggkit.design.table import Table
 from vggkit.errors import RunError, UserError, shown
-from vggkit.training.run_folder import RECIPE, is_locked, read_recipe
+from vggkit.training.run_folder import RECIPE, is_locked, read_epochs, read_recipe
 from vggkit.verbs.terminal import parse_flags, print_json, print_to_stderr
 from vggkit.weights.runs import CHECKPOINTS, METRICS, MODEL
-
-MAX_METRICS_BYTES = 2**26
-"""How much of metrics.jsonl is read: that of a run of a million epochs is not longer by much."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,7 @@ def _described(path: Path) -> dict[str, Any]:
         metrics = path / METRICS
         written = (metrics if metrics.exists() else path).stat().st_mtime
         recipe = asdict(read_recipe(path))
-        epochs = _epochs(metrics, recipe["epochs"])
+        epochs = read_epochs(path, recipe["epochs"])
         has_checkpoint = any((path / CHECKPOINTS).glob("step-*/SHA256SUMS"))
         state = "finished" if (path / MODEL).is_file() else "stopped" if has_checkpoint else "begun"
         state = "training" if is_locked(path) else state
@@ -80,23 +76,6 @@ def _described(path: Path) -> dict[str, Any]:
         "examples_per_second": examples / seconds if seconds else None,
         "age_seconds": max(0, round(time.time() - written)),
     }
-
-
-def _epochs(metrics: Path, num_epochs: int) -> dict[int, tuple[float, float, float]]:
-    """Accuracy, examples and seconds of each epoch in `metrics`, whatever else is in that file."""
-    found = {}
-    if metrics.is_file():
-        with metrics.open("rb") as file:
-            lines = file.read(MAX_METRICS_BYTES).splitlines()
-        for line in lines:
-            with contextlib.suppress(ValueError, TypeError, LookupError, ArithmeticError, RecursionError):
-                values = json.loads(line)
-                epoch, accuracy, seconds = (values[name] for name in ("epoch", "test_accuracy", "train_seconds"))
-                examples = values["examples_per_second"] * seconds
-                is_epoch = values["event"] == "epoch" and type(epoch) is int and 0 < epoch <= num_epochs
-                if is_epoch and 0 <= accuracy <= 1 and 0 < seconds < 1e12 and 0 <= examples < 1e15:
-                    found[epoch] = (accuracy, examples, seconds)  # a run that was killed logs an epoch again
-    return found
 
 
 def _table(listed: list[dict[str, Any]]) -> Table:

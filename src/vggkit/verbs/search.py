@@ -1,14 +1,15 @@
 """`vgg search`: the best network under a budget."""
 
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from vggkit.design.table import Table
+from vggkit.data.files import write_whole
 from vggkit.errors import UserError, shown
 from vggkit.lab.designs import Budget
 from vggkit.training.recipe import Recipe
-from vggkit.verbs.terminal import DONE, RESUMABLE, parse_flags, print_json, print_to_stderr
+from vggkit.verbs.terminal import DONE, RESUMABLE, Short, check_out, parse_flags, print_json, print_to_stderr
 
 COUNTS: dict[str, float] = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}
 SECONDS: dict[str, float] = {"": 1, "s": 1, "min": 60, "h": 3_600}
@@ -20,15 +21,19 @@ class Flags:
 
     Examples:
       vgg search --max-params 600k --max-macs 30M --time 30min
-      vgg search --max-params 50k --data photos --runs searches/photos
+      vgg search --max-params 50k --max-milliseconds 2 --data photos -o found.html
     """
 
     max_params: str | None = None
     """Parameters at most, such as 600k."""
     max_macs: str | None = None
     """MACs of an image at most, such as 30M."""
+    max_memory_mb: float | None = None
+    """MB at most at the peak of a training step, as vgg describe --batch-size predicts it for the recipe's batch."""
+    max_milliseconds: float | None = None
+    """Milliseconds at most to classify one image, measured on this machine."""
     time: str = "30min"
-    """How long to search, such as 90s, 30min or 2h; decides how many networks are tried."""
+    """How long to search, such as 90s, 30min or 2h; the winner's own runs come on top."""
     recipe: str = "quick"
     """How they are trained: all but the network."""
     data: str | None = None
@@ -41,6 +46,8 @@ class Flags:
     """Runs of the winner on all training images."""
     runs: Path | None = None
     """The folder of the search, and where to go on from; searches/<recipe> if not given."""
+    out: Short[Path | None] = None
+    """A .html or .md file to write a report to, or a .svg file for its picture."""
     device: str | None = None
     """cpu, cuda, cuda:1 or mps; a GPU, if there is one, if not given."""
     json: bool = False
@@ -50,48 +57,36 @@ class Flags:
 def run(arguments: list[str]) -> int:
     """Run the verb; returns the exit code: 75 if a signal stopped it, after which the same command goes on."""
     flags = parse_flags("search", Flags, arguments)
-    limits = [None if text is None else int(_number(text, COUNTS)) for text in (flags.max_params, flags.max_macs)]
-    if limits == [None, None]:
+    if flags.out is not None:
+        check_out(flags.out, ".html", ".md", ".svg")
+    counts = [None if text is None else int(_number(text, COUNTS)) for text in (flags.max_params, flags.max_macs)]
+    if counts == [None, None]:
         raise UserError("expected --max-params or --max-macs, such as 600k and 30M, got neither")
+    memory_bytes = None if flags.max_memory_mb is None else 1e6 * flags.max_memory_mb
+    budget = Budget(counts[0], counts[1], memory_bytes, flags.max_milliseconds)
     changes = {"epochs": flags.epochs, "seed": flags.seed} | ({"data": flags.data} if flags.data else {})
     base, seconds = Recipe.named(flags.recipe, **changes), _number(flags.time, SECONDS)
     folder = flags.runs or Path("searches") / base.name
 
-    from vggkit.lab.answers import written
+    from vggkit.lab.report import write_report
     from vggkit.lab.search import FOUND, search
 
-    found = search(
-        base,
-        Budget(*limits),
-        folder,
-        seconds=seconds,
-        seeds=flags.seeds,
-        device=flags.device,
-        say=print_to_stderr,
-    )
+    options = {"seconds": seconds, "seeds": flags.seeds, "device": flags.device, "say": print_to_stderr}
+    found = search(base, budget, folder, **options)  # type: ignore[arg-type]
     if found is None:
         print(f"stopped; go on with the same command, or --runs {shown(folder, 500)}")
         return RESUMABLE
-    rows = [
-        (
-            each.design.notation,
-            f"{each.accuracy:.4f}",
-            f"{each.design.parameters:,}",
-            f"{each.design.macs:,}",
-            f"{each.milliseconds:.2f}",
-            "*" if each.is_on_front else "",
+    if flags.out is not None and flags.out.suffix == ".svg":
+        write_whole(flags.out, found.plot().encode())
+    elif flags.out is not None:
+        write_report(
+            flags.out, "Networks found under a budget", found.report(shlex.join(["vgg", "search", *arguments]))
         )
-        for each in found.finalists
-    ]
     if flags.json:
         print_json(found.to_json())
-        return DONE
-    print(Table(("network", "accuracy", "parameters", "MACs", "ms", "front"), [rows], 1))
-    print(
-        f"the winner of {found.num_designs} networks, {found.recipe.architecture}, on the test set: "
-        f"{written(found.test_accuracy)}, mean and 95% interval over {flags.seeds} seed{'s' * (flags.seeds > 1)}"
-    )
-    print(f"{shown(folder / FOUND, 500)} is its recipe, for vgg train --recipe; measured on {found.hardware}")
+    else:
+        print(found.table())
+        print(f"{shown(folder / FOUND, 500)} is its recipe, for vgg train --recipe")
     return DONE
 
 
