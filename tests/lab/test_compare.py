@@ -8,11 +8,14 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from vggkit import cli, costs, evaluate, train
+from vggkit.data.sources import open_data
 from vggkit.errors import UserError
-from vggkit.lab.compare import compare
+from vggkit.lab.compare import DISAGREEMENTS, compare
+from vggkit.weights.files import load_weights, save_weights
 
 
 @pytest.fixture(scope="module")
@@ -50,22 +53,45 @@ def test_figures_are_those_of_the_verbs_and_of_scipy(runs):
 
 
 def test_the_verb_prints_tables_and_writes_reports(runs, tmp_path, capsys):
-    names = [str(run) for run in runs[:2]]
-    assert cli.main(["compare", *names, "--csv", "-o", str(tmp_path / "a.html"), "--device", "cpu"]) == 0
-    first, _ = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    names, page, picture = [str(run) for run in runs], tmp_path / "a.html", tmp_path / "a.svg"
+    assert cli.main(["compare", *names, "--csv", "-o", str(page), "--scatter", str(picture), "--device", "cpu"]) == 0
+    first, *_ = csv.DictReader(io.StringIO(capsys.readouterr().out))
     assert first["model"] == names[0]
     assert float(first["top1"]) + float(first["top1_err"]) == pytest.approx(100)
-    page = (tmp_path / "a.html").read_text()
-    assert page.count("<svg") == 1
-    assert "<script" not in page
-    assert not re.search(r'(src=|href="[^#]|url\((?!#)|@import)', page)  # nothing is fetched
-    assert cli.main(["compare", *names, "--json", "-o", str(tmp_path / "a.md"), "--device", "cpu"]) == 0
+    assert float(first["top1"]) < float(first["top5"]) == pytest.approx(100 - float(first["top5_err"]))
+    text = page.read_text()
+    assert text.count("<svg") == 3  # accuracy against throughput, the curves, and the images on which they disagree
+    assert text.count("data:image/png;base64,") == DISAGREEMENTS
+    assert "<script" not in text
+    assert not re.search(r'(src=|href="(?!#|data:)|url\((?!#)|@import)', text)  # nothing is fetched
+    assert "vgg compare" in text
+    assert all(name in picture.read_text() for name in names)
+    assert cli.main(["compare", *names[:2], "--json", "-o", str(tmp_path / "a.md"), "--device", "cpu"]) == 0
     assert len(json.loads(capsys.readouterr().out)["models"]) == 2
     assert (tmp_path / "a.md").read_text().startswith("# Networks compared\n")
+
+
+def test_the_order_of_the_classes_does_not_matter(runs, tmp_path):
+    """The same network with its classes turned round, in a weight file without a run."""
+    net, metadata = load_weights(runs[0] / "model.safetensors")
+    names = json.loads(metadata["classes"])
+    last = next(module for module in reversed(list(net.modules())) if isinstance(module, torch.nn.Linear))
+    last.weight.data, last.bias.data = last.weight.data.flip(0), last.bias.data.flip(0)
+    turned = tmp_path / "turned.safetensors"
+    save_weights(turned, net, {**metadata, "classes": json.dumps(names[::-1])})
+    comparison = compare([turned, runs[0], runs[1]], device="cpu")
+    assert comparison.pairs[0]["only_first"] == comparison.pairs[0]["only_second"] == 0
+    assert comparison.pairs[1]["only_first"] == comparison.pairs[2]["only_first"] > 0
+    assert comparison.networks[0].evaluation.top5 == comparison.networks[1].evaluation.top5
+    for index, label, taken in comparison.disagreements():
+        image = open_data("fashion-mnist-sample").held_out
+        assert label == comparison.data.classes[image.labels[index]]
+        assert taken[0] == taken[1]
+    assert "turned" not in comparison.curves()
 
 
 def test_what_cannot_be_compared(runs, tmp_path):
     with pytest.raises(UserError, match="expected at least 2 models to compare, got 1"):
         compare(runs[:1])
-    with pytest.raises(UserError, match="expected --data with a weight file alone, got"):
-        compare([shutil.copy(runs[0] / "model.safetensors", tmp_path / "x.safetensors"), runs[1]])
+    with pytest.raises(UserError, match="expected --data with weight files alone, got"):
+        compare([shutil.copy(runs[0] / "model.safetensors", tmp_path / f"{name}.safetensors") for name in "xy"])
