@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -138,34 +139,32 @@ COMMAND = [
 ]
 
 
-def run_verb(folder, *more, **options):
-    return subprocess.Popen([sys.executable, "-m", "vggkit", "experiment", *COMMAND, *more], cwd=folder, **options)
-
-
 def steady(path):
     """A report without its times and memory."""
     return re.sub(r'"(seconds|predicted_seconds|examples_per_second|peak_bytes)": [0-9.e+-]+', "", path.read_text())
 
 
-def test_a_killed_experiment_goes_on_to_the_same_report(tmp_path):
-    folders = [tmp_path / "unbroken", tmp_path / "broken"]
-    for folder in folders:
-        folder.mkdir()
-    assert run_verb(folders[0], "-o", "answer.json").wait() == 0
-    process = run_verb(folders[1])
-    deadline = time.monotonic() + 120
-    while not (folders[1] / "runs" / "001" / "metrics.jsonl").exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    finished = (folders[1] / "runs" / "000" / "model.safetensors").stat().st_mtime_ns
-    assert run_verb(folders[1], "-o", "answer.json").wait() == 0
-    assert (folders[1] / "runs" / "000" / "model.safetensors").stat().st_mtime_ns == finished
-    assert steady(folders[0] / "answer.json") == steady(folders[1] / "answer.json")
-    accuracies = [trial["accuracy"] for trial in json.loads((folders[1] / "answer.json").read_text())["trials"]]
+def test_a_killed_experiment_goes_on_to_the_same_report(tmp_path, monkeypatch, capsys):
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    unbroken.mkdir()
+    broken.mkdir()
+    monkeypatch.chdir(unbroken)
+    assert cli.main(["experiment", *COMMAND, "-o", "answer.json"]) == 0
+    monkeypatch.chdir(broken)
+    with subprocess.Popen([sys.executable, "-m", "vggkit", "experiment", *COMMAND]) as process:
+        deadline = time.monotonic() + 120
+        while not Path("runs/001/metrics.jsonl").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    finished = Path("runs/000/model.safetensors").stat().st_mtime_ns
+    assert cli.main(["experiment", *COMMAND, "-o", "answer.json"]) == 0
+    assert Path("runs/000/model.safetensors").stat().st_mtime_ns == finished
+    assert steady(unbroken / "answer.json") == steady(broken / "answer.json")
+    accuracies = [trial["accuracy"] for trial in json.loads(Path("answer.json").read_text())["trials"]]
     assert len(accuracies) == 4
     assert None in accuracies  # a rate of a million diverges, and is a result
-    other = run_verb(folders[1], "--seeds", "3", stderr=subprocess.PIPE)
-    assert b"expected the experiment that runs was begun with, got another one" in other.communicate()[1]
-    assert other.returncode == 2
+    capsys.readouterr()
+    assert cli.main(["experiment", *COMMAND, "--seeds", "3"]) == 2
+    assert "expected the experiment that runs was begun with, got another one" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.killing import KILLS
-from tests.teams import Members, steps_of, vgg, wait_for
+from tests.teams import Members, steps_of, together, vgg, wait_for
 from tests.training.test_distributed import TINY, final
 
 ENDLESS = [*TINY, "--epochs", "1000"]
@@ -133,7 +133,14 @@ def children(pid):
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc, to find processes in")
 @pytest.mark.parametrize(
     ("name", "flags", "code"),
-    [("SIGTERM", [], 1), ("SIGUSR1", ["--signals-to-handle=SIGTERM,SIGINT,SIGUSR1"], 1), ("SIGKILL", [], -9)],
+    [
+        ("SIGTERM", [], 1),
+        pytest.param(
+            *("SIGUSR1", ["--signals-to-handle=SIGTERM,SIGINT,SIGUSR1"], 1),
+            marks=[pytest.mark.torture, pytest.mark.skipif(KILLS < 200, reason="make torture runs it")],
+        ),
+        ("SIGKILL", [], -9),
+    ],
 )
 def test_a_signal_to_torchrun_leaves_a_checkpoint_and_nobody_behind(name, flags, code, tmp_path):
     with torchrun(flags, [*ENDLESS, "--out", "run"], tmp_path) as process:
@@ -201,8 +208,7 @@ def two_hosts():
 
 
 def test_two_hosts_train_as_one_with_a_folder_that_only_the_first_sees(two_hosts, tmp_path):
-    with torchrun([], [*TINY, "--out", "run"], tmp_path) as process:
-        assert process.wait(120) == 0
+    together(2, vgg, [*TINY, "--out", "run"], place=tmp_path / "one-host")
     processes = []
     for number, (name, device) in enumerate(two_hosts):
         own = tmp_path / name
@@ -224,5 +230,5 @@ def test_two_hosts_train_as_one_with_a_folder_that_only_the_first_sees(two_hosts
             process.kill()
             process.communicate()
     first, second = (tmp_path / name for name, _ in two_hosts)
-    assert final(first / "run") == final(tmp_path / "run")
+    assert final(first / "run") == final(tmp_path / "one-host" / "folder-0" / "run")
     assert list(second.iterdir()) == []

@@ -111,7 +111,7 @@ def test_any_call_that_fails_is_told_and_a_resume_ends_in_the_same_bits(for_good
                 assert again == 0, (failing.failed, err)
                 assert bits(folder) == expected, failing.failed
             shutil.rmtree(folder)
-        call += 1 if torture else 7
+        call += 1 if torture else 13
 
 
 def test_writes_of_a_part_only_lose_nothing(expected, tmp_path, monkeypatch):
