@@ -1,10 +1,10 @@
-"""What does a recipe reach, and how long does `vgg train` take, start-up and evaluation included?
+"""What do recipes reach, and how long does `vgg train` take, start-up and evaluation included?
 
-    [VGGKIT_ENGINE=torch] python benchmarks/quick_accuracy.py [--recipe quick] [--seeds 5] [--save]
+    [VGGKIT_ENGINE=torch] python benchmarks/quick_accuracy.py [--recipe quick five-minutes] [--seeds 5] [--save]
 
 Runs the command itself, in a process of its own for each seed, on the device that it chooses. The accuracy is the
 test set's after the last epoch. With VGGKIT_ENGINE=torch the convolutions are torch's own.
-Prints a JSON line. `--epochs`, fewer ones, is to try it.
+Prints a JSON line for each recipe. `--epochs`, fewer ones, is to try it.
 """
 
 import json
@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from measuring import parser, row_header, save_row, spread
 
@@ -24,31 +25,36 @@ from vggkit.training.hardware import choose_device
 def main() -> None:
     flags = parser(__doc__)
     flags.add_argument("--seeds", type=int, default=5)
-    flags.add_argument("--recipe", default="quick")
+    flags.add_argument("--recipe", nargs="+", default=["quick"])
     flags.add_argument("--epochs", type=int)
     given = flags.parse_args()
-    epochs = given.epochs or Recipe.named(given.recipe).epochs
+    for recipe in given.recipe:
+        epochs = given.epochs or Recipe.named(recipe).epochs
+        save_row("quick_accuracy", measured(recipe, epochs, given.seeds), given.save)
+
+
+def measured(recipe: str, epochs: int, seeds: int) -> dict[str, Any]:
+    """The row of `recipe`, trained once from each of some seeds."""
     accuracies, seconds = [], []
-    for seed in range(given.seeds):
+    for seed in range(seeds):
         with tempfile.TemporaryDirectory() as folder:
             run = Path(folder) / "run"
             start = time.perf_counter()
-            command = [sys.executable, "-m", "vggkit", "train", "--recipe", given.recipe, "--out", str(run)]
+            command = [sys.executable, "-m", "vggkit", "train", "--recipe", recipe, "--out", str(run)]
             command += ["--seed", str(seed), "--epochs", str(epochs)]
             subprocess.run(command, check=True, stdout=sys.stderr)
             seconds.append(time.perf_counter() - start)
             last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
             accuracies.append(last["test_accuracy"])
     device = choose_device(None)
-    row = {
-        **row_header(device, given.seeds),
+    return {
+        **row_header(device, seeds),
         "convolutions": "compiled" if device.type == "cpu" and not why_not_compiled() else "torch",
-        "recipe": given.recipe,
+        "recipe": recipe,
         "epochs": epochs,
         "test_accuracy": {**spread(accuracies), "all": accuracies},
         "train_command_seconds": spread(seconds),
     }
-    save_row("quick_accuracy", row, given.save)
 
 
 if __name__ == "__main__":

@@ -90,7 +90,8 @@ def test_json_that_is_no_recipe_is_refused():
         with pytest.raises(RecipeError, match="expected"):
             Recipe.from_json(text)
     with pytest.raises(
-        RecipeError, match="expected a recipe of quick, d2l, d2l-1.0, gluon, paper, finetune, got 'fast'"
+        RecipeError,
+        match="expected a recipe of quick, five-minutes, best, d2l, d2l-1.0, gluon, paper, finetune, got 'fast'",
     ):
         Recipe.named("fast")
 

@@ -53,7 +53,7 @@ def trained(tmp_path_factory):
         ("describe vgg11 vgg16 --layers", "expected one network with --layers, got 2"),
         (
             "train --recipe fast",
-            "vgg train: expected a recipe of quick, d2l, d2l-1.0, gluon, paper, finetune, got 'fast'",
+            "vgg train: expected a recipe of quick, five-minutes, best, d2l, d2l-1.0, gluon, paper, finetune, got 'fast'",
         ),
         ("train --epochs 0", "epochs to be a whole number from 1"),
         ("train --data no-such-set", "expected fashion-mnist, fashion-mnist-sample, a folder of images"),
