@@ -20,6 +20,7 @@ from vggkit.verbs.terminal import actions_of, parse_flags
 
 ROOT = Path(__file__).parents[2]
 QUICK = train.Flags(Recipe.named("quick"), "quick")
+LITTLE = ["--data", "fashion-mnist-sample", "--architecture", "1x8_bn", "--image-size", "16"]
 
 
 def vgg_program(*arguments, **options):
@@ -212,7 +213,7 @@ def test_training_ends_with_the_books_two_lines_and_the_folder(trained):
 
 def test_training_shows_a_live_display_on_a_terminal(tmp_path):
     primary, secondary = pty.openpty()
-    command = [sys.executable, "-m", "vggkit", "train", "--data", "fashion-mnist-sample", "--epochs", "4"]
+    command = [sys.executable, "-m", "vggkit", "train", *LITTLE, "--epochs", "4"]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120", "NO_COLOR": "1"}
     process = subprocess.Popen(command, cwd=tmp_path, stdout=secondary, stderr=secondary, env=environment)
     os.close(secondary)

@@ -111,7 +111,8 @@ def test_timms_safetensors_are_read(tmp_path):
 def test_caffes_names_are_read_from_npz(tmp_path, network):
     rng = np.random.default_rng(0)
     state = {name: rng.random(t.shape, np.float32) for name, t in state_of("caffe", network, SMALL).items()}
-    np.savez_compressed(tmp_path / "caffe.npz", **state)
+    save = np.savez_compressed if network == "vgg16" else np.savez
+    save(tmp_path / "caffe.npz", **state)
     net, metadata = load_weights(tmp_path / "caffe.npz")
     assert metadata["source"] == f"caffe/{network}"
     assert '"order": "bgr"' in metadata["preprocessing"]

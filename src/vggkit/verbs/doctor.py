@@ -102,10 +102,11 @@ def _at_start(network: Network, flags: Flags) -> "VGG | BaselineNetwork":
     from vggkit.weights.runs import find_weights
     from vggkit.weights.warm_start import warm_start
 
+    source = load_weights(find_weights(flags.warm_start, print_to_stderr))[0] if flags.warm_start else None
     torch.manual_seed(flags.seed)
     net = build(network, flags.init)
-    if flags.warm_start:
-        warm_start(net, load_weights(find_weights(flags.warm_start, print_to_stderr))[0])
+    if source is not None:
+        warm_start(net, source)
     return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
