@@ -30,6 +30,8 @@ from vggkit.inference.perceptual import PerceptualLoss as PerceptualLoss
 from vggkit.inference.predict import Classifier as Classifier
 from vggkit.inference.predict import load_classifier as load_classifier
 from vggkit.inference.predict import predict as predict
+from vggkit.inference.style import dream as dream
+from vggkit.inference.style import stylize as stylize
 from vggkit.lab.doctor import Diagnosis as Diagnosis
 from vggkit.lab.doctor import examine as examine
 from vggkit.networks.baselines import alexnet as alexnet

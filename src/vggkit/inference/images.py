@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vggkit.data.images import fitted
+from vggkit.data.images import Content, fitted
 from vggkit.data.preprocessing import Preprocessing
 from vggkit.data.samples import IMAGE_SUFFIXES
 from vggkit.errors import DataError, shown
@@ -31,6 +31,12 @@ def prepared(image: AnyImage, preprocessing: Preprocessing, name: str = "the ima
     Raises:
         DataError: it is no image, it is damaged, or decoding it takes too much; it is named, by `name` if not a file.
     """
+    content, name = content_of(image, name)
+    return torch.from_numpy(fitted(content, preprocessing, name))
+
+
+def content_of(image: AnyImage, name: str = "the image") -> tuple[Content, str]:
+    """One image as `decoded` and `fitted` take it, and what they call it; raises `DataError` for what is no image."""
     given: Any = image
     if isinstance(given, str | os.PathLike):
         name = os.fsdecode(given)
@@ -58,7 +64,7 @@ def prepared(image: AnyImage, preprocessing: Preprocessing, name: str = "the ima
             f"{name}: expected a path, bytes, an open file, a Pillow image, a uint8 array (height, width[, channels]) "
             f"or a tensor (channels, height, width), uint8 or float in [0, 1], got {got}"
         )
-    return torch.from_numpy(fitted(given, preprocessing, name))
+    return given, name
 
 
 def is_several(images: Images) -> bool:

@@ -12,7 +12,13 @@ from vggkit.errors import DataError
 from vggkit.verbs.terminal import DONE, FAILED, parse_flags, print_json, print_to_stderr
 
 if TYPE_CHECKING:
-    from vggkit.data.samples import Images
+    import numpy as np
+    import numpy.typing as npt
+
+    from vggkit.data.samples import Images, ImageSource
+
+    Thumbnails = tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]
+    """The positions of images in their split, and what is left of them, (images, 3, side, side)."""
 
 NAMED_IMAGES = 20
 
@@ -49,6 +55,8 @@ class Check:
     """Seed that decides which images are kept out."""
     workers: int | None = None
     """Threads that decode image files; half of the cores, at most 16, if not given."""
+    duplicates: bool = False
+    """Name the images of other splits that are nearly equal to a training image."""
     json: bool = False
     """Print JSON instead of a table."""
 
@@ -66,7 +74,7 @@ class Flags:
 
 
 def run(arguments: list[str]) -> int:
-    """Run the verb; the exit code is 1 if there are bad images."""
+    """Run the verb; the exit code is 1 if there are bad images, or duplicates that were asked for."""
     action = parse_flags("data", Flags, arguments).action
     if isinstance(action, Check):
         return _check(action)
@@ -102,46 +110,91 @@ def _list(flags: List) -> None:
 
 
 def _check(flags: Check) -> int:
+    import numpy as np
+
     from vggkit.data.samples import ArrayImages
     from vggkit.data.sources import open_data
 
     data = open_data(flags.data, data_dir=flags.data_dir, holdout=flags.holdout, seed=flags.seed)
     bad: dict[str, str] = {}
     counts: dict[str, list[int]] = {}
+    thumbnails: dict[str, Thumbnails] = {}
     for split, images in data.splits.items():
-        labels = images.labels.tolist() if isinstance(images, ArrayImages) else _labels_of(images, flags.workers, bad)
-        counted = Counter(labels)
+        if isinstance(images, ArrayImages) and not flags.duplicates:
+            labels = images.labels.astype(np.int64)
+        else:
+            labels, pixels = _read(images, flags.workers, bad)
+            thumbnails[split] = np.flatnonzero(labels >= 0), pixels[labels >= 0]
+        counted = Counter(labels.tolist())
         counts["training" if split == "train" else split] = [counted[label] for label in range(len(data.classes))]
-    code = FAILED if bad else DONE
+    found = _duplicates(data, thumbnails) if flags.duplicates else []
+    code = FAILED if bad or found else DONE
     if flags.json:
         sizes = {name: {split: counts[split][label] for split in counts} for label, name in enumerate(data.classes)}
-        print_json({"name": data.name, "classes": sizes, "bad_images": bad, "other_files": len(data.other_files)})
+        told = {"name": data.name, "classes": sizes, "bad_images": bad, "other_files": len(data.other_files)}
+        print_json(told | ({"duplicates": found} if flags.duplicates else {}))
         return code
     rows = [(name, *map("{:,}".format, some)) for name, *some in zip(data.classes, *counts.values(), strict=True)]
     total = [("all", *(f"{sum(some):,}" for some in counts.values()))]
     print(Table(("class", *counts), [rows, total]), *data.notes, sep="\n")
     count = "1 bad image" if len(bad) == 1 else f"{len(bad):,} bad images"
     print(count + (", which --bad-images skip leaves out:" if bad else ""))
-    for name, reason in list(bad.items())[:NAMED_IMAGES]:
-        print(f"  {name}: {reason}")
-    if len(bad) > NAMED_IMAGES:
-        print(f"  and {len(bad) - NAMED_IMAGES:,} more, see --json")
+    _print_some([f"{name}: {reason}" for name, reason in bad.items()])
+    if flags.duplicates:
+        print(f"{len(found):,} images kept out of training that nearly equal a training image" + ":" * bool(found))
+        _print_some([f"{pair['image']} ({pair['split']}): {pair['like']}" for pair in found])
     return code
 
 
-def _labels_of(images: "Images", num_workers: int | None, bad: dict[str, str]) -> list[int]:
-    """The labels of the images that can be read; what is wrong with each of the others goes to `bad`."""
+def _print_some(lines: list[str]) -> None:
+    for line in lines[:NAMED_IMAGES]:
+        print(f"  {line}")
+    if len(lines) > NAMED_IMAGES:
+        print(f"  and {len(lines) - NAMED_IMAGES:,} more, see --json")
+
+
+def _read(
+    images: "Images", num_workers: int | None, bad: dict[str, str]
+) -> "tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]":
+    """The labels of images, below 0 for what cannot be read, and their thumbnails; what is bad, and why, goes to `bad`.
+
+    Returns:
+        (images,) and (images, 3, side, side).
+    """
     import numpy as np
 
+    from vggkit.data.duplicates import THUMBNAIL_SIDE
     from vggkit.data.images import FittedImage
     from vggkit.data.loader import Loader, default_workers, in_parts
     from vggkit.data.preprocessing import Preprocessing
 
-    # Whole images, decoded in colour, are what any training reads; their size does not matter.
-    read = FittedImage(Preprocessing(8, 3, (0.0,) * 3, (1.0,) * 3))
+    # Whole images, decoded in colour, are what any training reads.
+    read = FittedImage(Preprocessing(THUMBNAIL_SIDE, 3, (0.0,) * 3, (1.0,) * 3))
     workers = default_workers() if num_workers is None else num_workers
     loader = Loader(images, read, seed=0, num_workers=workers, pin_memory=False, bad_images="skip")
-    batches = loader.batches(in_parts(np.arange(len(images)), 256), epoch=0)
-    labels = [label for _, some in batches for label in some.tolist() if label >= 0]
+    batches = list(loader.batches(in_parts(np.arange(len(images)), 256), epoch=0))
     bad |= loader.bad
-    return labels
+    return np.concatenate([some.numpy() for _, some in batches]), np.concatenate([some.numpy() for some, _ in batches])
+
+
+def _duplicates(data: "ImageSource", thumbnails: "dict[str, Thumbnails]") -> list[dict[str, object]]:
+    """The images outside the training split that are nearly equal to a training image, each with the nearest one."""
+    from vggkit.data.duplicates import near_duplicates
+
+    found: list[dict[str, object]] = []
+    train_positions, train = thumbnails.pop("train")
+    for split, (positions, pixels) in thumbnails.items():
+        pairs = near_duplicates(pixels, train)
+        images = _names(data.splits[split], [int(positions[pair.image]) for pair in pairs])
+        likes = _names(data.splits["train"], [int(train_positions[pair.like]) for pair in pairs])
+        found += [
+            {"split": split, "image": image, "like": like, "difference": round(pair.difference, 2)}
+            for image, like, pair in zip(images, likes, pairs, strict=True)
+        ]
+    return found
+
+
+def _names(images: "Images", positions: list[int]) -> list[str]:
+    read = images.reader(seed=0, epoch=0)
+    names = {position: read(position).name for position in sorted(set(positions))}  # in the order of a stream
+    return [names[position] for position in positions]

@@ -1,39 +1,51 @@
-"""`vgg features`: images to what the named layers of a network put out."""
+"""`vgg features`: images to what the named layers of a network put out, and the images that are most alike by it."""
 
 import json
 import math
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import arg
 
 from vggkit.design.table import Table
-from vggkit.errors import shown
+from vggkit.errors import UserError, shown
 from vggkit.verbs.models import BadImages, ImagesFlags
-from vggkit.verbs.terminal import check_out, parse_flags, print_json
+from vggkit.verbs.terminal import DONE, check_out, parse_flags, print_json
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flags(ImagesFlags):
-    """Write what named layers put out for images into a file.
+    """Write what layers put out for images; find images by it.
 
     Examples:
-      vgg features torchvision/vgg16 a.jpg --layers relu3_3 -o maps.safetensors
-      vgg features runs/quick-1 photos --layers pool4 -o photos.safetensors
+      vgg features torchvision/vgg16 photos --layers fc7 -o index.safetensors
+      vgg features --like photo.jpg index.safetensors -o alike.png
     """
 
-    layers: tuple[str, ...]
-    """Canonical names, such as relu3_3 conv4_1 pool5 fc7; conv is before its ReLU."""
-    out: Annotated[Path, arg(aliases=("-o",))]
-    """The .safetensors file to write: a tensor for each layer, with a row for each image."""
+    layers: tuple[str, ...] = ()
+    """Canonical names, such as relu3_3 conv4_1 pool5 fc7; conv is before its ReLU. With --like one, or the last."""
+    out: Annotated[Path | None, arg(aliases=("-o",))] = None
+    """The .safetensors file to write: a tensor for each layer, with a row for each image. With --like a .png."""
+    like: Path | None = None
+    """An image: find those that are most like it in a file that this verb wrote, which stands for MODEL."""
+    top: int = 7
+    """Images to find."""
 
 
 def run(arguments: list[str]) -> int:
     """Run the verb; the exit code is 2 if an image is bad."""
     flags = parse_flags("features", Flags, arguments)
-    check_out(flags.out, ".safetensors")
+    if flags.like is not None:
+        return _find(flags, flags.like)
+    if flags.out is None or not flags.layers:
+        raise UserError("expected --layers and --out, got none, try --layers fc7 -o index.safetensors")
+    return _write(flags, flags.out)
+
+
+def _write(flags: Flags, out: Path) -> int:
+    check_out(out, ".safetensors")
     classifier, bad = flags.classifier(), BadImages("features")
     import torch
 
@@ -45,7 +57,7 @@ def run(arguments: list[str]) -> int:
     shapes: dict[str, tuple[int, ...]] = {}
     # What may be larger than memory goes to a file for each layer first: where a layer begins in the whole file is
     # known once all images are read.
-    with tempfile.TemporaryDirectory(dir=flags.out.parent, prefix=f".{flags.out.name}-") as folder:
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
         parts = {layer: Path(folder, str(number)) for number, layer in enumerate(flags.layers)}
         for some, outputs in feature_batches(classifier, flags.images, flags.layers, bad):
             names += some
@@ -60,12 +72,38 @@ def run(arguments: list[str]) -> int:
             for layer, shape in shapes.items()
         }
         metadata = {"model": flags.model, "images": json.dumps(names), "layers": json.dumps(list(shapes))}
+        metadata["preprocessing"] = classifier.preprocessing.to_json()
         write_synced(Path(folder, "whole"), safetensors_pieces(tensors, metadata))
-        Path(folder, "whole").replace(flags.out)
+        Path(folder, "whole").replace(out)
         rows = [(name, "x".join(map(str, tensor.shape)), f"{tensor.mean():.4g}") for name, tensor in tensors.items()]
     if flags.json:
-        print_json({"out": str(flags.out), "images": names, "shapes": shapes})
+        print_json({"out": str(out), "images": names, "shapes": shapes})
     else:
         print(Table(("layer", "shape", "mean"), [rows], 2))
-        print(shown(flags.out, 500))
+        print(shown(out, 500))
     return bad.code
+
+
+def _find(flags: Flags, query: Path) -> int:
+    """The table and the contact sheet of the images that are most like `query`."""
+    if len(flags.layers) > 1 or flags.images:
+        raise UserError("expected an index and at most one layer with --like, got more, try --layers fc7")
+    if flags.out is not None:
+        check_out(flags.out, ".png")
+    from vggkit.data.files import write_whole
+    from vggkit.inference.predict import load_classifier
+    from vggkit.inference.similar import contact_sheet, read_index
+    from vggkit.training.hardware import choose_device
+
+    index = read_index(flags.model, *flags.layers)
+    classifier = load_classifier(index.model, choose_device(flags.device))
+    found = index.like(replace(classifier, preprocessing=index.preprocessing), query, flags.top)
+    if flags.out is not None:
+        write_whole(flags.out, contact_sheet(query, found))
+    if flags.json:
+        print_json([match._asdict() for match in found])
+    else:
+        print(Table(("image", f"cosine of {index.layer}"), [[(name, f"{value:.4f}") for name, value in found]]))
+        if flags.out is not None:
+            print(shown(flags.out, 500))
+    return DONE

@@ -1,0 +1,114 @@
+"""Images like a given one: nearest by the cosine of their features, in an index that `vgg features` wrote."""
+
+import os
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from vggkit.data.files import as_png
+from vggkit.data.images import decoded
+from vggkit.data.preprocessing import Preprocessing
+from vggkit.errors import DataError, WeightsError, nearest, shown
+from vggkit.inference.features import features
+from vggkit.inference.images import AnyImage, content_of
+from vggkit.inference.predict import Classifier
+from vggkit.weights.containers import open_container
+from vggkit.weights.files import metadata_list
+
+SHEET_COLUMNS, THUMBNAIL_PIXELS = 4, 224
+
+
+class Similar(NamedTuple):
+    """An image of an index, and how like the query it is."""
+
+    image: str
+    cosine: float
+    """Of the angle between both vectors of features: 1 for the same direction."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """Features of many images, and what made them."""
+
+    images: tuple[str, ...]
+    layer: str
+    vectors: Tensor
+    """(images, features), of length 1; the features of a map are its channels' means."""
+    model: str
+    preprocessing: Preprocessing
+
+    def like(self, classifier: Classifier, image: AnyImage, top: int = 5) -> list[Similar]:
+        """The `top` images of the index that are most like `image`, the most similar first.
+
+        Args:
+            classifier: of the network that made the index.
+            image: as for `predict`.
+            top: images wanted; all, if there are fewer.
+
+        Raises:
+            DataError: as for `predict`.
+            WeightsError: as for `predict`; or the network's features are not of the index's size.
+            ValueError: the network has no such layer.
+        """
+        if top < 1:
+            raise ValueError(f"expected a top from 1, got {top}")
+        query = _vectors(features(classifier, image, [self.layer])[self.layer].cpu())
+        if query.shape[1] != self.vectors.shape[1]:
+            raise WeightsError(
+                f"expected the network of the index, {shown(self.model)}, whose {self.layer} has "
+                f"{self.vectors.shape[1]} features, got one with {query.shape[1]}"
+            )
+        values, rows = (self.vectors @ query[0]).topk(min(top, len(self.images)))
+        return [Similar(self.images[row], value) for row, value in zip(rows.tolist(), values.tolist(), strict=True)]
+
+
+def read_index(path: str | os.PathLike[str], layer: str | None = None) -> Index:
+    """The index in the file at `path`, which `vgg features` wrote, by the features of `layer` (by default its last).
+
+    Raises:
+        WeightsError: the file is missing or damaged, no index, or has no such layer.
+    """
+    with open_container(path) as (stored, metadata):
+        if not {"model", "images", "layers", "preprocessing"} <= metadata.keys():
+            raise WeightsError("expected an index that 'vgg features' wrote, got another file")
+        images, layers = (tuple(metadata_list(metadata, key)) for key in ("images", "layers"))
+        layer = layer or (layers or ("",))[-1]
+        if layer not in stored or stored[layer].shape[:1] != (len(images),) or len(stored[layer].shape) not in (2, 4):
+            close = nearest(layer, layers) or ", ".join(layers)
+            raise WeightsError(f"expected a layer of the index, got '{shown(layer)}', try {shown(close)}")
+        vectors = _vectors(stored[layer].read())
+        try:
+            preprocessing = Preprocessing.from_json(metadata["preprocessing"])
+        except ValueError as error:
+            raise WeightsError(str(error)) from None
+    return Index(images, layer, vectors, metadata["model"], preprocessing)
+
+
+def contact_sheet(query: AnyImage, found: list[Similar]) -> bytes:
+    """A PNG of the query and the images found, with their cosines; one that cannot be read any more says so."""
+    from matplotlib.figure import Figure
+
+    rows = -(-(1 + len(found)) // SHEET_COLUMNS)
+    figure = Figure(figsize=(2.2 * SHEET_COLUMNS, 2.5 * rows), dpi=100, layout="constrained")
+    cells = figure.subplots(rows, SHEET_COLUMNS, squeeze=False).flat
+    for cell in cells:
+        cell.axis("off")
+    for cell, (image, title) in zip(
+        figure.axes, [(query, "query"), *((name, f"{cosine:.3f}") for name, cosine in found)], strict=False
+    ):
+        try:
+            content, name = content_of(image)
+            picture = decoded(content, 3, name, least_side=THUMBNAIL_PIXELS)
+            picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+            cell.imshow(picture)
+        except DataError:
+            title += "\nnot there any more"
+        cell.set_title(title, fontsize=9)
+    return as_png(figure)
+
+
+def _vectors(outputs: Tensor) -> Tensor:
+    """What a layer puts out, as vectors of length 1, (images, features)."""
+    return F.normalize(outputs.float().mean(dim=(2, 3)) if outputs.ndim == 4 else outputs.float())

@@ -1,0 +1,231 @@
+"""Images painted by gradient: a photo in the style of a picture, and a photo that excites a layer.
+
+Sources: Gatys, Ecker & Bethge, CVPR 2016 (style), and Gatys et al., arXiv 1611.07865 (from coarse to fine, original
+colours); Mordvintsev, Olah & Tyka, "Inceptionism: Going Deeper into Neural Networks", 2015 (dreams).
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vggkit.data.images import decoded, pixels_of
+from vggkit.engines.accelerate import accelerate
+from vggkit.errors import UserError, WeightsError
+from vggkit.inference.images import AnyImage, content_of
+from vggkit.inference.perceptual import gram_matrix
+from vggkit.inference.predict import AnyModel, Classifier, load_classifier
+from vggkit.networks.vgg import VGG
+
+CONTENT_LAYER = "relu4_2"
+STYLE_LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
+
+MIN_SIDE, MAX_SIDE = 32, 4096
+"""Of the longer side of a painted image, in pixels."""
+OCTAVE = 1.4
+"""Ratio of each size of a dream to the one before."""
+RATE = 0.01
+"""By how much a step of a dream changes the mean pixel, of 1."""
+MOST_SHIFT = 16
+"""Pixels by which a dream is moved before each step, so that the grid of the pools does not show."""
+
+Report = Callable[[str], None]
+Maps = Callable[[Tensor, Sequence[str]], dict[str, Tensor]]
+"""From images in [0, 1] and names of layers to what these put out."""
+
+
+def stylize(
+    model: AnyModel,
+    content: AnyImage,
+    style: AnyImage,
+    *,
+    sizes: Sequence[int] = (256, 512),
+    steps: int = 100,
+    style_weight: float = 1.0,
+    average_pooling: bool = False,
+    report: Report = lambda line: None,
+) -> Image.Image:
+    """The photo `content` in the style of the picture `style`, by L-BFGS on the pixels.
+
+    What shrinks is the squared error of the maps of relu4_2, compared with the photo's, plus `style_weight` times that
+    of the Gram matrices of relu1_1 to relu5_1, compared with the picture's; both relative to what they are compared
+    with, so that they do not depend on the scale of the weights.
+
+    Args:
+        model: as for `predict`; a VGG with these layers.
+        content: one image, as for `predict`.
+        style: likewise.
+        sizes: of the longer side of both images, in pixels: the first begins with the photo, each further one with
+            what the one before gave.
+        steps: evaluations of the network by L-BFGS at each size.
+        style_weight: above 0.
+        average_pooling: replace the max pools by average pools, as the authors propose.
+        report: is told of the size, the step and both errors after each step.
+
+    Raises:
+        DataError: as for `predict`.
+        WeightsError: as for `predict`; or the errors are not finite.
+        ValueError: a value that cannot be, or the network lacks these layers.
+    """
+    classifier = load_classifier(model)
+    maps = _maps_of(classifier, average_pooling)
+    _check(sizes, steps)
+    if not 0 < style_weight < float("inf"):
+        raise UserError(f"expected a style weight above 0, got {style_weight}, try 1")
+    photo, picture = (_decoded(image, classifier, name) for image, name in ((content, "content"), (style, "style")))
+    painted = _at_size(photo, sizes[0], classifier)
+    for size in sizes:
+        small = _at_size(photo, size, classifier)
+        errors = _style_errors(maps, small, _at_size(picture, size, classifier))
+        painted = _descended(_resized(painted, small.shape[-2:]), errors, style_weight, steps, report)
+    return _as_image(painted)
+
+
+def with_colours_of(painted: Image.Image, photo: AnyImage) -> Image.Image:
+    """The luminance of `painted` with the colours of `photo`, which is brought to its size."""
+    content, name = content_of(photo, "the photo")
+    colours = decoded(content, 3, name).resize(painted.size, Image.Resampling.LANCZOS).convert("YCbCr").split()
+    return Image.merge("YCbCr", (painted.convert("YCbCr").getchannel(0), *colours[1:])).convert("RGB")
+
+
+def dream(
+    model: AnyModel,
+    image: AnyImage,
+    *,
+    layer: str = "relu5_1",
+    size: int = 512,
+    octaves: int = 4,
+    steps: int = 10,
+    report: Report = lambda line: None,
+) -> Image.Image:
+    """`image`, changed so that a layer responds more strongly, by gradient ascent at several sizes.
+
+    Args:
+        model: as for `predict`; a VGG.
+        image: one image, as for `predict`.
+        layer: whose mean square grows.
+        size: of the longer side, in pixels.
+        octaves: sizes, each 1.4 times the one before; the last one is `size`.
+        steps: of gradient ascent at each size.
+        report: is told of the size, the step and the mean square after each step.
+
+    Raises:
+        DataError: as for `predict`.
+        WeightsError: as for `predict`; or the gradient is not finite.
+        ValueError: a value that cannot be, or an unknown layer.
+    """
+    classifier = load_classifier(model)
+    maps = _maps_of(classifier)
+    sizes = [round(size / OCTAVE**number) for number in reversed(range(octaves))]
+    _check(sizes, steps)
+    photo, generator = _decoded(image, classifier, "the image"), torch.Generator().manual_seed(0)
+    x = small = _at_size(photo, sizes[0], classifier)
+    for side in sizes:
+        before, small = small, _at_size(photo, side, classifier)
+        x = small + _resized(x - before, small.shape[-2:])
+        for step in range(1, steps + 1):
+            shift = torch.randint(-MOST_SHIFT, MOST_SHIFT + 1, (2,), generator=generator).tolist()
+            moved = x.roll(shift, (2, 3)).requires_grad_()
+            response = maps(moved, [layer])[layer].square().mean()
+            (gradient,) = torch.autograd.grad(response, moved)
+            _check_finite(gradient)
+            gradient = gradient.roll([-shift[0], -shift[1]], (2, 3))
+            x = (x + RATE * gradient / gradient.abs().mean().clamp_min(1e-12)).clamp(0, 1)
+            report(f"{side} px, step {step}/{steps}: mean square of {layer} {response:.4g}")
+    return _as_image(x)
+
+
+def with_average_pools(net: VGG) -> VGG:
+    """A network of the layers of `net`, but with average pools for its max pools; parameters are shared."""
+    with torch.device("meta"):
+        other = VGG(net.architecture, init="torch")
+    for path, layer in net.named_modules():
+        if not list(layer.children()):
+            parent, _, name = path.rpartition(".")
+            setattr(other.get_submodule(parent), name, nn.AvgPool2d(2) if isinstance(layer, nn.MaxPool2d) else layer)
+    return other.eval()
+
+
+def _maps_of(classifier: Classifier, average_pooling: bool = False) -> Maps:
+    """What layers of the classifier's network put out for images in [0, 1]; gradients flow to the images alone."""
+    if not isinstance(classifier.net, VGG):
+        raise UserError(f"expected a VGG network, got {classifier.net.architecture.name}")
+    net = classifier.net.requires_grad_(False)
+    fast = accelerate(with_average_pools(net) if average_pooling else net)
+    return lambda x, layers: fast.features(classifier.preprocessing.normalize(x), layers)
+
+
+def _style_errors(maps: Maps, photo: Tensor, picture: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """The relative errors of content and style of an image."""
+    with torch.no_grad():
+        content = maps(photo, [CONTENT_LAYER])[CONTENT_LAYER]
+        grams = {name: gram_matrix(y) for name, y in maps(picture, STYLE_LAYERS).items()}
+
+    def errors(x: Tensor) -> tuple[Tensor, Tensor]:
+        found = maps(x, [CONTENT_LAYER, *STYLE_LAYERS])
+        of_style = [_relative(gram_matrix(found[name]), gram) for name, gram in grams.items()]
+        return _relative(found[CONTENT_LAYER], content), torch.stack(of_style).mean()
+
+    return errors
+
+
+def _relative(found: Tensor, wanted: Tensor) -> Tensor:
+    return (found - wanted).square().sum() / wanted.square().sum().clamp_min(1e-12)
+
+
+def _descended(
+    start: Tensor, errors: Callable[[Tensor], tuple[Tensor, Tensor]], style_weight: float, steps: int, report: Report
+) -> Tensor:
+    x, num_done = start.clone().requires_grad_(), 0
+    optimizer = torch.optim.LBFGS(
+        [x], max_iter=steps, max_eval=steps, tolerance_grad=0, tolerance_change=0, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> Tensor:
+        nonlocal num_done
+        content, style = errors(x)
+        value = content + style_weight * style
+        (gradient,) = torch.autograd.grad(value, x)
+        _check_finite(value, gradient)
+        x.grad = gradient.contiguous()
+        num_done = min(num_done + 1, steps)  # the last search for a step may take a few more
+        report(f"{max(start.shape)} px, step {num_done}/{steps}: content error {content:.3f}, style error {style:.3f}")
+        return value.detach()
+
+    optimizer.step(loss)
+    return x.detach().clamp_(0, 1)
+
+
+def _check(sizes: Sequence[int], steps: int) -> None:
+    if not sizes or not all(MIN_SIDE <= size <= MAX_SIDE for size in sizes):
+        raise UserError(f"expected sizes from {MIN_SIDE} to {MAX_SIDE} pixels, got {tuple(sizes)}, try 512")
+    if steps < 1:
+        raise UserError(f"expected steps from 1, got {steps}, try 50")
+
+
+def _check_finite(*tensors: Tensor) -> None:
+    if not all(tensor.isfinite().all() for tensor in tensors):
+        raise WeightsError("expected weights that give finite errors and gradients, got others, try other weights")
+
+
+def _decoded(image: AnyImage, classifier: Classifier, name: str) -> Image.Image:
+    content, name = content_of(image, name)
+    return decoded(content, classifier.preprocessing.channels, name)
+
+
+def _at_size(image: Image.Image, size: int, classifier: Classifier) -> Tensor:
+    """`image` with a longer side of `size` pixels: float (1, channels, height, width) in [0, 1]."""
+    width, height = (max(1, round(side * size / max(image.size))) for side in image.size)
+    pixels = pixels_of(image.resize((width, height), Image.Resampling.LANCZOS))
+    return torch.from_numpy(pixels).to(classifier.device).float()[None] / 255
+
+
+def _resized(x: Tensor, shape: Sequence[int]) -> Tensor:
+    return F.interpolate(x, size=tuple(shape), mode="bicubic", align_corners=False)
+
+
+def _as_image(x: Tensor) -> Image.Image:
+    pixels = (255 * x[0]).round().byte().movedim(0, -1).cpu().numpy()
+    return Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
