@@ -92,7 +92,7 @@ def test_what_is_no_index_is_refused(photos, capsys):
         (["features", "--like", "query.jpg", "index.safetensors", "photos"], "expected an index and at most one layer"),
         (["features", "--like", "query.jpg", "index.safetensors", "-o", "x.jpg"], "expected a .png file"),
         (["features", "--like", "none.jpg", "index.safetensors"], "none.jpg: expected an image file"),
-        (["features", "m.safetensors", "photos"], "expected --layers and --out, got none"),
+        (["features", "m.safetensors", "photos"], "expected --layers LAYER ... and --out FILE, got none"),
     ]:
         capsys.readouterr()
         assert cli.main(words) == 2

@@ -40,7 +40,8 @@ def run(arguments: list[str]) -> int:
     if flags.like is not None:
         return _find(flags, flags.like)
     if flags.out is None or not flags.layers:
-        raise UserError("expected --layers and --out, got none, try --layers fc7 -o index.safetensors")
+        example = "vgg features torchvision/vgg16 photos --layers fc7 -o index.safetensors"
+        raise UserError(f"expected --layers LAYER ... and --out FILE, got none, try '{example}'")
     return _write(flags, flags.out)
 
 
