@@ -33,7 +33,8 @@ METAVARS = {
     "networks": "NETWORK", "architecture": "NETWORK", "recipe": "RECIPE", "layers": "LAYER", "device": "DEVICE",
     "images": "IMAGE", "data": "DATA", "memory": "SIZE", "data_dir": "DIR", "folder": "DIR", "out": "FILE",
     "plot": "FILE", "models": "MODEL", "max_params": "COUNT", "max_macs": "COUNT", "time": "TIME", "runs": "DIR",
-    "vary": "FIELD=VALUE,VALUE", "content": "IMAGE", "style": "IMAGE", "image": "IMAGE", "like": "IMAGE", "exercises": "QUESTION",
+    "vary": "FIELD=VALUE,VALUE", "exercises": "QUESTION", "content": "CONTENT", "style": "STYLE", "image": "IMAGE",
+    "like": "IMAGE", "layer": "LAYER",
 }  # fmt: skip
 """What flags and arguments of these names take, in the help of every verb; the others take numbers."""
 
