@@ -1,4 +1,5 @@
 # make train   from a fresh clone to a VGG trained on Fashion-MNIST
+# make app     the workbench as a page in the browser
 # make test    every check that a change must pass
 # make torture all checks of what a kill, a fault or a damage may do to a run, some 40 minutes at most
 # make bench   measure what the README shows, on this machine
@@ -13,10 +14,15 @@ DEV := .venv-dev/bin
 ARGS ?=
 INSTALL := -m pip install --quiet --quiet --disable-pip-version-check
 
-.PHONY: bench gpu train test torture setup dev data lint types tests dist docs clean
+.PHONY: app bench gpu train test torture setup dev data lint types tests dist docs clean
 
 train: setup data
 	@if [ -f .venv/.no-data ]; then data="--data fashion-mnist-sample"; fi; $(BIN)/vgg train $$data $(ARGS)
+
+app: setup
+	@$(BIN)/python -c 'import starlette, uvicorn' 2> /dev/null || \
+	$(BIN)/python $(INSTALL) --constraint requirements-dev.txt starlette uvicorn
+	@$(BIN)/vgg app $(ARGS)
 
 test: dev data lint types tests
 

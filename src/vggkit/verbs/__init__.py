@@ -5,7 +5,7 @@ from types import ModuleType
 
 VERBS = (
     "describe", "draw", "data", "train", "runs", "eval", "predict", "features", "style", "dream", "weights", "export",
-    "compare", "experiment", "search", "chapter", "doctor", "bench", "completion",
+    "compare", "experiment", "search", "chapter", "doctor", "bench", "app", "completion",
 )  # fmt: skip
 
 

@@ -1,0 +1,218 @@
+"""`vgg app`: the page's server. What needs no torch answers at once; torch is loaded beside, in a thread."""
+
+import asyncio
+import json
+import mimetypes
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from vggkit.app import designs
+from vggkit.app.commands import diagnose
+from vggkit.app.events import events
+from vggkit.app.guard import MAX_JSON_BYTES, MAX_UPLOAD_BYTES, Guard, TooLargeError, body_of
+from vggkit.app.images import Uploads
+from vggkit.app.looking import Models
+from vggkit.app.machine import Machine
+from vggkit.app.runs import Runs, recipes
+from vggkit.errors import RunError, UserError, VggkitError, one_line
+
+MAX_CONNECTIONS = 64
+MAX_UPLOADS = 2
+MAX_COMPARED = 6
+Work = Callable[[dict[str, Any]], Any]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the page is served."""
+
+    host: str = "127.0.0.1"
+    port: int = 8421
+    """0 for any that is free."""
+    certificate: Path | None = None
+    """Of TLS, with its `key`; None for plain HTTP."""
+    key: Path | None = None
+
+    @property
+    def scheme(self) -> str:
+        """HTTP's, as an address has it."""
+        return "http" if self.certificate is None else "https"
+
+
+def page(machine: Machine, runs: Runs) -> Starlette:
+    """The page without its guard: what answers a request of the page itself."""
+    models, uploads, uploading = Models(), Uploads(), asyncio.Semaphore(MAX_UPLOADS)
+
+    async def upload(request: Request) -> Response:
+        async with uploading:  # so that memory is bounded
+            content = await body_of(request, MAX_UPLOAD_BYTES)
+            return JSONResponse(await run_in_threadpool(uploads.add, content))
+
+    def sample(asked: dict[str, Any]) -> dict[str, Any]:
+        return uploads.add(models.sample(run_of(asked), asked.get("index")))
+
+    def classify(asked: dict[str, Any]) -> dict[str, Any]:
+        return models.classify(run_of(asked), uploads.content(asked.get("image")))
+
+    def compare(asked: dict[str, Any]) -> dict[str, Any]:
+        names = asked.get("runs")
+        if not isinstance(names, list) or not 2 <= len(names) <= MAX_COMPARED:
+            raise UserError(f"expected 2 to {MAX_COMPARED} runs to compare, got another request")
+        return models.compared([runs.path_of(name) for name in names])
+
+    def looked_inside(asked: dict[str, Any]) -> dict[str, Any]:
+        return models.inside(run_of(asked), uploads.content(asked.get("image")), asked)
+
+    async def follow(request: Request) -> Response:
+        return await events(request, runs)
+
+    def run_of(asked: dict[str, Any]) -> Path:
+        return runs.path_of(asked.get("run"))
+
+    def doctor(asked: dict[str, Any]) -> dict[str, Any]:
+        return diagnose(asked, runs.data_of(asked.get("data")))
+
+    return Starlette(
+        routes=[
+            Route("/", lambda request: _static("index.html")),
+            Route("/static/{name}", lambda request: _static(request.path_params["name"])),
+            Route("/api/machine", lambda request: JSONResponse(machine.facts())),
+            Route("/api/design", _answers(designs.describe), methods=["POST"]),
+            Route("/api/runs", _tells(lambda: {"datasets": list(runs.data), "runs": runs.listed()})),
+            Route("/api/recipes", _tells(recipes)),
+            Route("/api/events", follow),
+            Route("/api/check", _answers(runs.check), methods=["POST"]),
+            Route("/api/start", _answers(runs.start), methods=["POST"]),
+            Route("/api/stop", _answers(runs.stop), methods=["POST"]),
+            Route("/api/resume", _answers(runs.resume), methods=["POST"]),
+            Route("/api/images", upload, methods=["POST"]),
+            Route("/api/sample", _answers(sample), methods=["POST"]),
+            Route("/api/model", _answers(lambda asked: models.described(run_of(asked))), methods=["POST"]),
+            Route("/api/classify", _answers(classify), methods=["POST"]),
+            Route("/api/maps", _answers(looked_inside), methods=["POST"]),
+            Route("/api/unit", _answers(looked_inside), methods=["POST"]),
+            Route("/api/compare", _answers(compare), methods=["POST"]),
+            Route("/api/look", _answers(lambda asked: models.look(run_of(asked))), methods=["POST"]),
+            Route("/api/confusion", _answers(lambda asked: models.confusion(run_of(asked))), methods=["POST"]),
+            Route("/api/doctor", _answers(doctor), methods=["POST"]),
+            Route("/api/limits", _answers(machine.limits), methods=["POST"]),
+        ],
+        exception_handlers={
+            VggkitError: _told, ValueError: _told, OSError: _told, MemoryError: _told, ClientDisconnect: _gone
+        },
+    )  # fmt: skip
+
+
+def serve(machine: Machine, runs: Runs, place: Place, token: str, ready: Callable[[str], None]) -> None:
+    """Serve the page until the process is interrupted; `ready` is told the address once it answers there.
+
+    Raises:
+        RunError: the address cannot be bound.
+        UserError: the TLS files cannot be read.
+    """
+    with _bound(place) as listening:
+        port = listening.getsockname()[1]
+        guarded = Guard(page(machine, runs), token, place.host, port, place.scheme)
+        config = uvicorn.Config(
+            guarded, log_level="error", access_log=False, server_header=False, ws="none", lifespan="off",
+            limit_concurrency=MAX_CONNECTIONS, timeout_keep_alive=5, timeout_graceful_shutdown=1,
+            ssl_certfile=place.certificate, ssl_keyfile=place.key,
+        )  # fmt: skip
+        try:
+            config.load()
+        except (OSError, ssl.SSLError) as error:
+            raise UserError(f"expected a certificate and its key, got: {one_line(error)}") from None
+        name = f"[{place.host}]" if ":" in place.host else place.host
+        threading.Thread(target=machine.warm_up, daemon=True).start()
+        server = uvicorn.Server(config)
+
+        async def run() -> None:
+            serving = asyncio.create_task(server.serve(sockets=[listening]))
+            while not server.started and not serving.done():
+                await asyncio.sleep(0.01)
+            if server.started:
+                ready(f"{place.scheme}://{name}:{port}/?token={token}")
+            await serving
+
+        asyncio.run(run())
+
+
+def _bound(place: Place) -> socket.socket:
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(MAX_CONNECTIONS)
+    except OSError as error:
+        raise RunError(
+            f"expected a free port, got {place.host}:{place.port}: {one_line(error)}, try --port 0"
+        ) from None
+    return listening
+
+
+def _answers(work: Work) -> Callable[[Request], Any]:
+    """An endpoint that takes a JSON object, and sends back what `work`, in a thread, makes of it."""
+
+    async def endpoint(request: Request) -> Response:
+        content = await body_of(request, MAX_JSON_BYTES)
+        try:
+            asked = json.loads(content)
+        except (ValueError, RecursionError):
+            asked = None
+        if not isinstance(asked, dict):
+            raise UserError("expected a JSON object, got something else")
+        return JSONResponse(await run_in_threadpool(work, asked))
+
+    return endpoint
+
+
+def _tells(work: Callable[[], Any]) -> Callable[[Request], Any]:
+    """An endpoint that sends what `work`, in a thread, finds."""
+
+    async def endpoint(request: Request) -> Response:
+        return JSONResponse(await run_in_threadpool(work))
+
+    return endpoint
+
+
+def _read_static() -> dict[str, Response]:
+    """The files of the page, in memory: no path that a request names is ever opened."""
+    files = (path for path in resources.files("vggkit.app").joinpath("static").iterdir() if path.is_file())
+    kinds = {".js": "text/javascript", ".html": "text/html; charset=utf-8"}
+
+    def kind(name: str) -> str | None:
+        return kinds.get(Path(name).suffix) or mimetypes.guess_type(name)[0]
+
+    return {path.name: Response(path.read_bytes(), media_type=kind(path.name)) for path in files}
+
+
+FILES: dict[str, Response] = {}
+
+
+def _static(name: str) -> Response:
+    if not FILES:
+        FILES.update(_read_static())
+    return FILES.get(name) or JSONResponse({"error": "expected a file of the page, got another"}, 404)
+
+
+async def _told(request: Request, error: Exception) -> Response:
+    status = 413 if isinstance(error, TooLargeError) else 400 if isinstance(error, ValueError) else 500
+    return JSONResponse({"error": one_line(error)}, status)
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=400)

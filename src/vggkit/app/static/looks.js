@@ -1,0 +1,80 @@
+// The same test images as the network learns them, the weights of its first layer, and what it takes for what.
+
+import { ask, h, meter, share } from "./dom.js";
+import { t } from "./words.js";
+
+const EVERY = 10_000; // milliseconds, which is how often a run saves what there is to look at
+
+export function looks(place) {
+  const state = { run: null, timer: null, at: 0, step: null };
+  const seen = h("section", { class: "panel", hidden: true }), confused = h("section", { class: "panel", hidden: true });
+  place.append(seen, confused);
+
+  function show(run) {
+    Object.assign(state, { run: run ?? null, step: null, at: 0 });
+    seen.hidden = confused.hidden = true;
+    confused.replaceChildren();
+  }
+
+  /** The run has told of itself: look again if it has moved, but not more often than it saves. */
+  function follow(run) {
+    clearTimeout(state.timer);
+    if (!run?.has_weights || run.step === state.step) return;
+    const wait = EVERY - (Date.now() - state.at);
+    if (wait > 0 && run.state === "training") {
+      state.timer = setTimeout(() => follow(run), wait);
+      return;
+    }
+    Object.assign(state, { step: run.step, at: Date.now() });
+    const { run: name } = state;
+    ask("/api/look", { run: name }).then((answer) => { if (state.run === name) paint(answer, run); }, () => { state.step = null; });
+  }
+
+  function paint({ images, filters }, run) {
+    seen.hidden = confused.hidden = false;
+    const image = (each) => {
+      const right = each.top[0].label === each.label;
+      return h("figure", {}, h("img", { src: each.picture, class: "pixels", alt: each.label }),
+        h("figcaption", {}, each.label, meter([[each.top[0].probability, right ? "good" : "bad"]], share(each.top[0].probability)),
+          h("span", { class: right ? "good" : "bad" }, `${right ? "✓" : each.top[0].label} ${share(each.top[0].probability)}`)));
+    };
+    seen.replaceChildren(h("h2", {}, t("sameImages")), h("div", { class: "gallery" }, images.map(image)),
+      h("h2", { class: "above" }, t("firstWeights")), h("div", { class: "tiles" }, filters.map((src, index) => h("img", { src, class: "pixels", alt: t("filter", index + 1) }))));
+    if (!confused.children.length || run.state === "training") {
+      confused.replaceChildren(h("h2", {}, t("confusion")), h("button", { type: "button", onclick: measure }, t("measureIt")));
+    }
+  }
+
+  async function measure() {
+    const begin = Date.now(), told = h("p", { role: "status" }), { run } = state;
+    const count = () => { told.textContent = t("measuringFor", Math.round((Date.now() - begin) / 1000)); };
+    count();
+    const timer = setInterval(count, 1000);
+    confused.replaceChildren(h("h2", {}, t("confusion")), told);
+    try {
+      const found = await ask("/api/confusion", { run });
+      if (state.run === run) confused.replaceChildren(h("h2", {}, t("confusion")), ...matrix(found));
+    } catch (error) {
+      told.className = "error";
+      told.textContent = error.message;
+    } finally {
+      clearInterval(timer);
+    }
+  }
+  return { show, follow, close: () => { clearTimeout(state.timer); state.run = null; } };
+}
+
+/** A row is a true class, a column what it was taken for; the darker, the larger its part of the class. */
+function matrix({ classes, counts, accuracy, low, high, images, measured_on: measuredOn }) {
+  const most = counts.map((row) => Math.max(1, row.reduce((sum, count) => sum + count, 0)));
+  const cell = (count, row, column) => {
+    const box = h("td", { class: row === column ? "right" : count ? "wrong" : "" }, count || "·");
+    box.style.setProperty("--share", `${Math.round(100 * Math.min(1, (row === column ? 0.6 : 3) * (count / most[row])))}%`);
+    return box;
+  };
+  const head = h("tr", {}, h("th", { scope: "col" }, t("trueClass")), classes.map((name) => h("th", { scope: "col", title: name }, name.slice(0, 9))));
+  return [
+    h("p", {}, t("accuracyIs", share(accuracy), share(low), share(high), images.toLocaleString("en-US"), measuredOn)),
+    h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": t("confusion") }, h("table", { class: "matrix" }, h("thead", {}, head),
+      h("tbody", {}, counts.map((row, index) => h("tr", {}, h("th", { scope: "row" }, classes[index]), row.map((count, column) => cell(count, index, column)))))))];
+}

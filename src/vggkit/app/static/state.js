@@ -1,0 +1,40 @@
+// The design, held in the address: `#/design?network=vgg16&image_size=224&…`, to be copied, sent and gone back to.
+
+export const DEFAULTS = {
+  network: "vgg11", in_channels: "1", image_size: "224", num_classes: "10", head: "flatten", pooled_size: "7",
+  hidden: "4096,4096", dropout: "0.5", batch_size: "128", optimizer: "sgd", dtype: "float32", beside: "",
+};
+
+export function readAddress() {
+  const [path, query = ""] = location.hash.replace(/^#\/?/, "").split("?");
+  return { view: path || "design", values: { ...DEFAULTS, ...Object.fromEntries(new URLSearchParams(query)) } };
+}
+
+/** Change the view or some values; only what differs from the defaults is written. */
+export function writeAddress({ view, values }, isStep = false) {
+  const now = readAddress();
+  const all = { ...now.values, ...values };
+  const told = Object.entries(all).filter(([name, value]) => String(value) !== (DEFAULTS[name] ?? ""));
+  const query = new URLSearchParams(told).toString();
+  const address = `#/${view ?? now.view}${query ? `?${query}` : ""}`;
+  if (address !== location.hash) history[isStep ? "pushState" : "replaceState"](null, "", address);
+}
+
+const number = (text) => (text.trim() === "" || Number.isNaN(Number(text)) ? text : Number(text));
+
+/** The design in the address as the server takes it. */
+export function designOf(values, text = values.network) {
+  const options = {
+    in_channels: number(values.in_channels), image_size: number(values.image_size),
+    num_classes: number(values.num_classes), head: values.head, dropout: number(values.dropout),
+  };
+  if (values.head !== "gap") options.hidden = values.hidden.split(/[ ,]+/).filter(Boolean).map(number);
+  if (values.head === "adaptive" || values.head === "conv") options.pooled_size = number(values.pooled_size);
+  return { text, options };
+}
+
+export function requestOf(values) {
+  const designs = [designOf(values)];
+  if (values.beside) designs.push(designOf(values, values.beside));
+  return { designs, batch_size: number(values.batch_size), optimizer: values.optimizer, dtype: values.dtype };
+}

@@ -1,0 +1,122 @@
+"""What the page says of images: that of `vgg predict` and of `features`; and which uploads it refuses."""
+
+import io
+import json
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from vggkit import cli, features
+
+BOOT = (Path(__file__).parents[2] / "docs/pictures/ankle-boot.png").read_bytes()
+
+
+@pytest.fixture
+def image(app):
+    return app.post("/api/images", BOOT, content_type="image/png")["image"]
+
+
+def test_classes_are_those_of_predict(app, model, image, capsys, tmp_path):
+    found = app.post("/api/classify", {"run": model, "image": image})
+    (tmp_path / "boot.png").write_bytes(BOOT)
+    assert (
+        cli.main(["predict", str(app.folder / "runs" / model), str(tmp_path / "boot.png"), "--top", "10", "--json"])
+        == 0
+    )
+    (printed,) = json.loads(capsys.readouterr().out)
+    assert [each["label"] for each in found["top"]] == [each["label"] for each in printed["predictions"]]
+    for mine, theirs in zip(found["top"], printed["predictions"], strict=True):
+        assert mine["probability"] == pytest.approx(theirs["probability"], rel=1e-4)
+
+
+@pytest.mark.parametrize("layer", ["conv1_1", "relu2_2", "pool2"])
+def test_maps_are_those_of_features(app, model, image, layer):
+    found = app.post("/api/maps", {"run": model, "image": image, "layer": layer})
+    expected = features(app.folder / "runs" / model, BOOT, [layer])[layer][0]
+    means = [each["mean"] for each in found["maps"]]
+    assert means == sorted(means, reverse=True) and found["size"] == list(expected.shape[1:])
+    assert [expected[each["channel"]].max().item() for each in found["maps"]] == pytest.approx(
+        [each["most"] for each in found["maps"]], rel=1e-4, abs=1e-6
+    )
+
+
+@pytest.mark.parametrize(("layer", "y", "x"), [("conv1_1", 0, 0), ("conv2_1", 13, 5), ("conv2_2", 7, 13)])
+def test_an_output_taken_apart_adds_up(app, model, image, layer, y, x):
+    found = app.post("/api/unit", {"run": model, "image": image, "layer": layer, "channel": 3, "y": y, "x": x})
+    assert found["total"] == pytest.approx(found["output"], rel=1e-4, abs=1e-5)
+    assert found["total"] == pytest.approx(found["shown"] + found["rest"] + found["bias"], abs=1e-6)
+    for each in found["inputs"]:
+        products = torch.tensor(each["window"]) * torch.tensor(each["weights"])
+        assert products.sum().item() == pytest.approx(each["sum"], abs=1e-5)
+    names = [each["layer"] for each in found["after"]]
+    outputs = features(app.folder / "runs" / model, BOOT, names)
+    for each in found["after"]:
+        halved = 2 if each["layer"].startswith("pool") else 1
+        assert outputs[each["layer"]][0, 3, y // halved, x // halved].item() == pytest.approx(
+            each["value"], rel=1e-4, abs=1e-5
+        )
+
+
+def png(width, height):
+    """A PNG file that says that it is of this size."""
+
+    def chunk(content):
+        return struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR" + header) + chunk(b"IDAT" + zlib.compress(bytes(64)))
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "status", "told"),
+    [
+        (png(100_000, 100_000), "image/png", 400, "(10000000000 pixels) exceeds limit"),
+        (png(8_000, 7_000), "image/png", 400, "expected an image of at most 50,000,000 pixels"),
+        (png(7_000, 7_000), "image/png", 400, "expected at most 16,000,000 pixels"),
+        (b"", "image/png", 400, "expected a PNG, JPEG, WebP, GIF, BMP or TIFF image"),
+        (b"<svg onload=alert(1)>", "image/png", 400, "expected a PNG, JPEG"),
+        (BOOT[:200], "image/png", 400, "expected"),
+        (BOOT, "image/svg+xml", 415, "expected JSON or an image"),
+        (b"x" * 20_000_001, "image/png", 413, "expected at most 20,000,000 bytes"),
+        (b"{}", "application/json", 400, "expected a PNG"),
+    ],
+)
+def test_uploads_that_are_refused(app, content, kind, status, told):
+    found, _, answer = app.ask("POST", "/api/images", content, content_type=kind)
+    assert found == status and told in json.loads(answer)["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "told"),
+    [
+        ("/api/classify", {"image": "../../etc/passwd"}, "expected an image that was just sent"),
+        ("/api/classify", {"run": "/etc/passwd"}, "expected a run or a weight file"),
+        ("/api/maps", {"layer": "conv9_9"}, "expected a layer of a block"),
+        ("/api/unit", {"layer": "conv1_1", "channel": 99, "y": 0, "x": 0}, "expected channel, y and x within"),
+        ("/api/unit", {"layer": "relu1_1", "channel": 0, "y": 0, "x": 0}, "expected a convolution"),
+        ("/api/sample", {"index": "1"}, "expected"),
+    ],
+)
+def test_requests_about_nothing_are_refused(app, model, image, path, asked, told):
+    status, _, answer = app.ask("POST", path, {"run": model, "image": image} | asked)
+    assert status == 400 and told in json.loads(answer)["error"]
+
+
+def test_the_last_images_are_kept_and_older_ones_forgotten(app, model, image):
+    for level in range(16):
+        file = io.BytesIO()
+        Image.new("L", (4, 4), level).save(file, "PNG")
+        app.post("/api/images", file.getvalue(), content_type="image/png")
+    status, _, answer = app.ask("POST", "/api/classify", {"run": model, "image": image})
+    assert status == 400 and b"try to send it again" in answer
+
+
+def test_the_server_is_ready_before_torch():
+    program = "import sys, vggkit.app.server; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0

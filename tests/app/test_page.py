@@ -1,0 +1,176 @@
+"""The page in a real browser, as a person uses it."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+expect = pytest.importorskip("playwright.sync_api", reason="needs playwright").expect
+
+
+BOOT = Path(__file__).parents[2] / "docs/pictures/ankle-boot.png"
+
+
+def no_serious_fault(tab):
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(tab).response["violations"]
+    assert not [(each["id"], each["nodes"][0]["html"]) for each in found if each["impact"] in ("serious", "critical")]
+
+
+def fits(tab, width):
+    tab.set_viewport_size({"width": width, "height": 900})
+    return tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_a_design_by_text_by_cards_and_by_the_address(tab, app):
+    facts = tab.locator(".facts")
+    facts.get_by_text("128,806,154").wait_for()  # VGG-11 with 1 channel and 10 classes
+    network = tab.get_by_role("textbox", name="Network")
+    network.fill("vgg16")
+    facts.get_by_text("134,300,362").wait_for()
+    assert "network=vgg16" in tab.url and "token" not in tab.url
+    network.fill("2x64 2y128")
+    tab.locator("#network-error mark").get_by_text("2y128").wait_for()
+    network.fill("1x64 2x128")
+    tab.get_by_role("button", name="Add a block").click()
+    tab.get_by_label("block 3, channels").fill("256")
+    tab.keyboard.press("Tab")
+    tab.get_by_text("1x64 2x128 2x256", exact=True).first.wait_for()
+    tab.get_by_role("button", name="Move block 3: arrow keys, or drag", exact=True).press("ArrowUp")
+    tab.get_by_text("1x64 2x256 2x128", exact=True).first.wait_for()
+    tab.get_by_label("Batch norm after every convolution").check()
+    tab.get_by_label("A second design").fill("vgg19")
+    tab.locator("table").first.get_by_text("vgg19").wait_for()
+    address = tab.url
+    tab.goto(f"http://{app.host}/#/design?network=vgg13")
+    facts.get_by_text("vgg13").or_(tab.get_by_role("heading", name="vgg13")).first.wait_for()
+    tab.go_back()
+    assert tab.url == address
+    tab.locator("table").first.get_by_text("1x64 2x256 2x128_bn").wait_for()
+
+
+def test_a_unit_and_its_receptive_field_by_mouse_and_keys(tab):
+    tab.locator(".drawing svg").wait_for()
+    tab.get_by_label("layer", exact=True).select_option("conv3_2")
+    unit = tab.get_by_role("application")
+    unit.focus()
+    tab.keyboard.press("ArrowRight")
+    tab.get_by_text("Row 29, column 30 of conv3_2 sees").wait_for()
+    tab.locator(".drawing g:has(> title)").filter(has_text="pool5:").hover(force=True)
+    tab.get_by_text("of pool5 sees").wait_for()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_width_and_scheme(tab, scheme):
+    tab.emulate_media(color_scheme=scheme)
+    tab.locator(".drawing svg").wait_for()
+    assert all(fits(tab, width) for width in (1400, 900, 400))
+    no_serious_fault(tab)
+
+
+def test_the_doctor_is_asked_and_obeyed(tab, app):
+    tab.goto(f"http://{app.host}/#/doctor?network=1x8+1x8+1x8&image_size=16&hidden=32")
+    tab.get_by_label("Initial weights").select_option("torch")
+    tab.get_by_role("button", name="Examine it").click()
+    tab.get_by_role("heading", name="It ").wait_for(timeout=60_000)
+    tab.get_by_role("region", name="Layer by layer").get_by_text("conv3_1").wait_for()
+    no_serious_fault(tab)
+    tab.get_by_role("button", name="Try init kaiming").click()
+    expect(tab.get_by_label("Initial weights")).to_have_value("kaiming")
+
+
+def test_a_run_from_the_form_to_its_curves_and_its_stop(tab, app):
+    tab.goto(f"http://{app.host}/#/design?network=1x4+1x8&image_size=8&hidden=16&dropout=0")
+    tab.get_by_role("link", name="Train").press("Enter")
+    tab.get_by_role("button", name="Take the network from Design").click()
+    tab.locator("select[name=data]").select_option("fashion-mnist-sample")
+    epochs = tab.locator("input[name=epochs]")
+    epochs.fill("0")
+    tab.get_by_role("alert").get_by_text("expected epochs to be a whole number from 1").wait_for()
+    epochs.fill("300")
+    tab.get_by_role("button", name="Start the run").click()
+    tab.get_by_role("img", name="Accuracy:").wait_for(timeout=60_000)
+    tab.get_by_role("button", name="Stop").click()
+    tab.get_by_role("button", name="Resume").wait_for(timeout=60_000)
+    tab.get_by_role("heading", name="The same test images").wait_for(timeout=60_000)
+    assert tab.locator(".gallery img").count() == 20
+    tab.get_by_role("img", name="Accuracy:").press("ArrowLeft")
+    tab.get_by_text(re.compile("^step [0-9]+ · training accuracy")).wait_for()
+    assert all(fits(tab, width) for width in (1400, 900, 400))
+    no_serious_fault(tab)
+    tab.get_by_role("button", name="Measure on all test images").click()
+    tab.get_by_text("images of fashion-mnist-sample").wait_for()
+    tab.reload()
+    tab.get_by_role("img", name="Accuracy:").wait_for()
+
+
+def test_an_image_is_classified_and_looked_into(tab, app, model):
+    tab.goto(f"http://{app.host}/#/classify?model={model}")
+    tab.locator("#file").set_input_files(BOOT)
+    tab.locator(".bar-row").nth(9).wait_for()
+    expect(tab.locator("select[name=model]")).to_have_value(model)
+    tab.get_by_role("button", name="Draw").click()
+    canvas = tab.get_by_role("img", name="A canvas of 28 by 28")
+    canvas.hover()
+    tab.mouse.down()
+    tab.mouse.move(*[canvas.bounding_box()[side] + 20 for side in ("x", "y")])
+    with tab.expect_response("**/api/classify"):
+        tab.mouse.up()
+    assert all(fits(tab, width) for width in (400, 900, 1400))
+    no_serious_fault(tab)
+    tab.get_by_role("link", name="Look inside").click()
+    tab.get_by_role("button", name="conv2_1").click()
+    tab.get_by_text("8 maps of conv2_1, 14 × 14 each").wait_for()
+    tab.get_by_text("row 8, column 8: window × weights").wait_for()
+    tab.get_by_role("application").press("ArrowUp")
+    tab.get_by_text("row 7, column 8: window × weights").wait_for()
+    assert all(fits(tab, width) for width in (400, 900, 1400))
+    no_serious_fault(tab)
+
+
+def test_runs_are_compared(tab, app):
+    """Two copies of a stopped run agree on every image."""
+    run = next(run["name"] for run in app.get("/api/runs")["runs"] if run["has_weights"] and run["recipe"])
+    shutil.copytree(app.folder / "runs" / run, app.folder / "runs" / "its-copy")
+    tab.goto(f"http://{app.host}/#/compare")
+    tab.get_by_role("button", name="epochs: sort by it").click()
+    tab.get_by_label("Filter by any word").fill("its-")
+    expect(tab.locator("tbody tr")).to_have_count(1)
+    tab.get_by_label("its-copy").check()
+    tab.get_by_label("Filter by any word").fill("")
+    tab.get_by_label(run).check()
+    tab.get_by_role("button", name="Compare 2 chosen").click()
+    tab.get_by_text("They agree on every image.").wait_for(timeout=60_000)
+    tab.get_by_text("not decided (0 and 0 images right alone").wait_for()
+    assert all(fits(tab, width) for width in (400, 900, 1400))
+    no_serious_fault(tab)
+
+
+def test_the_tour_leads_on_and_the_exercises_are_answered(tab, app):
+    tab.goto(f"http://{app.host}/#/learn")
+    for question in tab.get_by_text("Answer", exact=True).all():
+        question.press("Enter")
+    vgg11 = app.post("/api/design", {"designs": [{"text": "vgg11", "options": {"in_channels": 1, "num_classes": 10}}]})
+    tab.get_by_text(f"{vgg11['designs'][0]['total']['parameters']:,}").first.wait_for()
+    no_serious_fault(tab)
+    assert all(fits(tab, width) for width in (400, 900, 1400))
+    tab.get_by_role("link", name="Open: Design").nth(1).press("Enter")
+    tab.get_by_role("heading", name="Design a network").wait_for()
+    assert "beside=1x64k5" in tab.url
+    tab.locator("table").first.get_by_text("1x64k5").wait_for()
+
+
+def test_the_page_is_small_and_speaks_chinese(tab):
+    tab.locator(".drawing svg").wait_for()
+    sizes = tab.evaluate(
+        "performance.getEntriesByType('resource').concat(performance.getEntriesByType('navigation')).map((e) => e.decodedBodySize)"
+    )
+    assert sum(sizes) < 200_000
+    tab.get_by_role("button", name="中文").press("Enter")
+    tab.get_by_role("heading", name="用块来设计网络").wait_for()
+    words = re.findall(r"[a-z]{4,}", tab.locator("main").inner_text())
+    assert "network" not in words
+    tab.get_by_role("button", name="English").press("Enter")
+    tab.get_by_role("heading", name="Design a network of blocks").wait_for()

@@ -1,0 +1,105 @@
+"""The view "Train": runs that the page starts are those of `vgg train`, and those of a terminal are seen."""
+
+import http.client
+import json
+
+import pytest
+
+from tests.killing import KILLS
+from vggkit import cli
+from vggkit.app.metrics import MAX_POINTS, Metrics
+from vggkit.training.recipe import Recipe
+
+TINY = {"data": "fashion-mnist-sample", "architecture": "1x4 1x8", "image_size": 8, "hidden": [], "epochs": 2}
+
+
+def recipe(app, **changes):
+    return app.get("/api/recipes")["recipes"]["quick"] | TINY | changes
+
+
+def events(app, name, until, last_id=""):
+    """The answers of the stream of a run, with their ids, up to the first that `until` holds for."""
+    connection = http.client.HTTPConnection("127.0.0.1", int(app.port), timeout=120)
+    connection.request("GET", f"/api/events?runs={name}", headers={"Cookie": app.cookie, "Last-Event-ID": last_id})
+    answer, found, number = connection.getresponse(), [], ""
+    assert answer.getheader("content-type").startswith("text/event-stream")
+    while True:
+        line = answer.readline().decode().strip()
+        if line.startswith("id: "):
+            number = line[4:]
+        elif line.startswith("data: "):
+            found.append((number, json.loads(line[6:])[name]))
+            if until(found[-1][1]):
+                connection.close()
+                return found
+
+
+@pytest.mark.torture
+@pytest.mark.skipif(KILLS < 200, reason="takes half a minute: make torture runs it")
+def test_a_run_is_started_stopped_resumed_and_followed(app, capsys):
+    """And a second connection that has seen the last event is told nothing new."""
+    long = recipe(app, epochs=500)
+    name = app.post("/api/start", {"recipe": long})["name"]
+    events(app, name, lambda run: run["step"] > 0)
+    app.post("/api/stop", {"run": name})
+    number, stopped = events(app, name, lambda run: run["state"] == "stopped")[-1]
+    assert 0 < stopped["step"] < 500 * 16 and stopped["num_epochs"] == 500 and stopped["seconds_left"] > 0
+    app.post("/api/resume", {"run": name})
+    assert events(app, name, lambda run: run["state"] == "training", number)[0][0] != number
+    assert events(app, name, lambda run: run["step"] > stopped["step"])
+    app.post("/api/stop", {"run": name})
+    last = events(app, name, lambda run: run["state"] == "stopped")[-1][1]
+    lines = [json.loads(line) for line in (app.folder / "runs" / name / "metrics.jsonl").read_text().splitlines()]
+    epochs = [line for line in lines if line["event"] == "epoch"]
+    assert [epoch["test_accuracy"] for epoch in last["epochs"]] == [line["test_accuracy"] for line in epochs]
+    assert cli.main(["runs", str(app.folder / "runs"), "--json"]) == 0
+    (printed,) = [run for run in json.loads(capsys.readouterr().out) if run["run"].endswith(name)]
+    (shown,) = [run for run in app.get("/api/runs")["runs"] if run["name"] == name]
+    assert (shown["state"], shown["last"]["test_accuracy"]) == (printed["state"], printed["accuracy"])
+    assert Recipe.from_json(json.dumps(shown["recipe"])).epochs == 500
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "told"),
+    [
+        ("/api/start", {"recipe": {"data": "/etc"}}, "expected data of fashion-mnist, fashion-mnist-sample"),
+        (
+            "/api/start",
+            {"recipe": {"data": "fashion-mnist", "warm_start": "/etc/passwd"}},
+            "expected a run or a weight",
+        ),
+        ("/api/start", {"recipe": TINY | {"name": "../x", "epochs": 1}}, "expected a name that can be a folder's"),
+        ("/api/start", {"recipe": TINY | {"name": "x", "epochs": 0}}, "expected epochs to be a whole number from 1"),
+        ("/api/resume", {"run": "../../etc"}, "expected a run or a weight file"),
+        ("/api/stop", {"run": ["x"]}, "expected a run or a weight file"),
+        ("/api/look", {"run": "."}, "expected a run or a weight file"),
+    ],
+)
+def test_names_that_the_server_did_not_give_open_nothing(app, path, asked, told):
+    status, _, content = app.ask("POST", path, asked)
+    assert status == 400 and told in json.loads(content)["error"]
+    assert not (app.folder / "x").exists()
+    if "recipe" in asked:
+        assert told in app.post("/api/check", asked)["error"]
+
+
+def test_metrics_that_grow_start_anew_and_are_damaged(tmp_path):
+    def line(step):
+        return json.dumps({"event": "step", "step": step, "train_loss": 1 / step, "train_accuracy": 0.5}) + "\n"
+
+    file, metrics = tmp_path / "metrics.jsonl", Metrics(tmp_path)
+    assert metrics.read()["steps"]["step"] == ()
+    file.write_text("".join(map(line, range(1, 10_001))) + "{\nnull\n" + '{"event": "epoch"}\n' + '{"event": "st')
+    found = metrics.read()
+    assert len(found["steps"]["loss"]) == MAX_POINTS and found["step"] == 10_000
+    with file.open("a") as open_file:
+        open_file.write('ep"}\n' + line(9_000))  # a kill: steps are taken again
+    assert metrics.read()["step"] == 9_000
+    file.write_text(line(1))
+    assert metrics.read()["steps"] == {"step": (1,), "loss": (1.0,), "accuracy": (0.5,)}
+
+
+def test_the_form_has_every_field_with_its_help(app):
+    fields = app.get("/api/recipes")["fields"]
+    assert {each["name"] for each in fields} == set(Recipe.__dataclass_fields__)
+    assert all(each["help"] and (each["kind"] == "choice") == bool(each["choices"]) for each in fields)
