@@ -125,20 +125,15 @@ class Models:
 
     def compared(self, paths: list[Path]) -> dict[str, Any]:
         """What `vgg compare` says of runs, how their recipes differ, and images that they disagree on."""
-        from vggkit.inference.evaluate import data_of_run
         from vggkit.lab.compare import compare
 
         with self.lock:
             found = compare(paths)
             differences, wrong = found.differences(), found.disagreements()
-            read = data_of_run(paths[0]).held_out.reader(0, 0)
-            pictures = [
-                thumbnail(read(index).content, found.networks[0].classifier.preprocessing.channels)
-                for index, _, _ in wrong
-            ]
+            read, channels = found.data.held_out.reader(0, 0), found.networks[0].classifier.preprocessing.channels
+            pictures = [thumbnail(read(index).content, channels) for index, _, _ in wrong]
         return {
             **found.to_json(),
-            "sentences": found.sentences,
             "differences": [list(row) for row in differences.sections[0]] if differences else [],
             "disagreements": [
                 {"picture": picture, "label": label, "taken_for": taken}

@@ -61,13 +61,13 @@ function painted(found) {
   const name = (model) => model.model.split("/").at(-1);
   const rows = found.models.map((model) => [
     h("span", { class: "mono" }, name(model)), h("span", { class: "mono" }, model.architecture), short(model.parameters), short(model.macs), share(model.accuracy),
-    model.interval.map(share).join(" – "), whole(model.examples_per_second), model.is_on_front ? "★" : ""]);
-  const short_ = (text) => found.models.reduce((all, model) => all.replaceAll(model.model, name(model)), text);
+    model.interval.map(share).join(" – "), whole(model.infer_samples_per_sec), model.is_on_front ? "★" : ""]);
+  const unpathed = (text) => found.models.reduce((all, model) => all.replaceAll(model.model, name(model)), text);
   return [
     h("section", { class: "panel" }, h("h2", {}, t("sameMeasure")), h("p", { class: "small muted" }, `${found.data} · ${found.hardware}`),
       table([t("run"), t("network"), h("span", { class: "key parameters" }, t("parameters")), h("span", { class: "key macs" }, t("macs")), t("accuracy"), "95%", t("speed"), t("front")], rows, { label: t("sameMeasure") }),
-      h("ul", {}, found.sentences.map((sentence) => h("li", {}, short_(sentence))))),
-    h("section", { class: "panel two" }, scatter(found.models.map((model) => ({ name: name(model), x: model.examples_per_second, y: model.accuracy, size: model.parameters, isOnFront: model.is_on_front }))),
+      h("ul", {}, found.pairs.map((pair) => h("li", {}, unpathed(pair.sentence))))),
+    h("section", { class: "panel two" }, scatter(found.models.map((model) => ({ name: name(model), x: model.infer_samples_per_sec, y: model.accuracy, size: model.parameters, isOnFront: model.is_on_front }))),
       h("div", {}, h("h3", {}, t("differences")), found.differences.length
         ? table([t("field"), ...found.models.filter((model) => model.recipe).map(name)], found.differences, { label: t("differences") }) : h("p", { class: "muted" }, t("noDifferences")))),
     h("section", { class: "panel" }, h("h2", {}, t("disagreements")), found.disagreements.length

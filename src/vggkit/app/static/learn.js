@@ -10,7 +10,7 @@ const link = (view, values) => `#/${view}?${new URLSearchParams(Object.fromEntri
 /** Each step: what it is called in the texts, and where it leads. */
 const STEPS = [
   ["blocks", "design", { network: "vgg11" }],
-  ["small", "design", { network: "2x64", beside: "1x64k5", image_size: 32, head: "gap" }],
+  ["small", "design", { network: "2x64", beside: "1x64k5", in_channels: 64, image_size: 32, head: "gap" }],
   ["sees", "design", { network: "vgg16" }],
   ["start", "doctor", { network: "vgg11/4", image_size: 32 }],
   ["train", "train", { network: "vgg11_bn/4", image_size: 32, hidden: "", dropout: 0 }],
