@@ -122,7 +122,7 @@ def tab(chromium, app):
     """A tab with the page; a line in its console, or a request to another host, is an error."""
     context = chromium.new_context(viewport={"width": 1400, "height": 900}, locale="en-US")
     page, wrong = context.new_page(), []
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(60_000)  # of a busy machine
     page.on("console", lambda message: wrong.append(message.text))
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on(

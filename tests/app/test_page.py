@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 expect = pytest.importorskip("playwright.sync_api", reason="needs playwright").expect
+expect.set_options(timeout=60_000)
 
 
 BOOT = Path(__file__).parents[2] / "docs/pictures/ankle-boot.png"
@@ -74,7 +75,6 @@ def test_the_doctor_is_asked_and_obeyed(tab, app):
     tab.goto(f"http://{app.host}/#/doctor?network=1x8+1x8+1x8&image_size=16&hidden=32")
     tab.get_by_label("Initial weights").select_option("torch")
     tab.get_by_role("button", name="Examine it").click()
-    tab.get_by_role("heading", name="It ").wait_for(timeout=60_000)
     tab.get_by_role("region", name="Layer by layer").get_by_text("conv3_1").wait_for()
     no_serious_fault(tab)
     tab.get_by_role("button", name="Try init kaiming").click()
@@ -91,10 +91,10 @@ def test_a_run_from_the_form_to_its_curves_and_its_stop(tab, app):
     tab.get_by_role("alert").get_by_text("expected epochs to be a whole number from 1").wait_for()
     epochs.fill("300")
     tab.get_by_role("button", name="Start the run").click()
-    tab.get_by_role("img", name="Accuracy:").wait_for(timeout=60_000)
+    tab.get_by_role("img", name="Accuracy:").wait_for()
     tab.get_by_role("button", name="Stop").click()
-    tab.get_by_role("button", name="Resume").wait_for(timeout=60_000)
-    tab.get_by_role("heading", name="The same test images").wait_for(timeout=60_000)
+    tab.get_by_role("button", name="Resume").wait_for()
+    tab.get_by_role("heading", name="The same test images").wait_for()
     assert tab.locator(".gallery img").count() == 20
     tab.get_by_role("img", name="Accuracy:").press("ArrowLeft")
     tab.get_by_text(re.compile("^step [0-9]+ · training accuracy")).wait_for()
@@ -142,7 +142,7 @@ def test_runs_are_compared(tab, app):
     tab.get_by_label("Filter by any word").fill("")
     tab.get_by_label(run).check()
     tab.get_by_role("button", name="Compare 2 chosen").click()
-    tab.get_by_text("They agree on every image.").wait_for(timeout=60_000)
+    tab.get_by_text("They agree on every image.").wait_for()
     tab.get_by_text("not decided (0 and 0 images right alone").wait_for()
     assert all(fits(tab, width) for width in (400, 900, 1400))
     no_serious_fault(tab)
