@@ -94,8 +94,10 @@ def test_a_file_of_onnx_gives_the_networks_logits_at_every_size(tmp_path):
     assert {tuple(sorted(path.name for path in tmp_path.iterdir()))} == {("net.onnx", "net.onnx.json")}
 
 
-def test_a_file_with_preprocessing_takes_photos_and_says_what_it_is(tmp_path, capsys):
-    weights = make_weights(tmp_path / "grey.safetensors", channels=1)
+@pytest.mark.parametrize("test_flip", [False, True])
+def test_a_file_with_preprocessing_takes_photos_and_says_what_it_is(test_flip, tmp_path, capsys):
+    how = Preprocessing(16, 1, (0.5,), (0.25,), test_flip=test_flip)
+    weights = make_weights(tmp_path / "grey.safetensors", channels=1, preprocessing=how.to_json())
     out = tmp_path / "net.onnx"
     assert cli.main(["export", str(weights), "-o", str(out), "--with-preprocessing", "--json"]) == 0
     manifest = json.loads(capsys.readouterr().out)

@@ -22,7 +22,7 @@ from vggkit.data.sources import open_data
 from vggkit.errors import ExportError, UserError, check_type, shown
 from vggkit.inference.evaluate import data_of_run
 from vggkit.inference.export_formats import FORMATS, Format, Subject, quiet, rgb_in_0_1
-from vggkit.inference.predict import AnyModel, Classifier, load_classifier
+from vggkit.inference.predict import AnyModel, Classifier, class_logits, load_classifier
 from vggkit.version import __version__
 
 BATCHES = (1, 2, 7)
@@ -162,7 +162,8 @@ def _trials(
         if with_preprocessing:
             inputs = torch.from_numpy(np.stack([np.asarray(image) for image in colour]))
             fit = torch.from_numpy(np.stack([fitted(image, how) for image in colour]))
-            trials.append(_Trial(inputs, net(how.scaled(fit).to(classifier.device)).softmax(dim=1).cpu()))
+            logits = class_logits(net, how.scaled(fit).to(classifier.device), how)
+            trials.append(_Trial(inputs, logits.softmax(dim=1).cpu()))
         else:
             pixels = np.stack([pixels_of(decoded(image, how.channels, "an image")) for image in colour])
             colours = torch.from_numpy(pixels) / 255

@@ -31,7 +31,8 @@ def graph_of(classifier: Classifier, with_preprocessing: bool) -> nn.Sequential:
     layers = OrderedDict((name, _lowered(layer)) for name, layer in net.named_children())
     if with_preprocessing:
         prepared = OrderedDict[str, nn.Module](prepare=Prepare(classifier.preprocessing))
-        layers = prepared | layers | OrderedDict(probabilities=nn.Softmax(dim=1))
+        mean = OrderedDict[str, nn.Module](mean=OverMirrored()) if classifier.preprocessing.test_flip else {}
+        layers = prepared | layers | mean | OrderedDict(probabilities=nn.Softmax(dim=1))
     return nn.Sequential(layers).eval()
 
 
@@ -64,8 +65,18 @@ class Average(nn.Module):
         return covers.to(dtype) / (end - first).to(dtype)
 
 
+class OverMirrored(nn.Module):
+    """The mean of the logits of images and of their mirror images, which follow them."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """(2 x batch, classes) to (batch, classes)."""
+        return logits.reshape(2, -1, logits.shape[1]).mean(dim=0)
+
+
 class Prepare(nn.Module):
     """`Preprocessing` as `vggkit.data.images.fitted` does it, by sums and products alone.
+
+    With `test_flip`, the mirror images follow the images.
 
     As in Pillow's Resample.c, the filter is stretched by the factor by which an image is reduced, the width is
     resampled before the height, and both passes round to 8 bits.
@@ -76,7 +87,7 @@ class Prepare(nn.Module):
         self.preprocessing = preprocessing
 
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 (batch, height, width, 3), RGB, to float32 (batch, channels, image_size, image_size)."""
+        """uint8 (batch, height, width, 3), RGB, to float32 (batch or 2 x batch, channels, image_size, image_size)."""
         how = self.preprocessing
         x = images.permute(0, 3, 1, 2).float()
         if how.channels == 1:  # sums below 2^24, which float32 holds exactly
@@ -92,7 +103,8 @@ class Prepare(nn.Module):
         factor, offset = zip(
             *((how.scale / (255 * s), m / s) for m, s in zip(how.mean, how.std, strict=True)), strict=True
         )
-        return x * x.new_tensor(factor).view(-1, 1, 1) - x.new_tensor(offset).view(-1, 1, 1)
+        x = x * x.new_tensor(factor).view(-1, 1, 1) - x.new_tensor(offset).view(-1, 1, 1)
+        return torch.cat([x, x.flip(-1)]) if how.test_flip else x
 
     def _samples(self, side: Tensor, length: int, shorter: Tensor) -> Tensor:
         """(image_size, length): the weights of the pixels along one side; see `Preprocessing.seen` for which."""
