@@ -16,9 +16,10 @@ from vggkit.errors import RecipeError
 from vggkit.lab.answers import answered
 from vggkit.lab.chapter import BLOCK, CONV_ARCH, Chapter, chapter_page, measured_chapter
 from vggkit.lab.experiments import EXPERIMENTS, named_experiment
-from vggkit.lab.trials import Outcome, Plan
+from vggkit.lab.trials import Chosen, Outcome, Plan
 
 NOTEBOOK = Path(__file__).parents[2] / "docs/chapter.ipynb"
+HARDWARE = "AMD EPYC, 2 threads, AVX512"
 TINY = {"data": "fashion-mnist-sample", "image_size": 32, "epochs": 1, "architecture": "1x8", "hidden": ()}
 
 
@@ -36,7 +37,7 @@ def chapter(folder):
         for lines in told
     )
     assert again.answers["batch-norm"].outcomes == made.answers["batch-norm"].outcomes
-    assert [sum("trial" in line for line in lines) for lines in told] == [6, 0]
+    assert [sum(", seed " in line for line in lines) for lines in told] == [6, 0]
     return made
 
 
@@ -45,14 +46,16 @@ def imagined(name):
     experiment = named_experiment(name)
     gains = dict.fromkeys(experiment.recipes, 0.0) | dict(zip(experiment.recipes, (0, 0.1, -0.1, 0.001), strict=False))
     outcomes = [
-        Outcome(label, seed, 0.8 + gain + seed * (seed - 1) * gain / 100, 0.5, 60.0, 1000.0 + len(label), 10**8)
+        Outcome(
+            label, seed, HARDWARE, 0.8 + gain + seed * (seed - 1) * gain / 100, 0.5, 60.0, 1000.0 + len(label), 10**8
+        )
         for label, gain in gains.items()
         for seed in range(3)
     ]
     lost = max(EXPERIMENTS, key=len) == name
     outcomes = [replace(o, accuracy=None) if lost and o.label == list(gains)[-1] else o for o in outcomes]
-    predicted = dict.fromkeys(experiment.recipes, 60.0)
-    return answered(Plan(experiment, predicted, "AMD EPYC, 2 threads, AVX512, compiled convolutions"), outcomes)
+    chosen = {label: Chosen(r.architecture, r.epochs, 100, 1, 10, 60.0) for label, r in experiment.recipes.items()}
+    return answered(Plan(experiment, chosen), outcomes)
 
 
 class Page(HTMLParser):

@@ -39,15 +39,22 @@ HOSTILE = {
     "object": lambda text: "{}\n",
     "deep": lambda text: "[" * 200_000 + "\n",
 }
+CHOSEN = {"epochs": 1, "steps": 16, "in_channels": 1, "num_classes": 10, "predicted_seconds": 1.0}
 OF_FIELDS = {
     "experiment/experiment.json": [
-        {"predicted_seconds": "x"},
-        {"predicted_seconds": {}},
-        {"predicted_seconds": {"1x8": float("inf"), "1x4": 1.0}},
-        {"predicted_seconds": {"1x8": -1.0, "1x4": 1.0}},
-        {"recipes": {}},
-        {"recipes": []},
         {"asked": 1},
+        {"chosen": []},
+        {"chosen": {}},
+        *(
+            {"chosen": {label: {**CHOSEN, "architecture": label, **change} for label in ("1x8", "1x4")}}
+            for change in (
+                *({"predicted_seconds": value} for value in ("x", float("inf"), -1.0)),
+                *({"architecture": value} for value in (3, "1x", "1x9999999")),
+                *({"epochs": value} for value in (1.5, 0, 10**400)),
+                *({"steps": value} for value in (0, None)),
+                {"num_classes": -1},
+            )
+        ),
     ],
     "experiment/000/outcome.json": [
         *({"accuracy": value} for value in ("x", [1], 1e300, True, -1.0, 10**400, float("nan"))),

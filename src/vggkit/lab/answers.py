@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +28,36 @@ class Row:
     """One recipe over its seeds."""
 
     label: str
-    architecture: str
     cost: Sum
     """Of one image."""
-    accuracy: Interval | None
-    """Over the seeds that did not diverge; None if all did."""
-    num_seeds: int
-    num_diverged: int
+    trials: tuple[Outcome, ...]
+    """By seed."""
     against: str
-    """The label that it is compared with; empty for one that nothing else is measured by."""
+    """The label that it is compared with; empty for one that others are compared with."""
     difference: Interval | None
     """Its accuracy less the other's, over the seeds that both ended."""
-    seconds: float
-    """Of a run, the median."""
-    examples_per_second: float | None
-    """In training, the median."""
-    peak_bytes: int | None
+
+    @property
+    def accuracy(self) -> Interval | None:
+        """Over the seeds that did not diverge; None if all did."""
+        ended = [trial.accuracy for trial in self.trials if trial.accuracy is not None]
+        return mean_interval(ended) if ended else None
+
+    @property
+    def seconds(self) -> float:
+        """Of a run, the median."""
+        return statistics.median(trial.seconds for trial in self.trials)
+
+    @property
+    def examples_per_second(self) -> float | None:
+        """In training, the median."""
+        speeds = [trial.examples_per_second for trial in self.trials if trial.examples_per_second]
+        return statistics.median(speeds) if speeds else None
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """The most of all runs."""
+        return max((trial.peak_bytes for trial in self.trials if trial.peak_bytes), default=None)
 
     @property
     def verdict(self) -> str:
@@ -51,6 +65,35 @@ class Row:
         if self.difference is None or not self.difference.is_decided:
             return "not decided"
         return "better" if self.difference.mean > 0 else "worse"
+
+    @property
+    def sentence(self) -> str:
+        """What the numbers say of the comparison."""
+        if self.difference is None:
+            return f"{self.label} diverged, or {self.against} did."
+        if self.verdict == "not decided":
+            return f"{self.label} against {self.against}: not decided ({written(self.difference, signed=True)})."
+        better = self.difference if self.verdict == "better" else -self.difference
+        return f"{self.label} is {self.verdict} than {self.against} by {written(better)}."
+
+    def to_json(self) -> dict[str, Any]:
+        """All that was measured, for JSON, which has no infinite numbers: the bounds of one value are null."""
+
+        def bounds(interval: Interval) -> dict[str, float | None]:
+            return {name: value if math.isfinite(value) else None for name, value in asdict(interval).items()}
+
+        return {
+            "label": self.label,
+            "parameters": self.cost.parameters,
+            "macs": self.cost.macs,
+            "accuracy": self.accuracy and bounds(self.accuracy),
+            "against": self.against,
+            "difference": self.difference and bounds(self.difference),
+            "verdict": self.verdict if self.against else None,
+            "examples_per_second": self.examples_per_second,
+            "seconds": self.seconds,
+            "peak_bytes": self.peak_bytes,
+        }
 
 
 @dataclass(frozen=True)
@@ -64,39 +107,41 @@ class Answer:
     @property
     def sentences(self) -> list[str]:
         """A sentence for each comparison, which the numbers support."""
-        said = []
-        for row in (row for row in self.rows if row.against):
-            if row.difference is None:
-                said.append(f"{row.label} diverged, or {row.against} did.")
-            elif row.difference.is_decided:
-                better = row.difference if row.difference.mean > 0 else -row.difference
-                said.append(f"{row.label} is {row.verdict} than {row.against} by {written(better)}.")
-            else:
-                said.append(f"{row.label} against {row.against}: not decided ({written(row.difference, signed=True)}).")
-        return said
+        return [row.sentence for row in self.rows if row.against]
+
+    @property
+    def shared(self) -> str:
+        """What a reader wants to know of the recipes, where it is the same in all."""
+        recipes = [self.plan.recipe(label) for label in self.plan.experiment.recipes]
+        alike = {name: {getattr(recipe, name) for recipe in recipes} for name in SHARED}
+        values = (f"{name.replace('_', ' ')} {of.pop()}" for name, of in alike.items() if len(of) == 1)
+        return f"All: {', '.join(values)}."
 
     def table(self, with_words: bool = True) -> Table:
         """A line for each recipe; the question and its answer stand around it if `with_words`."""
-        header = ("recipe", "params", "MACs", "accuracy", "difference", "examples/s", "s", "MB")
+        header = ("recipe", "accuracy", "difference", "params", "MACs", "examples/s", "s", "MB")
         lines = [
             (
                 row.label,
-                short(row.cost.parameters),
-                short(row.cost.macs),
                 written(row.accuracy) if row.accuracy else "diverged",
                 written(row.difference, signed=True) if row.difference else "",
+                short(row.cost.parameters),
+                short(row.cost.macs),
                 f"{row.examples_per_second:,.0f}" if row.examples_per_second else "",
                 f"{row.seconds:,.0f}",
                 f"{row.peak_bytes / 1e6:,.0f}" if row.peak_bytes else "",
             )
             for row in self.rows
         ]
-        experiment, seconds = self.plan.experiment, sum(outcome.seconds for outcome in self.outcomes)
+        experiment, hardware = self.plan.experiment, {outcome.hardware for outcome in self.outcomes}
+        seconds = sum(outcome.seconds for outcome in self.outcomes)
         notes = [
-            *(self.sentences if with_words else ()),
+            *([*self.sentences, self.shared] if with_words else ()),
             f"mean and 95% interval over seeds 0 to {experiment.seeds - 1}; differences paired by seed; "
             f"equal {experiment.equal}",
-            f"measured on {self.plan.hardware} in {clock(seconds)}, predicted {clock(self.plan.total_seconds)}",
+            "params, MACs: of one image; examples/s, s: of a run, the median; MB: memory at most",
+            f"measured on {' and '.join(sorted(hardware))} in {clock(seconds)}, "
+            f"predicted {clock(self.plan.total_seconds)}",
         ]
         return Table(header, [lines], 1, experiment.question if with_words else "", notes)
 
@@ -104,22 +149,18 @@ class Answer:
         """All that was measured, for JSON."""
         experiment = self.plan.experiment
         return {
-            "name": experiment.name,
-            "question": experiment.question,
-            "equal": experiment.equal,
-            "seeds": experiment.seeds,
-            "hardware": self.plan.hardware,
+            **{name: getattr(experiment, name) for name in ("name", "question", "equal", "seeds")},
             "predicted_seconds": self.plan.total_seconds,
             "seconds": sum(outcome.seconds for outcome in self.outcomes),
             "sentences": self.sentences,
-            "rows": [_as_json(row) for row in self.rows],
+            "rows": [row.to_json() for row in self.rows],
             "trials": [vars(outcome) for outcome in self.outcomes],
         }
 
     def to_csv(self) -> str:
         """A line for each trial."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, list(vars(self.outcomes[0])), lineterminator="\n")
+        writer = csv.DictWriter(text, [field.name for field in fields(Outcome)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(vars(outcome) for outcome in self.outcomes)
         return text.getvalue()
@@ -128,94 +169,57 @@ class Answer:
         """The accuracies with their intervals, and every seed as a dot, as an SVG picture."""
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(8, 1.4 + 0.35 * len(self.rows)), layout="constrained")
+        figure = Figure(figsize=(5.4, 0.9 + 0.5 * len(self.rows)), layout="constrained")
         axes = figure.subplots()
         for place, row in enumerate(self.rows):
-            values = [o.accuracy for o in self.outcomes if o.label == row.label and o.accuracy is not None]
+            values = [trial.accuracy for trial in row.trials if trial.accuracy is not None]
             axes.plot(values, [place] * len(values), "o", color=SEED, markersize=4)
             if row.accuracy is not None:
-                half = row.accuracy.high - row.accuracy.mean if _finite(row.accuracy) else 0
+                half = row.accuracy.high - row.accuracy.mean if math.isfinite(row.accuracy.high) else 0
                 axes.errorbar(row.accuracy.mean, place, xerr=half, fmt="|", color=MEAN, markersize=14, capsize=3)
-        names = [shown(row.label + " (diverged)" * (row.accuracy is None)) for row in self.rows]
-        axes.set_yticks(range(len(names)), names, parse_math=False)
-        axes.set_ylim(len(names) - 0.5, -0.5)
+            name = shown(row.label, 60) + " (diverged)" * (not values)
+            # Within the axes, above its values: long names leave a narrow picture its width.
+            axes.annotate(name, (0, place), (4, 8), ("axes fraction", "data"), "offset points", parse_math=False)
+        axes.set(xlabel="accuracy: mean and 95% interval; every seed as a dot", yticks=())
+        axes.set_ylim(len(self.rows) - 0.6, -0.75)
         axes.grid(axis="x", alpha=0.3)
-        axes.set_xlabel("accuracy: mean and 95% interval; every seed as a dot")
+        axes.spines[["left", "right", "top"]].set_visible(False)
         return as_svg(figure)
+
+
+SHARED = ("data", "architecture", "image_size", "epochs", "batch_size", "optimizer", "learning_rate", "schedule")
+"""Fields of a recipe that a reader wants to know, where they are the same in all."""
 
 
 def answered(plan: Plan, outcomes: Sequence[Outcome]) -> Answer:
     """What `outcomes`, all of `plan`'s, say."""
-    experiment = plan.experiment
-    first = next(iter(experiment.recipes))
-    rows = []
-    for label, recipe in experiment.recipes.items():
-        own = {outcome.seed: outcome for outcome in outcomes if outcome.label == label}
-        reference = experiment.against.get(label, first)
-        is_compared = label not in experiment.against.values() and label != reference
-        other = {outcome.seed: outcome for outcome in outcomes if outcome.label == reference}
-        ended = [outcome.accuracy for outcome in own.values() if outcome.accuracy is not None]
-        differences = [
-            own[seed].accuracy - other[seed].accuracy  # type: ignore[operator]
-            for seed in own
-            if own[seed].accuracy is not None and other[seed].accuracy is not None
-        ]
-        speeds = [outcome.examples_per_second for outcome in own.values() if outcome.examples_per_second]
-        peaks = [outcome.peak_bytes for outcome in own.values() if outcome.peak_bytes]
-        network = recipe.network(in_channels=1, num_classes=10)
-        rows.append(
-            Row(
-                label,
-                network.name,
-                costs(network).total,
-                mean_interval(ended) if ended else None,
-                len(own),
-                len(own) - len(ended),
-                reference if is_compared else "",
-                mean_interval(differences) if is_compared and differences else None,
-                statistics.median(outcome.seconds for outcome in own.values()),
-                statistics.median(speeds) if speeds else None,
-                max(peaks) if peaks else None,
-            )
+    accuracies = {(outcome.label, outcome.seed): outcome.accuracy for outcome in outcomes}
+
+    def row(label: str) -> Row:
+        reference = plan.experiment.reference(label)
+        pairs = [(accuracies[label, seed], accuracies[reference, seed]) for seed in range(plan.experiment.seeds)]
+        differences = [own - other for own, other in pairs if own is not None and other is not None]
+        return Row(
+            label,
+            costs(plan.network(label)).total,
+            tuple(outcome for outcome in outcomes if outcome.label == label),
+            reference if reference != label else "",
+            mean_interval(differences) if reference != label and differences else None,
         )
-    return Answer(plan, outcomes, tuple(rows))
+
+    return Answer(plan, outcomes, tuple(row(label) for label in plan.experiment.recipes))
 
 
 def written(interval: Interval, signed: bool = False) -> str:
     """`0.912 ±0.007`, the mean and half of the interval; the value alone if there is one."""
     value = format(interval.mean, "+.3f" if signed else ".3f")
-    return f"{value} ±{interval.high - interval.mean:.3f}" if _finite(interval) else value
+    return f"{value} ±{interval.high - interval.mean:.3f}" if math.isfinite(interval.high) else value
 
 
 def short(count: int) -> str:
     """A count in three digits: `61.7k`, `138M`."""
     unit, name = next((u, n) for u, n in ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1, "")) if count >= u or u == 1)
     return f"{count / unit:.3g}{name}"
-
-
-def _finite(interval: Interval | None) -> tuple[float, ...]:
-    """The bounds; none if they are infinite."""
-    return (interval.low, interval.high) if interval is not None and math.isfinite(interval.low) else ()
-
-
-def _as_json(row: Row) -> dict[str, Any]:
-    """JSON has no infinite numbers: the bounds of one value are null."""
-
-    def bounds(interval: Interval | None) -> dict[str, float | None] | None:
-        if interval is None:
-            return None
-        low, high = _finite(interval) or (None, None)
-        return {"mean": interval.mean, "low": low, "high": high}
-
-    measured = {name: value for name, value in vars(row).items() if name not in ("cost", "accuracy", "difference")}
-    return {
-        **measured,
-        "parameters": row.cost.parameters,
-        "macs": row.cost.macs,
-        "accuracy": bounds(row.accuracy),
-        "difference": bounds(row.difference),
-        "verdict": row.verdict if row.against else None,
-    }
 
 
 def written_report(answer: Answer, path: Path, command: str) -> None:
@@ -231,6 +235,7 @@ def written_report(answer: Answer, path: Path, command: str) -> None:
         *answer.sentences,
         Picture(answer.plot(), "Accuracy of each recipe: the mean over seeds with its 95% interval, and every seed."),
         answer.table(with_words=False),
+        answer.shared,
         Heading("Made by"),
         Code(command),
     ]

@@ -30,6 +30,7 @@ from vggkit.networks.baselines import build
 from vggkit.training.hardware import choose_device, describe_hardware, keep_freed_memory, use_huge_pages
 from vggkit.training.recipe import Recipe
 from vggkit.training.step import make_optimizer, train_step
+from vggkit.weights.files import AnyNetwork
 
 Way = Literal["vggkit", "PyTorch channels_last", "PyTorch"]
 Step = Callable[[], object]
@@ -164,20 +165,34 @@ def _turns(
 def _step(way: Way, network: Network, batch_size: int, training: bool, device: torch.device) -> tuple[Step, str]:
     """A step on random images, and what computes its convolutions."""
     torch.manual_seed(0)
-    net: Any = build(network, "torch").to(device).train(training)
+    net, x, labels = with_random_images(network, batch_size, device, by_channel=way == "PyTorch")
+    net.train(training)
+    fast = accelerate(net)
+    convolutions = _convolved_by(fast) if way == "vggkit" else "torch"
+    if not training:
+        return classifies(fast if way == "vggkit" else net, x), convolutions
+    if way == "vggkit":
+        return trains_by(Recipe.named("d2l"), fast, x, labels), convolutions
+    return trains(net, torch.optim.SGD(net.parameters(), lr=1e-4), x, labels), convolutions
+
+
+def with_random_images(
+    network: Network, batch_size: int, device: torch.device, *, by_channel: bool = False
+) -> tuple[AnyNetwork, Tensor, Tensor]:
+    """A new network, a batch of random images as it takes them, and their labels; in memory by channel if asked."""
+    layout = torch.contiguous_format if by_channel else torch.channels_last
+    net = build(network, "torch").to(device)
+    net.to(memory_format=layout)  # type: ignore[call-overload]
     x = torch.randn(batch_size, network.in_channels, network.image_size, network.image_size, device=device)
     labels = torch.randint(network.num_classes, (batch_size,), device=device)
-    if way != "PyTorch":
-        net.to(memory_format=torch.channels_last)
-        x = x.contiguous(memory_format=torch.channels_last)
-    fast = accelerate(net)
-    forward, convolutions = (fast, _convolved_by(fast)) if way == "vggkit" else (net, "torch")
-    if not training:
-        return classifies(forward, x), convolutions
-    if way == "vggkit":
-        optimizer = make_optimizer(Recipe.named("d2l"), net)
-        return lambda: train_step(fast, optimizer, x, labels, learning_rate=1e-4), convolutions
-    return trains(net, torch.optim.SGD(net.parameters(), lr=1e-4), x, labels), convolutions
+    return net, x.contiguous(memory_format=layout), labels
+
+
+def trains_by(recipe: Recipe, fast: Accelerated, x: Tensor, labels: Tensor) -> Step:
+    """One training step of `fast` on one batch, as `train` takes it; its learning rate is too low to diverge."""
+    optimizer, rate = make_optimizer(recipe, fast.net), torch.full((), 1e-6, device=x.device)
+    step = functools.partial(train_step, fast, optimizer, x, labels, rate, recipe.label_smoothing)
+    return gpu.capture_step(step, fast.net, optimizer, []) if x.is_cuda else step
 
 
 def _convolved_by(fast: Accelerated) -> str:
@@ -223,6 +238,12 @@ def turn_seconds(step: Step, device: torch.device, steps_at_once: int = 1) -> fl
         synchronize(device)
         seconds.append(time.perf_counter() - begin)
     return statistics.median(seconds) / steps_at_once
+
+
+def settled_seconds(step: Step, device: torch.device) -> float:
+    """`turn_seconds`, after a turn to warm up."""
+    turn_seconds(step, device)
+    return turn_seconds(step, device)
 
 
 def resident_bytes(what: str) -> int:

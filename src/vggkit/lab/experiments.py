@@ -4,14 +4,14 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from vggkit.design.architecture import Architecture, Init
-from vggkit.design.network import costs
+from vggkit.design.network import Network, costs
 from vggkit.errors import RecipeError, nearest, shown
 from vggkit.training.recipe import Recipe
 
-Equal = Literal["epochs", "seconds", "macs", "parameters"]
+Equal = Literal["epochs", "images", "seconds", "macs", "parameters"]
 Size = Literal["minutes", "hours", "gpu"]
 
 
@@ -24,9 +24,11 @@ class Experiment:
         question: one sentence.
         recipes: by label, in the order of the table.
         seeds: runs of each recipe; the same seeds for all, so that differences are paired.
-        equal: what is held equal: the epochs, as the recipes have them; the seconds of training, to which the epochs
-            are chosen; or the MACs of an image or the parameters, to which the channels are chosen (`matched`).
+        equal: what is made equal to that of the recipe compared with: `epochs` are as the recipes have them; for the
+            `images` seen in training, which differ by epoch from one data set to another, and for the `seconds` of
+            training the epochs are chosen; for the `macs` of an image and the `parameters`, the channels.
         against: the label that a recipe is compared with, by its own; the first one if not given.
+        unmatched: labels that stay as they are, whatever `equal` says.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Experiment:
     seeds: int = 3
     equal: Equal = "epochs"
     against: Mapping[str, str] = field(default_factory=dict)
+    unmatched: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.recipes) < 2:
@@ -43,12 +46,23 @@ class Experiment:
             raise RecipeError(f"expected from 1 to 1,000 seeds, got {self.seeds}")
         if self.equal not in get_args(Equal):
             raise RecipeError(f"expected {', '.join(get_args(Equal))} to be held equal, got {shown(repr(self.equal))}")
-        if unknown := {*self.against, *self.against.values()} - set(self.recipes):
-            raise RecipeError(f"expected labels of recipes in against, got {shown(', '.join(sorted(unknown)))}")
+        if unknown := {*self.against, *self.against.values(), *self.unmatched} - set(self.recipes):
+            raise RecipeError(f"expected labels of recipes, got {shown(', '.join(sorted(unknown)))}")
+
+    def reference(self, label: str) -> str:
+        """The label that a recipe is compared with; its own if others are compared with it."""
+        first = next(iter(self.recipes))
+        return label if label in self.against.values() else self.against.get(label, first)
+
+    @property
+    def adapted(self) -> dict[str, str]:
+        """The labels whose recipes are made equal to another one's, with its label."""
+        references = {label: self.reference(label) for label in self.recipes if label not in self.unmatched}
+        return {label: reference for label, reference in references.items() if label != reference}
 
     def to_json(self) -> str:
         """This experiment as JSON."""
-        return json.dumps({**asdict(self), "recipes": {key: asdict(r) for key, r in self.recipes.items()}}, indent=1)
+        return json.dumps(asdict(self))
 
 
 def varied(base: Recipe, grid: Mapping[str, Sequence[Any]]) -> dict[str, Recipe]:
@@ -72,24 +86,31 @@ def _label(field: str, value: object) -> str:
     return f"{field.replace('_', ' ')} {' '.join(map(str, value)) or 'none' if isinstance(value, tuple) else value}"
 
 
-def matched(recipe: Recipe, target: Recipe, by: Literal["macs", "parameters"]) -> Recipe:
-    """`recipe` with its channels scaled so that it comes as near as can be to the MACs or parameters of `target`.
+def fitted(experiment: Experiment, networks: Mapping[str, Network]) -> dict[str, Network]:
+    """`networks`, by label, with the channels with which the MACs or parameters are equal, if they are to be."""
+    by, found = experiment.equal, dict(networks)
+    if by in ("macs", "parameters"):
+        for label, reference in experiment.adapted.items():
+            found[label] = matched(networks[label], getattr(costs(networks[reference]).total, by), by)
+    return found
+
+
+def matched(network: Network, wanted: int, by: Literal["macs", "parameters"]) -> Architecture:
+    """`network` with its channels scaled so that it comes as near as can be to `wanted` MACs of an image or parameters.
 
     Raises:
         RecipeError: it is no network of VGG blocks, or comes no nearer than 10%.
     """
-
-    def cost(some: Recipe) -> int:
-        total = costs(some.network(in_channels=1, num_classes=10)).total
-        return total.macs if by == "macs" else total.parameters
-
-    network, wanted = recipe.network(in_channels=1, num_classes=10), cost(target)
     if not isinstance(network, Architecture):
-        raise RecipeError(f"expected a network of blocks to fit to equal {by}, got {recipe.architecture}")
+        raise RecipeError(f"expected a network of blocks to fit to equal {by}, got {network.name}")
 
-    def scaled(factor: float) -> Recipe:
+    def scaled(factor: float) -> Architecture:
         blocks = [replace(b, channels=max(1, round(b.channels * factor))) for b in network.blocks]
-        return replace(recipe, architecture=replace(network, blocks=tuple(blocks)).notation)
+        return replace(network, blocks=tuple(blocks))
+
+    def cost(some: Architecture) -> int:
+        total = costs(some).total
+        return total.macs if by == "macs" else total.parameters
 
     low, high = 0.0, 1.0
     while cost(scaled(high)) < wanted and high < 1_000:
@@ -97,26 +118,27 @@ def matched(recipe: Recipe, target: Recipe, by: Literal["macs", "parameters"]) -
     for _ in range(40):
         middle = (low + high) / 2
         low, high = (middle, high) if cost(scaled(middle)) < wanted else (low, middle)
-    nearest = min(scaled(low), scaled(high), key=lambda some: abs(cost(some) - wanted))
-    if abs(cost(nearest) - wanted) > 0.1 * wanted:
+    found = min(scaled(low), scaled(high), key=lambda some: abs(cost(some) - wanted))
+    if abs(cost(found) - wanted) > 0.1 * wanted:
         raise RecipeError(
-            f"expected {recipe.architecture} to come within 10% of {wanted:,} {by}, got {cost(nearest):,}, "
+            f"expected {network.name} to come within 10% of {wanted:,} {by}, got {cost(found):,}, "
             "try another number of convolutions"
         )
-    return nearest
+    return found
 
 
-@dataclass(frozen=True)
-class _Scale:
-    """What a size decides: never the question, only the widths, the epochs and the seeds."""
+class _Question(NamedTuple):
+    """A question that has a name: its recipes, of a base and a width, and how much each size trains for it."""
 
-    divided_by: int
-    """The channels of the family's networks."""
-    epochs: int
-    seeds: int
+    words: str
+    recipes: Callable[[Recipe, int], dict[str, Recipe]]
+    scales: Mapping[Size, tuple[int, int]]
+    """What the channels of the family's networks are divided by, and the epochs."""
+    options: Mapping[str, Any] = {}
+    """Of the `Experiment`."""
 
 
-_SCALES: dict[Size, _Scale] = {"minutes": _Scale(8, 1, 3), "hours": _Scale(4, 6, 5), "gpu": _Scale(1, 10, 5)}
+SEEDS: dict[Size, int] = {"minutes": 3, "hours": 5, "gpu": 5}
 
 
 def named_experiment(name: str, size: Size = "minutes") -> Experiment:
@@ -135,15 +157,15 @@ def named_experiment(name: str, size: Size = "minutes") -> Experiment:
         raise RecipeError(f"expected an experiment of {', '.join(EXPERIMENTS)}, got {shown(repr(name))}{hint}")
     if size not in get_args(Size):
         raise RecipeError(f"expected a size of {', '.join(get_args(Size))}, got {shown(repr(size))}")
-    question, recipes = EXPERIMENTS[name]
-    scale = _SCALES[size]
-    base = Recipe.named("quick", epochs=scale.epochs)
-    return Experiment(name, question, recipes(base, scale.divided_by), scale.seeds, against=_AGAINST.get(name, {}))
+    question = EXPERIMENTS[name]
+    divided_by, epochs = question.scales[size]
+    recipes = question.recipes(Recipe.named("quick", epochs=epochs), divided_by)
+    return Experiment(name, question.words, recipes, SEEDS[size], **question.options)
 
 
 def _resolution(base: Recipe, divided_by: int) -> dict[str, Recipe]:
-    narrow = base.changed(architecture=f"vgg11_bn/{2 * divided_by}")
-    return varied(narrow, {"image_size": [32, 96, 224]})
+    narrow = base.changed(architecture=f"vgg11/{divided_by}", learning_rate=3e-3)
+    return varied(narrow, {"image_size": [224, 96, 32]})
 
 
 def _alexnet_vgg(base: Recipe, divided_by: int) -> dict[str, Recipe]:
@@ -157,24 +179,23 @@ def _alexnet_vgg(base: Recipe, divided_by: int) -> dict[str, Recipe]:
 
 
 def _deep_or_wide(base: Recipe, divided_by: int) -> dict[str, Recipe]:
-    shallow = base.changed(architecture=_blocks(1, 256 // divided_by))
-    deep = {f"{n} convolutions a block": base.changed(architecture=_blocks(n, 16)) for n in (2, 3, 4)}
-    return {"1 convolution a block": shallow} | {
-        label: matched(recipe, shallow, "macs") for label, recipe in deep.items()
+    return {
+        f"{n} convolution{'s' * (n > 1)} a block": base.changed(architecture=_blocks(n, 256 // divided_by))
+        for n in (1, 2, 3, 4)
     }
 
 
 def _kernel_size(base: Recipe, divided_by: int) -> dict[str, Recipe]:
-    width, recipes = 128 // divided_by, dict[str, Recipe]()
-    for times, kernel in ((2, 5), (3, 7)):
-        small = base.changed(architecture=_blocks(times, width))
-        large = base.changed(architecture=_blocks(1, width, kernel))
-        recipes |= {
-            f"3x3, {times} times": small,
-            f"{kernel}x{kernel}": large,
-            f"{kernel}x{kernel}, equal MACs": matched(large, small, "macs"),
-        }
+    recipes, width = dict[str, Recipe](), 128 // divided_by
+    for times, size in KERNELS.items():
+        large = base.changed(architecture=_blocks(1, width, size))
+        recipes[f"3x3, {times} times"] = base.changed(architecture=_blocks(times, width))
+        recipes |= {f"{size}x{size}": large, f"{size}x{size}, equal MACs": large}
     return recipes
+
+
+KERNELS = {2: 5, 3: 7}
+"""The size of a kernel that sees as much as so many of 3x3."""
 
 
 def _blocks(num_convs: int, width: int, kernel_size: int = 3) -> str:
@@ -185,7 +206,7 @@ def _blocks(num_convs: int, width: int, kernel_size: int = 3) -> str:
 
 def _head(base: Recipe, divided_by: int) -> dict[str, Recipe]:
     # At 64 pixels the last map has 2x2 places: flattened they are not what their average is.
-    net = base.changed(architecture=f"vgg11_bn/{divided_by}", dropout=0.5, image_size=64)
+    net = base.changed(architecture=f"vgg11_bn/{divided_by}", dropout=0.5, image_size=64, learning_rate=2e-3)
     return {
         "4096 4096": net.changed(hidden=(4096, 4096)),
         "512 512": net.changed(hidden=(512, 512)),
@@ -196,12 +217,12 @@ def _head(base: Recipe, divided_by: int) -> dict[str, Recipe]:
 
 def _batch_norm(base: Recipe, divided_by: int) -> dict[str, Recipe]:
     names = {"with batch norm": f"vgg11_bn/{divided_by}", "without": f"vgg11/{divided_by}"}
-    return {label: base.changed(architecture=name, learning_rate=1e-3) for label, name in names.items()}
+    return {label: base.changed(architecture=name, learning_rate=2e-3) for label, name in names.items()}
 
 
 def _initialisation(base: Recipe, divided_by: int) -> dict[str, Recipe]:
     net = base.changed(architecture=f"vgg11/{divided_by}", learning_rate=1e-3)
-    return varied(net, {"init": get_args(Init)})
+    return {name: net.changed(init=name) for name in get_args(Init)}
 
 
 def _family(base: Recipe, divided_by: int) -> dict[str, Recipe]:
@@ -210,21 +231,54 @@ def _family(base: Recipe, divided_by: int) -> dict[str, Recipe]:
     return {f"{letter} ({name})": net.changed(architecture=f"{name}/{divided_by}") for letter, name in letters.items()}
 
 
-EXPERIMENTS: dict[str, tuple[str, Callable[[Recipe, int], dict[str, Recipe]]]] = {
-    "resolution": ("Are images of 224 pixels worth their cost against 96 and 32?", _resolution),
-    "alexnet-vgg": ("Is VGG worth its cost beside LeNet and AlexNet?", _alexnet_vgg),
-    "deep-or-wide": ("Are deep and narrow networks better than shallow and wide ones of equal MACs?", _deep_or_wide),
-    "kernel-size": ("Are two or three convolutions of 3x3 better than one of 5x5 or 7x7?", _kernel_size),
-    "head": ("What do the parameters of the fully connected layers bring?", _head),
-    "batch-norm": ("What does batch norm bring?", _batch_norm),
-    "initialisation": ("Which initialisation learns fastest without batch norm?", _initialisation),
-    "family": ("Which configuration of the paper is best at one width?", _family),
+EXPERIMENTS = {
+    "resolution": _Question(
+        "Are images of 224 pixels worth their cost against 96 and 32?",
+        _resolution,
+        {"minutes": (32, 1), "hours": (16, 4), "gpu": (2, 10)},
+    ),
+    "alexnet-vgg": _Question(
+        "Is VGG worth its cost beside LeNet and AlexNet?",
+        _alexnet_vgg,
+        {"minutes": (8, 1), "hours": (4, 4), "gpu": (1, 10)},
+    ),
+    "deep-or-wide": _Question(
+        "Are deep and narrow networks better than shallow and wide ones of equal MACs?",
+        _deep_or_wide,
+        {"minutes": (10, 1), "hours": (4, 4), "gpu": (1, 10)},
+        {"equal": "macs"},
+    ),
+    "kernel-size": _Question(
+        "Are two or three convolutions of 3x3 better than one of 5x5 or 7x7?",
+        _kernel_size,
+        {"minutes": (10, 1), "hours": (4, 4), "gpu": (1, 10)},
+        {
+            "equal": "macs",
+            "against": {
+                f"{size}x{size}{tail}": f"3x3, {times} times"
+                for times, size in KERNELS.items()
+                for tail in ("", ", equal MACs")
+            },
+            "unmatched": tuple(f"{size}x{size}" for size in KERNELS.values()),
+        },
+    ),
+    "head": _Question(
+        "What do the parameters of the fully connected layers bring?",
+        _head,
+        {"minutes": (16, 1), "hours": (8, 4), "gpu": (1, 10)},
+    ),
+    "batch-norm": _Question(
+        "What does batch norm bring?", _batch_norm, {"minutes": (8, 4), "hours": (4, 10), "gpu": (1, 20)}
+    ),
+    "initialisation": _Question(
+        "Which initialisation learns fastest without batch norm?",
+        _initialisation,
+        {"minutes": (8, 3), "hours": (4, 10), "gpu": (1, 20)},
+    ),
+    "family": _Question(
+        "Which configuration of the paper is best at one width?",
+        _family,
+        {"minutes": (8, 1), "hours": (4, 6), "gpu": (1, 10)},
+    ),
 }
-"""The chapter's exercises and what its discussion asks: by name the question, and its recipes of a base and a width."""
-_AGAINST = {
-    "kernel-size": {
-        f"{kernel}x{kernel}{tail}": f"3x3, {times} times"
-        for times, kernel in ((2, 5), (3, 7))
-        for tail in ("", ", equal MACs")
-    }
-}
+"""The chapter's exercises and what its discussion asks."""

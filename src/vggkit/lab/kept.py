@@ -1,7 +1,6 @@
 """What the lab keeps in its folders, read as a stranger may have left it."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -9,6 +8,8 @@ from vggkit.data.files import read_regular
 from vggkit.errors import RunError
 
 Kept = TypeVar("Kept")
+MOST = 10**15
+"""No number that is kept is higher: bytes, steps, seconds."""
 
 
 def read_json(path: Path, what: str) -> Any:
@@ -25,9 +26,9 @@ def made(kind: type[Kept], values: Any, path: Path, what: str) -> Kept:
     if not isinstance(values, dict) or values.keys() != kinds.keys():
         raise refused(path, what)
     for name, hint in kinds.items():
-        allowed = get_args(hint) or (hint,)
-        is_number = type(values[name]) in (int, float) and float in allowed and abs(values[name]) < 1e12
-        if not (is_number or (type(values[name]) in allowed and values[name] not in (math.inf, -math.inf))):
+        allowed, value = get_args(hint) or (hint,), values[name]
+        is_of_kind = type(value) in allowed or (type(value) is int and float in allowed)
+        if not is_of_kind or (isinstance(value, int | float) and not abs(value) < MOST):
             raise refused(path, what)
     return kind(**values)
 

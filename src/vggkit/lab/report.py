@@ -18,18 +18,24 @@ if TYPE_CHECKING:
 STYLE = """
 :root { color-scheme: light dark; --line: #d5d9df; --card: #ffffff }
 @media (prefers-color-scheme: dark) { :root { --line: #444b55 } }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.6rem; line-height: 1.25 } h2 { font-size: 1.2rem; margin-top: 2rem }
-p:empty { display: none }
-.wide { overflow-x: auto } table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap }
-figure { margin: 1.5rem 0 } figcaption, small { font-size: .85rem; opacity: .8 }
-svg { max-width: 100%; height: auto; background: var(--card); border-radius: .4rem }
-pre { overflow-x: auto; padding: .6rem; border: 1px solid var(--line); border-radius: .4rem; font-size: .85rem }
+body { font: 1rem/1.55 system-ui, sans-serif; max-width: 54rem; margin: 2rem auto; padding: 0 1rem;
+  overflow-wrap: break-word }
+p:empty { display: none } h1 { font-size: 1.6rem; line-height: 1.25 } h2 { font-size: 1.2rem; margin: 2rem 0 .6rem }
+.wide { overflow-x: auto; margin: 1.5rem 0 } figure { margin: 1.5rem 0 }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; min-width: 100% }
+th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--line); white-space: nowrap }
+td:first-child, th:first-child { position: sticky; left: 0; background: Canvas; padding-left: 0 }
+figcaption, small { font-size: .85rem; opacity: .8 } small { display: block; margin-top: .5rem }
+svg { max-width: 100%; height: auto; border-radius: .4rem } svg:not(.themed) { background: var(--card) }
+pre { overflow-x: auto; padding: .6rem .8rem; border: 1px solid var(--line); border-radius: .4rem; font-size: .85rem }
+@media (max-width: 40rem) {
+  body { margin: 1rem auto } h1 { font-size: 1.35rem } th, td { padding: .3rem .45rem }
+  table { font-size: .8rem } td:first-child { white-space: normal; min-width: 6.5rem }
+}
 @media print {
-  body { margin: 0; max-width: none } .wide { overflow: visible } table { font-size: .6rem }
-  pre { white-space: pre-wrap }
-  figure, table, pre { break-inside: avoid } h2 { break-after: avoid }
+  :root { color-scheme: light; --line: #d5d9df } body { margin: 0; max-width: none; font-size: 10.5pt }
+  .wide { overflow: visible } table { font-size: 7.5pt } th, td { padding: .25rem .4rem }
+  pre { white-space: pre-wrap } figure, table, pre { break-inside: avoid } h2 { break-after: avoid }
 }
 """
 
@@ -61,14 +67,19 @@ Part = str | Heading | Code | Picture | Table
 
 
 def as_svg(figure: "Figure") -> str:
-    """A picture as an SVG element, the same each time, with its words as text."""
+    """A picture as an SVG element, the same each time, with its words as text; its ink is dark on light or the reverse.
+
+    It is so in a page, and as a file of its own where a browser shows it.
+    """
     import matplotlib as mpl
 
     written = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "vggkit", "font.family": "sans-serif"}):
-        figure.savefig(written, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(written, format="svg", metadata=metadata, transparent=True)
     text = written.getvalue()
-    return text[text.index("<svg") :]
+    ink = 'class="themed" style="color-scheme: light dark; color: CanvasText; fill: CanvasText"'
+    return f"<svg {ink} {text[text.index('<svg') + 5 :]}".replace("#000000", "currentColor")
 
 
 def write_report(path: Path, title: str, parts: Sequence[Part]) -> None:

@@ -1,34 +1,38 @@
-"""The runs of an experiment, one after the other: predicted, begun, gone on with, and what came of each."""
+"""The runs of an experiment: predicted, begun, gone on with, here or on a cluster, and what came of each."""
 
 import contextlib
 import ctypes
+import functools
 import gc
+import importlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from vggkit.data.files import write_whole
 from vggkit.data.samples import ImageSource
 from vggkit.data.sources import open_data
+from vggkit.design.architecture import Architecture
 from vggkit.design.network import Network, costs
 from vggkit.design.scaling import backward_macs
-from vggkit.engines import gpu
 from vggkit.engines.accelerate import accelerate
-from vggkit.errors import DivergedError, RunError, shown
-from vggkit.lab.bench import resident_bytes, turn_seconds
-from vggkit.lab.experiments import Experiment, matched
+from vggkit.errors import DivergedError, RunError, VggkitError, one_line, shown
+from vggkit.lab.bench import resident_bytes, settled_seconds, trains_by, with_random_images
+from vggkit.lab.experiments import Experiment, fitted
 from vggkit.lab.kept import made, make_folder, read_json, refused
-from vggkit.networks.baselines import build
-from vggkit.training.hardware import choose_device, describe_hardware
+from vggkit.lab.pace import Pace, shown_live
+from vggkit.training.hardware import choose_device, describe_hardware, keep_freed_memory
 from vggkit.training.loop import train
 from vggkit.training.progress import clock
 from vggkit.training.recipe import Recipe
-from vggkit.training.step import make_optimizer, train_step
 
 EXPERIMENT, OUTCOME = "experiment.json", "outcome.json"
 SET_UP_SECONDS = 1.5
@@ -41,6 +45,7 @@ class Outcome:
 
     label: str
     seed: int
+    hardware: str
     accuracy: float | None
     """Top-1 on the images kept out of training, after the last epoch; None if training diverged."""
     train_loss: float | None
@@ -56,19 +61,47 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """What the data, this machine and what is held equal decide for the runs of a recipe."""
+
+    architecture: str
+    epochs: int
+    steps: int
+    """Of a run."""
+    in_channels: int
+    num_classes: int
+    predicted_seconds: float
+    """Of a run, from its costs and a measured step."""
+
+    @property
+    def work(self) -> tuple[float, int]:
+        """The predicted seconds and the steps of a run."""
+        return self.predicted_seconds, self.steps
+
+
+@dataclass(frozen=True)
 class Plan:
-    """An experiment made ready for a machine: all that its runs need to know."""
+    """An experiment made ready."""
 
     experiment: Experiment
-    """Its recipes have the channels and epochs with which what is to be equal is equal."""
-    predicted_seconds: Mapping[str, float]
-    """Of a run of each recipe, from its costs and a measured step."""
-    hardware: str
+    chosen: Mapping[str, Chosen]
+    """By label."""
+
+    def recipe(self, label: str, seed: int = 0) -> Recipe:
+        """The recipe of a trial."""
+        chosen = self.chosen[label]
+        changes = {"architecture": chosen.architecture, "epochs": chosen.epochs, "seed": seed}
+        return self.experiment.recipes[label].changed(**changes)
+
+    def network(self, label: str) -> Network:
+        """The network of a trial."""
+        chosen = self.chosen[label]
+        return self.recipe(label).network(in_channels=chosen.in_channels, num_classes=chosen.num_classes)
 
     @property
     def total_seconds(self) -> float:
-        """The prediction for all runs."""
-        return self.experiment.seeds * sum(self.predicted_seconds.values())
+        """The prediction for all trials, one after the other."""
+        return self.experiment.seeds * sum(chosen.predicted_seconds for chosen in self.chosen.values())
 
 
 def run_experiment(
@@ -77,6 +110,7 @@ def run_experiment(
     *,
     device: str | None = None,
     data_dir: Path | None = None,
+    ray: str = "",
     say: Callable[[str], None] = lambda line: None,
     progress: bool = False,
 ) -> tuple[Plan, list[Outcome] | None]:
@@ -86,101 +120,108 @@ def run_experiment(
 
     Args:
         experiment: what is to be run.
-        folder: of this experiment alone; made if it is missing.
+        folder: of this experiment alone; made if it is missing. All machines of a cluster must see it.
         device: as `train` takes it.
         data_dir: where to look for Fashion-MNIST first.
-        say: is told what is run, and the time left.
-        progress: show each run's own progress too.
+        ray: the address of a Ray cluster that runs the trials, or `auto`; they run here, one after another, if empty.
+        say: is told what is predicted, and what came of each trial.
+        progress: show live progress over all trials, if stderr is a terminal.
 
     Returns:
         What was planned, and the outcomes, seed by seed; None instead of them if a signal stopped it.
 
     Raises:
-        RunError: `folder` is of another experiment.
+        RunError: `folder` is of another experiment; or there is no such cluster.
     """
-    plan = _planned(experiment, folder, choose_device(device), data_dir, say)
-    trials = [(label, seed) for seed in range(experiment.seeds) for label in experiment.recipes]
-    outcomes: list[Outcome] = []
-    predicted, spent = 0.0, 0.0
-    for number, (label, seed) in enumerate(trials):
-        run, recipe = folder / f"{number:03}", replace(plan.experiment.recipes[label], seed=seed)
-        outcome = _read_outcome(run, label, seed)
-        if outcome is None:
-            left = sum(plan.predicted_seconds[label] for label, _ in trials[number:])
-            left *= spent / predicted if predicted else 1
-            say(f"trial {number + 1} of {len(trials)}: {label}, seed {seed}, in {run}; about {clock(left)} left")
-            begin = time.perf_counter()
-            outcome = _trial(label, recipe, run, device, data_dir, progress)
-            if outcome is None:
-                return plan, None
-            predicted += plan.predicted_seconds[label]
-            spent += time.perf_counter() - begin
-            write_whole(run / OUTCOME, json.dumps(asdict(outcome), indent=1).encode())
-        outcomes.append(outcome)
-    return plan, outcomes
+    folder = folder.absolute()
+    with _on_ray(ray, device) if ray else contextlib.nullcontext(_here) as ended:
+        if not os.path.lexists(folder / EXPERIMENT):
+            say("measuring a step of each recipe")
+        ((_, plan),) = ended([partial(_planned, experiment, folder, device, data_dir)])
+        trials = [(label, seed) for seed in range(experiment.seeds) for label in experiment.recipes]
+        runs = {trial: folder / f"{number:03}" for number, trial in enumerate(trials)}
+        outcomes = {trial: known for trial, run in runs.items() if (known := _read_outcome(run, *trial))}
+        todo = [trial for trial in trials if trial not in outcomes]
+        pace = Pace({runs[trial]: plan.chosen[trial[0]].work for trial in todo})
+        say(f"{len(todo)} of {len(trials)} trials to run in {shown(folder, 500)}, predicted {clock(pace.seconds_left)}")
+        tasks = [partial(_trial, trial[0], plan.recipe(*trial), runs[trial], device, data_dir) for trial in todo]
+        try:
+            with shown_live(pace) if progress else contextlib.nullcontext():
+                for index, outcome in ended(tasks):
+                    outcomes[todo[index]] = outcome
+                    pace.end(runs[todo[index]])
+                    how = "diverged" if outcome.accuracy is None else f"accuracy {outcome.accuracy:.4f}"
+                    say(f"{outcome.label}, seed {outcome.seed}: {how} in {clock(outcome.seconds)}; {pace}")
+        except InterruptedError:
+            return plan, None
+    return plan, [outcomes[trial] for trial in trials]
 
 
-def _planned(
-    experiment: Experiment,
-    folder: Path,
-    device: torch.device,
-    data_dir: Path | None,
-    say: Callable[[str], None],
-) -> Plan:
+def _planned(experiment: Experiment, folder: Path, device_name: str | None, data_dir: Path | None) -> Plan:
     """The plan in `folder`, or a new one, which is written there."""
-    path = folder / EXPERIMENT
-    if os.path.lexists(path):
-        return _kept_plan(experiment, path)
-    make_folder(folder, "experiment")
-    say("measuring a step of each recipe")
-    first = next(iter(experiment.recipes.values()))
-    recipes = dict(experiment.recipes)
-    if experiment.equal in ("macs", "parameters"):
-        recipes = {label: matched(recipe, first, experiment.equal) for label, recipe in recipes.items()}
-    sources = {recipe.data: open_data(recipe.data, data_dir=data_dir) for recipe in recipes.values()}
-    epochs = {label: epoch_seconds(recipe, sources[recipe.data], device) for label, recipe in recipes.items()}
-    if experiment.equal == "seconds":
-        budget = next(iter(epochs.values())) * first.epochs
-        recipes = {
-            label: recipe.changed(epochs=max(1, round(budget / epochs[label]))) for label, recipe in recipes.items()
-        }
-    predicted = {label: SET_UP_SECONDS + recipe.epochs * epochs[label] for label, recipe in recipes.items()}
-    plan = Plan(replace(experiment, recipes=recipes), predicted, describe_hardware(device))
-    values = {
-        "asked": json.loads(experiment.to_json()),
-        "recipes": {label: asdict(recipe) for label, recipe in recipes.items()},
-        "predicted_seconds": predicted,
-        "hardware": plan.hardware,
-    }
-    write_whole(path, json.dumps(values, indent=1).encode())
+    path, what = folder / EXPERIMENT, "the plan of an experiment"
+    if not os.path.lexists(path):
+        make_folder(folder, "experiment")
+        plan = Plan(experiment, _chosen(experiment, choose_device(device_name), data_dir))
+        values = {"asked": json.loads(experiment.to_json()), "chosen": {k: vars(v) for k, v in plan.chosen.items()}}
+        write_whole(path, json.dumps(values, indent=1).encode())
+        return plan
+    kept = read_json(path, what)
+    if not isinstance(kept, dict) or kept.keys() != {"asked", "chosen"} or not isinstance(kept["chosen"], dict):
+        raise refused(path, what)
+    if kept["asked"] != json.loads(experiment.to_json()):
+        raise RunError(f"expected the experiment that {folder} was begun with, got another one, try another --runs")
+    plan = Plan(experiment, {label: made(Chosen, values, path, what) for label, values in kept["chosen"].items()})
+    try:
+        for label in experiment.recipes:
+            plan.network(label)  # checks its values
+    except (VggkitError, KeyError):
+        raise refused(path, what) from None
+    if any(each.steps < 1 or each.predicted_seconds <= 0 for each in plan.chosen.values()):
+        raise refused(path, what)
     return plan
 
 
-def _kept_plan(experiment: Experiment, path: Path) -> Plan:
-    """The plan in `path`, which may differ from what is asked only in what `equal` decides."""
-    what = "the plan of an experiment"
-    kept = read_json(path, what)
-    if not isinstance(kept, dict) or kept.keys() != {"asked", "recipes", "predicted_seconds", "hardware"}:
-        raise refused(path, what)
-    if kept["asked"] != json.loads(experiment.to_json()):
-        raise RunError(
-            f"expected the experiment that {path.parent} was begun with, got another one, try another --runs"
+def _chosen(experiment: Experiment, device: torch.device, data_dir: Path | None) -> dict[str, Chosen]:
+    """The epochs and channels with which what is to be equal is equal, and how long that takes."""
+    opened = functools.cache(partial(open_data, data_dir=data_dir))
+    sources = {
+        label: opened(r.data, holdout=r.holdout, seed=r.seed, stream=r.stream, epoch_images=r.epoch_images)
+        for label, r in experiment.recipes.items()
+    }
+    before = {label: _network(recipe, sources[label]) for label, recipe in experiment.recipes.items()}
+    networks, recipes = fitted(experiment, before), dict(experiment.recipes)
+    for label, network in networks.items():
+        if isinstance(network, Architecture) and network != before[label]:
+            recipes[label] = recipes[label].changed(architecture=network.notation)
+    images = {label: _images(recipe, sources[label])[0] for label, recipe in recipes.items()}
+    seconds = {label: epoch_seconds(recipe, sources[label], device) for label, recipe in recipes.items()}
+    if experiment.equal in ("images", "seconds"):
+        of_epoch: Mapping[str, float] = images if experiment.equal == "images" else seconds
+        for label, reference in experiment.adapted.items():
+            epochs = recipes[reference].epochs * of_epoch[reference] / of_epoch[label]
+            recipes[label] = recipes[label].changed(epochs=max(1, round(epochs)))
+    return {
+        label: Chosen(
+            recipe.architecture,
+            recipe.epochs,
+            recipe.epochs * -(-images[label] // recipe.batch_size),
+            networks[label].in_channels,
+            networks[label].num_classes,
+            SET_UP_SECONDS + recipe.epochs * seconds[label],
         )
-    try:
-        recipes = {label: Recipe.from_json(json.dumps(values)) for label, values in kept["recipes"].items()}
-        predicted = {label: float(seconds) for label, seconds in kept["predicted_seconds"].items()}
-        same = {
-            label: replace(recipe, epochs=asked.epochs, architecture=asked.architecture) == asked
-            for (label, recipe), asked in zip(recipes.items(), experiment.recipes.values(), strict=True)
-        }
-    except (ValueError, AttributeError, TypeError):
-        raise refused(path, what) from None
-    are_known = list(recipes) == list(predicted) == list(experiment.recipes) and all(same.values())
-    if not are_known or not all(0 < seconds < 1e12 for seconds in predicted.values()):
-        raise refused(path, what)
-    if experiment.equal == "epochs" and recipes != dict(experiment.recipes):
-        raise refused(path, what)
-    return Plan(replace(experiment, recipes=recipes), predicted, shown(str(kept["hardware"])))
+        for label, recipe in recipes.items()
+    }
+
+
+def _network(recipe: Recipe, source: ImageSource) -> Network:
+    channels = {"data": source.channels, "grey": 1, "rgb": 3}[recipe.channels]
+    return recipe.network(in_channels=channels, num_classes=len(source.classes))
+
+
+def _images(recipe: Recipe, source: ImageSource) -> tuple[int, int]:
+    """Images of an epoch, and those that it is evaluated on."""
+    return len(source.train) - recipe.validation, recipe.validation or len(source.held_out)
 
 
 def epoch_seconds(recipe: Recipe, source: ImageSource, device: torch.device) -> float:
@@ -188,52 +229,36 @@ def epoch_seconds(recipe: Recipe, source: ImageSource, device: torch.device) -> 
 
     Loading is not in it: images in memory cost next to nothing, files may cost more.
     """
-    channels = {"data": source.channels, "grey": 1, "rgb": 3}[recipe.channels]
-    network = recipe.network(in_channels=channels, num_classes=len(source.classes))
-    step = step_seconds(recipe, network, device)
+    network, (train_images, held_out_images) = _network(recipe, source), _images(recipe, source)
+    keep_freed_memory(costs(network, recipe.batch_size).total.activation_bytes)  # as `train` does
+    net, x, labels = with_random_images(network, recipe.batch_size, device)
+    step_seconds = settled_seconds(trains_by(recipe, accelerate(net.train()), x, labels), device)
     forward, backward = costs(network).total.macs, backward_macs(network, 1)
-    image_seconds = step / recipe.batch_size
-    return image_seconds * (len(source.train) + len(source.held_out) * forward / (forward + backward))
+    return step_seconds / recipe.batch_size * (train_images + held_out_images * forward / (forward + backward))
 
 
-def step_seconds(recipe: Recipe, network: Network, device: torch.device) -> float:
-    """The median time of a step of training on random images, data excluded."""
-    net = build(network, recipe.init).to(device).train()
-    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    fast, optimizer = accelerate(net), make_optimizer(recipe, net)
-    x = torch.rand(recipe.batch_size, network.in_channels, network.image_size, network.image_size, device=device)
-    x = x.contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(network.num_classes, (recipe.batch_size,), device=device)
-    rate = torch.full((), 1e-6, device=device)
-    step: Callable[[], object] = lambda: train_step(fast, optimizer, x, labels, rate)  # noqa: E731
-    if device.type == "cuda":
-        step = gpu.capture_step(lambda: train_step(fast, optimizer, x, labels, rate), net, optimizer, [])
-    turn_seconds(step, device)  # to warm up
-    return turn_seconds(step, device)
-
-
-def _trial(
-    label: str, recipe: Recipe, run: Path, device_name: str | None, data_dir: Path | None, progress: bool
-) -> Outcome | None:
-    """Train, from the start or where it stopped; None if a signal stopped it."""
-    before = _restarted_peak(device := choose_device(device_name))
-    begin = time.perf_counter()
+def _trial(label: str, recipe: Recipe, run: Path, device_name: str | None, data_dir: Path | None) -> Outcome:
+    """Train, from the start or where it stopped, and keep what came of it; `InterruptedError` if a signal stops it."""
+    if (known := _read_outcome(run, label, recipe.seed)) is not None:  # of a task whose machine ended after it
+        return known
+    device = choose_device(device_name)
+    before, begin = _restarted_peak(device), time.perf_counter()
+    diverged, accuracy, loss, speed, peak_bytes = "", None, None, None, None
+    seconds = 0.0
     try:
-        trained = train(recipe, resume=run, device=device_name, data_dir=data_dir, progress=progress)
+        trained = train(recipe, resume=run, device=device_name, data_dir=data_dir, progress=False)
+        if trained.stopped_by is not None:
+            raise InterruptedError(trained.stopped_by)
+        last, speed = trained.history[-1], trained.examples_per_second
+        accuracy, loss, seconds = last.test_accuracy, last.train_loss, last.elapsed_seconds
+        peak_bytes = max(0, _peak(device) - before)
     except DivergedError as error:
-        return Outcome(label, recipe.seed, None, None, time.perf_counter() - begin, None, None, str(error))
-    if trained.stopped_by is not None:
-        return None
-    last = trained.history[-1]
-    return Outcome(
-        label,
-        recipe.seed,
-        last.test_accuracy,
-        last.train_loss,
-        max(last.elapsed_seconds, time.perf_counter() - begin),
-        trained.examples_per_second,
-        max(0, _peak(device) - before),
-    )
+        diverged = str(error)
+    seconds = max(seconds, time.perf_counter() - begin)  # a part of them was before the last start, if it was stopped
+    hardware = describe_hardware(device)
+    outcome = Outcome(label, recipe.seed, hardware, accuracy, loss, seconds, speed, peak_bytes, diverged)
+    write_whole(run / OUTCOME, json.dumps(vars(outcome), indent=1).encode())
+    return outcome
 
 
 def _restarted_peak(device: torch.device) -> int:
@@ -260,3 +285,53 @@ def _read_outcome(run: Path, label: str, seed: int) -> Outcome | None:
     if (outcome.label, outcome.seed) != (label, seed) or not 0 <= (outcome.accuracy or 0) <= 1 or outcome.seconds < 0:
         raise refused(path, what)
     return outcome
+
+
+Ended = Callable[[Sequence[Callable[[], Any]]], Iterator[tuple[int, Any]]]
+"""Runs tasks, and yields the position and the result of each that has ended."""
+
+
+def _here(tasks: Sequence[Callable[[], Any]]) -> Iterator[tuple[int, Any]]:
+    for index, task in enumerate(tasks):
+        yield index, task()
+
+
+@contextmanager
+def _on_ray(address: str, device: str | None) -> Iterator[Ended]:
+    """As `_here`, on the machines of the Ray cluster at `address`, which begins a task anew if its machine ends.
+
+    Each asks for as many CPUs as torch has threads here, so that its numbers are those that it would have here, or
+    for a GPU.
+    """
+    try:
+        ray: Any = importlib.import_module("ray")
+    except ImportError:
+        raise RunError("expected ray for --ray, got none, try pip install 'vggkit[cluster]'") from None
+    try:
+        ray.init(address, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise RunError(f"expected a Ray cluster at {shown(address)}, got: {one_line(error, 200)}") from None
+    try:
+        on_gpu = device.startswith("cuda") if device else ray.cluster_resources().get("GPU", 0) > 0
+        threads = torch.get_num_threads()
+        options = {"num_gpus": 1} if on_gpu else {"num_cpus": threads}
+        remote = ray.remote(**options, retry_exceptions=[InterruptedError])(_with_threads)
+
+        def ended(tasks: Sequence[Callable[[], Any]]) -> Iterator[tuple[int, Any]]:
+            running = {remote.remote(task, threads): index for index, task in enumerate(tasks)}
+            while running:
+                (done,), _ = ray.wait(list(running))
+                yield running.pop(done), ray.get(done)
+
+        yield ended
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    except ray.exceptions.RayError as error:
+        raise RunError(f"expected Ray to end each trial, got: {one_line(error, 200)}, try the same command") from None
+    finally:
+        ray.shutdown()
+
+
+def _with_threads(task: Callable[[], Any], threads: int) -> Any:
+    torch.set_num_threads(threads)
+    return task()

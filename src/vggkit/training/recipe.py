@@ -212,8 +212,9 @@ class Recipe:
         """
         try:
             values: Any = json.loads(text)
-        except (ValueError, RecursionError) as error:  # a ValueError also for an integer of more than 4,300 digits
-            raise RecipeError(f"expected a recipe as JSON, got {shown(repr(text[:60]))}: {shown(str(error))}") from None
+        # A TypeError for what is no text, a ValueError also for an integer of more than 4,300 digits.
+        except (TypeError, ValueError, RecursionError) as error:
+            raise RecipeError(f"expected a recipe as JSON, got {shown(repr(text), 62)}: {shown(str(error))}") from None
         if not isinstance(values, dict):
             raise RecipeError(f"expected a recipe as JSON, got {shown(repr(text[:60]))}")
         if "checkpoint" in values and "recompute" not in values:  # the name of `recompute` until 0.5

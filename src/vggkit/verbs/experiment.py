@@ -2,9 +2,9 @@
 
 import ast
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 from tyro.conf import Positional
 
@@ -12,8 +12,6 @@ from vggkit.errors import UserError, nearest, shown
 from vggkit.lab.experiments import EXPERIMENTS, Equal, Experiment, Size, named_experiment, varied
 from vggkit.training.recipe import Recipe
 from vggkit.verbs.terminal import DONE, RESUMABLE, Short, check_out, given, parse_flags, print_json, print_to_stderr
-
-SUFFIXES = (".html", ".md", ".csv", ".json", ".svg")
 
 
 @dataclass(frozen=True)
@@ -30,23 +28,26 @@ class Flags:
     with --vary your own."""
     vary: tuple[str, ...] = ()
     """Fields of the recipe with their values, FIELD=VALUE,VALUE; all combinations are trained."""
-    recipe: str = "quick"
-    """What --vary changes."""
+    recipe: str | None = None
+    """What --vary changes; quick if not given."""
     data: str | None = None
     """Other data than the recipe's; for a named question too."""
     epochs: int | None = None
     """Other than those of the recipe or the question."""
     seeds: int | None = None
     """Runs of each recipe; 3 or 5 if not given."""
-    equal: Equal = "epochs"
-    """What is held equal with --vary: the epochs, the seconds of training (epochs follow), or an image's macs or the
-    parameters (channels follow)."""
+    equal: Equal | None = None
+    """What is made equal to the first recipe's, with --vary: the epochs, if not given; the images seen, which differ
+    with the data, or the seconds of training (both to whole epochs); or an image's macs or the parameters (by the
+    channels)."""
     size: Size = "minutes"
     """How much is trained: widths and epochs, not the question."""
     out: Short[Path | None] = None
     """A .html, .md, .csv, .json or .svg file to write the answer to."""
     runs: Path | None = None
     """The folder of the runs, and where to go on from; experiments/<name> if not given."""
+    ray: str = ""
+    """The address of a Ray cluster to run the trials on, or auto; every machine must see the folder of the runs."""
     device: str | None = None
     """cpu, cuda, cuda:1 or mps; a GPU, if there is one, if not given."""
     data_dir: Path | None = None
@@ -61,20 +62,19 @@ def run(arguments: list[str]) -> int:
     """Run the verb; returns the exit code: 75 if a signal stopped it, after which the same command goes on."""
     flags = parse_flags("experiment", Flags, arguments)
     if flags.list:
-        for name, (question, _) in EXPERIMENTS.items():
-            print(f"{name:<15} {question}")
+        for name, question in EXPERIMENTS.items():
+            print(f"{name:<15} {question.words}")
         return DONE
     experiment = _asked(flags)
     folder = flags.runs or Path("experiments") / experiment.name
     if flags.out is not None:
-        check_out(flags.out, *SUFFIXES)
+        check_out(flags.out, ".html", ".md", ".csv", ".json", ".svg")
 
     from vggkit.lab.answers import answered, written_report
     from vggkit.lab.trials import run_experiment
 
-    plan, outcomes = run_experiment(
-        experiment, folder, device=flags.device, data_dir=flags.data_dir, say=print_to_stderr
-    )
+    options: dict[str, Any] = {"device": flags.device, "data_dir": flags.data_dir, "ray": flags.ray}
+    plan, outcomes = run_experiment(experiment, folder, **options, say=print_to_stderr, progress=True)
     if outcomes is None:
         print(f"stopped; go on with the same command, or --runs {shown(folder, 500)}")
         return RESUMABLE
@@ -91,17 +91,16 @@ def _asked(flags: Flags) -> Experiment:
         raise UserError("expected the name of a question or --vary FIELD=VALUE,VALUE, try vgg experiment --list")
     changes = given(epochs=flags.epochs, data=flags.data)
     if flags.name is not None:
-        experiment = named_experiment(flags.name, flags.size)
-        recipes = {label: recipe.changed(**changes) for label, recipe in experiment.recipes.items()}
-        seeds = experiment.seeds if flags.seeds is None else flags.seeds
-        return Experiment(experiment.name, experiment.question, recipes, seeds, against=experiment.against)
-    base = Recipe.named(flags.recipe, **changes)
-    grid = dict(_values(text) for text in flags.vary)
+        if flags.recipe or flags.equal:
+            raise UserError(f"expected --vary with --recipe and --equal, got {flags.name}, which has its own")
+        asked = named_experiment(flags.name, flags.size)
+        recipes = {label: recipe.changed(**changes) for label, recipe in asked.recipes.items()}
+        return replace(asked, recipes=recipes, **given(seeds=flags.seeds))
+    base, grid = Recipe.named(flags.recipe or "quick", **changes), dict(_values(text) for text in flags.vary)
     names = [name for name, values in grid.items() if len(values) > 1]
     question = f"{base.name}: which {' and '.join(names).replace('_', ' ')}?"
-    return Experiment(
-        "-".join(names), question, varied(base, grid), 3 if flags.seeds is None else flags.seeds, flags.equal
-    )
+    options = given(seeds=flags.seeds, equal=flags.equal)
+    return Experiment("-".join(names), question, varied(base, grid), **options)
 
 
 def _values(text: str) -> tuple[str, list[object]]:

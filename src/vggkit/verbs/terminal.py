@@ -8,6 +8,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 import textwrap
 from dataclasses import is_dataclass
 from functools import cache
@@ -35,6 +36,7 @@ METAVARS = {
     "plot": "FILE", "models": "MODEL", "max_params": "COUNT", "max_macs": "COUNT", "time": "TIME", "runs": "DIR",
     "vary": "FIELD=VALUE,VALUE", "exercises": "QUESTION", "content": "CONTENT", "style": "STYLE", "image": "IMAGE",
     "like": "IMAGE", "layer": "LAYER", "scatter": "FILE", "host": "ADDRESS", "certificate": "FILE", "key": "FILE",
+    "ray": "ADDRESS",
 }  # fmt: skip
 """What flags and arguments of these names take, in the help of every verb; the others take numbers."""
 
@@ -201,8 +203,13 @@ def given(**options: Any) -> dict[str, Any]:
 
 def check_out(path: Path, *suffixes: str, flag: str = "--out") -> None:
     """Raise `UserError`, before any work is done, unless a file of one of `suffixes` can be written at `path`."""
+    expected = f"expected a {' or '.join(suffixes)} file in a folder that exists for {flag}, got {path}"
     if path.suffix not in suffixes or path.is_dir() or not path.parent.is_dir():
-        raise UserError(f"expected a {' or '.join(suffixes)} file in a folder that exists for {flag}, got {path}")
+        raise UserError(expected)
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise UserError(f"{expected}: {error.strerror}") from None
 
 
 def print_to_stderr(line: str) -> None:
