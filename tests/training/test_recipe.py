@@ -78,6 +78,7 @@ def test_a_network_that_cannot_be_is_refused_with_its_place():
 def test_json_that_is_no_recipe_is_refused():
     fields = asdict(Recipe.named("d2l"))
     for text in (
+        3,
         "",
         "[]",
         "null",
