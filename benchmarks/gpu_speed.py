@@ -59,7 +59,7 @@ CASES = (
     Case("vgg16", False, batch_size=256),
     Case("vgg16", False, batch_size=1),
 )
-QUICK = (Case("1x8 1x8", True, 16, 4), Case("1x8 1x8", False, 16, 4))
+QUICK = tuple(Case("1x8 1x8", is_training, 16, 4, hidden=(8,)) for is_training in (True, False))
 """To try it in seconds on a CPU."""
 
 
