@@ -37,7 +37,8 @@ class Runs:
         """What to train on, by the name that the page has for it."""
         for path in data:
             self.data[path.name if path.name not in self.data else str(path)] = str(path.absolute())
-        self._own = Path(tempfile.mkdtemp(prefix="vgg-app-"))
+        self._kept = tempfile.TemporaryDirectory(prefix="vgg-app-")
+        self._own = Path(self._kept.name)
         self._started: dict[str, subprocess.Popen[bytes]] = {}
         self._metrics: dict[str, Metrics] = {}
         self._lock = threading.Lock()

@@ -5,7 +5,7 @@ import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
 
-from vggkit.errors import UserError
+from vggkit.errors import UserError, shown
 from vggkit.verbs.terminal import parse_flags, print_to_stderr
 
 
@@ -15,7 +15,7 @@ class Flags:
 
     Examples:
       vgg app
-      vgg app --runs /data/runs --port 9000 --no-browser
+      vgg app --runs runs/quick-1 --export site
     """
 
     runs: Path = Path("runs")
@@ -32,6 +32,8 @@ class Flags:
     """A certificate for TLS, in a PEM file."""
     key: Path | None = None
     """Its key."""
+    export: Path | None = None
+    """Write a page for each finished run into this folder instead, for any web server, and open nothing."""
     insecure: bool = False
     """Serve other machines without TLS: whoever sees the traffic sees the token, and can do what the page can."""
 
@@ -43,6 +45,11 @@ def run(arguments: list[str]) -> None:
         raise UserError(f"expected --port from 0 to 65535, got {flags.port}")
     if (flags.certificate is None) != (flags.key is None):
         raise UserError("expected both of --certificate and --key, got one")
+    if flags.export is not None:
+        from vggkit.app.export import export
+
+        print(*(shown(page, 500) for page in export(flags.runs, flags.export)), sep="\n")
+        return
     try:
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401

@@ -62,11 +62,13 @@ const added = (blocks) => {
 
 function restPanel(values) {
   const one = (name, options = {}) => field(t(name), values[name], { oninput: (value) => change({ [name]: value }), inputmode: options.choices ? null : "numeric", name, ...options });
+  view.pooled = one("pooled_size");
+  view.hidden = one("hidden");
   view.besideError = h("p", { class: "error wide", role: "alert" });
   return h("section", { class: "panel stack late" },
     h("div", {}, h("h3", {}, t("theRest")), h("div", { class: "fields" },
-      one("image_size"), one("in_channels"), one("num_classes"), one("head", { choices: HEADS, onchange: (event) => change({ head: event.target.value }) }),
-      one("hidden"), one("dropout"), one("pooled_size"))),
+      one("image_size"), one("in_channels"), one("num_classes"), one("head", { choices: HEADS }),
+      view.hidden, one("dropout"), view.pooled)),
     h("div", {}, h("h3", {}, t("theStep")), h("div", { class: "fields" },
       one("batch_size"), one("optimizer", { choices: ["sgd", "momentum", "adamw"] }), one("dtype", { choices: ["float32", "bfloat16"] }))),
     h("div", {}, field(t("beside"), values.beside, { class: "mono", oninput: (value) => change({ beside: value }), name: "beside", placeholder: "vgg16_bn" }), view.besideError));
@@ -122,6 +124,9 @@ function paint(answer, values, request) {
   if (first.error) return;
   view.first = first;
   view.norm.checked = first.batch_norm;
+  view.norm.disabled = !first.blocks.length;
+  view.pooled.hidden = !["adaptive", "conv"].includes(first.options.head);
+  view.hidden.hidden = first.options.head === "gap";
   blockCards(view.blocks, first.blocks, setBlocks);
   const drawn = new DOMParser().parseFromString(answer.svg, "image/svg+xml").documentElement;
   view.parts.drawing.replaceChildren(document.importNode(drawn, true));

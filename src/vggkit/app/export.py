@@ -1,0 +1,86 @@
+"""Finished runs as static pages, for any web server: how they went, what they confuse, and what they are."""
+
+import base64
+import contextlib
+import json
+import tempfile
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vggkit.errors import RunError, shown
+from vggkit.training.run_folder import RECIPE, read_recipe
+from vggkit.weights.runs import METRICS, MODEL
+
+if TYPE_CHECKING:
+    from vggkit.lab.report import Part
+    from vggkit.training.run_state import EpochMetrics
+
+MAX_METRICS_BYTES = 2**26
+
+
+def export(runs: Path, folder: Path) -> list[Path]:
+    """Write a page for `runs`, a finished run, or for each finished run in it, into `folder`, which is made.
+
+    Raises:
+        RunError: there is no finished run.
+    """
+    from vggkit.lab.report import write_report
+
+    found = (runs, *sorted(runs.glob("*")))
+    finished = [path.absolute() for path in found if (path / RECIPE).is_file() and (path / MODEL).is_file()]
+    if not finished:
+        raise RunError(f"expected finished runs in --runs, got {shown(str(runs), 500)}, try vgg train")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"expected a folder that can be made for --export, got {folder}: {error.strerror}") from None
+    pages = [folder / f"{run.name}.html" for run in finished]
+    for run, page in zip(finished, pages, strict=True):
+        write_report(page, run.name, _parts(run))
+    return pages
+
+
+def _parts(run: Path) -> "list[Part]":
+    from vggkit.design.network import costs, draw
+    from vggkit.inference.confusion import draw_confusion
+    from vggkit.inference.evaluate import evaluate
+    from vggkit.inference.predict import load_classifier
+    from vggkit.lab.report import Code, Heading, Picture, as_svg
+    from vggkit.training.curves import curves
+
+    recipe, classifier, history = read_recipe(run), load_classifier(run), _history(run)
+    evaluation, network = evaluate(classifier), classifier.net.architecture
+    parts: list[Part] = [f"{evaluation.summary} on the {len(evaluation.labels):,} {evaluation.measured_on}."]
+    if history:
+        figure = curves(history, recipe.epochs, evaluation.measured_on.split()[0], network.name)
+        parts.append(Picture(as_svg(figure), "Loss and accuracy over the epochs."))
+    with tempfile.TemporaryDirectory() as place:
+        draw_confusion(evaluation, picture := Path(place) / "confusion.png")
+        words = "What is taken for what, in percent of the class, and the mistakes that the network was surest of."
+        parts.append(Picture(_embedded(picture.read_bytes()), words))
+    parts += [Heading("The network"), Picture(draw(network), network.name), costs(network).table()]
+    return [*parts, Heading("The recipe"), Code(recipe.to_json())]
+
+
+def _history(run: Path) -> "list[EpochMetrics]":
+    """The epochs in the metrics of a run; a damaged line is passed over."""
+    from vggkit.training.run_state import EpochMetrics
+
+    names, found = {field.name for field in fields(EpochMetrics)}, dict[int, EpochMetrics]()
+    with contextlib.suppress(OSError), (run / METRICS).open("rb") as file:
+        for line in file.read(MAX_METRICS_BYTES).splitlines():
+            with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
+                values = json.loads(line)
+                if values.pop("event", None) == "epoch":
+                    metrics = EpochMetrics(**{name: value for name, value in values.items() if name in names})
+                    found[metrics.epoch] = metrics
+    return [found[epoch] for epoch in sorted(found)]
+
+
+def _embedded(png: bytes) -> str:
+    """A PNG file as an SVG element."""
+    width, height = (int.from_bytes(png[at : at + 4]) for at in (16, 20))
+    address = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}><image href="{address}" width="100%" height="100%"/></svg>'
