@@ -28,6 +28,7 @@ function show() {
   document.title = `${t(name)} · vggkit`;
   document.getElementById("views").replaceChildren(...Object.keys(VIEWS).map((each) =>
     h("a", { href: `#/${each}`, "aria-current": each === name ? "page" : null, onclick: (event) => go(event, each) }, t(each))));
+  document.querySelector("#views [aria-current]").scrollIntoView({ inline: "center", block: "nearest" });
 }
 
 function go(event, name) {

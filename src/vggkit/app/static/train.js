@@ -10,7 +10,7 @@ import { t } from "./words.js";
 let kept = null;
 
 export function open(main) {
-  const form = h("section", { class: "panel stack" }), list = h("section", { class: "panel" }), live = h("div", { class: "stack", "aria-live": "off" }), seen = h("div", { class: "stack" });
+  const form = h("section", { class: "panel stack late" }), list = h("section", { class: "panel" }), live = h("div", { class: "stack", "aria-live": "off" }), seen = h("div", { class: "stack" });
   const view = { runs: [], datasets: [], source: null, followed: {}, timer: null };
   main.append(h("h1", {}, t("trainTitle")), h("p", { class: "lead" }, t("trainLead")),
     h("div", { class: "split" }, h("div", { class: "stack" }, form), h("div", { class: "stack" }, list, live, seen)));
