@@ -159,7 +159,7 @@ def named_experiment(name: str, size: Size = "minutes") -> Experiment:
         raise RecipeError(f"expected a size of {', '.join(get_args(Size))}, got {shown(repr(size))}")
     question = EXPERIMENTS[name]
     divided_by, epochs = question.scales[size]
-    recipes = question.recipes(Recipe.named("quick", epochs=epochs), divided_by)
+    recipes = question.recipes(Recipe.named("quick", epochs=epochs, test_flip=False), divided_by)
     return Experiment(name, question.words, recipes, SEEDS[size], **question.options)
 
 

@@ -234,7 +234,8 @@ def epoch_seconds(recipe: Recipe, source: ImageSource, device: torch.device) -> 
     net, x, labels = with_random_images(network, recipe.batch_size, device)
     step_seconds = settled_seconds(trains_by(recipe, accelerate(net.train()), x, labels), device)
     forward, backward = costs(network).total.macs, backward_macs(network, 1)
-    return step_seconds / recipe.batch_size * (train_images + held_out_images * forward / (forward + backward))
+    evaluated = held_out_images * (2 if recipe.test_flip else 1)
+    return step_seconds / recipe.batch_size * (train_images + evaluated * forward / (forward + backward))
 
 
 def _trial(label: str, recipe: Recipe, run: Path, device_name: str | None, data_dir: Path | None) -> Outcome:
