@@ -1,6 +1,6 @@
 """Does `vgg search` find better networks than random search and Optuna, and than the hand-made `quick`, in equal time?
 
-    OMP_NUM_THREADS=1 python benchmarks/search.py FOLDER [--seconds 120] [--repeats 3] [--save]
+    OMP_NUM_THREADS=1 python benchmarks/search.py FOLDER [--seconds 180] [--repeats 3] [--save]
 
 All look for a network at the parameters and MACs of `quick` at 32 px, among the same designs, on 2,000 images of
 Fashion-MNIST in at most 9 epochs of `quick` in batches of 64, and choose by 2,000 others. Random search trains each
@@ -29,6 +29,7 @@ from vggkit.data.sources import open_data
 from vggkit.lab.designs import MOST_BLOCKS, MOST_CONVS, WIDTHS, Budget, drawn, is_possible, sized
 from vggkit.lab.search import DRAWN, search
 from vggkit.lab.statistics import mean_interval
+from vggkit.verbs.terminal import print_to_stderr
 
 TRAINED, CHOSEN_ON, TESTED, RUNGS = 2_000, 2_000, 5_000, (1, 3, 9)
 SEEDS, SIZE = 3, 32
@@ -39,7 +40,9 @@ Search = Callable[[Recipe, Budget, Path, float], tuple[str, int]]
 
 def ours(base: Recipe, budget: Budget, folder: Path, seconds: float) -> tuple[str, int]:
     """What `vgg search` does."""
-    found = search(base, budget, folder, seconds=seconds, seeds=1, device="cpu", now=time.process_time, say=print)
+    found = search(
+        base, budget, folder, seconds=seconds, seeds=1, device="cpu", now=time.process_time, say=print_to_stderr
+    )
     assert found is not None
     return found.recipe.architecture, found.num_designs
 
@@ -136,7 +139,7 @@ def final_accuracies(recipe: Recipe, folder: Path) -> list[float]:
 def main() -> None:
     flags = parser(__doc__, repeats=3)
     flags.add_argument("folder", type=Path)
-    flags.add_argument("--seconds", type=float, default=120)
+    flags.add_argument("--seconds", type=float, default=180)
     given = flags.parse_args()
     torch.set_num_threads(1)
     images = given.folder / "images"

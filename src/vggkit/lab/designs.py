@@ -71,9 +71,9 @@ def sized(blocks: Blocks, image_size: int, in_channels: int = 1, num_classes: in
 
 
 def blocks_of(notation: str) -> Blocks:
-    """The blocks of a design's notation."""
-    pairs = (block.split("x") for block in notation.removesuffix("_bn").split())
-    return tuple((int(convs), int(width)) for convs, width in pairs)
+    """The blocks of a design's notation; raises `ValueError` for another text."""
+    pairs = (block.split("x") for block in notation.removesuffix("_bn").split(" "))
+    return tuple((int(convs), WIDTHS[WIDTHS.index(int(width))]) for convs, width in pairs)
 
 
 def designs(budget: Budget, *, widths: Sequence[int] = WIDTHS, **sizes: int) -> Iterator[Design]:

@@ -1,36 +1,35 @@
 """The best network under a budget: designs are trained a little, and the better ones trained on.
 
-Successive halving, one trial at a time (Jamieson & Talwalkar, arXiv 1502.07943; Li et al., arXiv 1810.05934): whenever
-a third of a rung is better than what was promoted from it so far, its best is trained three times as long, from its
-checkpoint and on the schedule that it began. Else a new design is begun: half of them are drawn from all, half are
-neighbours of the best (as in Real et al., arXiv 1802.01548). What is chosen is chosen on images kept out of training;
-the test set is touched once, by the winner.
+Successive halving, one trial at a time (Jamieson & Talwalkar, arXiv 1502.07943; Li et al., arXiv 1810.05934): as soon
+as a design is among the best third of its rung, it is trained three times as long, from its checkpoint and on the
+schedule that it began. Else a new design is begun: every other one is drawn from all, the others are neighbours of the
+best (as in Real et al., arXiv 1802.01548). What is chosen is chosen on images kept out of training; the test set is
+touched once, by the winner.
 """
 
 import json
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from vggkit.data.files import read_regular, write_whole
-from vggkit.data.samples import ArrayImages, ImageSource
+from vggkit.data.samples import ArrayImages
 from vggkit.data.sources import open_data
 from vggkit.design.memory import OptimizerState, training_memory
-from vggkit.design.network import Network
 from vggkit.design.table import Table
 from vggkit.engines.accelerate import accelerate
 from vggkit.errors import DivergedError, RecipeError, RunError
 from vggkit.lab.answers import written
-from vggkit.lab.bench import classifies, settled_seconds
-from vggkit.lab.designs import Budget, Design, blocks_of, drawn, nearby, sized
+from vggkit.lab.bench import classifies, turn_seconds
+from vggkit.lab.designs import Budget, blocks_of, drawn, nearby, sized
 from vggkit.lab.doctor import examine, first_batch
 from vggkit.lab.kept import made, make_folder, read_json, refused
 from vggkit.lab.pareto import Panel, front_plot
@@ -68,17 +67,18 @@ class Trial:
     """Since the trial before; those that a kill took are not in it."""
 
 
-@dataclass(frozen=True)
-class Finalist:
+class Finalist(NamedTuple):
     """A design that was trained to the end of the schedule."""
 
-    design: Design
+    notation: str
     accuracy: float
     """Top-1 on the images that were chosen on."""
+    parameters: int
+    macs: int
     milliseconds: float
     """To classify one image on this machine."""
-    is_on_front: bool
-    """Whether no other finalist is as accurate with as few MACs, parameters and milliseconds."""
+    is_on_front: bool = False
+    """Whether no other finalist is as accurate with as few parameters, MACs and milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -107,35 +107,22 @@ class Found:
     def table(self) -> Table:
         """The finalists, those on the Pareto front marked, and how well the winner does."""
         rows = [
-            (
-                each.design.notation,
-                f"{each.accuracy:.4f}",
-                f"{each.design.parameters:,}",
-                f"{each.design.macs:,}",
-                f"{each.milliseconds:.2f}",
-                "*" if each.is_on_front else "",
-            )
-            for each in self.finalists
+            (notation, f"{accuracy:.4f}", f"{parameters:,}", f"{macs:,}", f"{ms:.2f}", "*" * is_on_front)
+            for notation, accuracy, parameters, macs, ms, is_on_front in self.finalists
         ]
-        seeds = len(self.test_accuracies)
         tried = f"{self.num_designs} designs trained in {clock(self.seconds)}, {self.num_ruled_out} ruled out before"
         notes = [
             f"*: on the Pareto front of accuracy, parameters, MACs and ms for one image, on {self.hardware}",
             f"the winner, {self.recipe.architecture}, is the best of {tried}",
-            f"on the test set: {written(self.test_accuracy)}, mean and 95% interval, seeds: {seeds}",
+            f"on the test set: {written(self.test_accuracy)}, mean and 95% interval of {len(self.test_accuracies)} runs",
         ]
         return Table(("network", "accuracy", "parameters", "MACs", "ms", "front"), [rows], 1, "", notes)
 
     def plot(self) -> str:
         """The finalists' accuracy against each cost, with the Pareto fronts, as an SVG picture."""
-        costs: Mapping[str, list[float]] = {
-            "MACs": [each.design.macs for each in self.finalists],
-            "parameters": [each.design.parameters for each in self.finalists],
-            f"ms for one image, {self.hardware}": [each.milliseconds for each in self.finalists],
-        }
-        names = [each.design.notation.removesuffix("_bn") for each in self.finalists]
-        panels = [Panel(label, values, is_cost=True) for label, values in costs.items()]
-        return front_plot(names, [each.accuracy for each in self.finalists], panels)
+        names, accuracies, parameters, macs, milliseconds, _ = zip(*self.finalists, strict=True)
+        costs = {"MACs": macs, "parameters": parameters, f"ms for one image, {self.hardware}": milliseconds}
+        return front_plot(names, accuracies, [Panel(label, values, is_cost=True) for label, values in costs.items()])
 
     def report(self, command: str) -> list[Part]:
         """The parts of a report; `command` makes it again."""
@@ -144,7 +131,7 @@ class Found:
 
     def to_json(self) -> dict[str, Any]:
         """All that was found, for JSON."""
-        finalists = [{**vars(each), "design": each.design._asdict()} for each in self.finalists]
+        finalists = [each._asdict() for each in self.finalists]
         return {**vars(self), "recipe": asdict(self.recipe), "finalists": finalists}
 
 
@@ -180,11 +167,11 @@ def search(
     """
     if seeds < 1:
         raise RecipeError(f"expected seeds from 1, got {seeds}")
-    asked = {"base": asdict(base), "budget": asdict(budget), "seconds": seconds}
-    space, log = Space(base, budget, choose_device(device)), Log(folder, asked)
+    space = Space(base, budget, choose_device(device))
+    log = Log(folder, {"base": asdict(base), "budget": asdict(budget), "seconds": seconds})
     rungs = sorted({max(1, base.epochs // PROMOTED**left) for left in range(RUNGS)})
     begin = now()
-    while chosen := _next(log.trials, rungs, space, is_over=log.seconds >= seconds):
+    while chosen := _next(log.trials, rungs, space, is_over=log.seconds + log.longest(rungs[-1]) >= seconds):
         best = max((trial.accuracy for trial in log.trials), default=0)
         say(f"{clock(max(0, seconds - log.seconds))} left, best {best:.4f}: {chosen[0]} to epoch {chosen[1]}")
         trial = _tried(space, *chosen, folder / chosen[0].replace(" ", "-"), device)
@@ -192,8 +179,8 @@ def search(
             return None
         log.add(replace(trial, seconds=now() - begin))
         begin = now()
-    finalists = _finalists(space, [trial for trial in log.trials if trial.epochs == rungs[-1]])
-    winner = replace(space.recipe(finalists[0].design.notation), name="found", validation=0)
+    finalists = space.finalists([trial for trial in log.trials if trial.epochs == rungs[-1]])
+    winner = replace(space.recipe(finalists[0].notation), name="found", validation=0)
     accuracies = []
     for seed in range(seeds):
         say(f"the winner, {winner.architecture}, on all training images from seed {seed}")
@@ -209,90 +196,95 @@ def search(
 
 
 class Space:
-    """The designs inside a budget for the images of a recipe, and what is asked of each before it is trained."""
+    """The designs inside a budget for the images of a recipe, and what is asked of each."""
 
     def __init__(self, base: Recipe, budget: Budget, device: torch.device) -> None:
-        self.source: ImageSource = open_data(base.data)
-        self.budget, self.device = budget, device
-        is_array = isinstance(self.source.train, ArrayImages)
-        kept_out = min(VALIDATION, len(self.source.train) // 5) if is_array and not base.validation else base.validation
+        self.budget, self.device, self._source = budget, device, open_data(base.data)
+        is_array = isinstance(self._source.train, ArrayImages)
+        kept_out = base.validation or (min(VALIDATION, len(self._source.train) // 5) if is_array else 0)
         self._base = base.changed(hidden=(), head="gap", validation=kept_out)
-        channels = {"data": self.source.channels, "grey": 1, "rgb": 3}[base.channels]
-        self.sizes = {
-            "image_size": base.image_size, "in_channels": channels, "num_classes": len(self.source.classes),
-        }  # fmt: skip
+        channels = {"data": self._source.channels, "grey": 1, "rgb": 3}[base.channels]
+        self._labels = {"in_channels": channels, "num_classes": len(self._source.classes)}
+        self._sizes = {"image_size": base.image_size, **self._labels}
 
     def recipe(self, notation: str) -> Recipe:
         """The recipe of a design."""
         return self._base.changed(architecture=notation)
 
-    def network(self, notation: str) -> Network:
-        """The network of a design."""
-        return self.recipe(notation).network(self.sizes["in_channels"], self.sizes["num_classes"])
-
     @cached_property
-    def _drawn(self) -> Iterator[Design]:
-        return iter(drawn(self.budget, DRAWN, self._base.seed, **self.sizes))
+    def _drawn(self) -> list[str]:
+        return [design.notation for design in drawn(self.budget, DRAWN, self._base.seed, **self._sizes)]
 
     @cached_property
     def _batch(self) -> tuple[torch.Tensor, torch.Tensor]:
-        network = self.network("1x8_bn")
-        count = min(64, len(self.source.train))
-        return first_batch(self.source, network, count, self._base.seed, self._base.bad_images)
+        network, count = self.recipe("1x8_bn").network(**self._labels), min(64, len(self._source.train))
+        return first_batch(self._source, network, count, self._base.seed, self._base.bad_images)
 
     def new_design(self, trials: Sequence[Trial], parents: Sequence[str]) -> str | None:
         """A design that no trial has: a neighbour of one of `parents` every other time; None if there is no other."""
         tried = {trial.notation for trial in trials}
         draws = random.Random(f"{self._base.seed} {len(tried)}")  # noqa: S311
-        if parents and len(tried) % 2:
-            near = nearby(draws.choice(parents), self.budget, draws, **self.sizes)
-            if near is not None and near.notation not in tried and self._fits(near.notation):
-                return near.notation
-        fresh = (design.notation for design in self._drawn)
-        return next((notation for notation in fresh if notation not in tried and self._fits(notation)), None)
+        near = nearby(draws.choice(parents), self.budget, draws, **self._sizes) if parents and len(tried) % 2 else None
+        candidates = [*([near.notation] if near else []), *self._drawn]
+        return next((notation for notation in candidates if notation not in tried and self._fits(notation)), None)
 
     def _fits(self, notation: str) -> bool:
         """Whether a training step has the memory."""
-        limit, recipe = self.budget.memory_bytes, self._base
-        if limit is None:
-            return True
+        limit, recipe = self.budget.memory_bytes, self.recipe(notation)
         state: OptimizerState = "momentum" if recipe.momentum else recipe.optimizer
-        return training_memory(self.network(notation), recipe.batch_size, optimizer=state).peak_bytes <= limit
+        network = recipe.network(**self._labels)
+        return limit is None or training_memory(network, recipe.batch_size, optimizer=state).peak_bytes <= limit
 
     def ruled_out(self, notation: str) -> str:
         """Why a design is not worth training: what the doctor says, or its time; empty if it is."""
         recipe = self.recipe(notation)
         torch.manual_seed(recipe.seed)
         how: dict[str, Any] = {name: getattr(recipe, name) for name in ("optimizer", "learning_rate", "momentum")}
-        verdict = examine(build(self.network(notation), recipe.init), *self._batch, **how).verdict
+        verdict = examine(build(recipe.network(**self._labels), recipe.init), *self._batch, **how).verdict
         if verdict not in ("learns", "slow"):
             return verdict
-        if self.budget.milliseconds is None or (ms := self.milliseconds(notation)) <= self.budget.milliseconds:
-            return ""
-        return f"{ms:.3g} ms"
+        limit = self.budget.milliseconds
+        return f"{ms:.3g} ms" if limit is not None and (ms := self._milliseconds(notation)) > limit else ""
 
-    def milliseconds(self, notation: str) -> float:
-        """To classify one image, on the device."""
-        network = self.network(notation)
+    def finalists(self, trials: Sequence[Trial]) -> tuple[Finalist, ...]:
+        """The designs of the last rung that are fast enough, the best first, with their time on this machine."""
+        measured = [
+            Finalist(trial.notation, trial.accuracy, *sized(blocks_of(trial.notation), **self._sizes)[1:], ms)
+            for trial in sorted(trials, key=lambda trial: -trial.accuracy)
+            for ms in [self._milliseconds(trial.notation)]
+        ]
+        limit = self.budget.milliseconds
+        inside = [each for each in measured if limit is None or each.milliseconds <= limit]
+        if not inside:
+            got = f"{min(each.milliseconds for each in measured):.3g} ms at least" if measured else "none"
+            raise RunError(
+                f"expected a network that learns within the limits, got {got}, try higher ones or more --time"
+            )
+        are_on = pareto_front([(each.accuracy, *(-cost for cost in each[2:5])) for each in inside])
+        return tuple(each._replace(is_on_front=is_on) for each, is_on in zip(inside, are_on, strict=True))
+
+    def _milliseconds(self, notation: str) -> float:
+        network = self.recipe(notation).network(**self._labels)
         net = accelerate(build(network).to(self.device).eval())
         shape = (1, network.in_channels, network.image_size, network.image_size)
         step = classifies(net, torch.rand(shape, device=self.device))
-        return 1000 * settled_seconds(step, self.device)
+        turn_seconds(step, self.device)  # to warm up
+        return 1000 * turn_seconds(step, self.device)
 
 
 def _next(trials: Sequence[Trial], rungs: Sequence[int], space: Space, is_over: bool) -> tuple[str, int] | None:
     """The design to train, and to the end of which epoch; None at the end of the search.
 
-    When its time is over, what is best so far is still trained to the last rung, unless another design was.
+    When its time is over, the best of the rung below the last is still trained to the end, and then no other.
     """
-    ranked = {epochs: sorted((t for t in trials if t.epochs == epochs), key=lambda t: -t.accuracy) for epochs in rungs}
-    names = {epochs: [trial.notation for trial in some] for epochs, some in ranked.items()}
-    if is_over and names[rungs[-1]]:
-        return None
+    ranked = sorted(trials, key=lambda trial: -trial.accuracy)
+    names = {epochs: [trial.notation for trial in ranked if trial.epochs == epochs] for epochs in rungs}
     for lower, upper in reversed(list(pairwise(rungs))):
         for notation in names[lower][: 1 if is_over else len(names[lower]) // PROMOTED]:
             if notation not in names[upper]:
                 return notation, upper
+        if is_over and names[upper]:
+            return None
     if is_over:
         return None
     best = [notation for epochs in reversed(rungs) for notation in names[epochs]][:PARENTS]
@@ -318,8 +310,7 @@ class Log:
 
     def __init__(self, folder: Path, asked: Mapping[str, Any]) -> None:
         """Of the search in `folder`, which is begun if it is new; raises `RunError` if it is of another search."""
-        self._path, self.trials = folder / LOG, list[Trial]()
-        plan = folder / SEARCH
+        self._path, self.trials, plan = folder / LOG, list[Trial](), folder / SEARCH
         if not os.path.lexists(plan):
             make_folder(folder, "search")
             write_whole(plan, json.dumps(asked, indent=1).encode())
@@ -330,31 +321,22 @@ class Log:
             try:
                 lines = read_regular(self._path).decode().splitlines(keepends=True)
                 kept = [json.loads(line) for line in lines if line.endswith("\n")]
+                self.trials = [made(Trial, values, self._path, what) for values in kept]
+                for trial in self.trials:
+                    blocks_of(trial.notation)  # no other text is a path or a network
             except (OSError, ValueError, RecursionError):
                 raise refused(self._path, what) from None
-            self.trials = [made(Trial, values, self._path, what) for values in kept]
 
     @property
     def seconds(self) -> float:
         """What the trials took together."""
         return sum(trial.seconds for trial in self.trials)
 
+    def longest(self, epochs: int) -> float:
+        """What the longest trial to the end of `epochs` took, so that time is left for another one."""
+        return max((trial.seconds for trial in self.trials if trial.epochs == epochs), default=0.0)
+
     def add(self, trial: Trial) -> None:
         """Remember `trial`, durably."""
         self.trials.append(trial)
         write_whole(self._path, "".join(json.dumps(asdict(each)) + "\n" for each in self.trials).encode())
-
-
-def _finalists(space: Space, trials: Sequence[Trial]) -> tuple[Finalist, ...]:
-    """The designs of the last rung that are fast enough, the best first, with their time on this machine."""
-    measured = []
-    for trial in sorted(trials, key=lambda trial: -trial.accuracy):
-        ms = space.milliseconds(trial.notation)
-        measured.append((sized(blocks_of(trial.notation), **space.sizes), trial.accuracy, ms))
-    limit = space.budget.milliseconds
-    inside = [each for each in measured if limit is None or each[2] <= limit]
-    if not inside:
-        got = f"{min(each[2] for each in measured):.3g} ms at least" if measured else "none"
-        raise RunError(f"expected a network that learns within the limits, got {got}, try higher ones or more --time")
-    places = [(accuracy, -design.macs, -design.parameters, -ms) for design, accuracy, ms in inside]
-    return tuple(Finalist(*each, is_on) for each, is_on in zip(inside, pareto_front(places), strict=True))
