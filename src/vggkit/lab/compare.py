@@ -227,7 +227,8 @@ class Comparison:
             rows = [(str(index), name, *taken) for index, name, taken in wrong]
             header = ("image", "class", *(each.name for each in self.networks))
             parts.append(Heading("The first images on which they disagree"))
-            parts.append(Picture(as_svg(self.faces()), "Number and class; below, who takes it for something else."))
+            if len(self.data.held_out) == len(self.networks[0].evaluation.labels):  # none was left out
+                parts.append(Picture(as_svg(self.faces()), "Number and class; below, who takes it for something else."))
             parts.append(Table(header, [rows], len(header)))
         return [*parts, Heading("Made by"), Code(command)]
 
@@ -257,15 +258,10 @@ def compare(models: Sequence[str | Path], data: ImageSource | None = None, devic
     for model, each in zip(models, evaluations, strict=True):
         if set(each.classes) != set(first.classes) or len(each.labels) != len(first.labels):
             raise UserError(f"expected models of the same classes, got others in {shown(str(model))}")
-    networks = tuple(
-        Compared(
-            shown(str(model), 200), classifier, recipe, _curve(Path(model), recipe) if recipe else {}, evaluation, turns
-        )
-        for model, classifier, recipe, evaluation, turns in zip(
-            models, classifiers, recipes, evaluations, _speeds(classifiers), strict=True
-        )
-    )
-    return Comparison(networks, data, describe_hardware(classifiers[0].device))
+    names, turns = [shown(str(model), 200) for model in models], _speeds(classifiers)
+    curves = [_curve(Path(model), recipe) for model, recipe in zip(models, recipes, strict=True)]
+    columns = zip(names, classifiers, recipes, curves, evaluations, turns, strict=True)
+    return Comparison(tuple(Compared(*each) for each in columns), data, describe_hardware(classifiers[0].device))
 
 
 def _recipe_of(model: Path) -> Recipe | None:
@@ -275,9 +271,9 @@ def _recipe_of(model: Path) -> Recipe | None:
         return None
 
 
-def _curve(model: Path, recipe: Recipe) -> dict[int, float]:
-    run = model if model.is_dir() else model.parent
-    return {epoch: accuracy for epoch, (accuracy, _, _) in read_epochs(run, recipe.epochs).items()}
+def _curve(model: Path, recipe: Recipe | None) -> dict[int, float]:
+    epochs = read_epochs(model if model.is_dir() else model.parent, recipe.epochs) if recipe is not None else {}
+    return {epoch: accuracy for epoch, (accuracy, _, _) in epochs.items()}
 
 
 def _speeds(classifiers: Sequence[Classifier]) -> list[tuple[float, ...]]:
@@ -305,10 +301,5 @@ def _pair(first: Compared, second: Compared) -> dict[str, Any]:
     verdict = f"{first.name} against {second.name}: not decided"
     if p < 0.05:
         verdict = f"{better.name} is better than {worse.name}"
-    return {
-        "models": [first.name, second.name],
-        "only_first": only_first,
-        "only_second": only_second,
-        "p": p,
-        "sentence": f"{verdict} ({counts}).",
-    }
+    found = {"only_first": only_first, "only_second": only_second, "p": p, "sentence": f"{verdict} ({counts})."}
+    return {"models": [first.name, second.name], **found}

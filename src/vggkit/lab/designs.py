@@ -13,8 +13,8 @@ MOST_CONVS, MOST_BLOCKS = 4, 5
 """Convolutions of a block, and blocks."""
 LEAST_SHARE = 0.5
 """The share of a limit that a design must use to be drawn: far smaller networks are seldom the best."""
-NEARBY_TRIES = 200
-"""How often `nearby` tries."""
+NEARBY_TRIES, STEPS = 200, ((1, 0), (-1, 0), (0, 1), (0, -1))
+"""How often `nearby` tries; and convolutions and widths that it adds to a block, or takes."""
 
 Blocks = tuple[tuple[int, int], ...]
 """Pairs of convolutions and channels."""
@@ -41,7 +41,7 @@ class Budget:
 
     def holds(self, parameters: int, macs: int) -> bool:
         """Whether both are inside."""
-        return (self.parameters is None or parameters <= self.parameters) and (self.macs is None or macs <= self.macs)
+        return self.share(parameters, macs) <= 1
 
     def share(self, parameters: int, macs: int) -> float:
         """The share of the limit that is used most."""
@@ -143,20 +143,13 @@ def nearby(design: str, budget: Budget, draws: random.Random, **sizes: int) -> D
         for _ in range(draws.randint(1, 3)):
             place = draws.randrange(len(blocks))
             convs, width = blocks[place]
-            wider, narrower = (WIDTHS[(WIDTHS.index(width) + by) % len(WIDTHS)] for by in (1, -1))
-            changes: list[Blocks] = [
-                ((convs + 1, width),),
-                ((convs - 1, width),),
-                ((convs, wider),),
-                ((convs, narrower),),
-            ]
-            changes += [(), ((convs, width), (1, width))]
+            others = ((convs + more, WIDTHS[(WIDTHS.index(width) + by) % len(WIDTHS)]) for more, by in STEPS)
+            changes: list[Blocks] = [*((other,) for other in others), (), ((convs, width), (1, width))]
             blocks = (*blocks[:place], *draws.choice(changes), *blocks[place + 1 :])
             if not is_possible(blocks, sizes["image_size"]):
                 break
         else:
             found = sized(blocks, **sizes)
-            is_inside = budget.holds(found.parameters, found.macs)
-            if is_inside and budget.share(found.parameters, found.macs) >= LEAST_SHARE and found.notation != design:
+            if LEAST_SHARE <= budget.share(found.parameters, found.macs) <= 1 and found.notation != design:
                 return found
     return None

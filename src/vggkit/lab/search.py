@@ -114,7 +114,7 @@ class Found:
         notes = [
             f"*: on the Pareto front of accuracy, parameters, MACs and ms for one image, on {self.hardware}",
             f"the winner, {self.recipe.architecture}, is the best of {tried}",
-            f"on the test set: {written(self.test_accuracy)}, mean and 95% interval of {len(self.test_accuracies)} runs",
+            f"on the test set: {written(self.test_accuracy)}, mean and 95% interval of {len(self.test_accuracies)}",
         ]
         return Table(("network", "accuracy", "parameters", "MACs", "ms", "front"), [rows], 1, "", notes)
 
