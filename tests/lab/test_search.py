@@ -51,15 +51,15 @@ def test_the_best_are_promoted_and_a_killed_search_goes_on(tmp_path):
     total = costs(found.recipe.network(in_channels=1, num_classes=10)).total
     assert total.parameters <= BUDGET.parameters
     assert total.macs <= BUDGET.macs
-    assert len(trials) == len(lines) - 2 == 7
-    assert all(re.fullmatch(r"\d:\d\d left, best 0\.\d{4}: [0-9x ]+_bn to epoch [13]", line) for line in lines[:7])
+    assert 4 <= len(trials) == len(lines) - 2 <= 7  # time is left to train the best to the end
+    assert all(re.fullmatch(r"\d:\d\d left, best 0\.\d{4}: [0-9x ]+_bn to epoch [13]", line) for line in lines[:-2])
     for number, trial in enumerate(trials):
         if trial["epochs"] == 3:  # of the best third of its rung when it was promoted
             rung = sorted((t for t in trials[:number] if t["epochs"] == 1), key=lambda t: -t["accuracy"])
-            assert trial["notation"] in [t["notation"] for t in rung[: len(rung) // 3]]
+            assert trial["notation"] in [t["notation"] for t in rung[: max(1, len(rung) // 3)]]
     last = [trial for trial in trials if trial["epochs"] == 3]
     assert found.finalists[0].accuracy == max(trial["accuracy"] for trial in last)
-    assert len(found.finalists) == len(last) >= 2
+    assert len(found.finalists) == len(last) >= 1
     assert found.finalists[0].is_on_front
     assert len(found.test_accuracies) == 2
 
@@ -77,19 +77,19 @@ search(base, {BUDGET!r}, pathlib.Path({str(tmp_path / "killed")!r}), seconds=7, 
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert len(logged(tmp_path / "killed")) < 7
+    assert len(logged(tmp_path / "killed")) < len(trials)
     with (tmp_path / "killed" / LOG).open("a") as log:  # a line that a kill cut short counts for nothing
         log.write('{"notation": "1x')
     again, same = counted(tmp_path / "killed", 7)
     assert same == trials
     assert (again.recipe, again.test_accuracies) == (found.recipe, found.test_accuracies)
-    assert [f.design for f in again.finalists] == [f.design for f in found.finalists]
+    assert [f.notation for f in again.finalists] == [f.notation for f in found.finalists]
     with pytest.raises(RunError, match="expected the search that .* was begun with, got another one"):
         search(BASE, Budget(parameters=5_000), tmp_path / "killed", seconds=9)
 
     page = "".join(map(str, found.report("vgg search")))
     assert page.count("<svg") == 1
-    assert found.finalists[0].design.notation in page
+    assert found.finalists[0].notation in page
 
 
 def test_what_breaks_a_limit_is_not_trained(tmp_path):
