@@ -28,7 +28,7 @@ from vggkit.design.table import Table
 from vggkit.engines.accelerate import accelerate
 from vggkit.errors import DivergedError, RecipeError, RunError
 from vggkit.lab.answers import written
-from vggkit.lab.bench import classifies, turn_seconds
+from vggkit.lab.bench import classifies, settled_seconds
 from vggkit.lab.designs import Budget, blocks_of, drawn, nearby, sized
 from vggkit.lab.doctor import examine, first_batch
 from vggkit.lab.kept import made, make_folder, read_json, refused
@@ -271,8 +271,7 @@ class Space:
         net = accelerate(build(network).to(self.device).eval())
         shape = (1, network.in_channels, network.image_size, network.image_size)
         step = classifies(net, torch.rand(shape, device=self.device))
-        turn_seconds(step, self.device)  # to warm up
-        return 1000 * turn_seconds(step, self.device)
+        return 1000 * settled_seconds(step, self.device)
 
 
 def _next(trials: Sequence[Trial], rungs: Sequence[int], space: Space, is_over: bool) -> tuple[str, int] | None:
