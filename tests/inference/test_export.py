@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from tests.inference.conftest import CLASSES, make_weights
 from tests.peers import peer
 from tests.weights.test_translation import filled
-from vggkit import VGG, Architecture, Classifier, Preprocessing, cli, load_classifier
+from vggkit import VGG, Architecture, Classifier, Preprocessing, cli, load_classifier, open_data
 from vggkit.errors import ExportError
 from vggkit.inference.export import export
 from vggkit.inference.export_formats import FORMATS
@@ -128,6 +128,50 @@ def test_a_program_of_torch_is_written_whole(tmp_path, capsys):
     run, x = torch.export.load(tmp_path / "net.pt2").module(), torch.randn(5, 3, 16, 16)
     with torch.no_grad():
         torch.testing.assert_close(run(x), load_classifier(weights).net(x))
+
+
+@pytest.mark.parametrize("which", ["all", "head"])
+def test_int8_is_measured_on_images_kept_out_and_refused_beyond_its_limit(tmp_path, which):
+    sample = open_data("fashion-mnist-sample")
+    how = Preprocessing(16, 1, (0.3,), (0.35,))
+    torch.manual_seed(0)
+    arch = Architecture.parse(
+        "1x4 1x8_bn", image_size=16, in_channels=1, num_classes=10, hidden=(64,), head="adaptive", pooled_size=3
+    )
+    model = Classifier(VGG(arch).eval(), sample.classes, how)
+    out = tmp_path / "net.onnx"
+    known = export(model, out, "fashion-mnist-sample", int8=which, max_drop=100).manifest["int8"]
+    kinds = {tensor.name: tensor.data_type for tensor in onnx.load(out).graph.initializer}
+    int8 = {name.removesuffix("_quantized") for name, kind in kinds.items() if kind == onnx.TensorProto.INT8}
+    assert {"fc3.weight", "fc4.weight"} <= int8
+    assert ("block1.conv1_1.weight" in int8) == (which == "all")
+    x = how(torch.from_numpy(sample.held_out.pixels.copy())[:, None])
+    (logits,) = onnxruntime.InferenceSession(out).run(None, {"images": x.contiguous().numpy()})
+    with torch.no_grad():
+        plain = model.net(x).numpy()
+    is_right, was_right = (outputs.argmax(1) == sample.held_out.labels for outputs in (logits, plain))
+    assert known["top1_int8"] == pytest.approx(is_right.mean(), abs=0.002)
+    assert known["top1_float32"] == pytest.approx(was_right.mean(), abs=0.002)
+    assert known["measured_on"] == "1,000 test images of fashion-mnist-sample"
+    if which == "head":
+        with pytest.raises(
+            ExportError, match="expected int8 to lose at most -100 points of top-1, got .* McNemar's p .* wrote nothing"
+        ):
+            export(model, tmp_path / "worse.onnx", "fashion-mnist-sample", int8=which, max_drop=-100)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.onnx", "net.onnx.json"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"int8": "half"}, "expected int8 as all or head, for .onnx without preprocessing in the graph, got 'half'"),
+        ({"int8": "all", "with_preprocessing": True}, "expected int8 as all or head, for .onnx without preprocessing"),
+        ({"int8": "all"}, "expected data with training images to calibrate int8, got none, try --calibrate DATA"),
+    ],
+)
+def test_int8_that_cannot_be_is_refused(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        export(classifier("1x4"), tmp_path / "net.onnx", **options)
 
 
 @pytest.mark.parametrize("wrong", [lambda x: torch.zeros(len(x), 3), lambda x: torch.full((len(x), 3), torch.nan)])

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vggkit.lab.statistics import Interval, mcnemar, mean_interval, t_quantile
+from vggkit.inference.significance import mcnemar
+from vggkit.lab.statistics import Interval, mean_interval, t_quantile
 
 
 @pytest.mark.parametrize("degrees", [*range(1, 31), 100, 999])

@@ -96,15 +96,14 @@ class Format(NamedTuple):
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Within, the exporter says nothing of operators that nobody asked for, nor of its own future."""
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    """Within, exporters say nothing of operators that nobody asked for, nor of their own future."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(category=FutureWarning, action="ignore"):
             yield
     finally:
-        logger.setLevel(before)
+        logging.disable(before)
 
 
 def write_onnx(subject: Subject, path: Path) -> None:

@@ -22,11 +22,12 @@ from vggkit.design.table import Table
 from vggkit.errors import RunError, UserError, shown
 from vggkit.inference.evaluate import Evaluation, data_of_run, evaluate
 from vggkit.inference.predict import Classifier, load_classifier
+from vggkit.inference.significance import mcnemar
 from vggkit.lab.answers import short
 from vggkit.lab.bench import classifies, turn_seconds
 from vggkit.lab.pareto import Panel, front_plot, labelled
 from vggkit.lab.report import Code, Heading, Part, Picture, as_svg
-from vggkit.lab.statistics import mcnemar, pareto_front
+from vggkit.lab.statistics import pareto_front
 from vggkit.training.hardware import choose_device, describe_hardware
 from vggkit.training.recipe import Recipe
 from vggkit.training.run_folder import read_epochs, read_recipe

@@ -2,7 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+from tyro.conf import arg
+
+from vggkit.errors import UserError
 from vggkit.verbs.models import ModelFlags
 from vggkit.verbs.terminal import Short, parse_flags, print_json
 
@@ -13,15 +17,22 @@ class Flags(ModelFlags):
 
     Examples:
       vgg export runs/quick-1 -o quick.onnx
-      vgg export runs/quick-1 -o quick.onnx --with-preprocessing
+      vgg export runs/quick-1 -o quick-int8.onnx --int8
     """
 
     out: Short[Path]
     """The file to write: .onnx, .pt2 (torch.export), .xml (OpenVINO); without a suffix, a new folder for timm."""
-    data: str | None = None
-    """Images to try the file on before it is there, named as for vgg train; the run's own, if not given."""
+    data: Annotated[str | None, arg(aliases=["--calibrate"])] = None
+    """Images to try the file on before it is there, and to calibrate and measure int8 with, named as for vgg train; the
+    run's own, if not given."""
     with_preprocessing: bool = False
     """Take RGB images of any size as uint8 (batch, height, width, 3), and give probabilities."""
+    int8: bool = False
+    """8-bit weights in all layers of an .onnx file."""
+    int8_head: bool = False
+    """8-bit weights in the fully connected layers alone, which hold most of VGG-16's."""
+    max_drop: float = 0.5
+    """Points of top-1 that int8 may lose, in hundredths of the images; else nothing is written."""
 
 
 def run(arguments: list[str]) -> None:
@@ -30,7 +41,16 @@ def run(arguments: list[str]) -> None:
     from vggkit.inference.export import check_export_path, export
 
     check_export_path(flags.out)
-    exported = export(flags.classifier(), flags.out, flags.data, with_preprocessing=flags.with_preprocessing)
+    if flags.int8 and flags.int8_head:
+        raise UserError("expected --int8 or --int8-head, got both")
+    exported = export(
+        flags.classifier(),
+        flags.out,
+        flags.data,
+        with_preprocessing=flags.with_preprocessing,
+        int8="all" if flags.int8 else "head" if flags.int8_head else None,
+        max_drop=flags.max_drop,
+    )
     if flags.json:
         print_json(exported.manifest)
     else:

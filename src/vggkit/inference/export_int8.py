@@ -1,0 +1,125 @@
+"""An ONNX file with 8-bit weights: its ranges from training images, its accuracy from those kept out of training."""
+
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vggkit.data.images import fitted
+from vggkit.data.samples import ImageSource
+from vggkit.errors import ExportError
+from vggkit.inference.evaluate import evaluate
+from vggkit.inference.export_formats import INPUT, Run
+from vggkit.inference.predict import Classifier
+from vggkit.inference.significance import mcnemar
+
+Int8 = Literal["all", "head"]
+"""Which layers get 8-bit weights: all convolutions and fully connected layers, or the fully connected ones alone."""
+
+CALIBRATION_IMAGES, CALIBRATION_BATCH = 256, 32
+REPEATS = 15
+
+
+def quantize(whole: Path, made: Path, classifier: Classifier, source: ImageSource, which: Int8) -> None:
+    """Turn the ONNX file `whole` into `made`, with 8-bit weights, per channel, and 8-bit inputs of their layers.
+
+    The ranges of the inputs are those that `CALIBRATION_IMAGES` training images give. Source: ONNX Runtime's
+    `quantize_static` in the format QDQ.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        batches = _calibration(classifier, source)
+
+        def get_next(self) -> dict[str, Any] | None:
+            return next(({INPUT: x.numpy()} for x in self.batches), None)
+
+    ready = whole.with_suffix(".ready.onnx")
+    quant_pre_process(whole, ready, skip_symbolic_shape=True)
+    nodes = onnx.load(ready, load_external_data=False).graph.node
+    head = [node.name for node in nodes if any(name.startswith("fc") for name in node.input)]
+    quantize_static(
+        ready,
+        made,
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        op_types_to_quantize=["Conv", "Gemm", "Relu", "MaxPool"],
+        nodes_to_quantize=head if which == "head" else None,
+    )
+    ready.unlink()
+    whole.unlink()
+
+
+def _calibration(classifier: Classifier, source: ImageSource) -> Iterator[Tensor]:
+    """Training images from the whole split, as the network takes them, in batches."""
+    images, how = source.train, classifier.preprocessing
+    read = images.reader(0, 0)
+    positions = np.unique(np.linspace(0, len(images) - 1, CALIBRATION_IMAGES).astype(int)).tolist()
+    for start in range(0, len(positions), CALIBRATION_BATCH):
+        samples = [read(position) for position in positions[start : start + CALIBRATION_BATCH]]
+        pixels = [fitted(sample.content, how, sample.name) for sample in samples]
+        yield how.scaled(torch.from_numpy(np.stack(pixels))).contiguous()
+
+
+def compared(run: Run, classifier: Classifier, source: ImageSource, max_drop: float) -> dict[str, Any]:
+    """The top-1 accuracy and the time of the network in float32, by our own engine, and of `run`, on images kept out.
+
+    Raises:
+        ExportError: the accuracy drops by more than `max_drop` points, hundredths of the images.
+    """
+    quantized = replace(classifier, net=cast(Any, _InRuntime(run, classifier)))
+    before, after = evaluate(classifier, source), evaluate(quantized, source)
+    was_right, is_right = (some.predicted == some.labels for some in (before, after))
+    lost, won = int((was_right & ~is_right).sum()), int((is_right & ~was_right).sum())
+    drop, p = 100 * (before.accuracy - after.accuracy), mcnemar(lost, won)
+    if drop > max_drop:
+        raise ExportError(
+            f"expected int8 to lose at most {max_drop:g} points of top-1, got {before.accuracy:.2%} to "
+            f"{after.accuracy:.2%} on {len(before.labels):,} {before.measured_on} (McNemar's p {p:.2g}), and wrote "
+            "nothing, try --int8-head, or a larger --max-drop"
+        )
+    return {
+        "top1_float32": before.accuracy,
+        "top1_int8": after.accuracy,
+        "mcnemar_p": p,
+        "measured_on": f"{len(before.labels):,} {before.measured_on}",
+        "calibrated_on": f"{min(CALIBRATION_IMAGES, len(source.train))} training images of {source.name}",
+        **_times(run, classifier),
+    }
+
+
+class _InRuntime(nn.Module):
+    """A network that a runtime runs, in the place of the one in a `Classifier`."""
+
+    def __init__(self, run: Run, classifier: Classifier) -> None:
+        super().__init__()
+        self.run, self.architecture = run, classifier.net.architecture
+        self.nothing = nn.Parameter(torch.empty(0))  # which says that the device is the CPU
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the runtime makes of (batch, channels, height, width)."""
+        return self.run(x.contiguous())
+
+
+@torch.no_grad()
+def _times(run: Run, classifier: Classifier) -> dict[str, float]:
+    """The median milliseconds for one image of our own engine in float32, and of `run`, in turns."""
+    how = classifier.preprocessing
+    x = torch.zeros(1, how.channels, how.image_size, how.image_size)
+    runs: dict[str, Run] = {"float32_ms": classifier.fast, "int8_ms": run}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(REPEATS + 3):  # the first three warm up
+        for name, one in runs.items():
+            start = time.perf_counter()
+            one(x)
+            seconds[name].append(time.perf_counter() - start)
+    return {name: 1000 * statistics.median(some[3:]) for name, some in seconds.items()}
