@@ -23,6 +23,8 @@ from vggkit.engines.accelerate import describe_engine as describe_engine
 from vggkit.errors import ArchitectureError as ArchitectureError
 from vggkit.inference.evaluate import Evaluation as Evaluation
 from vggkit.inference.evaluate import evaluate as evaluate
+from vggkit.inference.explain import Explanation as Explanation
+from vggkit.inference.explain import explain as explain
 from vggkit.inference.export import export as export
 from vggkit.inference.features import features as features
 from vggkit.inference.perceptual import LPIPS as LPIPS

@@ -4,8 +4,8 @@ from importlib import import_module
 from types import ModuleType
 
 VERBS = (
-    "describe", "draw", "data", "train", "runs", "eval", "predict", "features", "style", "dream", "weights", "export",
-    "compare", "experiment", "search", "chapter", "doctor", "bench", "app", "completion",
+    "describe", "draw", "data", "train", "runs", "eval", "predict", "explain", "features", "style", "dream", "weights",
+    "export", "compare", "experiment", "search", "chapter", "doctor", "bench", "app", "completion",
 )  # fmt: skip
 
 

@@ -1,0 +1,130 @@
+"""What in an image speaks for a class: a map over its pixels, by eight methods, from the plain network and autograd.
+
+A map explains the logit of a class. Methods that need an image without content take zeros as the network's input: the
+mean colour of the data that it was trained on.
+"""
+
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from vggkit.errors import UserError, nearest, shown
+from vggkit.inference.explain_methods import OF_LAYERS, How, Method, map_layer, map_layers, maps, vgg_of
+from vggkit.inference.images import Images, batches, is_several
+from vggkit.inference.predict import AnyModel, Classifier, check_finite, few, load_classifier
+
+EXPLAINED_TOGETHER = 8
+"""Images in a batch."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Explanation:
+    """Which pixels of an image speak for a class, by one method."""
+
+    image: str
+    """The name of the image."""
+    method: Method
+    layer: str | None
+    """What the map was made from; None for the image itself."""
+    target: int
+    """The class, by its number."""
+    label: str
+    """The class, by its name."""
+    probability: float
+    """Of that class, 0 to 1."""
+    heat: npt.NDArray[np.float32]
+    """(height, width) of the network's input. Not scaled: 0 is what says nothing; see `SIGNED`."""
+    pixels: npt.NDArray[np.uint8]
+    """(height, width, channels): the image as the network saw it."""
+
+    def __repr__(self) -> str:
+        where = f" at {self.layer}" if self.layer else ""
+        return f"{shown(self.image, 500)}: {self.label} {self.probability:.1%}, {self.method}{where}"
+
+
+def explain(
+    model: AnyModel,
+    images: Images,
+    method: Method = "grad-cam",
+    target: str | int | None = None,
+    layer: str | None = None,
+    seed: int = 0,
+) -> Any:
+    """Which pixels of images speak for a class. The network and its gradients are left as they were.
+
+    Args:
+        model: a classifier, or what `load_classifier` takes.
+        images: as for `predict`.
+        method: see `Method`; docs/explain.md says which is which, with the sources.
+        target: a class by its name or number; by default the most probable one of each image.
+        layer: of `grad-cam` and `layer-cam`: any that puts out maps, by default the last ReLU of the blocks.
+        seed: of the noise of `smoothgrad`.
+
+    Returns:
+        An `Explanation` for one image, a list of them for several.
+
+    Raises:
+        DataError, WeightsError: as `predict` does.
+        ValueError: an unknown method, class or layer; or a network that is LeNet or AlexNet, or in training mode.
+
+    >>> from vggkit import Classifier, Preprocessing, vgg
+    >>> net = vgg("1x4 1x8", image_size=16, hidden=()).eval()
+    >>> model = Classifier(net, tuple("abcdefghij"), Preprocessing(16, 1, (0.5,), (0.25,)))
+    >>> explanation = explain(model, np.zeros((20, 30), np.uint8), "saliency", target="c")
+    >>> explanation.label, explanation.heat.shape
+    ('c', (16, 16))
+    """
+    classifier = load_classifier(model)
+    how = how_to(classifier, method, layer, seed)
+    wanted = None if target is None else class_index(classifier.classes, target)
+    found = []
+    for names, pixels in batches(images, classifier.preprocessing, EXPLAINED_TOGETHER):
+        x = classifier.preprocessing.scaled(pixels.to(classifier.device))
+        with torch.no_grad():
+            probabilities = classifier.net(x).softmax(dim=1)
+        check_finite(probabilities, names, "probabilities")
+        targets = probabilities.argmax(dim=1) if wanted is None else torch.full_like(probabilities[:, 0], wanted).long()
+        heat = maps(vgg_of(classifier.net), x, targets, how)
+        check_finite(heat, names, "maps")
+        chosen = probabilities.gather(1, targets[:, None])[:, 0]
+        for name, index, probability, one, image in zip(
+            names, targets.tolist(), chosen.tolist(), heat.cpu().numpy(), pixels.movedim(1, -1).numpy(), strict=True
+        ):
+            label = classifier.classes[index]
+            found.append(Explanation(name, method, how.layer or None, index, label, probability, one, image))
+    return found if is_several(images) else found[0]
+
+
+def how_to(classifier: Classifier, method: Method, layer: str | None = None, seed: int = 0) -> How:
+    """How to make maps of a classifier by `method`; raises `ValueError` if that cannot be, see `explain`."""
+    classifier.check_has_classes()
+    net = vgg_of(classifier.net)
+    if method not in get_args(Method):
+        known = get_args(Method)
+        close = nearest(str(method), known) or known[0]
+        raise UserError(f"expected a method of {', '.join(known)}, got {shown(str(method))!r}, try {close}")
+    if layer is not None and method not in OF_LAYERS:
+        raise UserError(f"expected a layer only for {' and '.join(OF_LAYERS)}, got {shown(layer)!r} for {method}")
+    last_relu = [name for name in map_layers(net) if name.startswith("relu")][-1]
+    at = map_layer(net, layer or last_relu) if method in OF_LAYERS else ""
+    black = torch.zeros(1, classifier.preprocessing.channels, 1, 1, device=classifier.device)
+    low, high = (classifier.preprocessing.normalize(colour) for colour in (black, black + 1))
+    return How(method, at, low, high, seed)
+
+
+def class_index(classes: tuple[str, ...], target: str | int) -> int:
+    """The number of a class, given by its name, without regard to case, or by its number; raises `ValueError`.
+
+    >>> class_index(("cat", "dog"), "Dog"), class_index(("cat", "dog"), "0")
+    (1, 0)
+    """
+    names, text = [name.casefold() for name in classes], str(target).casefold()
+    if isinstance(target, str) and text in names:
+        return names.index(text)
+    if text.isdecimal() and len(text) < 7 and int(text) < len(classes):
+        return int(text)
+    close = nearest(text, classes) or classes[0]
+    raise UserError(f"expected a class of {few(classes)} or its number, got {shown(text)!r}, try {close!r}")

@@ -1,0 +1,153 @@
+"""`vgg explain`: what in an image speaks for a class, what a unit looks for, and the first layer's filters."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from tyro.conf import Positional, arg
+
+from vggkit.errors import UserError, shown
+from vggkit.verbs.models import ModelFlags
+from vggkit.verbs.terminal import check_out, parse_flags, print_json
+
+if TYPE_CHECKING:
+    from vggkit.inference.predict import Classifier
+
+Outcome = tuple[bytes, dict[str, Any], list[Any]]
+"""The content of the file, what --json prints, and lines to print without it."""
+MAX_MAPS = 64
+MAX_SEED = 2**32 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags(ModelFlags):
+    """Show which pixels speak for a class, or what a unit looks for.
+
+    Examples:
+      vgg explain runs/quick-1 photo.jpg --methods grad-cam lrp --check -o why.png
+      vgg explain torchvision/vgg16 --unit conv4_2:37 --data photos -o unit.png
+    """
+
+    image: Positional[Path | None] = None
+    """An image file (PNG, JPEG, WebP, GIF, BMP or TIFF) of any size and mode; none with --unit and --filters."""
+    out: Annotated[Path, arg(aliases=("-o",))]
+    """The .png file to write; or .npy, for the maps as float32 (classes, methods, height, width)."""
+    methods: tuple[
+        Literal[
+            "grad-cam", "layer-cam", "saliency", "smoothgrad", "integrated-gradients", "occlusion", "lrp",
+            "guided-backprop",
+        ], ...
+    ] = ("grad-cam",)  # fmt: skip
+    """One or several, side by side. guided-backprop shows edges, whatever the network has learned."""
+    classes: tuple[str, ...] = ()
+    """Names or numbers of the classes to explain; the most probable one, if not given."""
+    layer: str | None = None
+    """The layer of grad-cam and layer-cam, such as relu4_3; the last ReLU of the blocks, if not given."""
+    check: bool = False
+    """Measure whether each map tells something about the network: it is compared with the maps of randomised networks,
+    and what it marks is deleted from the image."""
+    unit: str | None = None
+    """A unit, such as conv4_2:37 or fc8:281: draw the image that it answers to most."""
+    data: str | None = None
+    """With --unit: images, named as for vgg train, of which the patches that excite it most are drawn."""
+    filters: bool = False
+    """Draw the filters of the first layer."""
+    seed: int = 0
+    """Of noise, of new weights and of random orders."""
+
+
+def run(arguments: list[str]) -> None:
+    """Run the verb."""
+    flags = parse_flags("explain", Flags, arguments)
+    if sum([flags.image is not None, flags.unit is not None, flags.filters]) != 1:
+        raise UserError("expected an image, --unit or --filters, one of the three, try 'vgg explain --help'")
+    if flags.data is not None and flags.unit is None:
+        raise UserError("expected --data with --unit, got it without, try 'vgg predict' for images")
+    if flags.image is not None and flags.image.is_dir():
+        raise UserError(f"expected an image file, got the folder {flags.image}, try one of the files in it")
+    if not 0 <= flags.seed <= MAX_SEED or len(flags.classes) * len(flags.methods) > MAX_MAPS:
+        raise UserError(f"expected a --seed from 0 to {MAX_SEED} and at most {MAX_MAPS} maps, got others, try fewer")
+    check_out(flags.out, *((".png", ".npy") if flags.image is not None else (".png",)))
+    classifier = flags.classifier()
+    work = _explain if flags.image is not None else _draw_unit if flags.unit is not None else _draw_filters
+    content, facts, lines = work(flags, classifier)
+    from vggkit.data.files import write_whole
+
+    write_whole(flags.out, content)
+    if flags.json:
+        print_json({"out": str(flags.out), **facts})
+    else:
+        print(*lines, shown(flags.out, 500), sep="\n")
+
+
+def _explain(flags: Flags, classifier: "Classifier") -> Outcome:
+    from vggkit.inference.explain import class_index, explain, how_to
+    from vggkit.inference.explain_check import check
+    from vggkit.inference.explain_methods import OF_LAYERS
+    from vggkit.inference.explain_pictures import explanations_picture
+
+    layers = {method: flags.layer if method in OF_LAYERS else None for method in flags.methods}
+    if flags.layer is not None and not any(layers.values()):
+        raise UserError(f"expected --layer with {' or '.join(OF_LAYERS)}, got it with {', '.join(flags.methods)}")
+    for method, layer in layers.items():  # so that what is wrong is said before any map is made
+        how_to(classifier, method, layer)
+    targets = [class_index(classifier.classes, name) for name in flags.classes]
+    image: Any = flags.image
+    rows = [
+        [explain(classifier, image, method, target, layers[method], flags.seed) for method in flags.methods]
+        for target in targets or (None,)
+    ]
+    checks = [[check(classifier, one, flags.seed) for one in row] for row in rows if flags.check]
+    facts = [
+        {
+            **{name: getattr(one, name) for name in ("image", "method", "layer", "target", "label", "probability")},
+            "least": float(one.heat.min()),
+            "most": float(one.heat.max()),
+        }
+        for row in rows
+        for one in row
+    ]
+    tested = [one for row in checks for one in row]
+    for fact, one in zip(facts, tested, strict=False):
+        names = ("passes", "verdict", "mean_correlation", "correlation", "gain", "deletion", "insertion")
+        fact["check"] = {name: getattr(one, name) for name in names}
+    lines = tested or [one for row in rows for one in row]
+    if flags.out.suffix == ".png":
+        verdicts = [f"{one.explanation.label}, {one.explanation.method}: {one.verdict}" for one in tested]
+        return explanations_picture(rows, verdicts), {"maps": facts}, lines
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([[one.heat for one in row] for row in rows]))
+    return buffer.getvalue(), {"maps": facts}, lines
+
+
+def _draw_unit(flags: Flags, classifier: "Classifier") -> Outcome:
+    from vggkit.data.sources import open_data
+    from vggkit.inference.evaluate import default_split
+    from vggkit.inference.explain_methods import vgg_of
+    from vggkit.inference.explain_pictures import unit_picture
+    from vggkit.inference.explain_units import exciting_patches, maximised, unit_of
+
+    unit, patches, source = str(flags.unit), [], ""
+    unit_of(vgg_of(classifier.net), unit)  # before the data are read
+    if flags.data is not None:
+        data = open_data(flags.data, holdout=0)
+        split = default_split(data)
+        images = data.splits[split]
+        read, source = images.reader(0, 0), f"{len(images):,} {split.removeprefix('all')} images of {data.name}"
+        patches = exciting_patches(classifier, unit, (read(index).content for index in range(len(images))))
+    pixels = maximised(classifier, unit, flags.seed)
+    facts = {"unit": unit, "patches": [{"image": patch.image, "value": patch.value} for patch in patches]}
+    lines = [f"{unit}: {pixels.shape[1]} x {pixels.shape[0]} pixels", *(f"{p.value:.4g} {p.image}" for p in patches)]
+    return unit_picture(unit, pixels, patches, source), facts, lines
+
+
+def _draw_filters(flags: Flags, classifier: "Classifier") -> Outcome:
+    from vggkit.inference.explain_pictures import filters_picture
+    from vggkit.inference.explain_units import first_filters
+
+    filters = first_filters(classifier)
+    count, height, width, channels = filters.shape
+    title = f"{count} filters of conv1_1, {channels}x{height}x{width}"
+    return filters_picture(title, filters), {"filters": count, "shape": [channels, height, width]}, [title]
