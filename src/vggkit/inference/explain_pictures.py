@@ -32,7 +32,9 @@ def explanations_picture(rows: Sequence[Sequence[Explanation]], verdicts: Sequen
         verdicts: lines to put below.
     """
     columns = 1 + 2 * len(rows[0])
-    figure = _figure(PANEL_INCHES * columns + len(rows[0]), (PANEL_INCHES + 0.4) * len(rows) + 0.25 * len(verdicts))
+    figure = _figure(
+        PANEL_INCHES * columns + len(rows[0]), (PANEL_INCHES + 0.45) * len(rows) + 0.1 + 0.25 * len(verdicts)
+    )
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for axes, row in zip(grid, rows, strict=True):
         first = row[0]
