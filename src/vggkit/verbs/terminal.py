@@ -36,8 +36,7 @@ METAVARS = {
     "plot": "FILE", "models": "MODEL", "max_params": "COUNT", "max_macs": "COUNT", "time": "TIME", "runs": "DIR",
     "vary": "FIELD=VALUE,VALUE", "exercises": "QUESTION", "content": "CONTENT", "style": "STYLE", "image": "IMAGE",
     "like": "IMAGE", "layer": "LAYER", "scatter": "FILE", "host": "ADDRESS", "certificate": "FILE", "key": "FILE",
-    "ray": "ADDRESS", "export": "DIR",
-    "classes": "CLASS", "unit": "LAYER:NUMBER",
+    "ray": "ADDRESS", "export": "DIR", "classes": "CLASS", "unit": "LAYER:NUMBER",
 }  # fmt: skip
 """What flags and arguments of these names take, in the help of every verb; the others take numbers."""
 
