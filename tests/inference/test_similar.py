@@ -84,14 +84,20 @@ def test_what_is_no_index_is_refused(photos, capsys):
     assert cli.main(["features", "m.safetensors", "photos", "--layers", "relu2_1", "-o", "index.safetensors"]) == 0
     with pytest.raises(WeightsError, match="expected a layer of the index, got 'relu2_2', try relu2_1"):
         read_index("index.safetensors", "relu2_2")
-    make_weights(photos / "other.safetensors", labels=["a", "b"])
+    assert cli.main(["features", "m.safetensors", "photos", "--layers", "fc3", "-o", "index.safetensors"]) == 0
     index = read_index("index.safetensors")
+    make_weights(photos / "other.safetensors", labels=["a", "b"])
+    with pytest.raises(
+        WeightsError, match="expected the network of the index, m.safetensors, whose fc3 has 3 features, "
+    ):
+        index.like(load_classifier("other.safetensors"), "query.jpg")
     with pytest.raises(ValueError, match="expected a top from 1, got 0"):
         index.like(load_classifier("m.safetensors"), "query.jpg", top=0)
     for words, message in [
         (["features", "--like", "query.jpg", "index.safetensors", "photos"], "expected an index and at most one layer"),
         (["features", "--like", "query.jpg", "index.safetensors", "-o", "x.jpg"], "expected a .png file"),
         (["features", "--like", "none.jpg", "index.safetensors"], "none.jpg: expected an image file"),
+        (["features", "--like", "photos", "index.safetensors"], "expected one image to find others by, got 12"),
         (["features", "m.safetensors", "photos"], "expected --layers LAYER ... and --out FILE, got none"),
     ]:
         capsys.readouterr()

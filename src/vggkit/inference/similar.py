@@ -55,6 +55,8 @@ class Index:
         if top < 1:
             raise ValueError(f"expected a top from 1, got {top}")
         query = _vectors(features(classifier, image, [self.layer])[self.layer].cpu())
+        if len(query) != 1:
+            raise DataError(f"expected one image to find others by, got {len(query)}")
         if query.shape[1] != self.vectors.shape[1]:
             raise WeightsError(
                 f"expected the network of the index, {shown(self.model)}, whose {self.layer} has "

