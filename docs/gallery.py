@@ -23,9 +23,10 @@ from vggkit import cli  # noqa: E402
 from vggkit.inference.style import with_colours_of  # noqa: E402
 
 PHOTOS = {"skimage": ("data", "*.png"), "sklearn": ("datasets/images", "*.jpg")}
+PICTURES = ("style", "dream", "alike")
 STRIP_HEIGHT, JPEG_QUALITY = 200, 85
 COMMANDS = (
-    "vgg style chelsea.png ihc.png --model vgg16.onnx --sizes 160 288 --steps 50 -o painted.png",
+    "vgg style chelsea.png ihc.png --model vgg16.onnx --sizes 160 288 --steps 40 -o painted.png",
     "vgg dream china.jpg --model vgg16.onnx --size 400 --octaves 3 -o dream.png",
     "vgg features vgg16.onnx photos --layers relu5_1 -o index.safetensors",
     "vgg features --like astronaut.png index.safetensors -o alike.png",
@@ -55,7 +56,7 @@ def main() -> None:
         strip(pictures / "dream.jpg", "china.jpg", "dream.png")
         with Image.open("alike.png") as sheet:
             sheet.convert("RGB").save(pictures / "alike.jpg", quality=JPEG_QUALITY)
-    for name in ("style", "dream", "alike"):
+    for name in PICTURES:
         print(f"{(pictures / name).with_suffix('.jpg').stat().st_size / 1000:.0f} kB {name}.jpg")
 
 

@@ -43,7 +43,7 @@ def stylize(
     *,
     sizes: Sequence[int] = (256, 512),
     steps: int = 100,
-    style_weight: float = 1.0,
+    style_weight: float = 5.0,
     average_pooling: bool = False,
     report: Report = lambda line: None,
 ) -> Image.Image:
@@ -73,7 +73,7 @@ def stylize(
     maps = _maps_of(classifier, average_pooling)
     _check(sizes, steps)
     if not 0 < style_weight < float("inf"):
-        raise UserError(f"expected a style weight above 0, got {style_weight}, try 1")
+        raise UserError(f"expected a style weight above 0, got {style_weight}, try 5")
     photo, picture = (_decoded(image, classifier, name) for image, name in ((content, "content"), (style, "style")))
     painted = _at_size(photo, sizes[0], classifier)
     for size in sizes:

@@ -46,7 +46,7 @@ class Flags(PaintingFlags):
     """Pixels of the longer side, from coarse to fine."""
     steps: int = 100
     """Evaluations of the network at each size."""
-    style_weight: float = 1.0
+    style_weight: float = 5.0
     """Of the error of the style; that of the content counts 1."""
     average_pooling: bool = False
     """Average pools in place of max pools, as the authors propose."""
