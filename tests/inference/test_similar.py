@@ -84,11 +84,11 @@ def test_what_is_no_index_is_refused(photos, capsys):
     assert cli.main(["features", "m.safetensors", "photos", "--layers", "relu2_1", "-o", "index.safetensors"]) == 0
     with pytest.raises(WeightsError, match="expected a layer of the index, got 'relu2_2', try relu2_1"):
         read_index("index.safetensors", "relu2_2")
-    assert cli.main(["features", "m.safetensors", "photos", "--layers", "fc3", "-o", "index.safetensors"]) == 0
+    assert cli.main(["features", "m.safetensors", "photos", "--layers", "fc4", "-o", "index.safetensors"]) == 0
     index = read_index("index.safetensors")
     make_weights(photos / "other.safetensors", labels=["a", "b"])
     with pytest.raises(
-        WeightsError, match="expected the network of the index, m.safetensors, whose fc3 has 3 features, "
+        WeightsError, match="expected the network of the index, m.safetensors, whose fc4 has 3 features, "
     ):
         index.like(load_classifier("other.safetensors"), "query.jpg")
     with pytest.raises(ValueError, match="expected a top from 1, got 0"):
