@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 
 from vggkit import cli, features
+from vggkit.inference.explain import explain
+from vggkit.inference.explain_check import check
 
 BOOT = (Path(__file__).parents[2] / "docs/pictures/ankle-boot.png").read_bytes()
 
@@ -63,6 +65,15 @@ def test_an_output_taken_apart_adds_up(app, model, image, layer, y, x):
         )
 
 
+def test_heat_maps_are_those_of_explain(app, model, image):
+    found = app.post("/api/heat", {"run": model, "image": image, "methods": ["grad-cam", "saliency"], "check": True})
+    expected = explain(app.folder / "runs" / model, BOOT, "grad-cam")
+    assert (found["label"], found["maps"][0]["layer"]) == (expected.label, expected.layer)
+    assert found["probability"] == pytest.approx(expected.probability, rel=1e-4)
+    assert found["verdicts"][0] == check(app.folder / "runs" / model, expected).verdict
+    assert found["picture"].startswith("data:image/png;base64,")
+
+
 def png(width, height):
     """A PNG file that says that it is of this size."""
 
@@ -100,6 +111,8 @@ def test_uploads_that_are_refused(app, content, kind, status, told):
         ("/api/maps", {"layer": "conv9_9"}, "expected a layer of a block"),
         ("/api/unit", {"layer": "conv1_1", "channel": 99, "y": 0, "x": 0}, "expected channel, y and x within"),
         ("/api/unit", {"layer": "relu1_1", "channel": 0, "y": 0, "x": 0}, "expected a convolution"),
+        ("/api/heat", {"methods": ["magic"]}, "expected a method of grad-cam"),
+        ("/api/heat", {"methods": []}, "expected 1 to 4 methods"),
         ("/api/sample", {"index": "1"}, "expected"),
     ],
 )

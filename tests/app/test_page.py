@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.killing import KILLS
+
 expect = pytest.importorskip("playwright.sync_api", reason="needs playwright").expect
 expect.set_options(timeout=60_000)
 
@@ -71,6 +73,8 @@ def test_every_width_and_scheme(tab, scheme):
     no_serious_fault(tab)
 
 
+@pytest.mark.torture
+@pytest.mark.skipif(KILLS < 200, reason="starts two doctors: make torture runs it")
 def test_the_doctor_is_asked_and_obeyed(tab, app):
     tab.goto(f"http://{app.host}/#/doctor?network=1x8+1x8+1x8&image_size=16&hidden=32")
     tab.get_by_label("Initial weights").select_option("torch")
@@ -126,6 +130,8 @@ def test_an_image_is_classified_and_looked_into(tab, app, model):
     tab.get_by_text("row 8, column 8: window × weights").wait_for()
     tab.get_by_role("application").press("ArrowUp")
     tab.get_by_text("row 7, column 8: window × weights").wait_for()
+    tab.get_by_role("button", name="Explain").click()
+    tab.locator("img.heat").wait_for()
     assert all(fits(tab, width) for width in (400, 900, 1400))
     no_serious_fault(tab)
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from vggkit.app.looking import as_address
+from vggkit.app.looking import as_address, png_address
 from vggkit.design.layers import Layer
 from vggkit.errors import UserError, shown
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from vggkit.inference.predict import Classifier
 
+MAX_METHODS = 4
 SHOWN_INPUTS = 4
 """Input channels of a convolution that are shown, those that give most to the sum."""
 
@@ -90,6 +91,26 @@ def unit(classifier: "Classifier", content: bytes, asked: dict[str, Any]) -> dic
             else {"layer": name, "value": _pooled(found[name], channel, y, x_at)}
             for name in after
         ],
+    }
+
+
+def heat(classifier: "Classifier", content: bytes, asked: dict[str, Any]) -> dict[str, Any]:
+    """What in an image speaks for its most probable class, by several methods, as `vgg explain` draws it."""
+    from vggkit.inference.explain import explain
+    from vggkit.inference.explain_check import check
+    from vggkit.inference.explain_pictures import explanations_picture
+
+    methods = asked.get("methods")
+    if not isinstance(methods, list) or not 1 <= len(methods) <= MAX_METHODS:
+        raise UserError(f"expected 1 to {MAX_METHODS} methods, got another request")
+    found = [explain(classifier, content, method) for method in methods]
+    verdicts = [check(classifier, one).verdict for one in found] if asked.get("check") is True else []
+    return {
+        "picture": png_address(explanations_picture([found])),
+        "label": found[0].label,
+        "probability": found[0].probability,
+        "maps": [{"method": one.method, "layer": one.layer} for one in found],
+        "verdicts": verdicts,
     }
 
 

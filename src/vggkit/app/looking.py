@@ -75,11 +75,13 @@ class Models:
         return {"top": [each._asdict() for each in top], "seen": picture}
 
     def inside(self, path: Path, content: bytes, asked: dict[str, Any]) -> dict[str, Any]:
-        """The maps of a layer, or with a `channel` one output of it; see `vggkit.app.inside`."""
-        from vggkit.app.inside import maps, unit
+        """The maps of a layer, with a `channel` one output of it, with `methods` heat maps; see `vggkit.app.inside`."""
+        from vggkit.app.inside import heat, maps, unit
 
         with self.lock:
             classifier = self.classifier(path)
+            if "methods" in asked:
+                return heat(classifier, content, asked)
             if "channel" in asked:
                 return unit(classifier, content, asked)
             return maps(classifier, content, asked.get("layer"))
@@ -169,7 +171,12 @@ def thumbnail(content: "Content", channels: int) -> str:
 
 def as_address(image: "Image") -> str:
     """A PNG as an address that holds it."""
-    return "data:image/png;base64," + base64.b64encode(as_png(image)).decode()
+    return png_address(as_png(image))
+
+
+def png_address(content: bytes) -> str:
+    """A PNG file as an address that holds it."""
+    return "data:image/png;base64," + base64.b64encode(content).decode()
 
 
 def as_png(image: "Image") -> bytes:

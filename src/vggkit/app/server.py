@@ -104,6 +104,7 @@ def page(machine: Machine, runs: Runs) -> Starlette:
             Route("/api/classify", _answers(classify), methods=["POST"]),
             Route("/api/maps", _answers(looked_inside), methods=["POST"]),
             Route("/api/unit", _answers(looked_inside), methods=["POST"]),
+            Route("/api/heat", _answers(looked_inside), methods=["POST"]),
             Route("/api/compare", _answers(compare), methods=["POST"]),
             Route("/api/look", _answers(lambda asked: models.look(run_of(asked))), methods=["POST"]),
             Route("/api/confusion", _answers(lambda asked: models.confusion(run_of(asked))), methods=["POST"]),

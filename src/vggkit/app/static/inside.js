@@ -1,6 +1,7 @@
 // The view "Look inside": the maps of any layer for an image, the most active ones first, one of them enlarged.
 
 import { ask, h } from "./dom.js";
+import { heatMaps } from "./heat.js";
 import { modelList, picker } from "./picker.js";
 import { readAddress, writeAddress } from "./state.js";
 import { taken } from "./unit.js";
@@ -11,13 +12,14 @@ const FIRST = 48;
 export function open(main) {
   const left = h("section", { class: "panel stack" }), chips = h("div", { class: "layers" }), gallery = h("div", { class: "maps" });
   const large = h("div"), apart = h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": t("apartTitle") }), told = h("p", { class: "small muted", role: "status" });
+  const heat = heatMaps(() => ({ run: view.run, image: images.current().image }));
   const panels = h("div", { class: "stack", hidden: true },
     h("section", { class: "panel" }, h("h2", {}, t("mapsTitle")), chips, told, gallery),
-    h("section", { class: "panel two" }, h("div", {}, h("h2", {}, t("oneMap")), large), h("div", {}, h("h2", {}, t("apartTitle")), apart)));
+    h("section", { class: "panel two" }, h("div", {}, h("h2", {}, t("oneMap")), large), h("div", {}, h("h2", {}, t("apartTitle")), apart)), heat.element);
   const hint = h("p", { class: "panel muted" }, t("noImage"));
   main.append(h("h1", {}, t("insideTitle")), h("p", { class: "lead" }, t("insideLead")), h("div", { class: "split" }, left, h("div", { class: "stack" }, hint, panels)));
   const view = { run: null, model: null, layer: null, count: FIRST, asked: 0 };
-  const images = picker(() => view.run, () => look());
+  const images = picker(() => view.run, () => { heat.clear(); look(); });
 
   modelList(readAddress().values.model, (name) => { writeAddress({ values: { model: name } }); choose(name); }).then(({ name, element }) => {
     left.append(element, ...(name ? [images.element] : []));
@@ -26,6 +28,7 @@ export function open(main) {
 
   async function choose(name) {
     view.run = name;
+    heat.clear();
     try {
       view.model = await ask("/api/model", { run: name });
     } catch (error) {

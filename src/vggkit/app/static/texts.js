@@ -248,4 +248,11 @@ export const WORDS = {
   "exercise size answer": ["MACs and activations fall with the number of pixels; the convolutions keep their parameters, and fc6, which takes the last map, loses most of its own.", "乘加与激活随像素数减少;卷积的参数不变,而接收最后特征图的 fc6 失去了大部分参数。"],
   "exercise deeper": ["Build the deeper models of the paper's Table 1, VGG-16 and VGG-19.", "构造论文表 1 中更深的模型:VGG-16 与 VGG-19。"],
   "exercise deeper answer": ["One word in Design. Three more convolutions, in the last three blocks, add few parameters and a good quarter of the MACs.", "在“设计”中只需一个词。后三块各多一个卷积:参数增加不多,乘加增加四分之一强。"],
+
+  heatTitle: ["What speaks for its class", "什么支持它的类别"],
+  heatHelp: ["Up to {0} methods, drawn as vgg explain draws them. The check compares each map with those of randomised networks, and deletes what it marks: it takes a while.",
+    "最多 {0} 种方法,画法与 vgg explain 相同。检验会把每张图与权重随机化后的网络作比较,并删去它所标出的部分:需要一些时间。"],
+  heatCheck: ["With the check of each map", "同时检验每张图"],
+  heatRun: ["Explain", "解释"],
+  heatFor: ["{0}, {1}", "{0},{1}"],
 };
