@@ -75,7 +75,7 @@ def unit_picture(unit: str, pixels: Pixels, patches: Sequence[Patch], source: st
         for axes in grid:
             axes.axis("off")
         for axes, patch in zip(parts[1].axes, patches, strict=False):
-            _show(axes, patch.pixels, f"{patch.value:.3g}")
+            _show(axes, patch.pixels, f"{patch.value:.4g}")
     return as_png(figure)
 
 

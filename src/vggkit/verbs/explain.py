@@ -135,7 +135,10 @@ def _draw_unit(flags: Flags, classifier: "Classifier") -> Outcome:
         data = open_data(flags.data, holdout=0)
         split = default_split(data)
         images = data.splits[split]
-        read, source = images.reader(0, 0), f"{len(images):,} {split.removeprefix('all')} images of {data.name}"
+        read, source = (
+            images.reader(0, 0),
+            f"{len(images):,} {split} images of {data.name}".replace(" all images", " images"),
+        )
         patches = exciting_patches(classifier, unit, (read(index).content for index in range(len(images))))
     pixels = maximised(classifier, unit, flags.seed)
     facts = {"unit": unit, "patches": [{"image": patch.image, "value": patch.value} for patch in patches]}
