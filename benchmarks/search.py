@@ -26,7 +26,7 @@ from measuring import parser, row_header, save_row
 
 from vggkit import Recipe, costs, train
 from vggkit.data.sources import open_data
-from vggkit.lab.designs import MOST_BLOCKS, MOST_CONVS, WIDTHS, Budget, drawn, is_possible, sized
+from vggkit.lab.designs import LEAST_SHARE, MOST_BLOCKS, MOST_CONVS, WIDTHS, Budget, drawn, is_possible, sized
 from vggkit.lab.search import DRAWN, search
 from vggkit.lab.statistics import mean_interval
 from vggkit.verbs.terminal import print_to_stderr
@@ -63,7 +63,7 @@ def by_optuna(base: Recipe, budget: Budget, folder: Path, seconds: float) -> tup
     begin, results, trained = time.process_time(), dict[str, float](), set[str]()
     study = optuna.create_study(
         direction="maximize",
-        sampler=optuna.samplers.TPESampler(seed=base.seed, constraints_func=lambda trial: trial.user_attrs["beyond"]),
+        sampler=optuna.samplers.TPESampler(seed=base.seed),
         pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3),
     )
     for design in drawn(budget, DRAWN, base.seed, image_size=SIZE)[:10]:
@@ -73,8 +73,10 @@ def by_optuna(base: Recipe, budget: Budget, folder: Path, seconds: float) -> tup
         blocks = suggested(trial)
         design = sized(blocks, SIZE)
         share = budget.share(design.parameters, design.macs)
-        trial.set_user_attr("beyond", (share - 1, 0.5 - share, 0.0 if is_possible(blocks, SIZE) else 1.0))
-        if max(trial.user_attrs["beyond"]) > 0 or design.notation in trained:
+        beyond = {"limits": share - 1, "least share": LEAST_SHARE - share, "size": float(not is_possible(blocks, SIZE))}
+        for name, value in beyond.items():
+            trial.set_constraint(name, value)
+        if max(beyond.values()) > 0 or design.notation in trained:
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
             continue
         trained.add(design.notation)
@@ -136,6 +138,16 @@ def final_accuracies(recipe: Recipe, folder: Path) -> list[float]:
     return [run.history[-1].test_accuracy for run in runs]
 
 
+def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `path` holds, which `make` gives if it is not there yet."""
+    if not path.exists():
+        done = make()
+        path.write_text(json.dumps(done))
+        print_to_stderr(f"{path.stem}: {done}")
+    values: dict[str, Any] = json.loads(path.read_text())
+    return values
+
+
 def main() -> None:
     flags = parser(__doc__, repeats=3)
     flags.add_argument("folder", type=Path)
@@ -152,18 +164,17 @@ def main() -> None:
     methods: dict[str, Search] = {"vgg search": ours, "random": at_random, "Optuna": by_optuna}
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
     for repeat in range(given.repeats):
-        for name, method in methods.items():
+        for name in methods:
             folder = given.folder / f"{name.replace(' ', '-')}-{repeat}"
-            path = folder.with_suffix(".json")
-            if not path.exists():
+
+            def searched(name: str = name, folder: Path = folder, repeat: int = repeat) -> dict[str, Any]:
                 begin = time.process_time()
-                winner, designs = method(base.changed(seed=repeat), budget, folder, given.seconds)
+                winner, designs = methods[name](base.changed(seed=repeat), budget, folder, given.seconds)
                 done = {"winner": winner, "designs": designs, "cpu_seconds": round(time.process_time() - begin)}
-                done["accuracies"] = final_accuracies(base.changed(architecture=winner), folder / "final")
-                path.write_text(json.dumps(done))
-                print(name, repeat, done, flush=True)
-            results[name].append(json.loads(path.read_text()))
-    by_hand = final_accuracies(quick, given.folder / "quick")
+                return done | {"accuracies": final_accuracies(base.changed(architecture=winner), folder / "final")}
+
+            results[name].append(kept(folder.with_suffix(".json"), searched))
+    by_hand = kept(given.folder / "quick.json", lambda: {"accuracies": final_accuracies(quick, given.folder / "quick")})
     means = {name: [sum(each["accuracies"]) / SEEDS for each in some] for name, some in results.items()}
     row = {
         **row_header(torch.device("cpu"), given.repeats),
@@ -172,7 +183,7 @@ def main() -> None:
         "cpu_seconds_each": given.seconds,
         "winners_trained": f"on both, {SEEDS} seeds, measured on {TESTED} test images",
         "test_accuracy": {name: summary(values) for name, values in means.items()},
-        "quick": summary(by_hand),
+        "quick": summary(by_hand["accuracies"]),
         "searches": results,
     }
     save_row("search", row, given.save)
