@@ -43,7 +43,8 @@ def ours(base: Recipe, budget: Budget, folder: Path, seconds: float) -> tuple[st
     found = search(
         base, budget, folder, seconds=seconds, seeds=1, device="cpu", now=time.process_time, say=print_to_stderr
     )
-    assert found is not None
+    if found is None:
+        raise SystemExit("stopped by a signal; the same command goes on")
     return found.recipe.architecture, found.num_designs
 
 
@@ -112,9 +113,16 @@ def as_parameters(notation: str) -> dict[str, int]:
 
 def accuracies(base: Recipe, notation: str, folder: Path, rungs: tuple[int, ...]) -> Iterator[float]:
     """The accuracy after so many epochs, each trained when it is asked for, by the same calls as in `vgg search`."""
-    recipe, run = base.changed(architecture=notation), folder / notation.replace(" ", "-")
     for epochs in rungs:
-        yield train(recipe, resume=run, until_epoch=epochs, device="cpu", progress=False).history[-1].test_accuracy
+        yield trained(base.changed(architecture=notation), folder / notation.replace(" ", "-"), epochs)
+
+
+def trained(recipe: Recipe, folder: Path, epochs: int) -> float:
+    """The accuracy of a run after so many epochs."""
+    run = train(recipe, resume=folder, until_epoch=epochs, device="cpu", progress=False)
+    if len(run.history) < epochs:
+        raise SystemExit("stopped by a signal; the same command goes on")
+    return run.history[epochs - 1].test_accuracy
 
 
 def write_images(folder: Path) -> None:
@@ -131,11 +139,8 @@ def write_images(folder: Path) -> None:
 
 def final_accuracies(recipe: Recipe, folder: Path) -> list[float]:
     """The test accuracy of `recipe`, trained on all images, for each seed."""
-    runs = (
-        train(recipe, seed=seed, validation=0, resume=folder / str(seed), device="cpu", progress=False)
-        for seed in range(SEEDS)
-    )
-    return [run.history[-1].test_accuracy for run in runs]
+    recipes = [recipe.changed(seed=seed, validation=0) for seed in range(SEEDS)]
+    return [trained(each, folder / str(each.seed), each.epochs) for each in recipes]
 
 
 def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
