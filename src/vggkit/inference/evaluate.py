@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from vggkit.engines import gpu
 from vggkit.errors import DataError, WeightsError, check_type, shown
 from vggkit.inference.classes import matched_classes
 from vggkit.inference.predict import AnyModel, Classifier, class_logits, load_classifier
+from vggkit.inference.views import Views, viewed
 
 NUM_MISTAKES = 12
 MAX_NOTES = 3
@@ -153,6 +154,7 @@ def evaluate(
     batch_size: int = 128,
     num_workers: int = 0,
     bad_images: Literal["fail", "skip"] = "fail",
+    views: Views | None = None,
 ) -> Evaluation:
     """How a network does on labelled images, on its device.
 
@@ -166,6 +168,7 @@ def evaluate(
         batch_size: images together.
         num_workers: threads that decode image files ahead.
         bad_images: what to do with files that are damaged or no images: fail, or skip them, which a note then says.
+        views: views of each image whose probabilities are averaged, see `Views`; a bad image is then always an error.
 
     Raises:
         DataError: the data has no class that the network knows, or no such split, or holds a bad image.
@@ -194,7 +197,8 @@ def evaluate(
         read = FittedImage(classifier.preprocessing)
         options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "bad_images": bad_images}
         feed = open_feed(images, read, Whole(classifier.device), **options)
-        outcome, surest = _outcome(classifier, feed, table.to(classifier.device))
+        one = judged(classifier.fast, feed, classifier.preprocessing)
+        outcome, surest = _outcome(viewed(classifier, images, views) if views else one, table.to(classifier.device))
         measured.append(outcome)
         mistakes += _mistakes(classifier, images, surest)
         bad |= feed.loader.bad if isinstance(feed, LoaderFeed) else {}
@@ -259,7 +263,7 @@ def data_of_run(model: Path) -> ImageSource:
         raise DataError(f"{shown(path, 500)}: expected the recipe of a run, got something else") from None
 
 
-def _outcome(classifier: Classifier, feed: Feed, table: Tensor) -> tuple[Tensor, list[Tensor]]:
+def _outcome(batches: Iterable[tuple[Batch, Tensor]], table: Tensor) -> tuple[Tensor, list[Tensor]]:
     """What a network makes of a split, as int64 (4, images).
 
     The rows are the labels of the data and of the network, what it said, and whether the label is among its first five.
@@ -268,7 +272,7 @@ def _outcome(classifier: Classifier, feed: Feed, table: Tensor) -> tuple[Tensor,
     """
     columns, surest = list[Tensor](), list[Tensor]()
     start, is_finite = 0, torch.tensor(True, device=table.device)
-    for batch, logits in judged(classifier.fast, feed, classifier.preprocessing):
+    for batch, logits in batches:
         probability, predicted = logits.softmax(dim=1).max(dim=1)
         is_finite &= probability.isfinite().all()
         labels = table[batch.labels.clamp(min=-1)]

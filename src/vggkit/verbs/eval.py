@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from vggkit.errors import shown
+from vggkit.errors import UserError, shown
 from vggkit.training.recipe import Recipe
 from vggkit.training.run_folder import RECIPE, read_recipe
 from vggkit.verbs.models import ModelFlags
@@ -35,6 +35,10 @@ class Flags(ModelFlags):
     """Threads that decode image files ahead; half of the cores, at most 16, if not given."""
     data_dir: Path | None = None
     """Where to look for Fashion-MNIST first."""
+    views: Literal["one", "flip", "multi-crop", "dense", "dense+crop"] = "one"
+    """Views of each image whose probabilities are averaged: its mirror image, 5 x 5 crops, or the whole image."""
+    scales: tuple[int, ...] = ()
+    """Pixels of the shorter side that images are resized to for --views; the network's own, if not given."""
     plot: Path | None = None
     """Draw the confusion matrix and the surest mistakes into this .png file."""
 
@@ -44,9 +48,12 @@ def run(arguments: list[str]) -> None:
     flags = parse_flags("eval", Flags, arguments)
     if flags.plot is not None:
         check_out(flags.plot, ".png", flag="--plot")
+    if flags.scales and flags.views == "one":
+        raise UserError("expected --views with --scales, got one view, try --views flip")
     from vggkit.data.loader import default_workers
     from vggkit.inference.confusion import draw_confusion
     from vggkit.inference.evaluate import default_split, evaluate
+    from vggkit.inference.views import Views
 
     classifier = flags.classifier(flags.best)
     model = Path(flags.model)
@@ -59,6 +66,7 @@ def run(arguments: list[str]) -> None:
         flags.split or (default_split(data) if flags.data else None),
         num_workers=flags.workers if flags.workers is not None else default_workers(),
         bad_images=flags.bad_images or (recipe.bad_images if recipe else "fail"),
+        views=None if flags.views == "one" else Views(flags.views, flags.scales),
     )
     if flags.plot is not None:
         draw_confusion(evaluation, flags.plot)
