@@ -1,3 +1,3 @@
 """The version of vggkit, which is said nowhere else."""
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"

@@ -101,7 +101,7 @@ def test_the_default_layer_is_the_last_relu_of_the_blocks(model):
 
 
 def test_gradients_are_those_of_captum(model):
-    attr = pytest.importorskip("captum.attr")
+    attr = peer("captum.attr")
     x = input_of(model)
     assert_alike(explain(model, PIXELS, "saliency", 2).heat, attr.Saliency(model.net).attribute(x, target=2).amax(1))
     expected = attr.IntegratedGradients(model.net).attribute(x, target=2, n_steps=32, method="gausslegendre").sum(1)
@@ -111,13 +111,13 @@ def test_gradients_are_those_of_captum(model):
 
 
 def test_guided_backprop_is_captums(model):
-    attr = pytest.importorskip("captum.attr")
+    attr = peer("captum.attr")
     expected = attr.GuidedBackprop(model.net).attribute(input_of(model), target=2)
     assert_alike(explain(model, PIXELS, "guided-backprop", 2).heat, expected.abs().amax(1))
 
 
 def test_smoothgrad_is_captums_up_to_the_noise(monkeypatch):
-    attr = pytest.importorskip("captum.attr")
+    attr = peer("captum.attr")
     model = model_of(NETWORKS["flatten"])
     monkeypatch.setattr("vggkit.inference.explain_methods.NOISY_IMAGES", 400)
     x = input_of(model)

@@ -65,7 +65,7 @@ def test_the_verb_prints_tables_and_writes_reports(runs, tmp_path, capsys):
     assert "<script" not in text
     assert not re.search(r'(src=|href="(?!#|data:)|url\((?!#)|@import)', text)  # nothing is fetched
     assert "vgg compare" in text
-    assert all(name in picture.read_text() for name in names)
+    assert all(name[-37:] in picture.read_text() for name in names)
     assert cli.main(["compare", *names[:2], "--json", "-o", str(tmp_path / "a.md"), "--device", "cpu"]) == 0
     assert len(json.loads(capsys.readouterr().out)["models"]) == 2
     assert (tmp_path / "a.md").read_text().startswith("# Networks compared\n")

@@ -12,7 +12,7 @@ from vggkit.design.memory import largest_batch, training_memory
 from vggkit.design.network import Network, as_network, costs, draw
 from vggkit.design.notation import FAMILY
 from vggkit.design.scaling import predict_step
-from vggkit.errors import ArchitectureError, UserError
+from vggkit.errors import ArchitectureError, UserError, shown
 
 OPTIONS = ("in_channels", "image_size", "num_classes", "head", "pooled_size", "hidden", "dropout")
 """What a design has beside its notation, each as a field of `Architecture`."""
@@ -75,7 +75,10 @@ def memory_bytes() -> int:
 
 def _step_options(asked: dict[str, Any]) -> dict[str, Any]:
     defaults = {"batch_size": 32, "optimizer": "sgd", "dtype": "float32"}
-    return {name: asked.get(name, default) for name, default in defaults.items()}
+    options = {name: asked.get(name, default) for name, default in defaults.items()}
+    if type(options["batch_size"]) is not int or options["batch_size"] < 1:
+        raise UserError(f"expected a batch_size from 1, got {shown(repr(options['batch_size']))}")
+    return options
 
 
 def _described(network: Network, asked: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from vggkit.app.looking import as_address
+from vggkit.app.addresses import as_address
 from vggkit.errors import DataError, UserError, shown
 
 MAX_PIXELS = 50_000_000

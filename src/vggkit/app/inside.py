@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from vggkit.app.looking import as_address, png_address
+from vggkit.app.addresses import as_address, png_address
 from vggkit.design.layers import Layer
 from vggkit.errors import UserError, shown
 

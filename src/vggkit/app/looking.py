@@ -1,23 +1,18 @@
 """What a trained network, or one that is still training, makes of images. Imports torch when it is first asked."""
 
-import base64
-import io
 import threading
 from collections import OrderedDict
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vggkit.app.addresses import as_address, as_png, thumbnail
 from vggkit.errors import UserError
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from vggkit.data.images import Content
     from vggkit.inference.predict import Classifier
 
 SHOWN_IMAGES = 20
-THUMBNAIL_PIXELS = 64
 MAX_FILTERS = 64
 TOP = 10
 KEPT_MODELS = 2
@@ -158,32 +153,6 @@ class Models:
             "channels": network.in_channels,
             "layers": layers,
         }
-
-
-def thumbnail(content: "Content", channels: int) -> str:
-    """A small picture of an image, as an address that holds it."""
-    from vggkit.data.images import decoded
-
-    image = decoded(content, channels, "the image", least_side=THUMBNAIL_PIXELS)
-    image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-    return as_address(image)
-
-
-def as_address(image: "Image") -> str:
-    """A PNG as an address that holds it."""
-    return png_address(as_png(image))
-
-
-def png_address(content: bytes) -> str:
-    """A PNG file as an address that holds it."""
-    return "data:image/png;base64," + base64.b64encode(content).decode()
-
-
-def as_png(image: "Image") -> bytes:
-    """A PNG file."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
 
 
 def _filters(classifier: "Classifier") -> list[str]:

@@ -145,7 +145,9 @@ def check_export_path(path: Path) -> None:
     is_taken = path.is_dir() if path.suffix else os.path.lexists(path)
     if path.suffix not in FORMATS or is_taken or not path.parent.is_dir():
         known = ", ".join(filter(None, FORMATS))
-        raise UserError(f"expected a {known} file or a new folder for timm, in a folder that exists, got {shown(path)}")
+        raise UserError(
+            f"expected a {known} file or a new folder for timm, in a folder that exists, got {shown(path, 500)}"
+        )
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ LARGEST, SMALLEST = 20.0, 4.0
 """Radii of circles, in points."""
 FONT_SIZE, RINGS = 9, 12
 """Of the names, in points; and how many times that a name may be away from its circle."""
+MOST_CHARACTERS = 40
+"""Of a name in a picture."""
 MOST_NAMES = 12
 """If there are more networks, only those on the front are named."""
 
@@ -57,7 +59,7 @@ def front_plot(
         axes.margins(0.25)
         axes.grid(alpha=0.3)
         are_all_named = len(names) <= MOST_NAMES
-        named = [shown(n, 40) if is_on or are_all_named else "" for n, is_on in zip(names, is_front, strict=True)]
+        named = [shortened(n) if is_on or are_all_named else "" for n, is_on in zip(names, is_front, strict=True)]
         drawn.append((axes, named, places, radii))
     figure.draw_without_rendering()  # decides where everything is
     for each in drawn:
@@ -67,7 +69,12 @@ def front_plot(
 
 def labelled(name: str) -> str:
     """`name` as a label of matplotlib's, which takes dollars for mathematics."""
-    return shown(name, 40).replace("$", r"\$")
+    return shortened(name).replace("$", r"\$")
+
+
+def shortened(name: str) -> str:
+    """The end of a long path, which is what tells one run from another."""
+    return shown(name if len(name) <= MOST_CHARACTERS else "..." + name[3 - MOST_CHARACTERS :])
 
 
 def _put_names(
