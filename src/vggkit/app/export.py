@@ -1,6 +1,5 @@
 """Finished runs as static pages, for any web server: how they went, what they confuse, and what they are."""
 
-import base64
 import contextlib
 import json
 import tempfile
@@ -8,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vggkit.app.addresses import png_address
 from vggkit.errors import RunError, shown
 from vggkit.training.run_folder import RECIPE, read_recipe
 from vggkit.weights.runs import METRICS, MODEL
@@ -81,6 +81,6 @@ def _history(run: Path) -> "list[EpochMetrics]":
 def _embedded(png: bytes) -> str:
     """A PNG file as an SVG element."""
     width, height = (int.from_bytes(png[at : at + 4]) for at in (16, 20))
-    address = f"data:image/png;base64,{base64.b64encode(png).decode()}"
     size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}><image href="{address}" width="100%" height="100%"/></svg>'
+    image = f'<image href="{png_address(png)}" width="100%" height="100%"/>'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{image}</svg>'

@@ -37,25 +37,17 @@ class Machine:
     def warm_up(self) -> None:
         """Load torch, then time training steps of a small network, as `vgg train` takes them."""
         begin = time.perf_counter()
-        import torch
-
         from vggkit.design.network import as_network, costs
         from vggkit.design.scaling import backward_macs
         from vggkit.engines.accelerate import accelerate
-        from vggkit.lab.bench import turn_seconds
-        from vggkit.networks.baselines import build
+        from vggkit.lab.bench import settled_seconds, trains_by, with_random_images
         from vggkit.training.hardware import choose_device, describe_hardware
         from vggkit.training.recipe import Recipe
-        from vggkit.training.step import make_optimizer, train_step
 
         device = choose_device(None)
         self.hardware, self.torch_seconds = describe_hardware(device), time.perf_counter() - begin
         network = as_network(MEASURED, in_channels=1, num_classes=10, image_size=MEASURED_SIZE, hidden=())
-        net = build(network, "torch").to(device).train()
-        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        x = torch.randn(MEASURED_BATCH, 1, MEASURED_SIZE, MEASURED_SIZE, device=device)
-        labels = torch.randint(10, (MEASURED_BATCH,), device=device)
-        fast, optimizer = accelerate(net), make_optimizer(Recipe.named("d2l"), net)
-        seconds = turn_seconds(lambda: train_step(fast, optimizer, x, labels, learning_rate=1e-4), device)
+        net, x, labels = with_random_images(network, MEASURED_BATCH, device)
+        seconds = settled_seconds(trains_by(Recipe.named("d2l"), accelerate(net.train()), x, labels), device)
         macs = costs(network, MEASURED_BATCH).total.macs + backward_macs(network, MEASURED_BATCH)
         self.rate = macs / seconds

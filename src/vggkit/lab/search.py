@@ -206,7 +206,7 @@ class Space:
         is_array = isinstance(self._source.train, ArrayImages)
         kept_out = base.validation or (min(VALIDATION, len(self._source.train) // 5) if is_array else 0)
         self._base = base.changed(hidden=(), head="gap", validation=kept_out)
-        channels = {"data": self._source.channels, "grey": 1, "rgb": 3}[base.channels]
+        channels = base.in_channels(self._source.channels)
         self._labels = {"in_channels": channels, "num_classes": len(self._source.classes)}
         self._sizes = {"image_size": base.image_size, **self._labels}
 

@@ -215,8 +215,7 @@ def _chosen(experiment: Experiment, device: torch.device, data_dir: Path | None)
 
 
 def _network(recipe: Recipe, source: ImageSource) -> Network:
-    channels = {"data": source.channels, "grey": 1, "rgb": 3}[recipe.channels]
-    return recipe.network(in_channels=channels, num_classes=len(source.classes))
+    return recipe.network(in_channels=recipe.in_channels(source.channels), num_classes=len(source.classes))
 
 
 def _images(recipe: Recipe, source: ImageSource) -> tuple[int, int]:

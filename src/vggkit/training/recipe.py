@@ -169,6 +169,10 @@ class Recipe:
         starts = [field for field in ("pretrained", "warm_start", "continues") if getattr(self, field)]
         need(len(starts) < 2, f"one of pretrained, warm_start and continues, got {' and '.join(starts)}")
 
+    def in_channels(self, data_channels: int) -> int:
+        """Channels of the network's input for images that have `data_channels` of their own."""
+        return {"data": data_channels, "grey": 1, "rgb": 3}[self.channels]
+
     def network(self, in_channels: int, num_classes: int) -> Network:
         """The network for images of `in_channels` and `num_classes`; raises `ArchitectureError`."""
         return as_network(

@@ -102,7 +102,7 @@ def open_run_data(
     if facts is not None:
         _check_same(recipe, facts.get("fingerprint"), source.fingerprint)  # before decoding, which may take long
     splits, held_out_name = _splits(recipe, source)
-    channels = {"data": source.channels, "grey": 1, "rgb": 3}[recipe.channels]
+    channels = recipe.in_channels(source.channels)
     zeros, ones = (0.0,) * channels, (1.0,) * channels
     geometry = Preprocessing(recipe.image_size, channels, zeros, ones, test_flip=recipe.test_flip)
     if recipe.shorter_side:
