@@ -136,7 +136,7 @@ def exciting_patches(model: AnyModel, unit: str, images: Images) -> list[Patch]:
     best: list[Patch] = []
     for names, pixels in batches(images, classifier.preprocessing, IMAGES_TOGETHER):
         x = classifier.preprocessing.scaled(pixels.to(classifier.device))
-        output = net.features(x, [layer.name])[layer.name][:, number].reshape(len(x), -1)
+        output = classifier.fast.features(x, [layer.name])[layer.name][:, number].reshape(len(x), -1)
         values, places = output.max(dim=1)
         side = round(output.shape[1] ** 0.5)
         for name, value, place, image in zip(names, values.tolist(), places.tolist(), pixels, strict=True):

@@ -1,13 +1,12 @@
 """`vgg dream`: a photo changed so that a layer responds more strongly."""
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from tyro.conf import Positional
 
-from vggkit.verbs.style import SUFFIXES, LiveLine, PaintingFlags, finish
-from vggkit.verbs.terminal import check_out, parse_flags
+from vggkit.verbs.painting import LiveLine, PaintingFlags, write_painting
+from vggkit.verbs.terminal import parse_flags
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +33,10 @@ class Flags(PaintingFlags):
 def run(arguments: list[str]) -> None:
     """Run the verb."""
     flags = parse_flags("dream", Flags, arguments)
-    check_out(flags.out, *SUFFIXES)
-    classifier, line, start = flags.classifier(), LiveLine(), time.perf_counter()
+    classifier, line = flags.classifier(), LiveLine()
     from vggkit.inference.style import dream
 
-    image = dream(
+    dreamt = dream(
         classifier,
         flags.image,
         layer=flags.layer,
@@ -47,4 +45,4 @@ def run(arguments: list[str]) -> None:
         steps=flags.steps,
         report=line,
     )
-    finish(image, flags, line, time.perf_counter() - start)
+    write_painting(dreamt, flags, line)

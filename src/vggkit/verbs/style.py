@@ -1,32 +1,12 @@
 """`vgg style`: a photo painted in the style of a picture."""
 
-import io
-import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
-from vggkit.errors import shown
-from vggkit.verbs.models import ModelFlags
-from vggkit.verbs.terminal import check_out, parse_flags, print_json, print_to_stderr
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-PLAIN_LINE_SECONDS = 10.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class PaintingFlags(ModelFlags):
-    """What the verbs that paint an image share."""
-
-    model: str
-    """The network that looks: keras/vgg16_notop (59 MB), torchvision/vgg16, a run folder or a weight file."""
-    out: Annotated[Path, arg(aliases=("-o",))]
-    """The image to write: .png, .jpg or .webp."""
+from vggkit.verbs.painting import LiveLine, PaintingFlags, write_painting
+from vggkit.verbs.terminal import parse_flags
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +37,7 @@ class Flags(PaintingFlags):
 def run(arguments: list[str]) -> None:
     """Run the verb."""
     flags = parse_flags("style", Flags, arguments)
-    check_out(flags.out, *SUFFIXES)
-    classifier, line, start = flags.classifier(), LiveLine(), time.perf_counter()
+    classifier, line = flags.classifier(), LiveLine()
     from vggkit.inference.style import stylize, with_colours_of
 
     painted = stylize(
@@ -73,42 +52,4 @@ def run(arguments: list[str]) -> None:
     )
     if flags.original_colours:
         painted = with_colours_of(painted, flags.content)
-    finish(painted, flags, line, time.perf_counter() - start)
-
-
-SUFFIXES = (".png", ".jpg", ".webp")
-
-
-class LiveLine:
-    """Shows the newest of many lines on stderr: in place on a terminal, now and then elsewhere."""
-
-    def __init__(self) -> None:
-        self.line, self.is_live, self._last = "", sys.stderr.isatty(), time.perf_counter()
-
-    def __call__(self, line: str) -> None:
-        """Take the next line."""
-        self.line, now = line, time.perf_counter()
-        if self.is_live:
-            print(f"\r\x1b[2K{line}", end="", file=sys.stderr, flush=True)
-        elif now - self._last >= PLAIN_LINE_SECONDS:
-            self._last = now
-            print_to_stderr(line)
-
-    def close(self) -> None:
-        """Leave a live line."""
-        if self.is_live:
-            print(file=sys.stderr)
-
-
-def finish(image: "Image", flags: PaintingFlags, line: LiveLine, seconds: float) -> None:
-    """Write what was painted, and say how that went."""
-    from vggkit.data.files import write_whole
-
-    line.close()
-    content = io.BytesIO()
-    image.save(content, {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP"}[flags.out.suffix], quality=92)
-    write_whole(flags.out, content.getvalue())
-    if flags.json:
-        print_json({"out": str(flags.out), "size": image.size, "seconds": round(seconds, 1), "last": line.line})
-    else:
-        print(f"{line.line}; {image.width}x{image.height} in {seconds:.0f} s", shown(flags.out, 500), sep="\n")
+    write_painting(painted, flags, line)
