@@ -1,6 +1,8 @@
 """The chapter's page holds what was measured, in both languages, and needs nothing but itself; so does the notebook."""
 
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.lab.conftest import kill_at
 from vggkit import Architecture, costs, vgg
 from vggkit.cli import main
 from vggkit.design.network import as_network
@@ -39,6 +42,20 @@ def chapter(folder):
     assert again.answers["batch-norm"].outcomes == made.answers["batch-norm"].outcomes
     assert [sum(", seed " in line for line in lines) for lines in told] == [6, 0]
     return made
+
+
+def test_a_killed_chapter_goes_on_to_the_same_page(chapter, tmp_path):
+    """To the same losses, accuracies, differences and verdicts; what they took differs."""
+    how = f"names=['batch-norm'], changes={TINY!r}, device='cpu'"
+    program = f"import pathlib, vggkit.lab.chapter as c; c.measured_chapter('minutes', pathlib.Path('runs'), {how})"
+    with subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path) as process:
+        kill_at(process, tmp_path / "runs/batch-norm/001/metrics.jsonl")
+    assert not (tmp_path / "runs/batch-norm/001/outcome.json").exists()
+    resumed = measured_chapter("minutes", tmp_path / "runs", names=["batch-norm"], changes=TINY, device="cpu")
+    pages = [" ".join(Page(chapter_page(each, "")).words) for each in (chapter, resumed)]
+    figures = [re.findall(r"[+-]?\d\.\d{3,4}\b|better|worse|not decided", page) for page in pages]
+    assert figures[0] == figures[1]
+    assert len(figures[0]) > 12
 
 
 def imagined(name):

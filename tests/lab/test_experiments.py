@@ -2,15 +2,14 @@
 
 import json
 import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.lab.conftest import kill_at, wait_for
 from vggkit import Recipe, cli, costs
 from vggkit.design.network import as_network
 from vggkit.errors import RecipeError
@@ -140,19 +139,21 @@ def test_an_answer_says_what_the_numbers_support():
     assert single.sentences == ["b against a: not decided (-0.050)."]
     assert json.loads(json.dumps(single.to_json(), allow_nan=False))["rows"][0]["accuracy"]["low"] is None
     assert "<svg" in single.plot()
+    # On which side of 0 the bounds lie can be seen, where three digits would be the same.
+    close = {"a": (0, 0, 0), "b": (0.0044, 0.0074, 0.0102), "c": (0.0043, 0.0074, 0.01026)}
+    outcomes = [
+        outcome(*each) for label, values in close.items() for each in zip(label * 3, range(3), values, strict=True)
+    ]
+    assert answered(plan("abc", 3), outcomes).sentences == [
+        "b is better than a by 0.0073 ±0.0072.",
+        "c against a: not decided (+0.0073 ±0.0074).",
+    ]
 
 
 COMMAND = [
     *("--vary", "architecture=1x8,lenet", "learning_rate=0.01,1e6", "data=fashion-mnist-sample", "image_size=28"),
     *("--epochs", "1", "--seeds", "1", "--runs", "runs"),
 ]
-
-
-def wait_for(process, path):
-    deadline = time.monotonic() + 120
-    while not path.exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def steady(path):
@@ -168,9 +169,7 @@ def test_a_killed_experiment_goes_on_to_the_same_report(tmp_path, monkeypatch, c
     assert cli.main(["experiment", *COMMAND, "-o", "answer.json"]) == 0
     monkeypatch.chdir(broken)
     with subprocess.Popen([sys.executable, "-m", "vggkit", "experiment", *COMMAND]) as process:
-        wait_for(process, Path("runs/001/metrics.jsonl"))
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+        kill_at(process, Path("runs/001/metrics.jsonl"))
     finished = Path("runs/000/model.safetensors").stat().st_mtime_ns
     assert cli.main(["experiment", *COMMAND, "-o", "answer.json"]) == 0
     assert Path("runs/000/model.safetensors").stat().st_mtime_ns == finished

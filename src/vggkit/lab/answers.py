@@ -135,10 +135,12 @@ class Answer:
         ]
         experiment, hardware = self.plan.experiment, {outcome.hardware for outcome in self.outcomes}
         seconds = sum(outcome.seconds for outcome in self.outcomes)
+        over = f"mean and 95% interval over seeds 0 to {experiment.seeds - 1}; differences paired by seed"
+        if experiment.seeds == 1:
+            over = "one run of each, from seed 0"
         notes = [
             *([*self.sentences, self.shared] if with_words else ()),
-            f"mean and 95% interval over seeds 0 to {experiment.seeds - 1}; differences paired by seed; "
-            f"equal {experiment.equal}",
+            f"{over}; equal {experiment.equal}",
             "params, MACs: of one image; examples/s, s: of a run, the median; MB: memory at most",
             f"measured on {' and '.join(sorted(hardware))} in {clock(seconds)}, "
             f"predicted {clock(self.plan.total_seconds)}",
@@ -211,9 +213,18 @@ def answered(plan: Plan, outcomes: Sequence[Outcome]) -> Answer:
 
 
 def written(interval: Interval, signed: bool = False) -> str:
-    """`0.912 ±0.007`, the mean and half of the interval; the value alone if there is one."""
-    value = format(interval.mean, "+.3f" if signed else ".3f")
-    return f"{value} ±{interval.high - interval.mean:.3f}" if math.isfinite(interval.high) else value
+    """`0.912 ±0.007`, the mean and half of the interval; the value alone if there is one.
+
+    Both have as many digits as it takes to see on which side of 0 the nearer bound lies, 3 at least.
+
+    >>> written(Interval(0.0074, 0.0003, 0.0145), signed=True), written(Interval(0.0068, -0.0003, 0.0139), signed=True)
+    ('+0.0074 ±0.0071', '+0.0068 ±0.0071')
+    """
+    mean, half, digits = interval.mean, interval.high - interval.mean, 3
+    while round(abs(mean), digits) == round(half, digits) and digits < 6 and half:
+        digits += 1
+    value = f"{mean:{'+' if signed else ''}.{digits}f}"
+    return f"{value} ±{half:.{digits}f}" if math.isfinite(half) else value
 
 
 def short(count: int) -> str:

@@ -61,8 +61,8 @@ def _share_done(run: Path, steps: int) -> float:
 
 
 @contextmanager
-def shown_live(pace: Pace) -> Iterator[None]:
-    """Show a bar for all runs together while they go on; nothing where stderr is no terminal."""
+def shown_live(pace: Pace) -> Iterator[bool]:
+    """Show a bar for all runs together while they go on, if stderr is a terminal; yields whether it is."""
     from rich.console import Console
     from rich.live import Live
     from rich.progress_bar import ProgressBar
@@ -75,7 +75,7 @@ def shown_live(pace: Pace) -> Iterator[None]:
 
     console = Console(stderr=True)
     if not console.is_terminal or console.is_dumb_terminal:
-        yield
+        yield False
         return
     with Live(get_renderable=bar, console=console, refresh_per_second=2, transient=True):
-        yield
+        yield True

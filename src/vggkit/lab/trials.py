@@ -146,12 +146,13 @@ def run_experiment(
         say(f"{len(todo)} of {len(trials)} trials to run in {shown(folder, 500)}, predicted {clock(pace.seconds_left)}")
         tasks = [partial(_trial, trial[0], plan.recipe(*trial), runs[trial], device, data_dir) for trial in todo]
         try:
-            with shown_live(pace) if progress else contextlib.nullcontext():
+            with shown_live(pace) if progress else contextlib.nullcontext(False) as is_live:
                 for index, outcome in ended(tasks):
                     outcomes[todo[index]] = outcome
                     pace.end(runs[todo[index]])
                     how = "diverged" if outcome.accuracy is None else f"accuracy {outcome.accuracy:.4f}"
-                    say(f"{outcome.label}, seed {outcome.seed}: {how} in {clock(outcome.seconds)}; {pace}")
+                    line = f"{outcome.label}, seed {outcome.seed}: {how} in {clock(outcome.seconds)}"
+                    say(line if is_live else f"{line}; {pace}")  # the bar shows the pace
         except InterruptedError:
             return plan, None
     return plan, [outcomes[trial] for trial in trials]
