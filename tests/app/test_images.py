@@ -48,6 +48,26 @@ def test_maps_are_those_of_features(app, model, image, layer):
     )
 
 
+@pytest.mark.parametrize("layer", ["fc3", "fc4"])
+def test_outputs_of_fully_connected_layers_are_those_of_features(app, model, image, layer):
+    found = app.post("/api/maps", {"run": model, "image": image, "layer": layer})
+    expected = features(app.folder / "runs" / model, BOOT, [layer])[layer][0]
+    assert found["count"] == len(expected) and found["most"] == pytest.approx(expected.max().item(), rel=1e-4)
+    for each in found["largest"]:
+        assert each["value"] == pytest.approx(expected[each["unit"]].item(), rel=1e-4, abs=1e-6)
+        assert each["label"] == (f"class {each['unit']}" if layer == "fc4" else "")
+
+
+@pytest.mark.parametrize("unit", ["conv2_1:3", "fc4:2"])
+def test_patches_are_those_of_explain(app, model, unit, capsys, tmp_path):
+    found = app.post("/api/exciting", {"run": model, "unit": unit, "data": "fashion-mnist-sample"})
+    command = ["explain", str(app.folder / "runs" / model), "--unit", unit, "--data", "fashion-mnist-sample"]
+    assert cli.main([*command, "-o", str(tmp_path / "unit.png"), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)["patches"]
+    assert [each["value"] for each in found["patches"]] == pytest.approx([each["value"] for each in printed], rel=1e-5)
+    assert (found["images"], found["split"], found["data"]) == (1_000, "test", "fashion-mnist-sample")
+
+
 @pytest.mark.parametrize(("layer", "y", "x"), [("conv1_1", 0, 0), ("conv2_1", 13, 5), ("conv2_2", 7, 13)])
 def test_an_output_taken_apart_adds_up(app, model, image, layer, y, x):
     found = app.post("/api/unit", {"run": model, "image": image, "layer": layer, "channel": 3, "y": y, "x": x})
@@ -108,11 +128,14 @@ def test_uploads_that_are_refused(app, content, kind, status, told):
     [
         ("/api/classify", {"image": "../../etc/passwd"}, "expected an image that was just sent"),
         ("/api/classify", {"run": "/etc/passwd"}, "expected a run or a weight file"),
-        ("/api/maps", {"layer": "conv9_9"}, "expected a layer of a block"),
+        ("/api/maps", {"layer": "conv9_9"}, "expected a layer of the network"),
         ("/api/unit", {"layer": "conv1_1", "channel": 99, "y": 0, "x": 0}, "expected channel, y and x within"),
         ("/api/unit", {"layer": "relu1_1", "channel": 0, "y": 0, "x": 0}, "expected a convolution"),
         ("/api/heat", {"methods": ["magic"]}, "expected a method of grad-cam"),
         ("/api/heat", {"methods": []}, "expected 1 to 4 methods"),
+        ("/api/exciting", {"unit": "conv9_9:1", "data": "fashion-mnist-sample"}, "expected a unit of a layer"),
+        ("/api/exciting", {"unit": "conv1_1:1", "data": "/etc"}, "expected data of"),
+        ("/api/exciting", {"unit": "conv1_1:1"}, "expected data to measure on"),
         ("/api/sample", {"index": "1"}, "expected"),
     ],
 )

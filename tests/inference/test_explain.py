@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from tests.peers import peer
 from vggkit import VGG, Architecture, Classifier, Preprocessing, explain, lenet
-from vggkit.inference.explain_methods import Method
+from vggkit.inference.explain_names import Method
 from vggkit.weights.surgery import with_head
 
 pytestmark = pytest.mark.filterwarnings(

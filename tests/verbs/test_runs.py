@@ -11,7 +11,11 @@ import pytest
 from vggkit import Recipe
 from vggkit.cli import main
 
-EPOCH = {"event": "epoch", "epoch": 3, "test_accuracy": 0.875, "examples_per_second": 1234.5, "train_seconds": 2.0}
+EPOCH = {
+    "event": "epoch", "epoch": 3, "step": 30, "train_loss": 0.5, "train_accuracy": 0.75, "test_accuracy": 0.875,
+    "learning_rate": 0.1, "examples_per_second": 1234.5, "train_seconds": 2.0, "loading_seconds": 0.0,
+    "elapsed_seconds": 3.0,
+}  # fmt: skip
 
 
 @pytest.fixture

@@ -2,28 +2,22 @@
 
 import base64
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from vggkit.data.images import Content
-
-THUMBNAIL_PIXELS = 64
+    import numpy.typing as npt
 
 
-def thumbnail(content: "Content", channels: int) -> str:
-    """A small picture of an image, as an address that holds it."""
-    from vggkit.data.images import decoded
-
-    image = decoded(content, channels, "the image", least_side=THUMBNAIL_PIXELS)
-    image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-    return as_address(image)
-
-
-def as_address(image: "Image") -> str:
-    """A PNG as an address that holds it."""
+def as_address(image: Image.Image) -> str:
+    """An image as the address of a PNG file that it holds."""
     return png_address(as_png(image))
+
+
+def pixels_address(pixels: "npt.NDArray[Any]") -> str:
+    """uint8 (height, width), or (height, width, 1 or 3), as an address that holds it."""
+    return as_address(Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels))
 
 
 def png_address(content: bytes) -> str:
@@ -31,7 +25,7 @@ def png_address(content: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(content).decode()
 
 
-def as_png(image: "Image") -> bytes:
+def as_png(image: Image.Image) -> bytes:
     """A PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1)

@@ -7,9 +7,9 @@ import sys
 import threading
 from typing import Any
 
-from vggkit.app.designs import memory_bytes, network_of
+from vggkit.app.designs import network_of
 from vggkit.design.architecture import Architecture
-from vggkit.design.memory import training_memory
+from vggkit.design.memory import machine_memory_bytes, training_memory
 from vggkit.errors import RunError, UserError, VggkitError
 
 PROGRAM = (sys.executable, "-m", "vggkit")
@@ -46,7 +46,7 @@ def diagnose(asked: dict[str, Any], data: str) -> dict[str, Any]:
     flags = {name: asked[name] for name in DOCTOR_FLAGS if name in asked}
     batch_size = flags.get("batch_size", 8)
     peak_bytes = training_memory(network, batch_size).peak_bytes
-    if peak_bytes > memory_bytes():
+    if peak_bytes > machine_memory_bytes():
         raise UserError(f"expected a design that fits this machine, got one that needs {peak_bytes / 1e9:,.1f} GB")
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
     arguments.append(f"--image-size={network.image_size}")

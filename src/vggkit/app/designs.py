@@ -1,6 +1,5 @@
 """What the page shows of designs: the drawing, the costs, the memory and the speed. Needs no torch."""
 
-import os
 import re
 from dataclasses import asdict
 from math import inf
@@ -8,7 +7,7 @@ from typing import Any
 
 from vggkit.design.architecture import Architecture
 from vggkit.design.costs import LayerCost, Sum
-from vggkit.design.memory import largest_batch, training_memory
+from vggkit.design.memory import largest_batch, machine_memory_bytes, training_memory
 from vggkit.design.network import Network, as_network, costs, draw
 from vggkit.design.notation import FAMILY
 from vggkit.design.scaling import predict_step
@@ -47,9 +46,9 @@ def limits(asked: dict[str, Any], macs_per_second: float | None) -> dict[str, An
             step = predict_step(network, batch_size, 1, macs_per_second, inf)
             speed = batch_size / step.step_seconds
         answers.append(
-            {"largest_batch": largest_batch(network, memory_bytes(), **options), "examples_per_second": speed}
+            {"largest_batch": largest_batch(network, machine_memory_bytes(), **options), "examples_per_second": speed}
         )
-    return {"designs": answers, "memory_bytes": memory_bytes(), "macs_per_second": macs_per_second}
+    return {"designs": answers, "memory_bytes": machine_memory_bytes(), "macs_per_second": macs_per_second}
 
 
 def designs_in(asked: dict[str, Any]) -> list[dict[str, Any]]:
@@ -66,11 +65,6 @@ def network_of(design: Any) -> Network:
     if not isinstance(text, str) or not isinstance(options, dict) or not set(options) <= set(OPTIONS):
         raise ArchitectureError(f"expected a text and options of {', '.join(OPTIONS)}, got another design")
     return as_network(text, **options)
-
-
-def memory_bytes() -> int:
-    """The memory of this machine."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _step_options(asked: dict[str, Any]) -> dict[str, Any]:
@@ -95,8 +89,8 @@ def _described(network: Network, asked: dict[str, Any]) -> dict[str, Any]:
         "total": _sum(counted.total, counted.total),
         "parts": [{"name": name, **_sum(part, counted.total)} for name, part in counted.parts.items()],
         "layers": [_layer(layer) for layer in counted.layers],
-        "memory": {**asdict(memory), "fits": memory.peak_bytes <= memory_bytes()},
-        "memory_bytes": memory_bytes(),
+        "memory": {**asdict(memory), "fits": memory.peak_bytes <= machine_memory_bytes()},
+        "memory_bytes": machine_memory_bytes(),
     }
 
 

@@ -1,22 +1,16 @@
 """Finished runs as static pages, for any web server: how they went, what they confuse, and what they are."""
 
-import contextlib
-import json
 import tempfile
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vggkit.app.addresses import png_address
 from vggkit.errors import RunError, shown
-from vggkit.training.run_folder import RECIPE, read_recipe
-from vggkit.weights.runs import METRICS, MODEL
+from vggkit.training.run_folder import RECIPE, read_epochs, read_recipe
+from vggkit.weights.runs import MODEL
 
 if TYPE_CHECKING:
     from vggkit.lab.report import Part
-    from vggkit.training.run_state import EpochMetrics
-
-MAX_METRICS_BYTES = 2**26
 
 
 def export(runs: Path, folder: Path) -> list[Path]:
@@ -49,7 +43,8 @@ def _parts(run: Path) -> "list[Part]":
     from vggkit.lab.report import Code, Heading, Picture, as_svg
     from vggkit.training.curves import curves
 
-    recipe, classifier, history = read_recipe(run), load_classifier(run), _history(run)
+    recipe, classifier = read_recipe(run), load_classifier(run)
+    history = read_epochs(run, recipe.epochs)
     evaluation, network = evaluate(classifier), classifier.net.architecture
     parts: list[Part] = [f"{evaluation.summary} on the {len(evaluation.labels):,} {evaluation.measured_on}."]
     if history:
@@ -61,21 +56,6 @@ def _parts(run: Path) -> "list[Part]":
         parts.append(Picture(_embedded(picture.read_bytes()), words))
     parts += [Heading("The network"), Picture(draw(network), network.name), costs(network).table()]
     return [*parts, Heading("The recipe"), Code(recipe.to_json())]
-
-
-def _history(run: Path) -> "list[EpochMetrics]":
-    """The epochs in the metrics of a run; a damaged line is passed over."""
-    from vggkit.training.run_state import EpochMetrics
-
-    names, found = {field.name for field in fields(EpochMetrics)}, dict[int, EpochMetrics]()
-    with contextlib.suppress(OSError), (run / METRICS).open("rb") as file:
-        for line in file.read(MAX_METRICS_BYTES).splitlines():
-            with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
-                values = json.loads(line)
-                if values.pop("event", None) == "epoch":
-                    metrics = EpochMetrics(**{name: value for name, value in values.items() if name in names})
-                    found[metrics.epoch] = metrics
-    return [found[epoch] for epoch in sorted(found)]
 
 
 def _embedded(png: bytes) -> str:

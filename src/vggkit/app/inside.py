@@ -4,33 +4,41 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from vggkit.app.addresses import as_address, png_address
+from vggkit.app.addresses import pixels_address, png_address
 from vggkit.design.layers import Layer
 from vggkit.errors import UserError, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vggkit.data.samples import ImageSource
     from vggkit.inference.predict import Classifier
 
 MAX_METHODS = 4
+SHOWN_VALUES = 16
+SEARCHED_IMAGES = 1_000
+"""Of a data set, the first ones, among which patches that excite a unit are looked for."""
 SHOWN_INPUTS = 4
 """Input channels of a convolution that are shown, those that give most to the sum."""
 
 
-def maps(classifier: "Classifier", content: bytes, layer: object) -> dict[str, Any]:
-    """The maps of a layer, the most active one first, in one picture, each from its least (black) to its most."""
+def outputs(classifier: "Classifier", content: bytes, layer: object) -> dict[str, Any]:
+    """What a layer puts out: maps, the most active one first, or single values, in one picture.
+
+    A map goes from its least, black, to its most; values all go from the least of them to the most.
+    """
     import torch
-    from PIL import Image
 
     from vggkit.inference.features import features
 
-    _layer_of(classifier, layer)
-    (found,) = features(classifier, content, [str(layer)])[str(layer)].float().cpu()
+    at = _layer_of(classifier, layer)
+    (found,) = features(classifier, content, [at.name])[at.name].float().cpu()
+    if found.shape[1:] in ((), (1, 1)) and not at.part.startswith("block"):
+        return _values(classifier, at, found.flatten())
     activity = found.clamp(min=0).mean((1, 2))
     order = activity.argsort(descending=True)
     low, high = found.amin((1, 2)), found.amax((1, 2))
-    levels = (255 * (found - low[:, None, None]) / (high - low).clamp(min=1e-12)[:, None, None]).byte()[order]
+    levels = _levels(found, low[:, None, None], high[:, None, None])[order]
     count, height, width = levels.shape
     columns = math.ceil(math.sqrt(count))
     sheet = torch.zeros(-(-count // columns) * columns, height, width, dtype=torch.uint8)
@@ -38,7 +46,7 @@ def maps(classifier: "Classifier", content: bytes, layer: object) -> dict[str, A
     sheet = sheet.view(-1, columns, height, width).transpose(1, 2).reshape(-1, columns * width)
     facts = {"mean": activity, "least": low, "most": high}
     return {
-        "picture": as_address(Image.fromarray(sheet.numpy())),
+        "picture": pixels_address(sheet.numpy()),
         "columns": columns,
         "size": [height, width],
         "maps": [
@@ -48,6 +56,34 @@ def maps(classifier: "Classifier", content: bytes, layer: object) -> dict[str, A
     }
 
 
+def _values(classifier: "Classifier", layer: Layer, found: "Tensor") -> dict[str, Any]:
+    """The outputs of a fully connected layer: all of them row by row, and the largest ones as numbers."""
+    import torch
+
+    columns = math.ceil(math.sqrt(len(found)))
+    sheet = torch.zeros(-(-len(found) // columns) * columns, dtype=torch.uint8)
+    sheet[: len(found)] = _levels(found, found.min(), found.max())
+    last = [each.name for each in classifier.net.architecture.layers() if each.kind in ("fc", "conv")][-1]
+    return {
+        "picture": pixels_address(sheet.view(-1, columns).numpy()),
+        "count": len(found),
+        "least": found.min().item(),
+        "most": found.max().item(),
+        "largest": [
+            {
+                "unit": index,
+                "label": classifier.classes[index] if layer.name == last else "",
+                "value": found[index].item(),
+            }
+            for index in found.argsort(descending=True)[:SHOWN_VALUES].tolist()
+        ],
+    }
+
+
+def _levels(values: "Tensor", low: "Tensor", high: "Tensor") -> "Tensor":
+    return (255 * (values - low) / (high - low).clamp(min=1e-12)).byte()
+
+
 def unit(classifier: "Classifier", content: bytes, asked: dict[str, Any]) -> dict[str, Any]:
     """One output of a convolution: windows, weights and products of the inputs that give most, and what comes of it."""
     import torch
@@ -55,8 +91,8 @@ def unit(classifier: "Classifier", content: bytes, asked: dict[str, Any]) -> dic
     from vggkit.inference.features import features
 
     layer = _layer_of(classifier, asked.get("layer"))
-    if layer.kind != "conv":
-        raise UserError(f"expected a convolution, got {layer.name}")
+    if layer.kind != "conv" or not layer.part.startswith("block"):
+        raise UserError(f"expected a convolution of a block, got {layer.name}")
     before, after = _around(classifier, layer)
     found = features(classifier, content, [name for name in (before, layer.name, *after) if name])
     (_, x) = next(classifier.inputs(content))
@@ -114,11 +150,29 @@ def heat(classifier: "Classifier", content: bytes, asked: dict[str, Any]) -> dic
     }
 
 
+def exciting(classifier: "Classifier", source: "ImageSource", unit: str) -> dict[str, Any]:
+    """What a unit looks for, as `vgg explain --unit`: the image that excites it most, and patches of `source`."""
+    from vggkit.inference.evaluate import default_split
+    from vggkit.inference.explain_units import exciting_patches, maximised
+
+    split = default_split(source)
+    images = source.splits[split]
+    read, count = images.reader(0, 0), min(SEARCHED_IMAGES, len(images))
+    patches = exciting_patches(classifier, unit, (read(index).content for index in range(count)))
+    return {
+        "maximised": pixels_address(maximised(classifier, unit)),
+        "patches": [{"picture": pixels_address(patch.pixels), "value": patch.value} for patch in patches],
+        "images": count,
+        "split": split,
+        "data": source.name,
+    }
+
+
 def _layer_of(classifier: "Classifier", name: object) -> Layer:
-    """The layer of a block called `name`; raises `UserError`."""
-    layers = {layer.name: layer for layer in classifier.net.architecture.layers() if layer.part.startswith("block")}
+    """The layer called `name`; raises `UserError`."""
+    layers = {layer.name: layer for layer in classifier.net.architecture.layers()}
     if not isinstance(name, str) or name not in layers:
-        raise UserError(f"expected a layer of a block, got {shown(str(name))}")
+        raise UserError(f"expected a layer of the network, got {shown(str(name))}")
     return layers[name]
 
 

@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 from vggkit.app import designs
+from vggkit.design.memory import machine_memory_bytes
 
 MEASURED = "vgg11/4"
 """The network whose training step is timed, at `MEASURED_SIZE` pixels in batches of `MEASURED_BATCH`."""
@@ -23,7 +24,7 @@ class Machine:
     def facts(self) -> dict[str, Any]:
         """For the page."""
         return {
-            "memory_bytes": designs.memory_bytes(),
+            "memory_bytes": machine_memory_bytes(),
             "torch_seconds": self.torch_seconds,
             "macs_per_second": self.rate,
             "measured": f"{MEASURED}, {MEASURED_SIZE} px, batch {MEASURED_BATCH}",

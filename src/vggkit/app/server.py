@@ -76,6 +76,10 @@ def page(machine: Machine, runs: Runs) -> Starlette:
     def looked_inside(asked: dict[str, Any]) -> dict[str, Any]:
         return models.inside(run_of(asked), uploads.content(asked.get("image")), asked)
 
+    def exciting(asked: dict[str, Any]) -> dict[str, Any]:
+        data = asked.get("data")
+        return models.exciting(run_of(asked), asked.get("unit"), runs.data_of(data) if data else None)
+
     async def follow(request: Request) -> Response:
         return await events(request, runs)
 
@@ -105,6 +109,7 @@ def page(machine: Machine, runs: Runs) -> Starlette:
             Route("/api/maps", _answers(looked_inside), methods=["POST"]),
             Route("/api/unit", _answers(looked_inside), methods=["POST"]),
             Route("/api/heat", _answers(looked_inside), methods=["POST"]),
+            Route("/api/exciting", _answers(exciting), methods=["POST"]),
             Route("/api/compare", _answers(compare), methods=["POST"]),
             Route("/api/look", _answers(lambda asked: models.look(run_of(asked))), methods=["POST"]),
             Route("/api/confusion", _answers(lambda asked: models.confusion(run_of(asked))), methods=["POST"]),

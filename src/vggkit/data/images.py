@@ -141,6 +141,13 @@ def decoded(content: Content, channels: int, name: str, least_side: int | None =
         raise DataError(f"{name}: expected a whole {_KINDS} image, got: {one_line(error, 200)}") from None
 
 
+def thumbnail(content: Content, channels: int, name: str, most_side: int) -> Image.Image:
+    """An image as `decoded` gives it, reduced to at most `most_side` pixels along a side; raises `DataError`."""
+    image = decoded(content, channels, name, least_side=most_side)
+    image.thumbnail((most_side, most_side))
+    return image
+
+
 def _opened(content: bytes, name: str) -> Image.Image:
     """The image in a file, unless it says that it needs far more memory or time than a photo of the file's size."""
     image = Image.open(io.BytesIO(content), formats=_FORMATS)

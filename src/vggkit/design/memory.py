@@ -14,6 +14,7 @@ convolutions keep less: a byte for each window of a pool in place of its input a
 1 byte a value, and the padded squares of a local response normalisation take 2 with bfloat16.
 """
 
+import os
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -222,6 +223,11 @@ class _Ledger:
         """A moment at which `tensors` and `more_bytes` exist too."""
         passing_bytes = sum(tensor.num_bytes for tensor in set(tensors) if not self.holders[tensor])
         self.peak_bytes = max(self.peak_bytes, self.held_bytes + passing_bytes + more_bytes)
+
+
+def machine_memory_bytes() -> int:
+    """The memory of this machine."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _walk(operations: list[_Operation], recompute: bool) -> tuple[int, int]:

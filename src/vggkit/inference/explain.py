@@ -12,7 +12,8 @@ import numpy.typing as npt
 import torch
 
 from vggkit.errors import UserError, nearest, shown
-from vggkit.inference.explain_methods import OF_LAYERS, How, Method, map_layer, map_layers, maps, vgg_of
+from vggkit.inference.explain_methods import How, map_layer, map_layers, maps, vgg_of
+from vggkit.inference.explain_names import OF_LAYERS, Method
 from vggkit.inference.images import Images, batches, is_several
 from vggkit.inference.predict import AnyModel, Classifier, check_finite, few, load_classifier
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,16 +12,8 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from vggkit.errors import UserError, nearest, shown
+from vggkit.inference.explain_names import Method
 from vggkit.networks.vgg import VGG
-
-Method = Literal[
-    "grad-cam", "layer-cam", "saliency", "smoothgrad", "integrated-gradients", "occlusion", "lrp", "guided-backprop"
-]
-"""Only the first two depend on a layer. `guided-backprop` mostly shows the edges of the image, whatever the network
-has learned (Adebayo et al., arXiv 1810.03292)."""
-OF_LAYERS = ("grad-cam", "layer-cam")
-SIGNED = ("integrated-gradients", "occlusion", "lrp")
-"""Their maps are also negative, where the image speaks against the class."""
 
 NOISE, NOISY_IMAGES = 0.15, 25
 """Of `smoothgrad`: the standard deviation as a share of the image's range, as its paper suggests; and how many."""

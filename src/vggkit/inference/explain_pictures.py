@@ -11,7 +11,7 @@ import numpy.typing as npt
 from vggkit.data.files import as_png
 from vggkit.errors import shown
 from vggkit.inference.explain import Explanation
-from vggkit.inference.explain_methods import SIGNED
+from vggkit.inference.explain_names import SIGNED
 from vggkit.inference.explain_units import Patch, Pixels
 
 if TYPE_CHECKING:

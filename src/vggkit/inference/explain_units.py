@@ -160,7 +160,8 @@ def _cropped(image: Tensor, layer: LayerCost, place: tuple[int, int]) -> Tensor:
 def first_filters(model: AnyModel) -> npt.NDArray[np.float32]:
     """The filters of the first convolution in [0, 1], where 0.5 is zero: (filters, height, width, channels), RGB."""
     classifier = load_classifier(model)
-    weight = vgg_of(classifier.net).get_parameter("block1.conv1_1.weight").detach().cpu()
+    first = next(module for module in classifier.net.modules() if isinstance(module, nn.Conv2d))
+    weight = first.weight.detach().cpu()
     weight = weight.flip(1) if classifier.preprocessing.order == "bgr" else weight
     largest = weight.abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-12)
     filters: npt.NDArray[np.float32] = (0.5 + 0.5 * weight / largest).movedim(1, -1).numpy()

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vggkit.data.files import as_png
-from vggkit.data.images import decoded
+from vggkit.data.images import thumbnail
 from vggkit.data.preprocessing import Preprocessing
 from vggkit.errors import DataError, WeightsError, nearest, shown
 from vggkit.inference.features import features
@@ -102,9 +102,7 @@ def contact_sheet(query: AnyImage, found: list[Similar]) -> bytes:
     ):
         try:
             content, name = content_of(image)
-            picture = decoded(content, 3, name, least_side=THUMBNAIL_PIXELS)
-            picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-            cell.imshow(picture)
+            cell.imshow(thumbnail(content, 3, name, THUMBNAIL_PIXELS))
         except DataError:
             title += "\nnot there any more"
         cell.set_title(title, fontsize=9)

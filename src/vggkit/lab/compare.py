@@ -273,8 +273,8 @@ def _recipe_of(model: Path) -> Recipe | None:
 
 
 def _curve(model: Path, recipe: Recipe | None) -> dict[int, float]:
-    epochs = read_epochs(model if model.is_dir() else model.parent, recipe.epochs) if recipe is not None else {}
-    return {epoch: accuracy for epoch, (accuracy, _, _) in epochs.items()}
+    epochs = read_epochs(model if model.is_dir() else model.parent, recipe.epochs) if recipe is not None else []
+    return {epoch.epoch: epoch.test_accuracy for epoch in epochs}
 
 
 def _speeds(classifiers: Sequence[Classifier]) -> list[tuple[float, ...]]:

@@ -1,6 +1,5 @@
 """The data that a recipe names, opened: feeds of batches, the preprocessing, and what to remember of it."""
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from vggkit.data.loading import epoch_order
 from vggkit.data.preprocessing import Preprocessing
 from vggkit.data.samples import IGNORED_LABEL, ArrayImages, Images, ImageSource
 from vggkit.data.sources import open_data
+from vggkit.design.memory import machine_memory_bytes
 from vggkit.errors import DataError, RunError
 from vggkit.training.distributed import Team
 from vggkit.training.recipe import Recipe
@@ -258,4 +258,4 @@ def _color_axes(images: Tensor) -> tuple[tuple[float, ...], ...]:
 def _room_bytes(device: torch.device) -> float:
     if device.type == "cuda":
         return MEMORY_SHARE * torch.cuda.get_device_properties(device).total_memory
-    return MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / local_processes()
+    return MEMORY_SHARE * machine_memory_bytes() / local_processes()

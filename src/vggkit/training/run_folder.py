@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from vggkit.data.files import sync_folder, why_not_a_file, write_whole
 from vggkit.errors import RunError, one_line
 from vggkit.training.recipe import Recipe
+from vggkit.training.run_state import EpochMetrics
 from vggkit.weights.runs import CHECKPOINTS, METRICS
 
 RECIPE, BEST = "recipe.json", "best.safetensors"
@@ -54,21 +56,29 @@ def with_whole_paths(recipe: Recipe) -> Recipe:
     return replace(recipe, **whole)
 
 
-def read_epochs(run: Path, num_epochs: int) -> dict[int, tuple[float, float, float]]:
-    """Accuracy, examples and seconds of each epoch in the metrics of a run, whatever else is in that file."""
-    found, metrics = {}, run / METRICS
+def read_epochs(run: Path, num_epochs: int) -> list[EpochMetrics]:
+    """The epochs in the metrics of a run, in their order, whatever else is in that file."""
+    found, metrics, lines = dict[int, EpochMetrics](), run / METRICS, list[bytes]()
     if metrics.is_file():
         with metrics.open("rb") as file:
             lines = file.read(MAX_METRICS_BYTES).splitlines()
-        for line in lines:
-            with contextlib.suppress(ValueError, TypeError, LookupError, ArithmeticError, RecursionError):
-                values = json.loads(line)
-                epoch, accuracy, seconds = (values[name] for name in ("epoch", "test_accuracy", "train_seconds"))
-                examples = values["examples_per_second"] * seconds
-                is_epoch = values["event"] == "epoch" and type(epoch) is int and 0 < epoch <= num_epochs
-                if is_epoch and 0 <= accuracy <= 1 and 0 < seconds < 1e12 and 0 <= examples < 1e15:
-                    found[epoch] = (accuracy, examples, seconds)  # a run that was killed logs an epoch again
-    return found
+    for line in lines:
+        with contextlib.suppress(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError):
+            epoch = _epoch_in(json.loads(line))
+            if epoch is not None and epoch.epoch <= num_epochs:
+                found[epoch.epoch] = epoch  # a run that was killed logs an epoch again
+    return [found[number] for number in sorted(found)]
+
+
+def _epoch_in(values: dict[str, Any]) -> EpochMetrics | None:
+    """The epoch in a line of the metrics; None if it is another line, or has a value that cannot be."""
+    names = {field.name for field in fields(EpochMetrics)} & values.keys()
+    if values["event"] != "epoch" or not all(type(values[name]) in (int, float, NoneType) for name in names):
+        return None
+    epoch = EpochMetrics(**{name: values[name] for name in names})
+    examples = epoch.examples_per_second * epoch.train_seconds
+    is_possible = type(epoch.epoch) is int and epoch.epoch > 0 and 0 <= epoch.test_accuracy <= 1
+    return epoch if is_possible and 0 < epoch.train_seconds < 1e12 and 0 <= examples < 1e15 else None
 
 
 @contextmanager

@@ -3,12 +3,13 @@
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from tyro.conf import Positional, arg
 
 from vggkit.errors import UserError, shown
+from vggkit.inference.explain_names import OF_LAYERS, Method
 from vggkit.verbs.models import ModelFlags
 from vggkit.verbs.terminal import check_out, parse_flags, print_json
 
@@ -34,12 +35,7 @@ class Flags(ModelFlags):
     """An image file (PNG, JPEG, WebP, GIF, BMP or TIFF) of any size and mode; none with --unit and --filters."""
     out: Annotated[Path, arg(aliases=("-o",))]
     """The .png file to write; or .npy, for the maps as float32 (classes, methods, height, width)."""
-    methods: tuple[
-        Literal[
-            "grad-cam", "layer-cam", "saliency", "smoothgrad", "integrated-gradients", "occlusion", "lrp",
-            "guided-backprop",
-        ], ...
-    ] = ("grad-cam",)  # fmt: skip
+    methods: tuple[Method, ...] = ("grad-cam",)
     """One or several, side by side. guided-backprop shows edges, whatever the network has learned."""
     classes: tuple[str, ...] = ()
     """Names or numbers of the classes to explain; the most probable one, if not given."""
@@ -85,7 +81,6 @@ def run(arguments: list[str]) -> None:
 def _explain(flags: Flags, classifier: "Classifier") -> Outcome:
     from vggkit.inference.explain import class_index, explain, how_to
     from vggkit.inference.explain_check import check
-    from vggkit.inference.explain_methods import OF_LAYERS
     from vggkit.inference.explain_pictures import explanations_picture
 
     layers = {method: flags.layer if method in OF_LAYERS else None for method in flags.methods}

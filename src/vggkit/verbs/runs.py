@@ -14,6 +14,7 @@ from vggkit.data.files import why_not_a_file
 from vggkit.design.table import Table
 from vggkit.errors import RunError, UserError, shown
 from vggkit.training.run_folder import RECIPE, is_locked, read_epochs, read_recipe
+from vggkit.training.run_state import EpochMetrics
 from vggkit.verbs.terminal import parse_flags, print_json, print_to_stderr
 from vggkit.weights.runs import CHECKPOINTS, METRICS, MODEL
 
@@ -52,8 +53,7 @@ def run(arguments: list[str]) -> None:
 def _described(path: Path) -> dict[str, Any]:
     """A run as its files say it: a value is None where they do not say it, or say what cannot be."""
     recipe: dict[str, Any] = {}
-    epochs: dict[int, tuple[float, float, float]] = {}
-    written, state = time.time(), "damaged"
+    epochs, written, state = list[EpochMetrics](), time.time(), "damaged"
     with contextlib.suppress(RunError, OSError):
         metrics = path / METRICS
         written = (metrics if metrics.exists() else path).stat().st_mtime
@@ -62,17 +62,18 @@ def _described(path: Path) -> dict[str, Any]:
         has_checkpoint = any((path / CHECKPOINTS).glob("step-*/SHA256SUMS"))
         state = "finished" if (path / MODEL).is_file() else "stopped" if has_checkpoint else "begun"
         state = "training" if is_locked(path) else state
-    last = max(epochs, default=None)
-    examples, seconds = (sum(epoch[index] for epoch in epochs.values()) for index in (1, 2))
+    last = epochs[-1] if epochs else None
+    examples = sum(epoch.examples_per_second * epoch.train_seconds for epoch in epochs)
+    seconds = sum(epoch.train_seconds for epoch in epochs)
     return {
         "run": os.fspath(path),
         "recipe": recipe.get("name"),
         "network": recipe.get("architecture"),
         "data": recipe.get("data"),
         "state": state,
-        "epochs_done": last,
+        "epochs_done": last and last.epoch,
         "epochs": recipe.get("epochs"),
-        "accuracy": None if last is None else epochs[last][0],
+        "accuracy": last and last.test_accuracy,
         "examples_per_second": examples / seconds if seconds else None,
         "age_seconds": max(0, round(time.time() - written)),
     }

@@ -1,6 +1,6 @@
 // The view "Compare": runs in a table, sorted and filtered; the chosen ones measured on the same images.
 
-import { ask, h, share, short, table, whole } from "./dom.js";
+import { ask, counted, h, share, short, table, whole } from "./dom.js";
 import { scatter } from "./scatter.js";
 import { readAddress, writeAddress } from "./state.js";
 import { t } from "./words.js";
@@ -40,20 +40,9 @@ export function open(main) {
   }
 
   async function compare() {
-    const begin = Date.now(), told = h("p", { class: "panel", role: "status" });
-    const count = () => { told.textContent = t("measuringFor", Math.round((Date.now() - begin) / 1000)); };
-    count();
-    const timer = setInterval(count, 1000);
-    result.replaceChildren(told);
     button.disabled = true;
-    try {
-      result.replaceChildren(...painted(await ask("/api/compare", { runs: chosen() })));
-    } catch (error) {
-      result.replaceChildren(h("p", { class: "panel error", role: "alert" }, error.message));
-    } finally {
-      clearInterval(timer);
-      paint();
-    }
+    await counted(result, (seconds) => t("measuringFor", seconds), () => ask("/api/compare", { runs: chosen() }), painted);
+    paint();
   }
 }
 

@@ -1,6 +1,6 @@
 // The view "Will it learn?": one batch forward and backward, layer by layer, and what to change, by one click.
 
-import { ask, field, h, table } from "./dom.js";
+import { ask, counted, field, h, table } from "./dom.js";
 import { designOf, readAddress, writeAddress } from "./state.js";
 import { t } from "./words.js";
 
@@ -10,7 +10,6 @@ let asked = { ...START };
 export function open(main) {
   const form = h("section", { class: "panel stack" }), result = h("div", { class: "stack", "aria-live": "polite" });
   main.append(h("h1", {}, t("doctorTitle")), h("p", { class: "lead" }, t("doctorLead")), h("div", { class: "split" }, form, result));
-  let isOpen = true, begin = 0;
 
   async function fill() {
     const { datasets } = await ask("/api/runs");
@@ -29,22 +28,9 @@ export function open(main) {
       h("button", { type: "button", class: "primary", onclick: run }, t("examine")));
   }
 
-  async function run() {
+  function run() {
     const { values } = readAddress();
-    begin = performance.now();
-    const waiting = h("p", { class: "panel" });
-    const count = () => { waiting.textContent = t("examining", values.network, Math.round((performance.now() - begin) / 1000)); };
-    count();
-    const timer = setInterval(count, 1000);
-    result.replaceChildren(waiting);
-    try {
-      const found = await ask("/api/doctor", { ...asked, design: designOf(values) });
-      if (isOpen) result.replaceChildren(...painted(found));
-    } catch (error) {
-      result.replaceChildren(h("p", { class: "panel error", role: "alert" }, error.message));
-    } finally {
-      clearInterval(timer);
-    }
+    return counted(result, (seconds) => t("examining", values.network, seconds), () => ask("/api/doctor", { ...asked, design: designOf(values) }), painted);
   }
 
   function change(tries) {
@@ -68,7 +54,6 @@ export function open(main) {
   }
 
   fill().catch((error) => form.replaceChildren(h("p", { class: "error" }, error.message)));
-  return () => { isOpen = false; };
 }
 
 /** A layer; the bar has the gradient from 1e-12 to 1, by powers of ten. */

@@ -53,6 +53,23 @@ export async function ask(path, body, signal) {
   return answer;
 }
 
+/** Show how long it takes to `work`, in `words`, then what `paint` makes of the answer, or the error. */
+export async function counted(place, words, work, paint) {
+  const begin = Date.now(), told = h("p", { class: "panel", role: "status" });
+  const count = () => { told.textContent = words(Math.round((Date.now() - begin) / 1000)); };
+  count();
+  const timer = setInterval(count, 1000);
+  place.replaceChildren(told);
+  try {
+    const answer = await work();
+    if (place.contains(told)) place.replaceChildren(...paint(answer));
+  } catch (error) {
+    if (place.contains(told)) place.replaceChildren(h("p", { class: "panel error", role: "alert" }, error.message));
+  } finally {
+    clearInterval(timer);
+  }
+}
+
 export const whole = (value) => value.toLocaleString("en-US", { maximumFractionDigits: 0 });
 export const share = (value) => (value > 0 && value < 0.0005 ? "< 0.1%" : `${(100 * value).toFixed(1)}%`);
 

@@ -1,6 +1,6 @@
 // The same test images as the network learns them, the weights of its first layer, and what it takes for what.
 
-import { ask, h, meter, share } from "./dom.js";
+import { ask, counted, h, meter, share } from "./dom.js";
 import { t } from "./words.js";
 
 const EVERY = 10_000; // milliseconds, which is how often a run saves what there is to look at
@@ -45,21 +45,10 @@ export function looks(place) {
     }
   }
 
-  async function measure() {
-    const begin = Date.now(), told = h("p", { role: "status" }), { run } = state;
-    const count = () => { told.textContent = t("measuringFor", Math.round((Date.now() - begin) / 1000)); };
-    count();
-    const timer = setInterval(count, 1000);
-    confused.replaceChildren(h("h2", {}, t("confusion")), told);
-    try {
-      const found = await ask("/api/confusion", { run });
-      if (state.run === run) confused.replaceChildren(h("h2", {}, t("confusion")), ...matrix(found));
-    } catch (error) {
-      told.className = "error";
-      told.textContent = error.message;
-    } finally {
-      clearInterval(timer);
-    }
+  function measure() {
+    const { run } = state, place = h("div", { class: "stack" });
+    confused.replaceChildren(h("h2", {}, t("confusion")), place);
+    counted(place, (seconds) => t("measuringFor", seconds), () => ask("/api/confusion", { run }), matrix);
   }
   return { show, follow, close: () => { clearTimeout(state.timer); state.run = null; } };
 }

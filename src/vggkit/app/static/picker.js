@@ -87,9 +87,9 @@ export function picker(runOf, told) {
 
 /** A list of the runs and weight files that can be looked at; the address holds the choice. */
 export async function modelList(chosen, told) {
-  const { runs } = await ask("/api/runs");
+  const { runs, datasets } = await ask("/api/runs");
   const names = runs.filter((run) => run.has_weights).map((run) => run.name);
   const name = names.includes(chosen) ? chosen : names[0];
   const select = h("select", { name: "model", onchange: (event) => told(event.target.value) }, names.map((each) => h("option", { value: each, selected: each === name }, each)));
-  return { name, element: names.length ? h("label", {}, t("model"), select) : h("p", { class: "muted" }, t("noModels")) };
+  return { name, datasets, element: names.length ? h("label", {}, t("model"), select) : h("p", { class: "muted" }, t("noModels")) };
 }
