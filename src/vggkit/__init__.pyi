@@ -21,8 +21,8 @@ from vggkit.design.scaling import predict_step as predict_step
 from vggkit.engines.accelerate import accelerate as accelerate
 from vggkit.engines.accelerate import describe_engine as describe_engine
 from vggkit.errors import ArchitectureError as ArchitectureError
-from vggkit.inference.evaluate import Evaluation as Evaluation
 from vggkit.inference.evaluate import evaluate as evaluate
+from vggkit.inference.evaluation import Evaluation as Evaluation
 from vggkit.inference.explain import Explanation as Explanation
 from vggkit.inference.explain import explain as explain
 from vggkit.inference.export import export as export

@@ -1,15 +1,21 @@
-"""The picture of an evaluation: which classes are taken for which, and the mistakes that the network was surest of."""
+"""What is written of an evaluation: pictures of confusions, mistakes and calibration, and a table of its outputs."""
 
+import csv
+import io
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vggkit.data.files import as_png, write_whole
-from vggkit.errors import shown
-from vggkit.inference.evaluate import Evaluation
+from vggkit.errors import DataError, shown
+from vggkit.inference.calibration import reliability
+from vggkit.inference.evaluation import Evaluation, interval_of
+from vggkit.inference.similar import sheet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,6 +23,7 @@ if TYPE_CHECKING:
 
 MAX_DRAWN_CLASSES = 40
 NAME_CHARACTERS = 24
+DRAWN_MISTAKES = 12
 
 
 def draw_confusion(evaluation: Evaluation, path: str | os.PathLike[str]) -> None:
@@ -37,10 +44,78 @@ def draw_confusion(evaluation: Evaluation, path: str | os.PathLike[str]) -> None
     _draw_matrix(evaluation, matrix)
     for part in mistakes:
         _draw_mistakes(evaluation, part, columns)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for it
+    with _boxes_for_glyphs():
         picture = as_png(figure)
     write_whole(Path(path), picture)
+
+
+def draw_mistakes(evaluation: Evaluation, path: str | os.PathLike[str]) -> None:
+    """Draw the mistakes that the network was surest of, up to 24, with their names, into a PNG file at `path`."""
+    with _boxes_for_glyphs():
+        picture = sheet(
+            [
+                (
+                    mistake.pixels,
+                    f"{shown(mistake.predicted, 22)} {mistake.probability:.1%}\nis {shown(mistake.label, 22)}\n"
+                    f"{shown(mistake.name[-26:])}",
+                )
+                for mistake in evaluation.mistakes
+            ]
+        )
+    write_whole(Path(path), picture)
+
+
+def draw_reliability(evaluation: Evaluation, path: str | os.PathLike[str]) -> None:
+    """Draw the accuracy of the images in each range of confidence, with 95% intervals, into a PNG file at `path`."""
+    from matplotlib.figure import Figure
+
+    if evaluation.confidence is None:
+        raise DataError("expected an evaluation with confidences, got none, try evaluate")
+    bins = reliability(evaluation.confidence, evaluation.labels == evaluation.predicted)
+    confidence = [one.confidence for one in bins]
+    accuracy = np.array([one.right / one.images for one in bins])
+    bounds = np.array([interval_of(one.right, one.images) for one in bins])
+    figure = Figure(figsize=(5, 5.6), dpi=120, layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    top.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle="--", label="calibrated")
+    spread = np.abs(bounds.T - accuracy)
+    top.errorbar(confidence, accuracy, spread, fmt="o", markersize=4, capsize=2, label="accuracy, 95% interval")
+    top.set(xlim=(0, 1), ylim=(0, 1), ylabel="share that is right")
+    top.set_title(f"{evaluation.summary}\nECE {evaluation.calibration_error:.1%}", fontsize=9)
+    top.legend(fontsize=8)
+    bottom.bar(confidence, [one.images for one in bins], width=0.03)
+    bottom.set(xlabel="confidence: probability of the predicted class", ylabel="images")
+    write_whole(Path(path), as_png(figure))
+
+
+def write_predictions(evaluation: Evaluation, path: str | os.PathLike[str], top: int = 5) -> None:
+    """Write a CSV file at `path`: for each image its path, its label, and the `top` classes with their probabilities.
+
+    Raises:
+        DataError: the evaluation was made without `keep_outputs`.
+    """
+    if evaluation.outputs is None:
+        raise DataError("expected an evaluation with outputs, got none, try evaluate(..., keep_outputs=True)")
+    names, log_probabilities = evaluation.outputs
+    count = min(top, len(evaluation.classes))
+    text = io.StringIO(newline="")
+    table = csv.writer(text)
+    table.writerow(
+        ["path", "label", *(f"{what}_{n}" for n in range(1, count + 1) for what in ("class", "probability"))]
+    )
+    for name, label, row in zip(names, evaluation.labels.tolist(), log_probabilities, strict=True):
+        best = np.argsort(-row, kind="stable")[:count].tolist()
+        pairs = [value for index in best for value in (evaluation.classes[index], f"{np.exp(row[index]):.6g}")]
+        table.writerow([name, evaluation.classes[label], *pairs])
+    write_whole(Path(path), text.getvalue().encode(errors="backslashreplace"))
+
+
+@contextmanager
+def _boxes_for_glyphs() -> Iterator[None]:
+    """Within, a character that the font lacks is drawn as a box without a word."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        yield
 
 
 def _draw_matrix(evaluation: Evaluation, part: "SubFigure") -> None:
@@ -66,10 +141,11 @@ def _draw_matrix(evaluation: Evaluation, part: "SubFigure") -> None:
 
 def _draw_mistakes(evaluation: Evaluation, part: "SubFigure", columns: int) -> None:
     part.suptitle("the surest mistakes", fontsize=9)
-    rows = -(-len(evaluation.mistakes) // columns)
+    mistakes = evaluation.mistakes[:DRAWN_MISTAKES]
+    rows = -(-len(mistakes) // columns)
     for axes in (grid := part.subplots(max(rows, 3), columns, squeeze=False)).flat:
         axes.axis("off")
-    for axes, mistake in zip(grid.flat, evaluation.mistakes, strict=False):
+    for axes, mistake in zip(grid.flat, mistakes, strict=False):
         axes.imshow(mistake.pixels, cmap="gray", vmin=0, vmax=255)
         names = f"{shown(mistake.predicted, 16)} {mistake.probability:.0%}\nis {shown(mistake.label, 16)}"
         axes.set_title(names, fontsize=6.5, parse_math=False)

@@ -1,17 +1,13 @@
-"""A trained network and labelled images to its accuracy, by class, confused with what, and how sure that is."""
+"""A trained network and labelled images to an `Evaluation`."""
 
 import json
-import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -20,167 +16,112 @@ from vggkit.data.images import FittedImage
 from vggkit.data.preprocessing import Preprocessing
 from vggkit.data.samples import IGNORED_LABEL, ArrayImages, Images, ImageSource, split_named
 from vggkit.data.sources import open_data
-from vggkit.design.table import Table
 from vggkit.engines import gpu
-from vggkit.errors import DataError, WeightsError, check_type, shown
+from vggkit.errors import DataError, UserError, WeightsError, check_type, shown
 from vggkit.inference.classes import matched_classes
-from vggkit.inference.predict import AnyModel, Classifier, class_logits, load_classifier
+from vggkit.inference.evaluation import Evaluation, Mistake, Outputs
+from vggkit.inference.predict import AnyModel, Classifier, class_logits, few, load_classifier
 from vggkit.inference.views import Views, viewed
 
-NUM_MISTAKES = 12
+NUM_MISTAKES = 24
 MAX_NOTES = 3
-MAX_COLUMNS = 80
-FEW_IMAGES = 100
-
-
-class Mistake(NamedTuple):
-    """An image that was taken for another class, with the probability of that class, 0 to 1."""
-
-    name: str
-    label: str
-    predicted: str
-    probability: float
-    pixels: npt.NDArray[np.uint8]
-    """(height, width, channels), as the network saw it."""
-
-
-@dataclass(frozen=True, repr=False)
-class Evaluation:
-    """How a network does on labelled images."""
-
-    classes: tuple[str, ...]
-    """Of the network."""
-    labels: npt.NDArray[np.int64]
-    """(images,): the true class of each image that could be read and whose class the network knows."""
-    predicted: npt.NDArray[np.int64]
-    """(images,): the most probable class."""
-    measured_on: str = "images"
-    """`test images of fashion-mnist`."""
-    notes: tuple[str, ...] = ()
-    """Lines on what was left out."""
-    mistakes: tuple[Mistake, ...] = ()
-    """Those that the network was surest of, up to 12."""
-    top5: float = math.nan
-    """The share of all images whose class is among the five most probable, 0 to 1."""
-
-    @property
-    def accuracy(self) -> float:
-        """Top-1: the share of all images that were classified right, 0 to 1."""
-        return float((self.labels == self.predicted).mean())
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The 95% confidence interval of the accuracy."""
-        return interval_of(int((self.labels == self.predicted).sum()), len(self.labels))
-
-    @property
-    def summary(self) -> str:
-        """The accuracy and its interval in words."""
-        low, high = self.interval
-        return f"accuracy {self.accuracy:.4f} (95%: {low:.3f} to {high:.3f})"
-
-    @property
-    def class_counts(self) -> list[tuple[int, int]]:
-        """For each class, how many of its images were classified right, and how many it has."""
-        chosen = (self.labels[self.labels == self.predicted], self.labels)
-        right, images = (np.bincount(labels, minlength=len(self.classes)).tolist() for labels in chosen)
-        return list(zip(right, images, strict=True))
-
-    @property
-    def class_accuracy(self) -> tuple[float | None, ...]:
-        """For each class, the share of its images that were classified right (its recall); None if it has none."""
-        return tuple(right / images if images else None for right, images in self.class_counts)
-
-    @cached_property
-    def confusion(self) -> npt.NDArray[np.int64]:
-        """(classes, classes): images of the row's class that were taken for the column's."""
-        size = len(self.classes)
-        return np.bincount(self.labels * size + self.predicted, minlength=size**2).reshape(size, size)
-
-    def table(self) -> Table:
-        """The accuracy in each class; what is confused with what, if that fits into 80 columns, else the most of it."""
-        title = f"{self.summary} on the {len(self.labels):,} {self.measured_on}"
-        names, scores = self.classes, [_score(*counts) for counts in self.class_counts]
-        count_columns = (1 + max(len(str(images)) for _, images in self.class_counts)) * len(names)
-        if max(map(len, names)) + max(map(len, scores)) + count_columns <= MAX_COLUMNS - 4:
-            rows = [
-                (f"{index} {names[index]}", scores[index], *(str(n) if n else "." for n in row))
-                for index, row in enumerate(self.confusion.tolist())
-            ]
-            note = "a row: a true class; below a number: its images taken for that number's class"
-            return Table(("class", "accuracy", *map(str, range(len(names)))), [rows], 1, title, [*self.notes, note])
-        rows = []
-        for index in np.unique(self.labels).tolist():
-            wrong = np.bincount(self.predicted[self.labels == index], minlength=len(names))
-            wrong[index] = 0
-            most = int(wrong.argmax())
-            taken_for = (names[most], f"{wrong[most]:,}") if wrong[most] else ("", "")
-            rows.append((names[index], scores[index], *taken_for))
-        return Table(("class", "accuracy", "most taken for", "times"), [rows], 3, title, self.notes)
-
-    def __repr__(self) -> str:
-        return str(self.table())
-
-    def _repr_html_(self) -> str:
-        return self.table()._repr_html_()
-
-
-def interval_of(right: int, images: int) -> tuple[float, float]:
-    """The 95% confidence interval of a share, `right` of `images`, 0 to 1.
-
-    Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927.
-
-    >>> [round(bound, 3) for bound in interval_of(5, 6)]
-    [0.436, 0.97]
-    """
-    z, share = 1.959964, right / images
-    middle = share + z**2 / (2 * images)
-    half = z * math.sqrt(share * (1 - share) / images + z**2 / (4 * images**2))
-    return max(0.0, (middle - half) / (1 + z**2 / images)), min(1.0, (middle + half) / (1 + z**2 / images))
-
-
-def _score(right: int, images: int) -> str:
-    """The share that is right, with its interval if there are few images."""
-    if not images:
-        return "-"
-    low, high = interval_of(right, images)
-    return f"{right / images:.1%} of {images:,}" + f" ({low:.0%} to {high:.0%})" * (images < FEW_IMAGES)
 
 
 def evaluate(
-    model: AnyModel,
+    model: AnyModel | Sequence[AnyModel],
     data: ImageSource | str | os.PathLike[str] | None = None,
     split: str | None = None,
     batch_size: int = 128,
     num_workers: int = 0,
     bad_images: Literal["fail", "skip"] = "fail",
     views: Views | None = None,
+    keep_outputs: bool = False,
 ) -> Evaluation:
     """How a network does on labelled images, on its device.
 
     Classes are matched by name, by synset or by number, see `matched_classes`; images of other classes do not count.
 
     Args:
-        model: a classifier, or what `load_classifier` takes.
+        model: a classifier, or what `load_classifier` takes; or a list of several with the same classes, whose
+            probabilities are averaged.
         data: from `open_data`; or what that takes, of which nothing is kept out: a folder with a folder for each class
-            is measured whole, and of several splits it is `test`, else `validation`. By default, the data of the run.
+            is measured whole, and of several splits it is `test`, else `validation`. By default, the data of the
+            (first) run.
         split: `train`, `validation`, `test`, or `all` splits together; by default what `data` holds out.
         batch_size: images together.
         num_workers: threads that decode image files ahead.
         bad_images: what to do with files that are damaged or no images: fail, or skip them, which a note then says.
         views: views of each image whose probabilities are averaged, see `Views`; a bad image is then always an error.
+        keep_outputs: give `Evaluation.outputs` too, which take 4 bytes for each class of each image.
 
     Raises:
         DataError: the data has no class that the network knows, or no such split, or holds a bad image.
         LoadingError: images cannot be loaded for another reason than a bad file.
-        WeightsError: the weights give values that are not finite.
+        WeightsError: the weights give values that are not finite; or several models have different classes.
     """
-    classifier = load_classifier(model)
-    classifier.check_has_classes()
+    models: list[Any] = list(model) if isinstance(model, list | tuple) else [model]
+    classifiers = _loaded(models)
+    classifier = classifiers[0]
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"expected a batch_size from 1, got {batch_size!r}")
     if data is None:
-        data = data_of_run(Path(classifier.source if isinstance(model, Classifier) else model))
+        data = data_of_run(Path(classifier.source if isinstance(models[0], Classifier) else models[0]))
+    source, name = _chosen(data, split)
+    matches = matched_classes(classifier.classes, source.classes)
+    # The last entry is for what is ignored already, whose label is negative.
+    table = torch.tensor([IGNORED_LABEL if match is None else match for match in [*matches, None]])
+    options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "bad_images": bad_images}
+    measured, mistakes, names, bad = list[_Outcome](), list[Mistake](), list[str](), dict[str, str]()
+    for images in source.splits.values() if name == "all" else [source.splits[name]]:
+        said = [_said(one, images, views, options, bad) for one in classifiers]
+        outcome = _outcome(_averaged(said) if len(said) > 1 else said[0], table.to(classifier.device), keep_outputs)
+        measured.append(outcome)
+        mistakes += _mistakes(classifier, images, outcome.surest)
+        names += _names(images, range(len(images))) if keep_outputs else []
+    given, labels, predicted, is_in_top5 = torch.cat([one.columns for one in measured], dim=1).cpu().numpy()
+    is_counted = labels != IGNORED_LABEL
+    if not is_counted.any():
+        raise DataError(f"{source.name}: expected an image to measure by that can be read, got none")
+    unknown = Counter(source.classes[label] for label in given[(given != IGNORED_LABEL) & ~is_counted].tolist())
+    notes = (
+        *_listed("not counted, as the network has no such class", [f"{n:,} of {k}" for k, n in unknown.items()]),
+        *_listed("not counted, as they are bad", [f"{image}: {reason}" for image, reason in bad.items()]),
+    )
+    outputs = None
+    if keep_outputs:
+        kept = torch.cat([log_p for one in measured for log_p in one.log_probabilities]).numpy()
+        outputs = Outputs(tuple(n for n, counts in zip(names, is_counted, strict=True) if counts), kept[is_counted])
+    return Evaluation(
+        classifier.classes,
+        labels[is_counted],
+        predicted[is_counted],
+        measured_on=f"{name.removeprefix('all')} images of {source.name}".lstrip(),
+        notes=notes,
+        mistakes=tuple(sorted(mistakes, key=lambda mistake: -mistake.probability)[:NUM_MISTAKES]),
+        top5=float(is_in_top5[is_counted].mean()),
+        confidence=torch.cat([one.confidence for one in measured]).cpu().numpy()[is_counted],
+        outputs=outputs,
+    )
+
+
+def _loaded(models: list[AnyModel]) -> list[Classifier]:
+    """One classifier or several, with the same classes."""
+    if not models:
+        raise UserError("expected a model to evaluate, got an empty list")
+    classifiers = [load_classifier(model) for model in models]
+    first = classifiers[0].classes
+    for one in classifiers:
+        one.check_has_classes()
+        if one.classes != first:
+            raise WeightsError(
+                f"expected models of the same classes in the same order, got {few(first)} and "
+                f"{few(one.classes)} in {shown(one.source, 500)}"
+            )
+    return classifiers
+
+
+def _chosen(data: ImageSource | str | os.PathLike[str], split: str | None) -> tuple[ImageSource, str]:
+    """The data and the name of a split of it, or `all`."""
     check_type(data, ImageSource | str | os.PathLike, "labelled images", "open_data('photos'), or their folder")
     check_type(split, str | None, "the name of a split", "'test'")
     source = data if isinstance(data, ImageSource) else open_data(data, holdout=0)
@@ -189,34 +130,27 @@ def evaluate(
     if name != "all" and name not in source.splits:
         known = ", ".join(dict.fromkeys([*source.splits, "all"]))
         raise DataError(f"{source.name}: expected a split of {known}, got {split!r}")
-    matches = matched_classes(classifier.classes, source.classes)
-    # The last entry is for what is ignored already, whose label is negative.
-    table = torch.tensor([IGNORED_LABEL if match is None else match for match in [*matches, None]])
-    measured, mistakes, bad = list[Tensor](), list[Mistake](), dict[str, str]()
-    for images in source.splits.values() if name == "all" else [source.splits[name]]:
-        read = FittedImage(classifier.preprocessing)
-        options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "bad_images": bad_images}
-        feed = open_feed(images, read, Whole(classifier.device), **options)
-        one = judged(classifier.fast, feed, classifier.preprocessing)
-        outcome, surest = _outcome(viewed(classifier, images, views) if views else one, table.to(classifier.device))
-        measured.append(outcome)
-        mistakes += _mistakes(classifier, images, surest)
-        bad |= feed.loader.bad if isinstance(feed, LoaderFeed) else {}
-    given, labels, predicted, is_in_top5 = torch.cat(measured, dim=1).cpu().numpy()
-    is_counted = labels != IGNORED_LABEL
-    if not is_counted.any():
-        raise DataError(f"{source.name}: expected an image to measure by that can be read, got none")
-    unknown = Counter(source.classes[label] for label in given[(given != IGNORED_LABEL) & ~is_counted].tolist())
-    measured_on = f"{name.removeprefix('all')} images of {source.name}".lstrip()
-    notes = (
-        *_listed("not counted, as the network has no such class", [f"{n:,} of {k}" for k, n in unknown.items()]),
-        *_listed("not counted, as they are bad", [f"{image}: {reason}" for image, reason in bad.items()]),
-    )
-    surest_mistakes = tuple(sorted(mistakes, key=lambda mistake: -mistake.probability)[:NUM_MISTAKES])
-    top5 = float(is_in_top5[is_counted].mean())
-    return Evaluation(
-        classifier.classes, labels[is_counted], predicted[is_counted], measured_on, notes, surest_mistakes, top5
-    )
+    return source, name
+
+
+def _said(
+    classifier: Classifier, images: Images, views: Views | None, options: dict[str, Any], bad: dict[str, str]
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Each batch of `images` and what the network makes of it; at the end `bad` names the bad images."""
+    if views:
+        yield from viewed(classifier, images, views)
+        return
+    feed = open_feed(images, FittedImage(classifier.preprocessing), Whole(classifier.device), **options)
+    yield from judged(classifier.fast, feed, classifier.preprocessing)
+    bad |= feed.loader.bad if isinstance(feed, LoaderFeed) else {}
+
+
+def _averaged(said: list[Iterator[tuple[Batch, Tensor]]]) -> Iterator[tuple[Batch, Tensor]]:
+    """Each batch as the first network saw it, and the logarithm of the mean of all networks' softmax outputs."""
+    for parts in zip(*said, strict=True):
+        batch, logits = parts[0]
+        probabilities = [other.softmax(dim=1).to(logits.device) for _, other in parts]
+        yield batch, torch.stack(probabilities).mean(dim=0).log()
 
 
 def _listed(what: str, items: list[str]) -> list[str]:
@@ -244,7 +178,7 @@ def judged(net: nn.Module, feed: Feed, preprocessing: Preprocessing) -> Iterator
         yield batch, logits.float()
 
 
-def data_of_run(model: Path) -> ImageSource:
+def data_of_run(model: Path, data_dir: Path | None = None) -> ImageSource:
     """The data of the run at, or around the weight file, `model`, divided as for its training."""
     path = (model if model.is_dir() else model.parent) / "recipe.json"
     if not path.is_file():
@@ -254,27 +188,39 @@ def data_of_run(model: Path) -> ImageSource:
     try:
         recipe = json.loads(path.read_text())  # as the recipe, which stands above this room, writes it
         named = ("holdout", "seed", "stream", "epoch_images")
-        source = open_data(recipe["data"], **{name: recipe[name] for name in named if name in recipe})
+        source = open_data(recipe["data"], data_dir=data_dir, **{n: recipe[n] for n in named if n in recipe})
         kept_out = recipe.get("validation", 0)
         if kept_out and isinstance(source.train, ArrayImages):
-            return replace(source, splits={"validation": source.train[-kept_out:]})
+            parts = {"train": source.train[:-kept_out], "validation": source.train[-kept_out:]}
+            return replace(source, splits={**source.splits, **parts})
         return source
     except (json.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError):
         raise DataError(f"{shown(path, 500)}: expected the recipe of a run, got something else") from None
 
 
-def _outcome(batches: Iterable[tuple[Batch, Tensor]], table: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """What a network makes of a split, as int64 (4, images).
+class _Outcome(NamedTuple):
+    """What networks make of a split."""
 
-    The rows are the labels of the data and of the network, what it said, and whether the label is among its first five.
-    And the mistakes that it was surest of, as columns: probability, position, label, prediction and pixels. Nothing is
-    asked of the device before the end.
-    """
-    columns, surest = list[Tensor](), list[Tensor]()
+    columns: Tensor
+    """int64 (4, images): the labels of the data and of the network, what it said, and whether the label is among its
+    first five."""
+    confidence: Tensor
+    surest: list[Tensor]
+    """The mistakes that it was surest of, as columns: probability, position, label, prediction and pixels."""
+    log_probabilities: list[Tensor]
+    """On the CPU, (images, classes) of each batch, if they are kept."""
+
+
+def _outcome(batches: Iterable[tuple[Batch, Tensor]], table: Tensor, keep_outputs: bool) -> _Outcome:
+    """Nothing is asked of the device before the end, unless outputs are kept."""
+    columns, confidence, surest, kept = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
     start, is_finite = 0, torch.tensor(True, device=table.device)
     for batch, logits in batches:
         probability, predicted = logits.softmax(dim=1).max(dim=1)
         is_finite &= probability.isfinite().all()
+        confidence.append(probability)
+        if keep_outputs:
+            kept.append(logits.log_softmax(dim=1).cpu())
         labels = table[batch.labels.clamp(min=-1)]
         in_top5 = (logits.topk(min(5, logits.shape[1])).indices == labels[:, None]).any(dim=1)
         columns.append(torch.stack([batch.labels, labels, predicted, in_top5]))
@@ -286,14 +232,23 @@ def _outcome(batches: Iterable[tuple[Batch, Tensor]], table: Tensor) -> tuple[Te
         surest, start = [values[best] for values in both], start + len(labels)
     if not is_finite:
         raise WeightsError("expected weights that give finite outputs, got others, try other weights")
-    return torch.cat(columns, dim=1), surest
+    return _Outcome(torch.cat(columns, dim=1), torch.cat(confidence), surest, kept)
 
 
 def _mistakes(classifier: Classifier, images: Images, surest: list[Tensor]) -> Iterator[Mistake]:
-    """The mistakes of a split, by name, from the columns of `_outcome`."""
+    """The mistakes of a split, by name, from the columns of `_Outcome`."""
     *numbers, pixels = (column.cpu() for column in surest)
-    classes = classifier.classes
-    for probability, position, label, predicted, shot in zip(*(some.tolist() for some in numbers), pixels, strict=True):
-        if probability > 0:
-            name = f"image {position}" if images.is_stream else images.reader(0, 0)(position).name
-            yield Mistake(name, classes[label], classes[predicted], probability, shot.permute(1, 2, 0).numpy())
+    probabilities, positions, labels, predicted = (some.tolist() for some in numbers)
+    wrong = [row for row, probability in enumerate(probabilities) if probability > 0]
+    names = _names(images, [positions[row] for row in wrong])
+    for row, name in zip(wrong, names, strict=True):
+        pair = (classifier.classes[labels[row]], classifier.classes[predicted[row]])
+        yield Mistake(name, *pair, probabilities[row], pixels[row].permute(1, 2, 0).numpy())
+
+
+def _names(images: Images, positions: Iterable[int]) -> list[str]:
+    """What the data calls the images at `positions`; a stream, which cannot be asked again, by their number."""
+    if images.is_stream:
+        return [f"image {position}" for position in positions]
+    read = images.reader(0, 0)
+    return [read(position).name for position in positions]

@@ -1,6 +1,7 @@
 """Images like a given one: nearest by the cosine of their features, in an index that `vgg features` wrote."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -89,23 +90,26 @@ def read_index(path: str | os.PathLike[str], layer: str | None = None) -> Index:
 
 
 def contact_sheet(query: AnyImage, found: list[Similar]) -> bytes:
-    """A PNG of the query and the images found, with their cosines; one that cannot be read any more says so."""
+    """A PNG of the query and the images found, with their cosines."""
+    return sheet([(query, "query"), *((name, f"{cosine:.3f}") for name, cosine in found)])
+
+
+def sheet(titled: Sequence[tuple[AnyImage, str]]) -> bytes:
+    """A PNG of images, each below its title; one that cannot be read any more says so."""
     from matplotlib.figure import Figure
 
-    rows = -(-(1 + len(found)) // SHEET_COLUMNS)
+    rows = max(1, -(-len(titled) // SHEET_COLUMNS))
     figure = Figure(figsize=(2.2 * SHEET_COLUMNS, 2.5 * rows), dpi=100, layout="constrained")
     cells = figure.subplots(rows, SHEET_COLUMNS, squeeze=False).flat
     for cell in cells:
         cell.axis("off")
-    for cell, (image, title) in zip(
-        figure.axes, [(query, "query"), *((name, f"{cosine:.3f}") for name, cosine in found)], strict=False
-    ):
+    for cell, (image, title) in zip(figure.axes, titled, strict=False):
         try:
             content, name = content_of(image)
             cell.imshow(thumbnail(content, 3, name, THUMBNAIL_PIXELS))
         except DataError:
             title += "\nnot there any more"
-        cell.set_title(title, fontsize=9)
+        cell.set_title(title, fontsize=9, parse_math=False)
     return as_png(figure)
 
 

@@ -20,7 +20,8 @@ from vggkit.design.costs import Sum
 from vggkit.design.network import costs
 from vggkit.design.table import Table
 from vggkit.errors import RunError, UserError, shown
-from vggkit.inference.evaluate import Evaluation, data_of_run, evaluate
+from vggkit.inference.evaluate import data_of_run, evaluate
+from vggkit.inference.evaluation import Evaluation
 from vggkit.inference.predict import Classifier, load_classifier
 from vggkit.inference.significance import mcnemar
 from vggkit.lab.answers import short

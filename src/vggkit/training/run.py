@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from vggkit.design.table import Table
-from vggkit.inference.evaluate import Evaluation, evaluate
+from vggkit.inference.evaluate import evaluate
+from vggkit.inference.evaluation import Evaluation
 from vggkit.inference.predict import load_classifier, predict
 from vggkit.training.recipe import Recipe
 from vggkit.training.run_state import EpochMetrics

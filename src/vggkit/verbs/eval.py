@@ -1,6 +1,6 @@
 """`vgg eval`: a trained network on labelled images."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,6 +12,8 @@ from vggkit.verbs.terminal import check_out, parse_flags, print_json
 
 if TYPE_CHECKING:
     from vggkit.data.samples import ImageSource
+    from vggkit.inference.evaluation import Evaluation
+    from vggkit.inference.predict import Classifier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +23,7 @@ class Flags(ModelFlags):
     Examples:
       vgg eval runs/quick-1 --plot confusion.png
       vgg eval runs/photos/model.safetensors --data photos --json
+      vgg eval runs/photos --split val --calibrate runs/photos/calibrated.safetensors
     """
 
     best: bool = False
@@ -39,64 +42,118 @@ class Flags(ModelFlags):
     """Views of each image whose probabilities are averaged: its mirror image, 5 x 5 crops, or the whole image."""
     scales: tuple[int, ...] = ()
     """Pixels of the shorter side that images are resized to for --views; the network's own, if not given."""
+    ensemble: tuple[str, ...] = ()
+    """Further models of the same classes, whose probabilities are averaged with the first one's."""
     plot: Path | None = None
     """Draw the confusion matrix and the surest mistakes into this .png file."""
+    mistakes: Path | None = None
+    """Draw the 24 surest mistakes, with the images' names, into this .png file."""
+    reliability: Path | None = None
+    """Draw how often the network is right when it is how sure into this .png file."""
+    predictions: Path | None = None
+    """Write the path, the label and the 5 most probable classes of each image into this .csv file."""
+    calibrate: Path | None = None
+    """Fit a temperature on the images measured on, and write the network with it into this .safetensors file."""
 
 
 def run(arguments: list[str]) -> None:
     """Run the verb."""
     flags = parse_flags("eval", Flags, arguments)
-    if flags.plot is not None:
-        check_out(flags.plot, ".png", flag="--plot")
-    if flags.scales and flags.views == "one":
-        raise UserError("expected --views with --scales, got one view, try --views flip")
+    _check(flags)
     from vggkit.data.loader import default_workers
-    from vggkit.inference.confusion import draw_confusion
     from vggkit.inference.evaluate import default_split, evaluate
     from vggkit.inference.views import Views
 
     classifier = flags.classifier(flags.best)
+    others = [replace(flags, model=model).classifier() for model in flags.ensemble]
     model = Path(flags.model)
     folder = model if model.is_dir() else model.parent
     recipe = read_recipe(folder) if (folder / RECIPE).is_file() else None
-    data, notes = _opened(flags, recipe)
+    data, notes = _opened(flags, recipe, folder)
     evaluation = evaluate(
-        classifier,
+        [classifier, *others],
         data,
         flags.split or (default_split(data) if flags.data else None),
         num_workers=flags.workers if flags.workers is not None else default_workers(),
         bad_images=flags.bad_images or (recipe.bad_images if recipe else "fail"),
         views=None if flags.views == "one" else Views(flags.views, flags.scales),
+        keep_outputs=flags.predictions is not None or flags.calibrate is not None,
     )
-    if flags.plot is not None:
-        draw_confusion(evaluation, flags.plot)
+    written = _write(flags, classifier, evaluation)
     if not flags.best and Path(classifier.source).with_name("best.safetensors").exists():
         notes.append(f"{Path(classifier.source).parent} also has best.safetensors, of its best epoch: --best takes it")
     if flags.json:
         facts = {
             "weights": classifier.source,
+            "ensemble": [other.source for other in others],
             "notes": [*notes, *evaluation.notes],
             "measured_on": evaluation.measured_on,
             "images": len(evaluation.labels),
             "accuracy": evaluation.accuracy,
             "interval": evaluation.interval,
+            "top5": evaluation.top5,
+            "calibration_error": evaluation.calibration_error,
             "class_accuracy": dict(zip(evaluation.classes, evaluation.class_accuracy, strict=True)),
+            "class_intervals": dict(zip(evaluation.classes, evaluation.class_intervals, strict=True)),
             "confusion": evaluation.confusion.tolist(),
+            "written": written,
         }
         print_json(facts)
         return
-    print(f"weights: {classifier.source}", *notes, evaluation, sep="\n")
-    if flags.plot is not None:
-        print(shown(flags.plot, 500))
+    print(f"weights: {', '.join(one.source for one in (classifier, *others))}", *notes, evaluation, *written, sep="\n")
 
 
-def _opened(flags: Flags, recipe: Recipe | None) -> "tuple[ImageSource, list[str]]":
-    """The data that the flags or the recipe name, and lines on it."""
+def _check(flags: Flags) -> None:
+    """Raise `UserError`, before anything is read, for flags that cannot be."""
+    for name, suffix in (
+        ("plot", ".png"),
+        ("mistakes", ".png"),
+        ("reliability", ".png"),
+        ("predictions", ".csv"),
+        ("calibrate", ".safetensors"),
+    ):
+        if (path := getattr(flags, name)) is not None:
+            check_out(path, suffix, flag=f"--{name}")
+    if flags.scales and flags.views == "one":
+        raise UserError("expected --views with --scales, got one view, try --views flip")
+    if flags.calibrate is not None and flags.ensemble:
+        raise UserError("expected one model to --calibrate, got an ensemble, try each model by itself")
+
+
+def _write(flags: Flags, classifier: "Classifier", evaluation: "Evaluation") -> list[str]:
+    """Write the files asked for; a line on each."""
+    from vggkit.inference import calibration, confusion
+
+    written = []
+    for path, write in (
+        (flags.plot, confusion.draw_confusion),
+        (flags.mistakes, confusion.draw_mistakes),
+        (flags.reliability, confusion.draw_reliability),
+        (flags.predictions, confusion.write_predictions),
+    ):
+        if path is not None:
+            write(evaluation, path)
+            written.append(shown(path, 500))
+    if flags.calibrate is not None and evaluation.outputs is not None:
+        fitted = calibration.fit_temperature(evaluation.outputs.log_probabilities, evaluation.labels)
+        calibration.save_calibrated(flags.calibrate, classifier, fitted.value)
+        written.append(
+            f"{shown(flags.calibrate, 500)}: temperature {fitted.value:.3f}; ECE {fitted.error_before:.1%}, with "
+            f"temperatures fitted on the other half of the images {fitted.error_after:.1%}"
+        )
+    return written
+
+
+def _opened(flags: Flags, recipe: Recipe | None, folder: Path) -> "tuple[ImageSource, list[str]]":
+    """The data that the flags or the recipe of the run in `folder` name, and lines on it."""
     from vggkit.data.sources import open_data
+    from vggkit.inference.evaluate import data_of_run
 
     known = recipe or Recipe.named("quick")
     options = {name: getattr(known, name) for name in ("holdout", "seed", "stream", "epoch_images")}
     if flags.data is None:
+        if recipe and recipe.validation and flags.split not in (None, "test", "all"):
+            return data_of_run(folder, flags.data_dir), []
         return open_data(known.data, data_dir=flags.data_dir, **options), []
     data = open_data(flags.data, data_dir=flags.data_dir, holdout=0)
     if "all" in data.splits and flags.split not in (None, "all"):  # the run's own data, at another place perhaps

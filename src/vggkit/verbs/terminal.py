@@ -37,6 +37,7 @@ METAVARS = {
     "vary": "FIELD=VALUE,VALUE", "exercises": "QUESTION", "content": "CONTENT", "style": "STYLE", "image": "IMAGE",
     "like": "IMAGE", "layer": "LAYER", "scatter": "FILE", "host": "ADDRESS", "certificate": "FILE", "key": "FILE",
     "ray": "ADDRESS", "export": "DIR", "classes": "CLASS", "unit": "LAYER:NUMBER",
+    "ensemble": "MODEL", "mistakes": "FILE", "reliability": "FILE", "predictions": "FILE", "calibrate": "FILE",
 }  # fmt: skip
 """What flags and arguments of these names take, in the help of every verb; the others take numbers."""
 
