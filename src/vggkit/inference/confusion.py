@@ -80,7 +80,7 @@ def draw_reliability(evaluation: Evaluation, path: str | os.PathLike[str]) -> No
     top.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle="--", label="calibrated")
     spread = np.abs(bounds.T - accuracy)
     top.errorbar(confidence, accuracy, spread, fmt="o", markersize=4, capsize=2, label="accuracy, 95% interval")
-    top.set(xlim=(0, 1), ylim=(0, 1), ylabel="share that is right")
+    top.set(xlim=(0, 1.02), ylim=(0, 1.02), ylabel="share that is right")
     top.set_title(f"{evaluation.summary}\nECE {evaluation.calibration_error:.1%}", fontsize=9)
     top.legend(fontsize=8)
     bottom.bar(confidence, [one.images for one in bins], width=0.03)

@@ -23,7 +23,6 @@ class Flags(ModelFlags):
     Examples:
       vgg eval runs/quick-1 --plot confusion.png
       vgg eval runs/photos/model.safetensors --data photos --json
-      vgg eval runs/photos --split val --calibrate runs/photos/calibrated.safetensors
     """
 
     best: bool = False
