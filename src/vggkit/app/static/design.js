@@ -24,10 +24,14 @@ export function open(main) {
   main.append(h("h1", {}, t("designTitle")), h("p", { class: "lead" }, t("designLead")), h("div", { class: "split" }, left, view.right));
   view.sees = receptiveFields(parts.sees, (layer) => light(layer));
   parts.drawing.addEventListener("pointerover", pointed);
-  const measured = () => view.request && limits(view.request);
   document.addEventListener("measured", measured);
   refresh();
   return () => { document.removeEventListener("measured", measured); view.abort?.abort(); view = null; };
+}
+
+/** Known by one name, since an address that changes opens the view again, and a listener added twice is added once. */
+function measured() {
+  if (view.request) limits(view.request);
 }
 
 /** The address has changed: by the browser's own back and forward, or by hand. */
