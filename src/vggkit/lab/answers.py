@@ -1,21 +1,16 @@
-"""What the runs of an experiment say: a table, a sentence for each comparison, a picture, and the files of a report."""
+"""What the runs of an experiment say: a table, a sentence for each comparison, a picture, and a report."""
 
-import csv
-import io
-import json
 import math
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from vggkit.data.files import write_whole
 from vggkit.design.costs import Sum
 from vggkit.design.network import costs
 from vggkit.design.table import Table
 from vggkit.errors import shown
-from vggkit.lab.report import Code, Heading, Part, Picture, as_svg, to_html, to_markdown
+from vggkit.lab.report import Code, Heading, Part, Picture, as_svg, csv_of
 from vggkit.lab.statistics import Interval, mean_interval
 from vggkit.lab.trials import Outcome, Plan
 from vggkit.training.progress import clock
@@ -161,11 +156,13 @@ class Answer:
 
     def to_csv(self) -> str:
         """A line for each trial."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, [field.name for field in fields(Outcome)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(vars(outcome) for outcome in self.outcomes)
-        return text.getvalue()
+        return csv_of([vars(outcome) for outcome in self.outcomes])
+
+    def report(self, command: str) -> list[Part]:
+        """The parts of a report; `command` makes it again."""
+        words = "Accuracy of each recipe: the mean over seeds with its 95% interval, and every seed."
+        picture, table = Picture(self.plot(), words), self.table(with_words=False)
+        return [*self.sentences, picture, table, self.shared, Heading("Made by"), Code(command)]
 
     def plot(self) -> str:
         """The accuracies with their intervals, and every seed as a dot, as an SVG picture."""
@@ -231,30 +228,3 @@ def short(count: int) -> str:
     """A count in three digits: `61.7k`, `138M`."""
     unit, name = next((u, n) for u, n in ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1, "")) if count >= u or u == 1)
     return f"{count / unit:.3g}{name}"
-
-
-def written_report(answer: Answer, path: Path, command: str) -> None:
-    """Write the answer to `path`, in the form that its suffix says: .html, .md, .csv, .json or .svg.
-
-    Args:
-        answer: what was measured.
-        path: is replaced.
-        command: makes the report again.
-    """
-    experiment = answer.plan.experiment
-    parts: list[Part] = [
-        *answer.sentences,
-        Picture(answer.plot(), "Accuracy of each recipe: the mean over seeds with its 95% interval, and every seed."),
-        answer.table(with_words=False),
-        answer.shared,
-        Heading("Made by"),
-        Code(command),
-    ]
-    forms: dict[str, Callable[[], str]] = {
-        ".html": lambda: to_html(experiment.question, parts),
-        ".md": lambda: to_markdown(experiment.question, parts),
-        ".csv": answer.to_csv,
-        ".json": lambda: json.dumps(answer.to_json(), indent=1, allow_nan=False) + "\n",
-        ".svg": answer.plot,
-    }
-    write_whole(path, forms[path.suffix]().encode("utf-8", "backslashreplace"))

@@ -14,10 +14,10 @@ import torch
 from vggkit.design.network import as_network, costs, draw
 from vggkit.design.table import Table
 from vggkit.errors import RecipeError, shown
-from vggkit.lab.answers import Answer, answered, short
+from vggkit.lab.answers import Answer, answered
 from vggkit.lab.experiments import EXPERIMENTS, Size, named_experiment
+from vggkit.lab.pareto import Panel, front_plot
 from vggkit.lab.report import Code, Heading, Part, Picture, as_svg, to_html
-from vggkit.lab.statistics import pareto_front
 from vggkit.lab.trials import run_experiment
 from vggkit.networks.vgg import vgg
 from vggkit.training.curves import curves
@@ -255,31 +255,14 @@ def _training(words: _Words, run: Run) -> list[Part]:
 
 
 def _throughput(answers: dict[str, Answer]) -> str:
-    """Accuracy against examples/s of every network of the exercises, as an SVG picture."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5.5), layout="constrained")
-    axes = figure.subplots()
+    """Accuracy against examples/s of every network of the exercises, as an SVG picture; empty if all diverged."""
     measured = [
-        (name, row, (row.examples_per_second, row.accuracy.mean))
-        for name, answer in answers.items()
+        (row.label, row.accuracy.mean, row.examples_per_second, row.cost.parameters)
+        for answer in answers.values()
         for row in answer.rows
         if row.accuracy is not None and row.examples_per_second is not None
     ]
-    most = max((row.cost.parameters for _, row, _ in measured), default=1)
-    for number, name in enumerate(answers):
-        axes.scatter([], [], alpha=0.5, color=f"C{number}", label=name)  # circles of one size for the legend
-        points = [(*place, max(8, 1_500 * row.cost.parameters / most)) for own, row, place in measured if own == name]
-        axes.scatter(*zip(*points, strict=True) if points else ([], [], []), alpha=0.5, color=f"C{number}")
-    front = pareto_front([place for *_, place in measured])
-    for (_, row, place), is_best in zip(measured, front, strict=True):
-        if is_best or row.cost.parameters == most:
-            label = f"{shown(row.label)}: {short(row.cost.parameters)} parameters"
-            axes.annotate(label, place, xytext=(0, 7), textcoords="offset points", ha="center", fontsize="small")
-    best = sorted(place for (*_, place), is_best in zip(measured, front, strict=True) if is_best)
-    axes.plot(*zip(*best, strict=True) if best else ([], []), "--", color="grey", linewidth=1, zorder=0)
-    axes.set(xscale="log", xlabel="examples/s in training", ylabel="accuracy")
-    axes.margins(0.15)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small", markerscale=0.6)
-    return as_svg(figure)
+    if not measured:
+        return ""
+    names, accuracies, speeds, parameters = zip(*measured, strict=True)
+    return front_plot(names, accuracies, [Panel("examples/s in training", speeds, is_cost=False)], parameters)

@@ -1,7 +1,5 @@
 """Trained networks side by side: what differs, what each costs and reaches, and whether the difference is luck."""
 
-import csv
-import io
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -27,7 +25,7 @@ from vggkit.inference.significance import mcnemar
 from vggkit.lab.answers import short
 from vggkit.lab.bench import classifies, turn_seconds
 from vggkit.lab.pareto import Panel, front_plot, labelled
-from vggkit.lab.report import Code, Heading, Part, Picture, as_svg
+from vggkit.lab.report import Code, Heading, Part, Picture, as_svg, csv_of
 from vggkit.lab.statistics import pareto_front
 from vggkit.training.hardware import choose_device, describe_hardware
 from vggkit.training.recipe import Recipe
@@ -151,11 +149,7 @@ class Comparison:
 
     def to_csv(self) -> str:
         """A line for each network, see `Compared.figures`."""
-        text, rows = io.StringIO(), [each.figures() for each in self.networks]
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        return text.getvalue()
+        return csv_of([each.figures() for each in self.networks])
 
     def to_json(self) -> dict[str, Any]:
         """All that was measured, for JSON."""

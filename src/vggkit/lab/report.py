@@ -1,12 +1,13 @@
 """A report as one HTML file that needs nothing else, or as Markdown."""
 
+import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vggkit.data.files import write_whole
 from vggkit.design.table import Table
@@ -82,10 +83,19 @@ def as_svg(figure: "Figure") -> str:
     return f"<svg {ink} {text[text.index('<svg') + 5 :]}".replace("#000000", "currentColor")
 
 
-def write_report(path: Path, title: str, parts: Sequence[Part]) -> None:
-    """Write a report to `path`, as HTML or, if its suffix is .md, as Markdown."""
-    made = to_markdown(title, parts) if path.suffix == ".md" else to_html(title, parts)
-    write_whole(path, made.encode("utf-8", "backslashreplace"))
+def write_report(path: Path, title: str, parts: Sequence[Part], **others: Callable[[], str]) -> None:
+    """Write a report to `path` in the form of its suffix: .html, .md, or one of `others`, such as `svg=plot`."""
+    forms = {"html": lambda: to_html(title, parts), "md": lambda: to_markdown(title, parts), **others}
+    write_whole(path, forms[path.suffix[1:]]().encode("utf-8", "backslashreplace"))
+
+
+def csv_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of the same columns as CSV; at least one."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def to_html(title: str, parts: Sequence[Part], language: str = "en") -> str:

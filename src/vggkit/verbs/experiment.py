@@ -3,6 +3,7 @@
 import ast
 import shlex
 from dataclasses import dataclass, replace
+from json import dumps
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -70,7 +71,8 @@ def run(arguments: list[str]) -> int:
     if flags.out is not None:
         check_out(flags.out, ".html", ".md", ".csv", ".json", ".svg")
 
-    from vggkit.lab.answers import answered, written_report
+    from vggkit.lab.answers import answered
+    from vggkit.lab.report import write_report
     from vggkit.lab.trials import run_experiment
 
     options: dict[str, Any] = {"device": flags.device, "data_dir": flags.data_dir, "ray": flags.ray}
@@ -80,7 +82,10 @@ def run(arguments: list[str]) -> int:
         return RESUMABLE
     answer = answered(plan, outcomes)
     if flags.out is not None:
-        written_report(answer, flags.out, shlex.join(["vgg", "experiment", *arguments]))
+        parts = answer.report(shlex.join(["vgg", "experiment", *arguments]))
+        as_json = dumps(answer.to_json(), indent=1, allow_nan=False) + "\n"
+        others = {"csv": answer.to_csv, "json": lambda: as_json, "svg": answer.plot}
+        write_report(flags.out, experiment.question, parts, **others)
     print_json(answer.to_json()) if flags.json else print(answer.table())
     return DONE
 

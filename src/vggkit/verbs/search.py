@@ -5,7 +5,6 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from vggkit.data.files import write_whole
 from vggkit.errors import UserError, shown
 from vggkit.lab.designs import Budget
 from vggkit.training.recipe import Recipe
@@ -76,12 +75,9 @@ def run(arguments: list[str]) -> int:
     if found is None:
         print(f"stopped; go on with the same command, or --runs {shown(folder, 500)}")
         return RESUMABLE
-    if flags.out is not None and flags.out.suffix == ".svg":
-        write_whole(flags.out, found.plot().encode())
-    elif flags.out is not None:
-        write_report(
-            flags.out, "Networks found under a budget", found.report(shlex.join(["vgg", "search", *arguments]))
-        )
+    if flags.out is not None:
+        parts = found.report(shlex.join(["vgg", "search", *arguments]))
+        write_report(flags.out, "Networks found under a budget", parts, svg=found.plot)
     if flags.json:
         print_json(found.to_json())
     else:
