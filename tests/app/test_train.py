@@ -96,6 +96,9 @@ def test_metrics_that_grow_start_anew_and_are_damaged(tmp_path):
         open_file.write('ep"}\n' + line(9_000))  # a kill: steps are taken again
     assert metrics.read()["step"] == 9_000
     file.write_text(line(1))
+    counted = '{"event": "confusion", "epoch": 1, "classes": ["a", "b"], "counts": [[3, 1], [0, 2]]}\n'
+    file.write_text(line(1) + counted + counted.replace("[0, 2]", "[0]") + counted.replace("3", "null"))
+    assert metrics.read()["confusion"] == {"epoch": 1, "classes": ["a", "b"], "counts": [[3, 1], [0, 2]]}
     assert metrics.read()["steps"] == {"step": (1,), "loss": (1.0,), "accuracy": (0.5,)}
 
 

@@ -34,7 +34,7 @@ def shown_run(folder, epochs=1, steps=10, *, show=True, history=(), step=0, name
     state = RunState({}, {}, step=step, history=list(history))
     training = SimpleNamespace(
         recipe=Recipe.named("quick", epochs=epochs), state=state, steps_per_epoch=steps,
-        data=SimpleNamespace(held_out_name=name),
+        data=SimpleNamespace(classes=("a", "b"), held_out_name=name),
     )  # fmt: skip
     return Progress(training, folder, show), state
 

@@ -40,6 +40,8 @@ def test_a_run_folder_holds_what_it_should(run, recipe):
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert lines[0]["event"] == "start"
     assert lines[0]["torch"] == torch.__version__
+    counted = [line["counts"] for line in lines if line["event"] == "confusion"]
+    assert len(counted) == 3 and counted[-1] == confusion_of(run.folder).confusion.tolist()
     epochs = [line for line in lines if line.pop("event") == "epoch"]
     assert epochs == [asdict(metrics) for metrics in run.history]
     assert [metrics.step for metrics in run.history] == [63, 126, 189]

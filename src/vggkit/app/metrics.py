@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vggkit.errors import RunError
+from vggkit.errors import RunError, shown
 from vggkit.training.run_folder import read_recipe
 from vggkit.weights.runs import METRICS
 
@@ -27,6 +27,7 @@ class Metrics:
         self._offset = 0
         self._steps: list[tuple[int, float, float]] = []
         self._epochs: list[dict[str, Any]] = []
+        self._confusion: dict[str, Any] | None = None
 
     def read(self) -> dict[str, Any]:
         """The curves up to now, in at most 500 points, and how far the run is."""
@@ -35,6 +36,7 @@ class Metrics:
             found = path.stat()
             if self._file != (found.st_ino, found.st_dev) or found.st_size < self._offset:  # written anew by --resume
                 self._file, self._offset, self._steps, self._epochs = (found.st_ino, found.st_dev), 0, [], []
+                self._confusion = None
             file.seek(self._offset)
             whole, newline, _ = file.read(MAX_BYTES).rpartition(b"\n")
             self._offset += len(whole + newline)
@@ -46,6 +48,7 @@ class Metrics:
             "version": f"{self._file}-{self._offset}",
             "steps": dict(zip(("step", "loss", "accuracy"), columns, strict=True)),
             "epochs": thinned(self._epochs),
+            "confusion": self._confusion,
             **self._progress(),
         }
 
@@ -60,6 +63,12 @@ class Metrics:
             while self._epochs and self._epochs[-1]["epoch"] >= values["epoch"]:
                 self._epochs.pop()
             self._epochs.append({name: values.get(name) for name in EPOCH})
+        elif values["event"] == "confusion":
+            size = len(values["classes"])
+            counts = [[int(count) for count in row[:size]] for row in values["counts"][:size]]
+            if [len(row) for row in counts] == [size] * size:
+                self._confusion = {"epoch": int(values["epoch"]), "counts": counts}
+                self._confusion["classes"] = [shown(str(name)) for name in values["classes"]]
 
     def _progress(self) -> dict[str, Any]:
         """How far the run is, and how long it will take if it goes on as it did: known from the first epoch on."""

@@ -22,6 +22,8 @@ from vggkit.training.stopping import StopFlag
 
 CUDA_LAG_STEPS = 2
 """Steps that a GPU is given ahead of the one whose outcome is read."""
+CONFUSION_CLASSES = 50
+"""Up to so many, what is taken for what is logged after each epoch."""
 DIVERGED_STEPS, DIVERGED_FACTOR = 10, 5
 """A mean loss over so many steps of more than so many times the loss of guessing is reported as diverging."""
 
@@ -74,7 +76,10 @@ def train_epochs(
         state.add_training_time(lap())
         if training.average is not None:
             team.leaders(training.average.buffers())
-        measured = evaluate(net if average is None else average, data.held_out, data.preprocessing, team, stop)
+        confusion = _empty_confusion(training)
+        measured = evaluate(
+            net if average is None else average, data.held_out, data.preprocessing, team, stop, confusion
+        )
         if measured is None:
             return False
         accuracy, loss = measured
@@ -82,7 +87,7 @@ def train_epochs(
         is_best = data.held_out_name == "validation" and accuracy > max(accuracies, default=-1.0)
         if is_best:
             state.best_step = state.step
-        shown.epoch(_finish_epoch(training, accuracy, loss, accuracies))
+        shown.epoch(_finish_epoch(training, accuracy, loss, accuracies), confusion)
         if len(data.bad_images) > num_bad:
             num_bad = len(data.bad_images)
             shown.say(named(data.bad_images))
@@ -91,6 +96,12 @@ def train_epochs(
         if is_best:
             team.wait()  # for the leader, who has waited for the checkpoint before: on a slow disk that takes long
     return state.epoch > recipe.epochs
+
+
+def _empty_confusion(training: Training) -> Tensor | None:
+    """What `evaluate` counts into; None for more classes than anyone looks at."""
+    classes = len(training.data.classes)
+    return torch.zeros(classes, classes, device=training.team.device) if classes <= CONFUSION_CLASSES else None
 
 
 class _Outcomes:

@@ -1,7 +1,7 @@
 """Top-1 accuracy and loss while training, by all processes together."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from vggkit.data.feed import Feed
@@ -15,9 +15,22 @@ from vggkit.training.stopping import StopFlag
 
 @torch.no_grad()
 def evaluate(
-    net: nn.Module, feed: Feed, preprocessing: Preprocessing, team: Team, stop: StopFlag | None = None
+    net: nn.Module,
+    feed: Feed,
+    preprocessing: Preprocessing,
+    team: Team,
+    stop: StopFlag | None = None,
+    confusion: Tensor | None = None,
 ) -> tuple[float, float] | None:
     """Top-1 accuracy and mean loss of `net` on all images of `feed`, each counted once by all processes together.
+
+    Args:
+        net: gives logits.
+        feed: the images.
+        preprocessing: what `net` takes.
+        team: the processes that share the images.
+        stop: says when to end early.
+        confusion: float32 (classes, classes), to which the images of the row's class taken for the column's are added.
 
     Returns:
         An accuracy from 0 to 1 and the cross-entropy; NaN if an output is not finite; None if a process was asked to
@@ -32,10 +45,16 @@ def evaluate(
             wants_stop = float(stop.signal_name is not None)
             if wants_stop if team.size == 1 else team.sum_(torch.tensor(wants_stop, device=team.device)).item():
                 return None
-        sums[0] += (logits.argmax(dim=1) == batch.labels).sum()
+        predicted, is_counted = logits.argmax(dim=1), batch.labels != IGNORED_LABEL
+        if confusion is not None:
+            places = batch.labels.clamp(min=0) * len(confusion) + predicted
+            confusion.view(-1).index_add_(0, places, is_counted.float())
+        sums[0] += (predicted == batch.labels).sum()
         sums[0] += 0 * logits.sum()  # NaN from the first output that is not finite
         sums[1] += functional.cross_entropy(logits, batch.labels, ignore_index=IGNORED_LABEL, reduction="sum")
-        sums[2] += (batch.labels != IGNORED_LABEL).sum()
+        sums[2] += is_counted.sum()
+    if confusion is not None:
+        team.sum_(confusion)
     correct, loss, count = team.sum_(sums).tolist()
     if not count:
         raise DataError("expected an image to measure by that can be read, got none")

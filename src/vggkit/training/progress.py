@@ -9,6 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from vggkit.data.files import write_all, write_whole
 from vggkit.engines import waiting
 from vggkit.errors import shown
@@ -32,6 +34,7 @@ class Progress:
         """The progress of `training` from where it stands, into `folder`; without a folder nothing is written."""
         self.folder, self.show = folder, show
         self._recipe, self._state, self._per_epoch = training.recipe, training.state, training.steps_per_epoch
+        self._classes = training.data.classes
         self._evaluated_on, self._start_step = training.data.held_out_name, training.state.step
         self._total_steps = self._recipe.epochs * self._per_epoch
         self._start = self._last_refresh = self._last_line = time.perf_counter()
@@ -82,8 +85,11 @@ class Progress:
             self.say(f"{status}  step {step}/{self._total_steps}  about {clock(left_seconds)} left")
             self._last_line = now
 
-    def epoch(self, metrics: EpochMetrics) -> None:
-        """After each epoch, whose metrics the state's history has."""
+    def epoch(self, metrics: EpochMetrics, confusion: Tensor | None = None) -> None:
+        """After each epoch, whose metrics the state's history has; with `evaluate`'s confusion, if it was counted."""
+        if confusion is not None:
+            counts = confusion.long().tolist()
+            self.log("confusion", epoch=metrics.epoch, classes=self._classes, counts=counts)
         self.log("epoch", **asdict(metrics))
         self.say(
             f"epoch {metrics.epoch:>{len(str(self._recipe.epochs))}}/{self._recipe.epochs}  "

@@ -11,7 +11,7 @@ export function looks(place) {
   place.append(seen, confused);
 
   function show(run) {
-    Object.assign(state, { run: run ?? null, step: null, at: 0 });
+    Object.assign(state, { run: run ?? null, step: null, at: 0, epoch: null });
     seen.hidden = confused.hidden = true;
     confused.replaceChildren();
   }
@@ -19,6 +19,7 @@ export function looks(place) {
   /** The run has told of itself: look again if it has moved, but not more often than it saves. */
   function follow(run) {
     clearTimeout(state.timer);
+    if (run && (run.has_weights || run.confusion)) confuse(run);
     if (!run?.has_weights || run.step === state.step) return;
     const wait = EVERY - (Date.now() - state.at);
     if (wait > 0 && run.state === "training") {
@@ -27,11 +28,11 @@ export function looks(place) {
     }
     Object.assign(state, { step: run.step, at: Date.now() });
     const { run: name } = state;
-    ask("/api/look", { run: name }).then((answer) => { if (state.run === name) paint(answer, run); }, () => { state.step = null; });
+    ask("/api/look", { run: name }).then((answer) => { if (state.run === name) paint(answer); }, () => { state.step = null; });
   }
 
-  function paint({ images, filters }, run) {
-    seen.hidden = confused.hidden = false;
+  function paint({ images, filters }) {
+    seen.hidden = false;
     const image = (each) => {
       const right = each.top[0].label === each.label;
       return h("figure", {}, h("img", { src: each.picture, class: "pixels", alt: each.label }),
@@ -40,21 +41,28 @@ export function looks(place) {
     };
     seen.replaceChildren(h("h2", {}, t("sameImages")), h("div", { class: "gallery" }, images.map(image)),
       h("h2", { class: "above" }, t("firstWeights")), h("div", { class: "tiles" }, filters.map((src, index) => h("img", { src, class: "pixels", alt: t("filter", index + 1) }))));
-    if (!confused.children.length || run.state === "training") {
-      confused.replaceChildren(h("h2", {}, t("confusion")), h("button", { type: "button", onclick: measure }, t("measureIt")));
-    }
+  }
+
+  /** What the run itself has counted after its last epoch, and a button that measures. */
+  function confuse({ confusion, has_weights: hasWeights }) {
+    if (confused.children.length && (confusion?.epoch ?? null) === state.epoch) return;
+    state.epoch = confusion?.epoch ?? null;
+    confused.hidden = false;
+    confused.replaceChildren(h("h2", {}, t("confusion")), ...(confusion ? matrix(confusion, t("confusionAfter", confusion.epoch)) : []),
+      hasWeights ? h("button", { type: "button", onclick: measure }, t("measureIt")) : "");
   }
 
   function measure() {
     const { run } = state, place = h("div", { class: "stack" });
     confused.replaceChildren(h("h2", {}, t("confusion")), place);
-    counted(place, (seconds) => t("measuringFor", seconds), () => ask("/api/confusion", { run }), matrix);
+    counted(place, (seconds) => t("measuringFor", seconds), () => ask("/api/confusion", { run }), (found) =>
+      matrix(found, t("accuracyIs", share(found.accuracy), share(found.low), share(found.high), found.images.toLocaleString("en-US"), found.measured_on)));
   }
   return { show, follow, close: () => { clearTimeout(state.timer); state.run = null; } };
 }
 
 /** A row is a true class, a column what it was taken for; the darker, the larger its part of the class. */
-function matrix({ classes, counts, accuracy, low, high, images, measured_on: measuredOn }) {
+function matrix({ classes, counts }, words) {
   const most = counts.map((row) => Math.max(1, row.reduce((sum, count) => sum + count, 0)));
   const cell = (count, row, column) => {
     const box = h("td", { class: row === column ? "right" : count ? "wrong" : "" }, count || "·");
@@ -63,7 +71,7 @@ function matrix({ classes, counts, accuracy, low, high, images, measured_on: mea
   };
   const head = h("tr", {}, h("th", { scope: "col" }, t("trueClass")), classes.map((name) => h("th", { scope: "col", title: name }, name.slice(0, 9))));
   return [
-    h("p", {}, t("accuracyIs", share(accuracy), share(low), share(high), images.toLocaleString("en-US"), measuredOn)),
+    h("p", {}, words, " ", t("matrixHelp")),
     h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": t("confusion") }, h("table", { class: "matrix" }, h("thead", {}, head),
       h("tbody", {}, counts.map((row, index) => h("tr", {}, h("th", { scope: "row" }, classes[index]), row.map((count, column) => cell(count, index, column)))))))];
 }

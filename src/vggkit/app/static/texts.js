@@ -148,8 +148,10 @@ export const WORDS = {
   measureIt: ["Measure on all test images", "在全部测试图像上测量"],
   measuringFor: ["Measuring: {0} s so far", "测量中:已用 {0} 秒"],
   trueClass: ["true class", "真实类别"],
-  accuracyIs: ["Accuracy {0} (95%: {1} to {2}) on the {3} {4}. A row is a true class, a column what it was taken for.",
-    "精度 {0}(95% 区间:{1} 到 {2}),共 {3} 张({4})。行是真实类别,列是判断结果。"],
+  accuracyIs: ["Accuracy {0} (95%: {1} to {2}) on the {3} {4}.",
+    "精度 {0}(95% 区间:{1} 到 {2}),共 {3} 张({4})。"],
+  confusionAfter: ["Counted by the run after epoch {0}.", "由训练在第 {0} 轮之后统计。"],
+  matrixHelp: ["A row is a true class, a column what it was taken for.", "行是真实类别,列是判断结果。"],
 
   classify: ["Classify", "分类"],
   classifyTitle: ["Classify an image", "给图像分类"],
