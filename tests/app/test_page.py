@@ -15,6 +15,9 @@ expect.set_options(timeout=60_000)
 BOOT = Path(__file__).parents[2] / "docs/pictures/ankle-boot.png"
 
 
+CHINESE = re.compile("[\u4e00-\u9fff]")
+
+
 def no_serious_fault(tab):
     from axe_playwright_python.sync_playwright import Axe
 
@@ -183,5 +186,40 @@ def test_the_page_is_small_and_speaks_chinese(tab):
     tab.get_by_role("heading", name="用块来设计网络").wait_for()
     words = re.findall(r"[a-z]{4,}", tab.locator("main").inner_text())
     assert "network" not in words
+    tab.get_by_role("textbox", name="网络").fill("2y128")
+    tab.get_by_text("需要形如 2x128 的块").wait_for()
+    tab.get_by_role("link", name="训练", exact=True).click()
+    for label in tab.locator("form label, details .fields label").all():
+        assert all(CHINESE.search(text) for text in (label.inner_text(), label.get_attribute("title")))
+    tab.locator("input[name=epochs]").fill("0")
+    tab.get_by_role("alert").get_by_text("轮数需为 1 到 1000000 的整数").wait_for()
+    tab.get_by_role("link", name="学习", exact=True).click()
+    tab.get_by_role("heading", name="批量归一化带来了什么").wait_for()
+    tab.get_by_role("link", name="设计", exact=True).click()
+    tab.get_by_role("textbox", name="网络").fill("vgg11")
     tab.get_by_role("button", name="English").press("Enter")
     tab.get_by_role("heading", name="Design a network of blocks").wait_for()
+
+
+def test_what_the_library_says_is_said_in_chinese(tab):
+    """With all numbers, names and flags of the English line."""
+    from vggkit.data.sources import open_data
+    from vggkit.design.network import as_network
+    from vggkit.lab.doctor import examine, first_batch
+    from vggkit.networks.baselines import build
+
+    lines = ["more than 75% of the ReLUs are dead in conv1_1, try --init kaiming or a lower --learning-rate"]
+    lines += ["a is better than b by 0.012 ±0.003.", "vgg11 against vgg13: not decided (+0.010 ±0.020)."]
+    lines += ["no: the map hardly depends on the weights (rank correlation with randomised ones 0.87)"]
+    network = as_network("vgg19/8", in_channels=1, num_classes=10, image_size=32, hidden=(512,))
+    images, labels = first_batch(open_data("fashion-mnist-sample"), network, 8)
+    lines += examine(build(network, "torch"), images, labels).findings
+    assert len(lines) > 5
+    tab.get_by_role("button", name="中文").press("Enter")
+    said = tab.evaluate(
+        "async (lines) => { const { translated } = await import('/static/terms.js'); return lines.map(translated); }",
+        lines,
+    )
+    for english, chinese in zip(lines, said, strict=True):
+        assert CHINESE.search(chinese) and not re.search("[a-z]{3,} [a-z]{3,} [a-z]{3,}", chinese)
+        assert sorted(re.findall(r"[0-9.]*[0-9]", english)) == sorted(re.findall(r"[0-9.]*[0-9]", chinese))

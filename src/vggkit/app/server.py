@@ -22,6 +22,7 @@ from starlette.routing import Route
 from vggkit.app import designs
 from vggkit.app.commands import diagnose
 from vggkit.app.events import events
+from vggkit.app.exercises import Exercises
 from vggkit.app.guard import MAX_JSON_BYTES, MAX_UPLOAD_BYTES, Guard, TooLargeError, body_of
 from vggkit.app.images import Uploads
 from vggkit.app.looking import Models
@@ -55,6 +56,7 @@ class Place:
 def page(machine: Machine, runs: Runs) -> Starlette:
     """The page without its guard: what answers a request of the page itself."""
     models, uploads, uploading = Models(), Uploads(), asyncio.Semaphore(MAX_UPLOADS)
+    exercises = Exercises(runs.folder.parent / "experiments")
 
     async def upload(request: Request) -> Response:
         async with uploading:  # so that memory is bounded
@@ -113,6 +115,10 @@ def page(machine: Machine, runs: Runs) -> Starlette:
             Route("/api/compare", _answers(compare), methods=["POST"]),
             Route("/api/look", _answers(lambda asked: models.look(run_of(asked))), methods=["POST"]),
             Route("/api/confusion", _answers(lambda asked: models.confusion(run_of(asked))), methods=["POST"]),
+            Route("/api/exercises", _tells(exercises.listed)),
+            Route("/api/exercise", _answers(exercises.answer), methods=["POST"]),
+            Route("/api/exercise/measure", _answers(exercises.measure), methods=["POST"]),
+            Route("/api/exercise/stop", _answers(exercises.stop), methods=["POST"]),
             Route("/api/doctor", _answers(doctor), methods=["POST"]),
             Route("/api/limits", _answers(machine.limits), methods=["POST"]),
         ],

@@ -4,7 +4,10 @@ Each way has a process of its own, since how a process gets its memory decides m
 what disturbs the machine disturbs all of them alike.
 """
 
+import contextlib
+import ctypes
 import functools
+import gc
 import itertools
 import multiprocessing
 import statistics
@@ -251,6 +254,23 @@ def resident_bytes(what: str) -> int:
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.is_file() else []
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(what)), 0)
+
+
+def restarted_peak(device: torch.device) -> int:
+    """Bytes of memory in use now, from which the peak is counted anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError):  # where this is no Linux, the peak is that of the process
+        ctypes.CDLL(None).malloc_trim(0)  # what the trial before has freed
+        Path("/proc/self/clear_refs").write_text("5")
+    return resident_bytes("VmRSS")
+
+
+def peak_of(device: torch.device) -> int:
+    """Bytes of memory in use at most since `restarted_peak`."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident_bytes("VmHWM")
 
 
 def product_flops_per_second(device: torch.device) -> float:

@@ -1,17 +1,14 @@
 """The runs of an experiment: predicted, begun, gone on with, here or on a cluster, and what came of each."""
 
 import contextlib
-import ctypes
-import functools
-import gc
 import importlib
 import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +22,7 @@ from vggkit.design.network import Network, costs
 from vggkit.design.scaling import backward_macs
 from vggkit.engines.accelerate import accelerate
 from vggkit.errors import DivergedError, RunError, VggkitError, one_line, shown
-from vggkit.lab.bench import resident_bytes, settled_seconds, trains_by, with_random_images
+from vggkit.lab.bench import peak_of, restarted_peak, settled_seconds, trains_by, with_random_images
 from vggkit.lab.experiments import Experiment, fitted
 from vggkit.lab.kept import made, make_folder, read_json, refused
 from vggkit.lab.pace import Pace, shown_live
@@ -98,6 +95,11 @@ class Plan:
         chosen = self.chosen[label]
         return self.recipe(label).network(in_channels=chosen.in_channels, num_classes=chosen.num_classes)
 
+    def runs(self, folder: Path) -> dict[tuple[str, int], Path]:
+        """The run folder of each trial, a label and a seed, in their order."""
+        trials = product(range(self.experiment.seeds), self.experiment.recipes)
+        return {(label, seed): folder / f"{number:03}" for number, (seed, label) in enumerate(trials)}
+
     @property
     def total_seconds(self) -> float:
         """The prediction for all trials, one after the other."""
@@ -138,12 +140,10 @@ def run_experiment(
         if not os.path.lexists(folder / EXPERIMENT):
             say("measuring a step of each recipe")
         ((_, plan),) = ended([partial(_planned, experiment, folder, device, data_dir)])
-        trials = [(label, seed) for seed in range(experiment.seeds) for label in experiment.recipes]
-        runs = {trial: folder / f"{number:03}" for number, trial in enumerate(trials)}
-        outcomes = {trial: known for trial, run in runs.items() if (known := _read_outcome(run, *trial))}
-        todo = [trial for trial in trials if trial not in outcomes]
+        runs, outcomes = plan.runs(folder), read_outcomes(plan, folder)
+        todo = [trial for trial in runs if trial not in outcomes]
         pace = Pace({runs[trial]: plan.chosen[trial[0]].work for trial in todo})
-        say(f"{len(todo)} of {len(trials)} trials to run in {shown(folder, 500)}, predicted {clock(pace.seconds_left)}")
+        say(f"{len(todo)} of {len(runs)} trials to run in {shown(folder, 500)}, predicted {clock(pace.seconds_left)}")
         tasks = [partial(_trial, trial[0], plan.recipe(*trial), runs[trial], device, data_dir) for trial in todo]
         try:
             with shown_live(pace) if progress else contextlib.nullcontext(False) as is_live:
@@ -155,26 +155,34 @@ def run_experiment(
                     say(line if is_live else f"{line}; {pace}")  # the bar shows the pace
         except InterruptedError:
             return plan, None
-    return plan, [outcomes[trial] for trial in trials]
+    return plan, [outcomes[trial] for trial in runs]
 
 
 def _planned(experiment: Experiment, folder: Path, device_name: str | None, data_dir: Path | None) -> Plan:
     """The plan in `folder`, or a new one, which is written there."""
-    path, what = folder / EXPERIMENT, "the plan of an experiment"
-    if not os.path.lexists(path):
-        make_folder(folder, "experiment")
-        plan = Plan(experiment, _chosen(experiment, choose_device(device_name), data_dir))
-        values = {"asked": json.loads(experiment.to_json()), "chosen": {k: vars(v) for k, v in plan.chosen.items()}}
-        write_whole(path, json.dumps(values, indent=1).encode())
+    path = folder / EXPERIMENT
+    if os.path.lexists(path):
+        plan = read_plan(folder)
+        if plan.experiment != experiment:
+            raise RunError(f"expected the experiment that {folder} was begun with, got another one, try another --runs")
         return plan
+    make_folder(folder, "experiment")
+    plan = Plan(experiment, _chosen(experiment, choose_device(device_name), data_dir))
+    values = {"asked": json.loads(experiment.to_json()), "chosen": {k: vars(v) for k, v in plan.chosen.items()}}
+    write_whole(path, json.dumps(values, indent=1).encode())
+    return plan
+
+
+def read_plan(folder: Path) -> Plan:
+    """The plan of the experiment in `folder`; raises `RunError`."""
+    path, what = folder / EXPERIMENT, "the plan of an experiment"
     kept = read_json(path, what)
     if not isinstance(kept, dict) or kept.keys() != {"asked", "chosen"} or not isinstance(kept["chosen"], dict):
         raise refused(path, what)
-    if kept["asked"] != json.loads(experiment.to_json()):
-        raise RunError(f"expected the experiment that {folder} was begun with, got another one, try another --runs")
-    plan = Plan(experiment, {label: made(Chosen, values, path, what) for label, values in kept["chosen"].items()})
+    chosen = {label: made(Chosen, values, path, what) for label, values in kept["chosen"].items()}
     try:
-        for label in experiment.recipes:
+        plan = Plan(Experiment.from_json(json.dumps(kept["asked"])), chosen)
+        for label in plan.experiment.recipes:
             plan.network(label)  # checks its values
     except (VggkitError, KeyError):
         raise refused(path, what) from None
@@ -183,9 +191,15 @@ def _planned(experiment: Experiment, folder: Path, device_name: str | None, data
     return plan
 
 
+def read_outcomes(plan: Plan, folder: Path) -> dict[tuple[str, int], Outcome]:
+    """What has come of the trials of `plan` that have ended; raises `RunError`."""
+    runs = plan.runs(folder).items()
+    return {trial: known for trial, run in runs if (known := _read_outcome(run, *trial)) is not None}
+
+
 def _chosen(experiment: Experiment, device: torch.device, data_dir: Path | None) -> dict[str, Chosen]:
     """The epochs and channels with which what is to be equal is equal, and how long that takes."""
-    opened = functools.cache(partial(open_data, data_dir=data_dir))
+    opened = cache(partial(open_data, data_dir=data_dir))
     sources = {
         label: opened(r.data, holdout=r.holdout, seed=r.seed, stream=r.stream, epoch_images=r.epoch_images)
         for label, r in experiment.recipes.items()
@@ -243,7 +257,7 @@ def _trial(label: str, recipe: Recipe, run: Path, device_name: str | None, data_
     if (known := _read_outcome(run, label, recipe.seed)) is not None:  # of a task whose machine ended after it
         return known
     device = choose_device(device_name)
-    before, begin = _restarted_peak(device), time.perf_counter()
+    before, begin = restarted_peak(device), time.perf_counter()
     diverged, accuracy, loss, speed, peak_bytes = "", None, None, None, None
     seconds = 0.0
     try:
@@ -252,7 +266,7 @@ def _trial(label: str, recipe: Recipe, run: Path, device_name: str | None, data_
             raise InterruptedError(trained.stopped_by)
         last, speed = trained.history[-1], trained.examples_per_second
         accuracy, loss, seconds = last.test_accuracy, last.train_loss, last.elapsed_seconds
-        peak_bytes = max(0, _peak(device) - before)
+        peak_bytes = max(0, peak_of(device) - before)
     except DivergedError as error:
         diverged = str(error)
     seconds = max(seconds, time.perf_counter() - begin)  # a part of them was before the last start, if it was stopped
@@ -260,22 +274,6 @@ def _trial(label: str, recipe: Recipe, run: Path, device_name: str | None, data_
     outcome = Outcome(label, recipe.seed, hardware, accuracy, loss, seconds, speed, peak_bytes, diverged)
     write_whole(run / OUTCOME, json.dumps(vars(outcome), indent=1).encode())
     return outcome
-
-
-def _restarted_peak(device: torch.device) -> int:
-    """Bytes of memory in use now, from which the peak is counted anew."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    gc.collect()
-    with contextlib.suppress(AttributeError, OSError):  # where this is no Linux, the peak is that of the process
-        ctypes.CDLL(None).malloc_trim(0)  # what the trial before has freed
-        Path("/proc/self/clear_refs").write_text("5")
-    return resident_bytes("VmRSS")
-
-
-def _peak(device: torch.device) -> int:
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident_bytes("VmHWM")
 
 
 def _read_outcome(run: Path, label: str, seed: int) -> Outcome | None:
@@ -293,11 +291,10 @@ Ended = Callable[[Sequence[Callable[[], Any]]], Iterator[tuple[int, Any]]]
 
 
 def _here(tasks: Sequence[Callable[[], Any]]) -> Iterator[tuple[int, Any]]:
-    for index, task in enumerate(tasks):
-        yield index, task()
+    return enumerate(task() for task in tasks)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _on_ray(address: str, device: str | None) -> Iterator[Ended]:
     """As `_here`, on the machines of the Ray cluster at `address`, which begins a task anew if its machine ends.
 

@@ -3,6 +3,7 @@
 import { ask, counted, h, share, short, table, whole } from "./dom.js";
 import { scatter } from "./scatter.js";
 import { readAddress, writeAddress } from "./state.js";
+import { fieldWords, translated } from "./terms.js";
 import { t } from "./words.js";
 
 const COLUMNS = [
@@ -53,12 +54,12 @@ function painted(found) {
     model.interval.map(share).join(" – "), whole(model.infer_samples_per_sec), model.is_on_front ? "★" : ""]);
   const unpathed = (text) => found.models.reduce((all, model) => all.replaceAll(model.model, name(model)), text);
   return [
-    h("section", { class: "panel" }, h("h2", {}, t("sameMeasure")), h("p", { class: "small muted" }, `${found.data} · ${found.hardware}`),
+    h("section", { class: "panel" }, h("h2", {}, t("sameMeasure")), h("p", { class: "small muted" }, `${translated(found.data)} · ${translated(found.hardware)}`),
       table([t("run"), t("network"), h("span", { class: "key parameters" }, t("parameters")), h("span", { class: "key macs" }, t("macs")), t("accuracy"), "95%", t("speed"), t("front")], rows, { label: t("sameMeasure") }),
-      h("ul", {}, found.pairs.map((pair) => h("li", {}, unpathed(pair.sentence))))),
+      h("ul", {}, found.pairs.map((pair) => h("li", {}, translated(unpathed(pair.sentence)))))),
     h("section", { class: "panel two" }, scatter(found.models.map((model) => ({ name: name(model), x: model.infer_samples_per_sec, y: model.accuracy, size: model.parameters, isOnFront: model.is_on_front }))),
       h("div", {}, h("h3", {}, t("differences")), found.differences.length
-        ? table([t("field"), ...found.models.filter((model) => model.recipe).map(name)], found.differences, { label: t("differences") }) : h("p", { class: "muted" }, t("noDifferences")))),
+        ? table([t("field"), ...found.models.filter((model) => model.recipe).map(name)], found.differences.map(([name, ...rest]) => [fieldWords(name)[0], ...rest]), { label: t("differences") }) : h("p", { class: "muted" }, t("noDifferences")))),
     h("section", { class: "panel" }, h("h2", {}, t("disagreements")), found.disagreements.length
       ? h("div", { class: "gallery" }, found.disagreements.map((each) => h("figure", {}, h("img", { src: each.picture, class: "pixels", alt: each.label }), h("figcaption", {}, each.label,
         each.taken_for.map((taken, index) => h("div", { class: taken === each.label ? "good" : "bad" }, `${name(found.models[index])}: ${taken}`))))))

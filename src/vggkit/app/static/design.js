@@ -5,6 +5,7 @@ import { costs, facts, memory, speedText } from "./figures.js";
 import { ask, field, h } from "./dom.js";
 import { receptiveFields } from "./sees.js";
 import { readAddress, requestOf, writeAddress } from "./state.js";
+import { translated } from "./terms.js";
 import { t } from "./words.js";
 
 const HEADS = ["flatten", "adaptive", "conv", "gap"];
@@ -25,7 +26,7 @@ export function open(main) {
   view.sees = receptiveFields(parts.sees, (layer) => light(layer));
   parts.drawing.addEventListener("pointerover", pointed);
   document.addEventListener("measured", measured);
-  refresh();
+  view.refreshed = refresh();
   return () => { document.removeEventListener("measured", measured); view.abort?.abort(); view = null; };
 }
 
@@ -50,12 +51,12 @@ function textPanel(values) {
   });
   view.chips = h("div", { class: "chips" });
   view.blocks = h("ul", { class: "blocks" });
-  view.norm = h("input", { type: "checkbox", onchange: () => setBlocks(view.first.blocks, view.norm.checked) });
+  view.norm = h("input", { type: "checkbox", onchange: (event) => { const { checked } = event.target; settled(() => setBlocks(view.first.blocks, checked)); } });
   return h("section", { class: "panel" },
     h("label", {}, t("network"), view.input), h("p", { class: "small muted", id: "network-help" }, t("networkHelp")), view.error,
     view.chips, view.blocks,
     h("div", { class: "stack" },
-      h("button", { type: "button", onclick: () => setBlocks([...view.first.blocks, added(view.first.blocks)]) }, t("addBlock")),
+      h("button", { type: "button", onclick: () => settled(() => setBlocks([...view.first.blocks, added(view.first.blocks)])) }, t("addBlock")),
       h("label", { class: "check" }, view.norm, t("batchNorm"))));
 }
 
@@ -81,7 +82,13 @@ function restPanel(values) {
 /** Something was changed by hand. */
 function change(values) {
   writeAddress({ values });
-  refresh();
+  view.refreshed = refresh();
+}
+
+/** Once the server has answered for what was typed last: its blocks are those that `act` changes. */
+async function settled(act) {
+  await view?.refreshed;
+  if (view?.first && view.input.getAttribute("aria-invalid") !== "true") act();
 }
 
 function setBlocks(blocks, norm = view.first.batch_norm) {
@@ -112,7 +119,7 @@ async function refresh() {
 function tell(place, { error, character }, text = "") {
   const start = character ? character - 1 : 0;
   const word = character ? text.slice(start).split(/[ ,]/)[0] || " " : "";
-  place.replaceChildren(...(error ? [character ? h("span", { class: "mono" }, text.slice(0, start), h("mark", {}, word), text.slice(start + word.length), h("br")) : "", error] : []));
+  place.replaceChildren(...(error ? [character ? h("span", { class: "mono" }, text.slice(0, start), h("mark", {}, word), text.slice(start + word.length), h("br")) : "", translated(error)] : []));
 }
 
 function paint(answer, values, request) {

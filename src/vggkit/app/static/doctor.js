@@ -2,6 +2,7 @@
 
 import { ask, counted, field, h, table } from "./dom.js";
 import { designOf, readAddress, writeAddress } from "./state.js";
+import { translated } from "./terms.js";
 import { t } from "./words.js";
 
 const START = { init: "kaiming", optimizer: "sgd", learning_rate: 0.05, momentum: 0, batch_size: 8, data: "fashion-mnist-sample" };
@@ -42,7 +43,7 @@ export function open(main) {
 
   function painted(found) {
     const good = found.verdict === "learns";
-    const changes = found.findings.map((finding, index) => h("li", {}, finding, " ",
+    const changes = found.findings.map((finding, index) => h("li", {}, translated(finding), " ",
       Object.keys(found.tries[index]).length ? h("button", { type: "button", onclick: () => change(found.tries[index]) }, t("tryIt", Object.entries(found.tries[index]).map((pair) => pair.join(" ")).join(", "))) : ""));
     return [
       h("section", { class: "panel" },

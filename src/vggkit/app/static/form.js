@@ -1,6 +1,7 @@
 // The fields of a recipe, grouped, with their help; what differs from the named recipe is marked.
 
 import { h } from "./dom.js";
+import { fieldWords } from "./terms.js";
 import { t } from "./words.js";
 
 const OPEN = ["data", "network", "optimization"];
@@ -31,11 +32,11 @@ export function recipeForm(fields, recipe, named, choices, changed) {
       if (kind === "numbers") return text.split(/[ ,]+/).filter(Boolean).map(Number);
       return kind === "whole" || kind === "number" ? (text.trim() === "" ? null : Number(text)) : text;
     };
-    const words = [h("span", {}, name.replaceAll("_", " "))];
+    const [words, about] = fieldWords(name, help);
     const control = kind === "flag" ? h("input", { type: "checkbox", name, checked: recipe[name], onchange: (event) => set(event.target.checked) })
       : options ? h("select", { name, onchange: (event) => set(event.target.value) }, options.map((value) => h("option", { value, selected: value === recipe[name] }, value || t("none"))))
         : h("input", { name, value: kind === "numbers" ? recipe[name].join(" ") : recipe[name], spellcheck: "false", autocomplete: "off", oninput: (event) => set(read(event.target.value)) });
-    const label = h("label", { class: `${kind === "flag" ? "check" : ""} ${differs(name) ? "changed" : ""}`, title: help }, ...(kind === "flag" ? [control, ...words] : [...words, control]));
+    const label = h("label", { class: `${kind === "flag" ? "check" : ""} ${differs(name) ? "changed" : ""}`, title: about }, ...(kind === "flag" ? [control, h("span", {}, words)] : [h("span", {}, words), control]));
     return label;
   }
 }

@@ -1,6 +1,7 @@
 // What in the image speaks for its class: maps by several methods, and whether each tells something about the network.
 
 import { ask, counted, h, share } from "./dom.js";
+import { translated } from "./terms.js";
 import { t } from "./words.js";
 
 const MOST = 4;
@@ -23,7 +24,7 @@ export function heatMaps(asked) {
     counted(result, (seconds) => t("measuringFor", seconds), () => ask("/api/heat", { ...asked(), methods: offered.filter((method) => chosen.has(method)), check: withCheck.checked }), (found) => [
       h("p", {}, t("heatFor", found.label, share(found.probability))),
       h("img", { src: found.picture, class: "heat", alt: t("heatFor", found.label, share(found.probability)) }),
-      h("ul", {}, found.verdicts.map((verdict, index) => h("li", { class: verdict.startsWith("yes") ? "good" : "warn" }, `${found.maps[index].method}: ${verdict}`)))]);
+      h("ul", {}, found.verdicts.map((verdict, index) => h("li", { class: verdict.startsWith("yes") ? "good" : "warn" }, `${found.maps[index].method}: ${translated(verdict)}`)))]);
   }
   const element = h("section", { class: "panel stack" }, h("h2", {}, t("heatTitle")), h("p", { class: "small muted" }, t("heatHelp", MOST)), chips,
     h("div", { class: "row" }, h("label", { class: "check" }, withCheck, t("heatCheck")), h("button", { type: "button", class: "primary", onclick: run }, t("heatRun"))), result);

@@ -1,6 +1,7 @@
 // The view "Learn": the chapter as a tour through the other views, and its exercises, answered by this machine.
 
 import { ask, bytes, h, share, short, table, whole } from "./dom.js";
+import { lessons } from "./lessons.js";
 import { DEFAULTS } from "./state.js";
 import { t } from "./words.js";
 
@@ -25,9 +26,13 @@ const EXERCISES = [
 
 export function open(main) {
   const step = ([name, view, values], index) => h("li", { class: "panel" }, h("h2", {}, `${index + 1}. ${t(`tour ${name}`)}`), h("p", {}, t(`tour ${name} text`)), h("a", { href: link(view, values) }, t("openIn", t(view))));
+  const trained = h("div", { class: "stack" });
   main.append(h("h1", {}, t("learnTitle")), h("p", { class: "lead" }, t("learnLead")),
     h("ol", { class: "tour" }, STEPS.map(step)), h("h2", { class: "above" }, t("exercises")),
-    h("div", { class: "stack" }, EXERCISES.map(exercise)));
+    h("div", { class: "stack" }, EXERCISES.map(exercise)), h("h2", { class: "above" }, t("trainedExercises")), h("p", { class: "lead" }, t("trainedLead")), trained);
+  let isOpen = true;
+  lessons(() => isOpen).then((sections) => trained.replaceChildren(...sections), (error) => trained.replaceChildren(h("p", { class: "error" }, error.message)));
+  return () => { isOpen = false; };
 }
 
 function exercise([name, designs, values]) {

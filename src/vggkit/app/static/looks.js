@@ -1,6 +1,7 @@
 // The same test images as the network learns them, the weights of its first layer, and what it takes for what.
 
 import { ask, counted, h, meter, share } from "./dom.js";
+import { translated } from "./terms.js";
 import { t } from "./words.js";
 
 const EVERY = 10_000; // milliseconds, which is how often a run saves what there is to look at
@@ -56,7 +57,7 @@ export function looks(place) {
     const { run } = state, place = h("div", { class: "stack" });
     confused.replaceChildren(h("h2", {}, t("confusion")), place);
     counted(place, (seconds) => t("measuringFor", seconds), () => ask("/api/confusion", { run }), (found) =>
-      matrix(found, t("accuracyIs", share(found.accuracy), share(found.low), share(found.high), found.images.toLocaleString("en-US"), found.measured_on)));
+      matrix(found, t("accuracyIs", share(found.accuracy), share(found.low), share(found.high), found.images.toLocaleString("en-US"), translated(found.measured_on))));
   }
   return { show, follow, close: () => { clearTimeout(state.timer); state.run = null; } };
 }

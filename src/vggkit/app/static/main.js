@@ -2,6 +2,7 @@
 
 import { ask, h, seconds } from "./dom.js";
 import { language, setLanguage, t } from "./words.js";
+import { translated } from "./terms.js";
 import { readAddress, writeAddress } from "./state.js";
 import * as compare from "./compare.js";
 import * as design from "./design.js";
@@ -41,7 +42,7 @@ function go(event, name) {
 async function foot() {
   const machine = await ask("/api/machine");
   const loaded = machine.torch_seconds === null ? t("torchLoading") : t("torchLoaded", seconds(machine.torch_seconds));
-  document.getElementById("foot").textContent = [machine.hardware, loaded].filter(Boolean).join(" · ");
+  document.getElementById("foot").textContent = [translated(machine.hardware), loaded].filter(Boolean).join(" · ");
   if (machine.macs_per_second === null) setTimeout(() => foot().catch(() => {}), 1000);
   else document.dispatchEvent(new CustomEvent("measured"));
 }
@@ -51,6 +52,7 @@ function speak() {
   document.getElementById("language").textContent = language() === "zh" ? "English" : "中文";
   document.getElementById("language").lang = language() === "zh" ? "en" : "zh-Hans";
   document.getElementById("skip").textContent = t("skip");
+  document.getElementById("views").setAttribute("aria-label", t("views"));
   shown = null;
   show();
   foot().catch(() => {});

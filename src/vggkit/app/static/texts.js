@@ -1,6 +1,7 @@
 // [English, Chinese]
 
 export const WORDS = {
+  views: ["Views", "页面"],
   skip: ["Skip to the page", "跳到正文"],
   torchLoading: ["torch is loading; designs need none of it", "正在载入 torch;设计网络不需要它"],
   torchLoaded: ["torch loaded in {0}", "torch 已载入,用时 {0}"],
@@ -229,11 +230,23 @@ export const WORDS = {
 
   learn: ["Learn", "学习"],
   learnTitle: ["Networks using blocks", "使用块的网络"],
-  learnLead: ["The chapter as a tour through this page. Each step opens a view; each exercise is answered by figures that this machine counts when you open it.",
-    "把这一章变成在本页中的一次游览。每一步打开一个页面;每道练习的答案,都在打开时由本机算出。"],
+  learnLead: ["The chapter as a tour through this page. Each step opens a view; each exercise is answered by figures that this machine counted or measured.",
+    "把这一章变成在本页中的一次游览。每一步打开一个页面;每道练习的答案,都由本机算出或测得。"],
   openIn: ["Open: {0}", "打开:{0}"],
   exercises: ["Exercises", "练习"],
   answer: ["Answer", "答案"],
+  trainedExercises: ["Exercises that training answers", "要靠训练回答的练习"],
+  trainedLead: ["Each trains several recipes from three seeds on this machine, some minutes to half an hour, as vgg experiment and vgg chapter do; what they have measured here stands here.",
+    "每题在本机用三个种子训练几种配方,需几分钟到半小时,与 vgg experiment、vgg chapter 相同;它们在本机测得的结果就列在这里。"],
+  notMeasured: ["Not measured here yet. In a terminal:", "本机尚未测量。在终端中:"],
+  measuredPart: ["{0} of {1} runs have ended. In a terminal:", "{1} 次训练已完成 {0} 次。在终端中:"],
+  measuringTrials: ["Measuring: {0} of {1} runs have ended.", "测量中:{1} 次训练已完成 {0} 次。"],
+  measuringSteps: ["Measuring a step of each recipe first, to predict the time.", "先测量每种配方的一个训练步,以预测用时。"],
+  measureHere: ["Measure it here", "在这里测量"],
+  diverged: ["diverged", "发散"],
+  difference: ["difference", "差值"],
+  comparedWith: ["to", "相对于"],
+  measuredOn: ["Mean and 95% interval over {2} seeds, differences paired by seed; measured on {0} in {1} of training, in {3}.", "{2} 个种子的均值与 95% 区间,差值按种子配对;测于 {0},训练共用 {1},位于 {3}。"],
   largestHere: ["largest batch here", "本机最大批量"],
   speedPredicted: ["examples/s here, predicted", "本机样本/秒(预测)"],
   "tour blocks": ["Blocks, not layers", "用块,而不是层"],

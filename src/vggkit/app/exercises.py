@@ -1,0 +1,96 @@
+"""The chapter's exercises: what `vgg experiment` and `vgg chapter` have measured of them, and measuring one here."""
+
+import os
+import signal
+import subprocess
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+from vggkit.app.commands import PROGRAM
+from vggkit.errors import RunError, UserError, shown
+from vggkit.lab.experiments import EXPERIMENTS
+
+MOST_KEPT = 100
+"""Chapters whose folders are looked through."""
+
+
+class Exercises:
+    """The exercises in a folder of experiments."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        self._lock = threading.Lock()
+        self._measured: tuple[str, subprocess.Popen[bytes], Any] | None = None
+
+    def listed(self) -> list[dict[str, str]]:
+        """The name and the question of each."""
+        return [{"name": name, "question": question.words} for name, question in EXPERIMENTS.items()]
+
+    def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """What has been measured of an exercise: its answer, or how many trials of it have ended.
+
+        Raises:
+            RunError: what is in its folder was not written there by an experiment.
+        """
+        from vggkit.lab.answers import answered
+        from vggkit.lab.trials import EXPERIMENT, read_outcomes, read_plan
+
+        name, found = _name_of(asked), {"trials": 0, "ended": 0}
+        chapters = sorted(self.folder.glob(f"chapter-*/{name}"))[:MOST_KEPT]
+        for folder in (self.folder / name, *chapters):
+            if not os.path.lexists(folder / EXPERIMENT):
+                continue
+            plan = read_plan(folder)
+            runs, outcomes = plan.runs(folder), read_outcomes(plan, folder)
+            if len(outcomes) == len(runs):
+                answer = answered(plan, [outcomes[trial] for trial in runs])
+                hardware = sorted({outcome.hardware for outcome in outcomes.values()})
+                return {**answer.to_json(), "folder": str(folder), "hardware": hardware, **self._state(name)}
+            if folder.parent == self.folder or not found["trials"]:
+                found = {"trials": len(runs), "ended": len(outcomes)}
+        return {"name": name, **found, **self._state(name)}
+
+    def measure(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Begin `vgg experiment` on an exercise, or go on with it; one at a time."""
+        name = _name_of(asked)
+        with self._lock:
+            if self._measured is not None and self._measured[1].poll() is None:
+                raise RunError(
+                    f"expected one exercise at a time, got {name} beside {self._measured[0]}, try to stop it"
+                )
+            log = tempfile.TemporaryFile()  # noqa: SIM115 (read when the process has ended)
+            command = [*PROGRAM, "experiment", name, "--runs", str(self.folder / name)]
+            process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            self._measured = (name, process, log)
+        return {"name": name}
+
+    def stop(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Ask the exercise that this page measures to end after its step; the same exercise goes on from there."""
+        name = _name_of(asked)
+        with self._lock:
+            if self._measured is None or self._measured[0] != name or self._measured[1].poll() is not None:
+                raise RunError(f"expected an exercise that this page measures, got {name}")
+            self._measured[1].send_signal(signal.SIGTERM)
+        return {"name": name}
+
+    def _state(self, name: str) -> dict[str, Any]:
+        """Whether this page measures the exercise, and how that failed."""
+        measured = self._measured
+        if measured is None or measured[0] != name:
+            return {"is_measuring": False, "error": None}
+        _, process, log = measured
+        code, error = process.poll(), None
+        if code not in (None, 0, 75):
+            log.seek(0)
+            lines = log.read().decode(errors="replace").strip().splitlines()
+            error = shown((lines or [f"ended with {code}"])[-1], 1_000)
+        return {"is_measuring": code is None, "error": error}
+
+
+def _name_of(asked: dict[str, Any]) -> str:
+    name = asked.get("name")
+    if not isinstance(name, str) or name not in EXPERIMENTS:
+        raise UserError(f"expected an exercise of {', '.join(EXPERIMENTS)}, got {shown(str(name))}")
+    return name

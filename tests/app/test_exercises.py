@@ -1,0 +1,51 @@
+"""The exercises on the page are what `vgg experiment` prints."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+TINY = "--data fashion-mnist-sample --epochs 1 --seeds 2 --device cpu"
+
+
+@pytest.fixture(scope="module")
+def printed(app):
+    """Trials of an exercise, shrunk to seconds by a reader of the recipe, and what the verb prints of them."""
+    command = ["experiment", "batch-norm", *TINY.split(), "--json"]
+    done = subprocess.run([sys.executable, "-m", "vggkit", *command], cwd=app.folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_an_exercise_is_not_measured_then_going_on_then_answered(app, printed):
+    listed = {each["name"]: each["question"] for each in app.get("/api/exercises")}
+    found = app.post("/api/exercise", {"name": "batch-norm"})
+    assert found["question"] == printed["question"] == listed["batch-norm"]
+    assert {name: found[name] for name in printed} == printed
+    folder = app.folder / "experiments" / "batch-norm"
+    (folder / "003" / "outcome.json").rename(folder / "kept.json")
+    found = app.post("/api/exercise", {"name": "batch-norm"})
+    assert "rows" not in found and (found["trials"], found["ended"]) == (4, 3)
+    (folder / "kept.json").rename(folder / "003" / "outcome.json")
+    (app.folder / "experiments" / "chapter-minutes").mkdir()
+    folder.rename(app.folder / "experiments" / "chapter-minutes" / "batch-norm")
+    assert app.post("/api/exercise", {"name": "batch-norm"})["rows"] == printed["rows"]
+    nothing = {"name": "head", "trials": 0, "ended": 0, "is_measuring": False, "error": None}
+    assert app.post("/api/exercise", {"name": "head"}) == nothing
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "told"),
+    [
+        ("/api/exercise", {"name": "../x"}, "expected an exercise of resolution"),
+        ("/api/exercise/measure", {"name": ["x"]}, "expected an exercise of resolution"),
+        ("/api/exercise/stop", {"name": "head"}, "expected an exercise that this page measures"),
+        ("/api/exercise", {"name": "family"}, "expected the plan of an experiment, got something else"),
+    ],
+)
+def test_what_is_refused(app, path, asked, told):
+    (app.folder / "experiments" / "family").mkdir(parents=True, exist_ok=True)
+    (app.folder / "experiments" / "family" / "experiment.json").write_text('{"asked": {}, "chosen": {}}')
+    status, _, content = app.ask("POST", path, asked)
+    assert status >= 400 and told in json.loads(content)["error"]
