@@ -12,9 +12,8 @@ export function looks(place) {
   place.append(seen, confused);
 
   function show(run) {
-    Object.assign(state, { run: run ?? null, step: null, at: 0, epoch: null });
+    Object.assign(state, { run: run ?? null, step: null, at: 0, shown: null });
     seen.hidden = confused.hidden = true;
-    confused.replaceChildren();
   }
 
   /** The run has told of itself: look again if it has moved, but not more often than it saves. */
@@ -46,8 +45,9 @@ export function looks(place) {
 
   /** What the run itself has counted after its last epoch, and a button that measures. */
   function confuse({ confusion, has_weights: hasWeights }) {
-    if (confused.children.length && (confusion?.epoch ?? null) === state.epoch) return;
-    state.epoch = confusion?.epoch ?? null;
+    const shown = `${confusion?.epoch} ${hasWeights}`;
+    if (shown === state.shown) return;
+    state.shown = shown;
     confused.hidden = false;
     confused.replaceChildren(h("h2", {}, t("confusion")), ...(confusion ? matrix(confusion, t("confusionAfter", confusion.epoch)) : []),
       hasWeights ? h("button", { type: "button", onclick: measure }, t("measureIt")) : "");
