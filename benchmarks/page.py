@@ -6,7 +6,8 @@ ready_seconds: from the start of the process to the address. design_ms: from a k
 VGG-16 and VGG-19 until that is painted. maps_ms: a layer of VGG-16 (without its fully connected layers), with its pass.
 replay_ms: 10,000 steps of metrics, from the click until their curves are painted. page_bytes: everything that the
 browser fetches before an image. hostile_refused and hostile_growth_mb: 200 uploads that are refused, and by how much
-memory grows. Prints one JSON line.
+memory grows. slowdown: how much longer an epoch of training takes beside such uploads without end than beside the
+page alone, each in turns; the median of the ratios. Prints one JSON line.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from vggkit.data.preprocessing import Preprocessing
 from vggkit.training.recipe import Recipe
 from vggkit.weights.files import save_weights
 
+UPLOADS_PER_SECOND, TURNS = 10, 5
 LAYERS = ("relu1_2", "relu3_3", "relu5_3")
 PAINTED = """async ([change, seen]) => {
   const begin = performance.now();
@@ -53,6 +56,7 @@ def main() -> None:
                 ready = time.perf_counter() - begin
                 measured = in_browser(address, arguments.repeats)
                 measured |= hostile(address, server.pid)
+                measured["slowdown"] = slowdown(address)
             finally:
                 server.terminate()
     row = row_header(torch.device("cpu"), arguments.repeats) | {"ready_seconds": digits(ready), **measured}
@@ -116,21 +120,51 @@ def maps_ms(page: Page, address: str) -> dict[str, float]:
 
 def hostile(address: str, server: int) -> dict[str, Any]:
     """Uploads of 20 MB and more, without a cookie, from elsewhere, or as what they are not: how many are refused."""
-    before, port = resident_bytes("VmRSS", server), int(address.split(":")[2].partition("/")[0])
-    refused = 0
-    for number in range(200):
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        headers = {
-            "Content-Type": "image/png",
-            "Content-Length": str(20_000_000 + number),
-            "Origin": "http://evil.example",
-        }
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            connection.request("POST", "/api/images", b"x" * 200_000, headers)
-        refused += connection.getresponse().status in (403, 413)
-        connection.close()
+    before = resident_bytes("VmRSS", server)
+    refused = sum(upload(address, number) in (403, 413) for number in range(200))
     growth = (resident_bytes("VmHWM", server) - before) / 1e6
     return {"hostile_refused": refused, "hostile_growth_mb": digits(max(0.0, growth))}
+
+
+def upload(address: str, number: int) -> int:
+    """A stranger's upload; the status of the answer."""
+    port = int(address.split(":")[2].partition("/")[0])
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    headers = {"Content-Type": "image/png", "Content-Length": str(20_000_000 + number), "Origin": "http://evil.example"}
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        connection.request("POST", "/api/images", b"x" * 200_000, headers)
+    status = connection.getresponse().status
+    connection.close()
+    return status
+
+
+def slowdown(address: str) -> dict[str, float]:
+    """Of training, by uploads that a stranger sends one after another, `UPLOADS_PER_SECOND` of them."""
+    beside = []
+    for _ in range(TURNS + 1):  # the first one warms up
+        alone = train_seconds()
+        stop = threading.Event()
+        stranger = threading.Thread(target=flood, args=(address, stop))
+        stranger.start()
+        beside.append(train_seconds() / alone)
+        stop.set()
+        stranger.join()
+    return spread(beside[1:])
+
+
+def flood(address: str, stop: threading.Event) -> None:
+    number = 0
+    while not stop.wait(1 / UPLOADS_PER_SECOND):
+        upload(address, number := number + 1)
+
+
+def train_seconds() -> float:
+    """Of the epochs of a small run, without its start."""
+    with tempfile.TemporaryDirectory() as place:
+        command = [sys.executable, "-m", "vggkit", "train", "--data", "fashion-mnist-sample", "--out", f"{place}/run"]
+        subprocess.run([*command, "--epochs", "4"], check=True, capture_output=True)
+        lines = map(json.loads, Path(place, "run", "metrics.jsonl").read_text().splitlines())
+        return sum(line["train_seconds"] for line in lines if line["event"] == "epoch")
 
 
 if __name__ == "__main__":

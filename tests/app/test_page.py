@@ -119,7 +119,7 @@ def test_an_image_is_classified_and_looked_into(tab, app, model):
     tab.locator(".bar-row").nth(9).wait_for()
     expect(tab.locator("select[name=model]")).to_have_value(model)
     tab.get_by_role("button", name="Draw").click()
-    canvas = tab.get_by_role("img", name="A canvas of 28 by 28")
+    canvas = tab.get_by_role("application", name="A canvas of 28 by 28")
     canvas.hover()
     tab.mouse.down()
     tab.mouse.move(*[canvas.bounding_box()[side] + 20 for side in ("x", "y")])
@@ -142,6 +142,64 @@ def test_an_image_is_classified_and_looked_into(tab, app, model):
     tab.locator("img.heat").wait_for()
     assert all(fits(tab, width) for width in (400, 900, 1400))
     no_serious_fault(tab)
+
+
+def reach(tab, name, role=None):
+    """Press Tab until the element is focused whose words are `name`, and give nothing to the mouse."""
+    here = "(() => { const at = document.activeElement; return [at.ariaLabel || at.labels?.[0]?.innerText || at.innerText || '', at.role || at.tagName]; })()"
+    for _ in range(200):
+        tab.keyboard.press("Tab")
+        words, kind = tab.evaluate(here)
+        if words.strip().startswith(name) and (role is None or kind.lower() == role):
+            return
+    raise AssertionError(f"Tab does not reach {name}")
+
+
+def test_the_whole_page_by_keyboard_alone(tab, app, model):
+    """A network is designed, examined as data, its image looked into; nothing is clicked."""
+    expect(tab.locator(".facts").get_by_text("128,806,154")).to_be_visible()
+    reach(tab, "Skip to the page")
+    tab.keyboard.press("Enter")
+    reach(tab, "Network", "input")
+    tab.keyboard.press("Control+A")
+    tab.keyboard.type("1x4 2x8")
+    tab.locator(".chips").first.wait_for()
+    reach(tab, "Move block 2")
+    tab.keyboard.press("ArrowUp")
+    tab.get_by_text("2x8 1x4", exact=True).first.wait_for()
+    reach(tab, "Add a block")
+    tab.keyboard.press("Enter")
+    tab.get_by_text("2x8 1x4 1x4", exact=True).first.wait_for()
+    for _ in range(200):
+        tab.keyboard.press("Shift+Tab")
+        if tab.evaluate("document.activeElement.innerText") == "Classify":
+            break
+    tab.keyboard.press("Enter")
+    tab.get_by_role("heading", name="Classify an image").wait_for()
+    reach(tab, "Run or weight file")
+    tab.keyboard.type("tiny")
+    expect(tab.locator("select[name=model]")).to_have_value(model)
+    reach(tab, "Draw")
+    tab.keyboard.press("Enter")
+    reach(tab, "A canvas")
+    for key in ("Space", "ArrowDown", "ArrowDown", "ArrowRight"):
+        tab.keyboard.press(key)
+    tab.locator(".bar-row").first.wait_for()
+    for _ in range(200):
+        tab.keyboard.press("Shift+Tab")
+        if tab.evaluate("document.activeElement.innerText") == "Look inside":
+            break
+    tab.keyboard.press("Enter")
+    tab.get_by_text("maps of").first.wait_for()
+    reach(tab, "conv2_1")
+    tab.keyboard.press("Enter")
+    tab.get_by_text("row 8, column 8: window × weights").wait_for()
+    reach(tab, "One map")
+    tab.keyboard.press("ArrowDown")
+    tab.get_by_text("row 9, column 8: window × weights").wait_for()
+    reach(tab, "Explain")
+    tab.keyboard.press("Enter")
+    tab.locator("img.heat").wait_for()
 
 
 def test_runs_are_compared(tab, app):

@@ -15,7 +15,7 @@ export function exciting(asked) {
       h("div", { class: "gallery" }, picture(found.maximised, t("maximised")), found.patches.map((patch) => picture(patch.picture, patch.value.toPrecision(3))))]);
   }
   const element = h("section", { class: "panel stack" }, h("h2", {}, t("excitesTitle")), h("p", { class: "small muted" }, t("excitesHelp")),
-    h("div", { class: "row" }, h("label", {}, t("data"), data), button), result);
+    h("div", { class: "row end" }, h("label", {}, t("data"), data), button), result);
   return {
     element,
     /** Another network, with images of its own or without. */

@@ -50,7 +50,7 @@ export function looks(place) {
     state.shown = shown;
     confused.hidden = false;
     confused.replaceChildren(h("h2", {}, t("confusion")), ...(confusion ? matrix(confusion, t("confusionAfter", confusion.epoch)) : []),
-      hasWeights ? h("button", { type: "button", onclick: measure }, t("measureIt")) : "");
+      hasWeights ? h("button", { type: "button", class: "above", onclick: measure }, t("measureIt")) : "");
   }
 
   function measure() {

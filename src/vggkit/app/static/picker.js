@@ -44,15 +44,31 @@ export function picker(runOf, told) {
 
   function draw() {
     stop();
-    const canvas = h("canvas", { width: 28, height: 28, class: "pixels sketch", tabindex: "0", role: "img", "aria-label": t("canvas") });
+    const canvas = h("canvas", { width: 28, height: 28, class: "pixels sketch", tabindex: "0", role: "application", "aria-label": t("canvas") });
     const pen = canvas.getContext("2d");
     pen.fillRect(0, 0, 28, 28);
     const at = (event) => { const box = canvas.getBoundingClientRect(); return [((event.clientX - box.left) / box.width) * 28, ((event.clientY - box.top) / box.height) * 28]; };
     Object.assign(pen, { strokeStyle: "#fff", lineWidth: 3, lineCap: "round", lineJoin: "round" });
     canvas.addEventListener("pointerdown", (event) => { canvas.setPointerCapture(event.pointerId); pen.beginPath(); pen.moveTo(...at(event)); pen.lineTo(...at(event)); pen.stroke(); });
     canvas.addEventListener("pointermove", (event) => { if (event.buttons) { pen.lineTo(...at(event)); pen.stroke(); } });
-    canvas.addEventListener("pointerup", () => canvas.toBlob((blob) => send(blob), "image/png"));
-    extra.replaceChildren(h("p", { class: "small muted" }, t("drawHelp")), canvas, h("div", { class: "row centre" }, h("button", { type: "button", onclick: () => pen.fillRect(0, 0, 28, 28) }, t("clear")), h("button", { type: "button", onclick: stop }, t("close"))));
+    const done = () => canvas.toBlob((blob) => send(blob), "image/png");
+    canvas.addEventListener("pointerup", done);
+    const place = [14, 14], where = h("p", { class: "small muted", "aria-live": "polite" }, t("penUp", 14, 14));
+    let isDown = false;
+    canvas.addEventListener("keydown", (event) => {
+      const move = { ArrowUp: [0, -1], ArrowDown: [0, 1], ArrowLeft: [-1, 0], ArrowRight: [1, 0], " ": [0, 0] }[event.key];
+      if (!move) return;
+      event.preventDefault();
+      if (event.key === " ") isDown = !isDown;
+      pen.beginPath();
+      pen.moveTo(...place);
+      place.forEach((at, axis) => { place[axis] = Math.max(0, Math.min(27, at + move[axis])); });
+      pen.lineTo(...place);
+      if (isDown) pen.stroke();
+      where.textContent = t(isDown ? "penDown" : "penUp", ...place);
+    });
+    canvas.addEventListener("keyup", (event) => isDown && event.key.startsWith("Arrow") && done());
+    extra.replaceChildren(h("p", { class: "small muted" }, t("drawHelp")), canvas, where, h("div", { class: "row centre" }, h("button", { type: "button", onclick: () => pen.fillRect(0, 0, 28, 28) }, t("clear")), h("button", { type: "button", onclick: stop }, t("close"))));
   }
 
   async function film() {
