@@ -164,7 +164,7 @@ def train_seconds() -> float:
         command = [sys.executable, "-m", "vggkit", "train", "--data", "fashion-mnist-sample", "--out", f"{place}/run"]
         subprocess.run([*command, "--epochs", "4"], check=True, capture_output=True)
         lines = map(json.loads, Path(place, "run", "metrics.jsonl").read_text().splitlines())
-        return sum(line["train_seconds"] for line in lines if line["event"] == "epoch")
+        return float(sum(line["train_seconds"] for line in lines if line["event"] == "epoch"))
 
 
 if __name__ == "__main__":

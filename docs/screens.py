@@ -2,7 +2,8 @@
 
     python docs/screens.py [--runs DIR]
 
-DIR holds two finished runs or more; without it, two small networks are trained on the sample of Fashion-MNIST first.
+DIR holds two finished runs or more, and stands beside a folder `experiments`; without it, two small networks are
+trained on the sample of Fashion-MNIST first, and an exercise of the chapter is answered on it.
 """
 
 import argparse
@@ -30,6 +31,8 @@ def main() -> None:
             for name, network in (("quick-1", "vgg11_bn/8"), ("quick-2", "vgg11_bn/16")):
                 recipe = ["--data", "fashion-mnist-sample", "--architecture", network, "--out", str(runs / name)]
                 subprocess.run([*PROGRAM, "train", *recipe], check=True)
+            exercise = ["batch-norm", "--data", "fashion-mnist-sample", "--epochs", "2"]
+            subprocess.run([*PROGRAM, "experiment", *exercise], check=True, cwd=place)
         command = [*PROGRAM, "app", "--no-browser", "--port", "0", "--runs", str(runs)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server, sync_playwright() as playwright:
             try:
@@ -71,6 +74,11 @@ def take(page: Page, home: str, runs: list[str]) -> None:
     page.get_by_role("button", name="conv2_1").click()
     page.get_by_text("window × weights").wait_for(timeout=60_000)
     shoot("inside")
+    page.get_by_role("button", name="fc6", exact=True).click()
+    page.get_by_role("button", name="Search for fc6").click()
+    page.get_by_text("excites it most", exact=True).wait_for(timeout=120_000)
+    page.evaluate("scrollBy(0, 480)")
+    shoot("units")
     page.goto(f"{home}#/compare?compare={','.join(runs[:2])}")
     page.get_by_role("button", name="Compare 2 chosen").click()
     page.get_by_role("heading", name="On the same images").wait_for(timeout=120_000)
@@ -78,6 +86,12 @@ def take(page: Page, home: str, runs: list[str]) -> None:
     page.goto(f"{home}#/learn")
     page.get_by_text("Answer", exact=True).nth(1).click()
     shoot("learn")
+    answer = page.locator("section", has_text="What does batch norm bring?").last
+    answer.get_by_text("Answer", exact=True).click()
+    answer.get_by_text("differences paired by seed").wait_for(timeout=60_000)
+    answer.scroll_into_view_if_needed()
+    page.evaluate("scrollBy(0, 250)")
+    shoot("exercises")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,9 @@ class Exercises:
             if len(outcomes) == len(runs):
                 answer = answered(plan, [outcomes[trial] for trial in runs])
                 hardware = sorted({outcome.hardware for outcome in outcomes.values()})
-                return {**answer.to_json(), "folder": str(folder), "hardware": hardware, **self._state(name)}
+                where = str(folder.relative_to(self.folder.parent))
+                told = {"shared": answer.shared, "folder": where, "hardware": hardware}
+                return {**answer.to_json(), **told, **self._state(name)}
             if folder.parent == self.folder or not found["trials"]:
                 found = {"trials": len(runs), "ended": len(outcomes)}
         return {"name": name, **found, **self._state(name)}

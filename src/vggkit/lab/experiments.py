@@ -64,16 +64,6 @@ class Experiment:
         """This experiment as JSON."""
         return json.dumps(asdict(self))
 
-    @classmethod
-    def from_json(cls, text: str) -> "Experiment":
-        """The experiment that `to_json` wrote; raises `RecipeError`."""
-        try:
-            values = json.loads(text)
-            recipes = {label: Recipe.from_json(json.dumps(recipe)) for label, recipe in values["recipes"].items()}
-            return cls(**{**values, "recipes": recipes, "unmatched": tuple(values["unmatched"])})
-        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-            raise RecipeError("expected an experiment as JSON, got something else") from None
-
 
 def varied(base: Recipe, grid: Mapping[str, Sequence[Any]]) -> dict[str, Recipe]:
     """All combinations of the values of `grid`, a field of the recipe each, labelled by the fields that vary.

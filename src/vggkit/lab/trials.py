@@ -181,10 +181,13 @@ def read_plan(folder: Path) -> Plan:
         raise refused(path, what)
     chosen = {label: made(Chosen, values, path, what) for label, values in kept["chosen"].items()}
     try:
-        plan = Plan(Experiment.from_json(json.dumps(kept["asked"])), chosen)
-        for label in plan.experiment.recipes:
+        asked = kept["asked"]
+        recipes = {label: Recipe.from_json(json.dumps(recipe)) for label, recipe in asked["recipes"].items()}
+        unmatched = tuple(asked["unmatched"])
+        plan = Plan(Experiment(**{**asked, "recipes": recipes, "unmatched": unmatched}), chosen)
+        for label in recipes:
             plan.network(label)  # checks its values
-    except (VggkitError, KeyError):
+    except (VggkitError, LookupError, TypeError, AttributeError):
         raise refused(path, what) from None
     if any(each.steps < 1 or each.predicted_seconds <= 0 for each in plan.chosen.values()):
         raise refused(path, what)

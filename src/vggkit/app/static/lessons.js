@@ -43,12 +43,12 @@ function lesson({ name, question }, isOpen) {
   return h("section", { class: "panel" }, h("h3", {}, translated(question)), details);
 }
 
-function measured({ sentences, rows, seeds, hardware, seconds: took, folder }) {
+function measured({ sentences, shared, rows, seeds, hardware, seconds: took, folder }) {
   const within = ({ mean, high }, signed) => `${signed && mean > 0 ? "+" : ""}${mean.toFixed(3)}${high === null ? "" : ` ±${(high - mean).toFixed(3)}`}`;
   const cells = rows.map((row) => [h("span", { class: "mono" }, row.label), row.accuracy ? within(row.accuracy) : t("diverged"), row.difference ? within(row.difference, true) : "",
     row.against, short(row.parameters), short(row.macs), row.examples_per_second ? whole(row.examples_per_second) : ""]);
   return [
     h("div", {}, sentences.map((sentence) => h("p", {}, translated(sentence)))),
     table([t("recipe"), t("accuracy"), t("difference"), t("comparedWith"), t("parameters"), t("macs"), t("speed")], cells, { label: t("answer") }),
-    h("p", { class: "small muted" }, t("measuredOn", translated(hardware.join(", ")), seconds(took), seeds, folder))];
+    h("p", { class: "small muted" }, t("measuredOn", translated(hardware.join(", ")), seconds(took), seeds, folder), h("br"), translated(shared))];
 }

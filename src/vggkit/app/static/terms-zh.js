@@ -81,6 +81,7 @@ export const TERMS = {
   "What does batch norm bring?": "批量归一化带来了什么?",
   "Which initialisation learns fastest without batch norm?": "没有批量归一化时,哪种初始化学得最快?",
   "Which configuration of the paper is best at one width?": "宽度相同时,论文中的哪种配置最好?",
+  "All: {a}.": "所有配方相同:{a}。",
   // Machines and data.
   "{a}, 1 thread, {b}": "{a}(1 个线程,{b})",
   "{a}, {b} threads, {c}": "{a}({b} 个线程,{c})",
