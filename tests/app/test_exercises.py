@@ -11,7 +11,7 @@ TINY = "--data fashion-mnist-sample --epochs 1 --seeds 2 --device cpu"
 
 @pytest.fixture(scope="module")
 def printed(app):
-    """Trials of an exercise, shrunk to seconds by a reader of the recipe, and what the verb prints of them."""
+    """What the verb prints of an exercise, shrunk to seconds."""
     command = ["experiment", "batch-norm", *TINY.split(), "--json"]
     done = subprocess.run([sys.executable, "-m", "vggkit", *command], cwd=app.folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -45,7 +45,9 @@ def test_an_exercise_is_not_measured_then_going_on_then_answered(app, printed):
     ],
 )
 def test_what_is_refused(app, path, asked, told):
-    (app.folder / "experiments" / "family").mkdir(parents=True, exist_ok=True)
-    (app.folder / "experiments" / "family" / "experiment.json").write_text('{"asked": {}, "chosen": {}}')
+    damaged = app.folder / "experiments" / "family"
+    damaged.mkdir(parents=True, exist_ok=True)
+    (damaged / "experiment.json").write_text('{"asked": {}, "chosen": {}}')
     status, _, content = app.ask("POST", path, asked)
+    (damaged / "experiment.json").unlink()
     assert status >= 400 and told in json.loads(content)["error"]
