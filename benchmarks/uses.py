@@ -27,7 +27,7 @@ INDEXED = 10_000
 
 def uses(net: VGG, classifier: Classifier) -> dict[str, Callable[[], object]]:
     """What is measured, by its name."""
-    pixels = torch.randint(256, (480, 640, 3), dtype=torch.uint8).numpy()
+    pixels, other = torch.randint(256, (2, 480, 640, 3), dtype=torch.uint8).numpy()
     pair = torch.rand(2, 1, 3, 224, 224)
     theirs = import_peer("lpips").LPIPS(net="vgg", pnet_rand=True, verbose=False)
     heads = Path(import_peer("lpips").__file__).parent / "weights/v0.1/vgg.pth"
@@ -41,7 +41,7 @@ def uses(net: VGG, classifier: Classifier) -> dict[str, Callable[[], object]]:
         "LPIPS": lambda: ours(*pair),
         "LPIPS, the package": lambda: theirs(*pair, normalize=True),
         f"features --like, {INDEXED:,} images": lambda: index.like(classifier, pixels),
-        "style, 256 px, 10 steps": lambda: stylize(classifier, pixels, pixels, sizes=(256,), steps=10),
+        "style, 256 px, 10 steps": lambda: stylize(classifier, pixels, other, sizes=(256,), steps=10),
         "dream, 256 px, 10 steps": lambda: dream(classifier, pixels, size=256, octaves=1),
     }
 

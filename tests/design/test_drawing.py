@@ -310,28 +310,6 @@ def test_the_flags_say_what_is_drawn(flags, options, tmp_path, capsys):
     )
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["vgg16"], "expected --out FILE, got none, try 'vgg draw vgg16 -o vgg16.svg'"),
-        (["vgg16", "-o", "x.gif"], "expected a .svg or .png or .pdf file in a folder that exists for --out, got x.gif"),
-        (["vgg16", "-o", "no/x.svg"], "in a folder that exists for --out, got no/x.svg"),
-        (["vgg16", "-o", "folder.svg"], "in a folder that exists for --out, got folder.svg"),
-        (["-o", "x.svg"], "expected 1 to 16 networks to draw, got 0"),
-        (["vgg16", "vgg61", "-o", "x.svg"], "'vgg61', character 1: expected a name such as vgg16"),
-        (["vgg16", "-o", "x.svg", "--style", "art"], "--style"),
-    ],
-)
-def test_a_mistake_is_one_line_and_writes_nothing(arguments, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    Path("folder.svg").mkdir()
-    assert cli.main(["draw", *arguments]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("vgg draw: ")
-    assert message in line
-    assert [path.name for path in tmp_path.rglob("*")] == ["folder.svg"]
-
-
 def test_the_picture_in_the_repository_is_what_the_command_makes():
     picture = (PICTURES / "vgg16.svg").read_text(encoding="utf-8")
     assert draw("vgg16") == picture, "try vgg draw vgg16 -o docs/pictures/vgg16.svg"

@@ -237,23 +237,6 @@ def test_describe_predicts_for_each_network(capsys):
     assert "scaling" not in json.loads(described(capsys, "vgg11", "--json"))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--workers", "8"], "expected --link-gbps and --tflops with --workers, got neither, try --link-gbps 25"),
-        (["--workers", "8", "--tflops", "3"], "expected --link-gbps and --tflops with --workers, got --tflops 3,"),
-        (["--link-gbps", "25"], "expected --workers with the flags of a link, got none, try --workers 8"),
-        (["--workers", "8", "--tflops", "0", "--link-gbps", "1"], "expected --tflops from 1e-06 to 1e+09, got 0"),
-        (["--workers", "8", "--tflops", "1", "--link-gbps", "nan"], "expected --link-gbps from 1e-06 to 1e+09"),
-        (["--workers", "8", *LINK, "--latency-us", "-1"], "expected latency_seconds from 0 to 1e+06, got -1e-06"),
-    ],
-)
-def test_a_users_mistake_in_describe_gets_one_line(arguments, message, capsys):
-    assert cli.main(["describe", "vgg11", *arguments]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert message in line
-
-
 def test_the_predictions_of_the_documentation_are_what_the_command_prints(capsys):
     page = (ROOT / "docs" / "scaling.md").read_text()
     shown = re.findall(r"`vgg describe ([^`]*) \| grep prediction`:\n\n```\n(.*?)```", page, re.DOTALL)

@@ -13,7 +13,6 @@ from torch import nn
 
 from tests.lab.conftest import kill_at
 from vggkit import Architecture, costs, vgg
-from vggkit.cli import main
 from vggkit.design.network import as_network
 from vggkit.errors import RecipeError
 from vggkit.lab.answers import answered
@@ -134,6 +133,11 @@ def test_the_chinese_page_is_chinese_whatever_was_measured(chapter):
         assert verdict in "".join(pages[1].words)
 
 
+def test_another_language_is_refused(chapter):
+    with pytest.raises(RecipeError, match="expected a language of en, zh, got 'fr'"):
+        chapter_page(chapter, "", "fr")
+
+
 def test_the_seven_lines_make_the_book_s_block():
     names = {"nn": nn}
     exec(BLOCK, names)
@@ -144,26 +148,6 @@ def test_the_seven_lines_make_the_book_s_block():
         x = block(x)
         block.load_state_dict(dict(zip(block.state_dict(), ours.state_dict().values(), strict=True)))
         assert [str(layer) for layer in block] == [str(layer) for layer in ours]
-
-
-def test_another_language_is_refused(chapter):
-    with pytest.raises(RecipeError, match="expected a language of en, zh, got 'fr'"):
-        chapter_page(chapter, "", "fr")
-
-
-@pytest.mark.parametrize(
-    ("flags", "error"),
-    [
-        (["--exercises", "batchnorm"], "expected an experiment of .*, got 'batchnorm', try batch-norm"),
-        (["-o", "chapter.pdf"], "expected a .html file in a folder that exists for --out, got chapter.pdf"),
-        (["--epochs", "0"], "expected epochs .* got 0"),
-    ],
-)
-def test_nothing_is_trained_for_flags_that_are_wrong(flags, error, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert main(["chapter", "--data", "fashion-mnist-sample", *flags]) == 2
-    assert re.search(error, capsys.readouterr().err)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):

@@ -292,24 +292,6 @@ def test_vgg_doctor_leaves_out_bad_images_only_when_told(tmp_path, capsys):
     assert capsys.readouterr().out.startswith("vgg11/64, init kaiming: 7 images of ")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("vgg99",), "vgg99"),
-        ((*NARROW, "--batch-size", "1"), "expected a batch_size from 2 to 2000, got 1"),
-        ((*NARROW, "--seed", "-1"), "expected a seed from 0"),
-        ((*NARROW, "--learning-rate", "0"), "expected a learning_rate above 0, got 0"),
-        ((*NARROW, "--data", "nowhere"), "got 'nowhere'"),
-        ((*NARROW, "--warm-start", "nowhere"), "nowhere: expected a weight file, got nothing there"),
-    ],
-)
-def test_vgg_doctor_refuses_in_one_line(arguments, message, capsys):
-    assert cli.main(["doctor", *arguments]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1 and message in captured.err
-
-
 def test_other_peoples_norms_and_dropouts_are_known():
     torch.manual_seed(0)
     net = nn.Sequential(

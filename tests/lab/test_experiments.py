@@ -71,30 +71,6 @@ def test_what_cannot_be_compared_is_refused(options, message):
         Experiment(**values)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["resolutoin"], "expected an experiment of resolution, .*, got 'resolutoin', try resolution"),
-        ([], r"expected the name of a question or --vary FIELD=VALUE,VALUE, try vgg experiment --list"),
-        (["--vary", "image_sise=1,2"], "expected FIELD=VALUE,VALUE .*, got 'image_sise=1,2', try image_size=..."),
-        (["--vary", "epochs=x,2"], "expected epochs to be a whole number from 1 to 1000000, got 'x'"),
-        (["head", "--equal", "macs"], "expected --vary with --recipe and --equal, got head, which has its own"),
-        (
-            ["head", "-o", "/proc/x.html"],
-            "expected a .html or .* file in a folder that exists for --out, got /proc/x.html: .*",
-        ),
-        (
-            ["head", "-o", "/nowhere/x.html"],
-            "expected a .html or .* file in a folder that exists for --out, got /nowhere/x.html",
-        ),
-        (["--vary", "epochs=2"], "expected at least 2 recipes to compare, got 1"),
-    ],
-)
-def test_mistakes_on_the_command_line(arguments, message, capsys):
-    assert cli.main(["experiment", *arguments]) == 2
-    assert re.fullmatch(f"vgg experiment: {message}\n", capsys.readouterr().err)
-
-
 def plan(labels, seeds):
     chosen = dict.fromkeys(labels, Chosen(TINY.architecture, TINY.epochs, 8, 1, 10, 1.0))
     return Plan(Experiment("x", "Which?", dict.fromkeys(labels, TINY), seeds), chosen)

@@ -125,19 +125,3 @@ def test_the_verb_writes_a_recipe_and_a_report(tmp_path, capsys, monkeypatch):
     found = json.loads(capsys.readouterr().out)
     assert found["recipe"] == json.loads((tmp_path / "searches/quick/found.json").read_text())
     assert (tmp_path / "a.svg").read_text().startswith("<svg")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "expected --max-params or --max-macs, such as 600k and 30M, got neither"),
-        (["--max-params", "lots"], "expected a number such as 30m, got 'lots'"),
-        (["--max-params", "10"], "expected a budget with room for a network of blocks, .*"),
-        (["--max-params", "9k", "--max-milliseconds", "0"], "expected a limit of milliseconds above 0, got 0.0"),
-        (["--max-params", "9k", "-o", "a.txt"], "expected a .html or .md or .svg file in .*"),
-    ],
-)
-def test_mistakes_on_the_command_line(arguments, message, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert cli.main(["search", "--data", "fashion-mnist-sample", *arguments]) == 2
-    assert re.fullmatch(f"vgg search: {message}\n", capsys.readouterr().err)

@@ -107,10 +107,52 @@ def trained(tmp_path_factory):
         ("describe vgg11 --hidden 3 x", "expected INT ... for --hidden, got '3 x'"),
         ("eval m --mean=a", "expected FLOAT ... for --mean, got 'a'"),
         ("train --learning-rate fast", "expected FLOAT for --learning-rate, got 'fast'"),
+        # of one verb
+        ("draw vgg16 -o x.gif", "expected a .svg or .png or .pdf file in a folder that exists for --out, got x.gif"),
+        ("draw vgg16 -o no/x.svg", "in a folder that exists for --out, got no/x.svg"),
+        ("draw vgg16 -o folder.svg", "in a folder that exists for --out, got folder.svg"),
+        ("draw -o x.svg", "expected 1 to 16 networks to draw, got 0"),
+        ("draw vgg16 -o x.svg --style art", "--style"),
+        (
+            "describe vgg11 --workers 8",
+            "expected --link-gbps and --tflops with --workers, got neither, try --link-gbps 25",
+        ),
+        ("describe vgg11 --workers 8 --tflops 3", "--link-gbps and --tflops with --workers, got --tflops 3,"),
+        ("describe vgg11 --link-gbps 25", "expected --workers with the flags of a link, got none, try --workers 8"),
+        ("describe vgg11 --workers 8 --tflops 0 --link-gbps 1", "expected --tflops from 1e-06 to 1e+09, got 0"),
+        ("describe vgg11 --workers 8 --tflops 1 --link-gbps nan", "expected --link-gbps from 1e-06 to 1e+09"),
+        ("describe vgg11 --workers 8 --tflops 1 --link-gbps 1 --latency-us -1", "latency_seconds from 0 to 1e+06"),
+        (
+            "doctor vgg11/8 --data fashion-mnist-sample --image-size 32 --batch-size 1",
+            "batch_size from 2 to 2000, got 1",
+        ),
+        ("doctor vgg11/8 --seed -1", "expected a seed from 0"),
+        ("doctor vgg11/8 --learning-rate 0", "expected a learning_rate above 0, got 0"),
+        ("doctor vgg11/8 --data nowhere", "got 'nowhere'"),
+        ("doctor vgg11/8 --warm-start nowhere", "nowhere: expected a weight file, got nothing there"),
+        ("experiment resolutoin", "got 'resolutoin', try resolution"),
+        ("experiment", "expected the name of a question or --vary FIELD=VALUE,VALUE, try vgg experiment --list"),
+        ("experiment --vary image_sise=1,2", "got 'image_sise=1,2', try image_size=..."),
+        ("experiment --vary epochs=x,2", "expected epochs to be a whole number from 1 to 1000000, got 'x'"),
+        ("experiment --vary epochs=2", "expected at least 2 recipes to compare, got 1"),
+        ("experiment head --equal macs", "expected --vary with --recipe and --equal, got head, which has its own"),
+        ("experiment head -o /proc/x.html", "in a folder that exists for --out, got /proc/x.html: "),
+        ("search", "expected --max-params or --max-macs, such as 600k and 30M, got neither"),
+        ("search --max-params lots", "expected a number such as 30m, got 'lots'"),
+        ("search --max-params 9 --data fashion-mnist-sample", "a budget with room for a network of blocks"),
+        ("search --max-params 9k --max-milliseconds 0", "expected a limit of milliseconds above 0, got 0.0"),
+        ("search --max-params 9k -o a.txt", "expected a .html or .md or .svg file in"),
+        ("chapter --exercises batchnorm", "got 'batchnorm', try batch-norm"),
+        ("chapter -o chapter.pdf", "expected a .html file in a folder that exists for --out, got chapter.pdf"),
+        (
+            "chapter --data fashion-mnist-sample --epochs 0",
+            "expected epochs to be a whole number from 1 to 1000000, got 0",
+        ),
     ],
 )
 def test_a_users_mistake_gets_one_line_and_code_2(arguments, message, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    Path("folder.svg").mkdir()
     assert cli.main(shlex.split(arguments)) == 2
     printed = capsys.readouterr()
     (line,) = printed.err.splitlines()
@@ -118,7 +160,7 @@ def test_a_users_mistake_gets_one_line_and_code_2(arguments, message, tmp_path, 
     assert message in line
     assert line.count(", try ") <= 1
     assert printed.out == ""
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder.svg"]
 
 
 ACTIONS = [f"{verb} {action}" for verb in ("data", "weights") for action in actions_of(module_of(verb).Flags)]

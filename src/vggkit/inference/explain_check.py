@@ -115,7 +115,7 @@ def check(model: AnyModel, explanation: Explanation, seed: int = 0) -> Check:
     generator = torch.Generator().manual_seed(seed)
     orders["random"] = [torch.rand(REGIONS_PER_SIDE**2, generator=generator) for _ in range(RANDOM_ORDERS)]
     curves = {
-        name: np.mean([_curves(net, x, explanation.target, order) for order in some], axis=0)
+        name: np.mean([_curves(classifier.fast, x, explanation.target, order) for order in some], axis=0)
         for name, some in orders.items()
     }
     deletion, insertion = ({name: tuple(both[i].tolist()) for name, both in curves.items()} for i in (0, 1))
@@ -168,7 +168,7 @@ def _regions(heat: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _curves(net: VGG, x: Tensor, target: int, values: Tensor) -> npt.NDArray[np.float64]:
+def _curves(net: nn.Module, x: Tensor, target: int, values: Tensor) -> npt.NDArray[np.float64]:
     """(2, STEPS + 1): the probability of the class while the regions of the highest values go, and while they come."""
     ranks = values.argsort(descending=True, stable=True).argsort().view(1, 1, REGIONS_PER_SIDE, REGIONS_PER_SIDE)
     places = F.interpolate(ranks.float(), size=x.shape[-2:]).to(x.device)

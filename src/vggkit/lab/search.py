@@ -199,7 +199,7 @@ def search(
 
 
 class Space:
-    """The designs inside a budget for the images of a recipe, and what is asked of each."""
+    """The designs inside a budget for the images of a recipe, and what is asked of each; see `drawn` for an error."""
 
     def __init__(self, base: Recipe, budget: Budget, device: torch.device) -> None:
         self.budget, self.device, self._source = budget, device, open_data(base.data)
@@ -209,14 +209,11 @@ class Space:
         channels = base.in_channels(self._source.channels)
         self._labels = {"in_channels": channels, "num_classes": len(self._source.classes)}
         self._sizes = {"image_size": base.image_size, **self._labels}
+        self._drawn = [design.notation for design in drawn(budget, DRAWN, base.seed, **self._sizes)]
 
     def recipe(self, notation: str) -> Recipe:
         """The recipe of a design."""
         return self._base.changed(architecture=notation)
-
-    @cached_property
-    def _drawn(self) -> list[str]:
-        return [design.notation for design in drawn(self.budget, DRAWN, self._base.seed, **self._sizes)]
 
     @cached_property
     def _batch(self) -> tuple[torch.Tensor, torch.Tensor]:
