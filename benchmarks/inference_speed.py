@@ -7,10 +7,11 @@ images, in float32, with the same threads, in a process of its own; all processe
 turns, a turn being a warm-up and then forward passes for half a second, so that what disturbs the machine disturbs them
 alike. A row holds the spread over the turns, the ratio of the best way of torch, ONNX Runtime and OpenVINO to ours in
 the same turn, that of ncnn, the greatest difference of the logits from torch's in float64 (relative to their largest),
-and the peak of resident memory, the weights and what a way made of them included. `head_ms` is the fully connected
+the peak of resident memory, the weights and what a way made of them included, and its peak after the first image. `head_ms` is the fully connected
 layers alone.
 
-The ways: `ours`, as `vgg predict` runs; `torch`, `torch channels_last` and `torch compiled` (channels_last, inductor);
+The ways: `ours`, as `vgg predict` runs; `ours bfloat16` and `ours int8`, the same with the weights of the fully
+connected layers kept so, only if they are asked for, whose rows are saved as `inference_head`; `torch`, `torch channels_last` and `torch compiled` (channels_last, inductor);
 `onnxruntime`; `openvino` (latency hint, float32); `ncnn`. One that is not installed is left out, and the row says so.
 Prints a JSON line for each case.
 """
@@ -35,11 +36,13 @@ from torch import Tensor, nn
 
 from vggkit import VGG, Architecture, accelerate, costs
 from vggkit.engines.cpu import why_not_compiled
+from vggkit.engines.narrow import Head
 from vggkit.training.hardware import keep_freed_memory, use_huge_pages
 
 Array = npt.NDArray[np.float32]
 Way = tuple[Callable[[], Array], Callable[[], object] | None]
 """A forward pass, and that of the fully connected layers alone."""
+NARROW: dict[str, Head] = {"ours bfloat16": "bfloat16", "ours int8": "int8"}
 PACKAGES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "ncnn": "ncnn"}
 TURN_SECONDS = 0.5
 CASES = (
@@ -56,7 +59,7 @@ CASES = (
 def main() -> None:
     flags = parser(__doc__, repeats=7)
     flags.add_argument("--cases", nargs="+", default=[""], help="parts of the names of the cases wanted")
-    flags.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
+    flags.add_argument("--ways", nargs="+", choices=list(WAYS), default=[w for w in WAYS if w not in NARROW])
     flags.add_argument("--threads", type=int, default=torch.get_num_threads())
     given = flags.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(given.threads)  # of the ways' processes
@@ -64,7 +67,8 @@ def main() -> None:
     for case in CASES:
         if any(text in case.name for text in given.cases):
             row = measure(case, given.ways, given.repeats, given.threads)
-            save_row("inference_speed", {**row_header(torch.device("cpu"), given.repeats), **row}, given.save)
+            name = "inference_head" if NARROW.keys() & set(given.ways) else "inference_speed"
+            save_row(name, {**row_header(torch.device("cpu"), given.repeats), **row}, given.save)
 
 
 def measure(case: Case, ways: list[str], repeats: int, threads: int) -> dict[str, Any]:
@@ -98,11 +102,12 @@ def measure(case: Case, ways: list[str], repeats: int, threads: int) -> dict[str
         "milliseconds": {way: spread(values) for way, values in times.items()},
         "head_ms": {way: spread([turn["head"] for turn in some]) for way, some in turns.items() if "head" in some[0]},
         "relative_error": {
-            way: digits(np.abs(logits - exact).max() / np.abs(exact).max(), 2) for way, (logits, _) in ends.items()
+            way: digits(np.abs(logits - exact).max() / np.abs(exact).max(), 2) for way, (logits, *_) in ends.items()
         },
-        "peak_megabytes": {way: peak // 10**6 for way, (_, peak) in ends.items()},
+        "peak_megabytes": {way: peak // 10**6 for way, (_, peak, _) in ends.items()},
+        "running_megabytes": {way: running // 10**6 for way, (*_, running) in ends.items()},
     }
-    others = [times[way] for way in times if way not in ("ours", "ncnn")]
+    others = [times[way] for way in times if way not in ("ours", "ncnn", *NARROW)]
     if "ours" in times and others:
         row["best_over_ours"] = ratios([min(turn) for turn in zip(*others, strict=True)], times["ours"])
     if {"ours", "ncnn"} <= set(times):
@@ -112,16 +117,19 @@ def measure(case: Case, ways: list[str], repeats: int, threads: int) -> dict[str
 
 _run: Callable[[], Array]
 _head: Callable[[], object] | None
+_peak: int
 
 
 def begin(way: str, case: Case, scratch: Path, threads: int) -> None:
     """Make one way ready, in a process of its own."""
-    global _run, _head
+    global _run, _head, _peak
     torch.set_num_threads(threads)
-    if way == "ours":
+    if way.startswith("ours"):
         use_huge_pages()
     _run, _head = WAYS[way](case, scratch, threads)
     _run()
+    _peak = resident_bytes("VmHWM")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
 
 
 def turn() -> dict[str, float]:
@@ -129,9 +137,10 @@ def turn() -> dict[str, float]:
     return {"ms": median_ms(_run)} | ({"head": median_ms(_head)} if _head is not None else {})
 
 
-def end() -> tuple[Array, int]:
-    """The logits, and the peak of memory."""
-    return _run(), resident_bytes("VmHWM")
+def end() -> tuple[Array, int, int]:
+    """The logits, and the peak of memory, of all and since the first forward pass."""
+    logits, running = _run(), resident_bytes("VmHWM")
+    return logits, max(_peak, running), running
 
 
 def median_ms(function: Callable[[], object]) -> float:
@@ -157,17 +166,19 @@ def inputs(case: Case) -> Tensor:
 
 def by_torch(case: Case, _scratch: Path, _threads: int, *, how: str) -> Way:
     net, images = network(case), inputs(case)
-    head = None
-    if how == "ours":
-        keep_freed_memory(costs(net.architecture, case.batch_size).total.activation_bytes)
+    is_ours = how.startswith("ours")
     if how != "torch":
         images = images.contiguous(memory_format=torch.channels_last)
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    forward: Callable[[Tensor], Tensor] = accelerate(net) if how == "ours" else net
-    if how == "ours" or how == "torch channels_last":
+    forward: Any = accelerate(net, head=NARROW.get(how, "float32")) if is_ours else net
+    if is_ours:
+        net = forward.net
+        keep_freed_memory(costs(net.architecture, case.batch_size).total.activation_bytes)
+    head = None
+    if is_ours or how == "torch channels_last":
         pooled = images.new_ones(case.batch_size, 512, case.image_size // 32, case.image_size // 32)
         layers = nn.Sequential(*list(net)[len(net.architecture.blocks) :])
-        head = torch.no_grad()(lambda: (accelerate(layers) if how == "ours" else layers)(pooled))
+        head = torch.no_grad()(lambda: (accelerate(layers) if is_ours else layers)(pooled))
     if how == "torch compiled":
         forward = torch.compile(net)
     return torch.no_grad()(lambda: forward(images).numpy()), head
@@ -259,6 +270,8 @@ def as_ncnn(case: Case, scratch: Path) -> Path:
 
 WAYS: dict[str, Callable[[Case, Path, int], Way]] = {
     "ours": lambda *given: by_torch(*given, how="ours"),
+    "ours bfloat16": lambda *given: by_torch(*given, how="ours bfloat16"),
+    "ours int8": lambda *given: by_torch(*given, how="ours int8"),
     "torch": lambda *given: by_torch(*given, how="torch"),
     "torch channels_last": lambda *given: by_torch(*given, how="torch channels_last"),
     "torch compiled": lambda *given: by_torch(*given, how="torch compiled"),

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vggkit.engines import cpu, gpu, waiting
 from vggkit.engines.convolution import folds, halves
+from vggkit.engines.narrow import Head, with_head
 from vggkit.errors import UserError, shown
 from vggkit.networks.baselines import BaselineNetwork
 from vggkit.networks.modules import check_images
@@ -58,7 +59,9 @@ def engine_name(name: str | None = None) -> EngineName:
     return cast(EngineName, name)
 
 
-def accelerate(net: nn.Module, engine: str | None = None, *, recompute: bool = False) -> "Accelerated":
+def accelerate(
+    net: nn.Module, engine: str | None = None, *, recompute: bool = False, head: Head = "float32"
+) -> "Accelerated":
     """`net`, run faster: a module on the same parameters and buffers, for training and for inference.
 
     Layers that the engine does not know (somebody's subclass, parametrised or pruned weights, other types) are run
@@ -70,14 +73,17 @@ def accelerate(net: nn.Module, engine: str | None = None, *, recompute: bool = F
         engine: see `engine_name`.
         recompute: keep only each block's input for the backward pass and compute the rest of the block again: the
             same gradients with less memory and about a third more time.
+        head: what the weights of the fully connected layers are kept in, for inference alone: `bfloat16` or `int8`
+            takes a copy of them, so that the memory of the float32 weights is free once nobody holds `net` any more;
+            all else is shared. See `NarrowLinear`.
 
     Raises:
-        UserError: `net` is no module.
-        ValueError: there is no such engine.
+        UserError: `net` is no module; or it has no fully connected layers for another `head` than float32.
+        ValueError: there is no such engine or head.
     """
     if not isinstance(net, nn.Module):
         raise UserError(f"expected a torch module, got {shown(repr(net))}, try accelerate(VGG('vgg11'))")
-    return Accelerated(net, engine_name(engine), recompute)
+    return Accelerated(with_head(net, head), engine_name(engine), recompute)
 
 
 class Accelerated(nn.Module):

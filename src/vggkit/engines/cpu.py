@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from vggkit.engines import convolution, kernels
+from vggkit.engines.narrow import NarrowLinear
 from vggkit.errors import KernelError
 
 _LEVELS = 2**16
@@ -35,6 +36,8 @@ def why_not(layer: nn.Module) -> str:
         return convolution.why_not(layer) or why_not_compiled()
     if type(layer) is nn.Linear and type(layer.weight) is nn.Parameter:
         return "" if torch.backends.mkldnn.is_available() else "torch was built without oneDNN"
+    if isinstance(layer, NarrowLinear):
+        return why_not_compiled()
     return "" if type(layer) is nn.Dropout else "torch's own is as fast"
 
 
@@ -52,6 +55,8 @@ def run(layer: nn.Module, x: Tensor) -> Tensor:
         return _linear(layer, x)
     if type(layer) is nn.Dropout:
         return _dropout(layer, x)
+    if isinstance(layer, NarrowLinear) and _is_read(layer, x):
+        return kernels.fully_connected(x, layer.weight, layer.bias, layer.scale)
     y: Tensor = layer(x)
     return y
 
@@ -71,6 +76,18 @@ def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
             return y
     z: Tensor = layer(x)
     return z
+
+
+def _is_read(layer: NarrowLinear, x: Tensor) -> bool:
+    """Whether the compiled kernel computes `layer(x)`, reading its weights as they are."""
+    outputs = (layer.out_features,)
+    return (
+        0 < x.numel() <= FEW_IMAGES * layer.in_features
+        and not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or why_not_compiled())
+        and layer.weight.device.type == "cpu"
+        and layer.weight.dtype == (torch.bfloat16 if layer.scale is None else torch.int8)
+        and kernels.can_read((x, (len(x), layer.in_features)), (layer.bias, outputs), (layer.scale, outputs))
+    )
 
 
 def _dropout(layer: nn.Dropout, x: Tensor) -> Tensor:

@@ -1,39 +1,107 @@
-// Fully connected layers in float32: of few images, whose time is that of reading the weights, and products with what
-// ReLU and dropout have made mostly zeros.
+// Fully connected layers: of few images, whose time is that of reading the weights, which may be narrower than float32;
+// and products in float32 with what ReLU and dropout have made mostly zeros.
 #include <algorithm>
+#include <cstdint>
+#include <type_traits>
 
 #include "kernels.h"
 
 namespace {
 
-constexpr int ROWS = 4;            // of weights at a time: as many streams keep the memory busy
+constexpr int ROWS = 4, TALL = 8;  // of weights at a time: as many streams keep the memory busy; more if narrow, for `x` to last
 constexpr int IMAGES = LANES / 4;  // whose sums fit the registers
-constexpr int AHEAD = 256;         // floats that are asked for before they are needed
+constexpr int AHEAD = 1024;        // bytes that are asked for before they are needed
 
-// sums[row][image] of w[row][inputs] and x[image][inputs].
-template <int R, int N>
-inline void dots(const float* x, const float* w, long inputs, float* sums) {
+typedef uint32_t Bits __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+typedef int32_t Whole __attribute__((vector_size(LANES * 4)));
+struct Bfloat16 { uint16_t upper; };  // half of a float32
+
+// How many weights lie in 32 bits, and the k-th of them in each lane as float32; of int8 it is 2^24 times as large, so that a
+// shift and a mask are enough.
+template <class T> constexpr int PARTS = 4 / sizeof(T);
+constexpr float INT8_SCALE = 1.0f / (1 << 24);
+inline Vector part(Bits lanes, int, float) { return (Vector)lanes; }
+inline Vector part(Bits lanes, int k, Bfloat16) { return (Vector)(k ? lanes & 0xffff0000u : lanes << 16); }
+inline Vector part(Bits lanes, int k, int8_t) { return __builtin_convertvector((Whole)(lanes << (24 - 8 * k) & 0xff000000u), Vector); }
+
+inline float value(float w) { return w; }
+inline float value(int8_t w) { return w * float(1 << 24); }
+inline float value(Bfloat16 w) {
+    uint32_t bits = uint32_t(w.upper) << 16;
+    float wide;
+    std::memcpy(&wide, &bits, sizeof wide);
+    return wide;
+}
+
+// sums[row][image] of w[row][inputs] and x[image][inputs], which `arrange` made.
+template <int R, int N, class T>
+inline void dots(const float* x, const T* w, long inputs, float* sums) {
+    constexpr int P = PARTS<T>;
     Vector sum[R][N] = {};
-    long whole = inputs / LANES * LANES;
-    for (long c = 0; c < whole; c += LANES)
+    long whole = inputs / (P * LANES) * (P * LANES);
+    for (long c = 0; c < whole; c += P * LANES)
         UNROLL for (int r = 0; r < R; r++) {
-            Vector row = load(w + r * inputs + c);
-            __builtin_prefetch(w + r * inputs + c + AHEAD);
-            UNROLL for (int n = 0; n < N; n++) sum[r][n] += row * load(x + n * inputs + c);
+            Bits lanes = *reinterpret_cast<const Bits*>(w + r * inputs + c);
+            __builtin_prefetch(w + r * inputs + c + AHEAD / sizeof(T));
+            UNROLL for (int k = 0; k < P; k++) {
+                Vector row = part(lanes, k, T());
+                UNROLL for (int n = 0; n < N; n++) sum[r][n] += row * load(x + n * inputs + c + k * LANES);
+            }
         }
     for (int r = 0; r < R; r++)
         for (int n = 0; n < N; n++) {
             float total = 0;
             for (int lane = 0; lane < LANES; lane++) total += sum[r][n][lane];
-            for (long c = whole; c < inputs; c++) total += w[r * inputs + c] * x[n * inputs + c];
+            for (long c = whole; c < inputs; c++) total += value(w[r * inputs + c]) * x[n * inputs + c];
             sums[r * N + n] = total;
         }
 }
 
-template <int R, int N = IMAGES>
-void dots_of(int images, const float* x, const float* w, long inputs, float* sums) {
+template <int R, int N = IMAGES, class T>
+void dots_of(int images, const float* x, const T* w, long inputs, float* sums) {
     if (images >= N) return dots<R, N>(x, w, inputs, sums);
     if constexpr (N > 1) dots_of<R, N - 1>(images, x, w, inputs, sums);
+}
+
+// `x` with the values side by side that meet the k-th weights of a register.
+template <class T>
+const float* arrange(const float* x, int images, long inputs, Buffer& buffer) {
+    constexpr int P = PARTS<T>;
+    if (P == 1) return x;
+    float* y = buffer.get(images * inputs);
+    for (int n = 0; n < images; n++, x += inputs, y += inputs) {
+        long whole = inputs / (P * LANES) * (P * LANES);
+        for (long c = 0; c < whole; c += P * LANES)
+            for (int k = 0; k < P; k++)
+                for (int lane = 0; lane < LANES; lane++) y[c + k * LANES + lane] = x[c + lane * P + k];
+        std::memcpy(y + whole, x + whole, (inputs - whole) * sizeof(float));
+    }
+    return y - images * inputs;
+}
+
+// y[image][output] = scale[output] * (sum over inputs of x[image][input] weight[output][input]) + bias[output].
+template <class T>
+int product(const float* x, const T* weight, const float* scale, const float* bias, int images, long inputs, long outputs, float* y,
+            int threads) {
+    return run((outputs + TALL - 1) / TALL, threads, [&](long block) {
+        long first = block * TALL, end = std::min(outputs, first + TALL);
+        for (int image = 0; image < images; image += IMAGES) {
+            int count = std::min(IMAGES, images - image);
+            const float* from = x + image * inputs;
+            float sums[TALL * IMAGES];
+            for (long k = first, step; k < end; k += step) {
+                float* to = sums + (k - first) * count;
+                if (sizeof(T) < 4 && count == 1 && end - k == TALL) dots<TALL, 1>(from, weight + k * inputs, inputs, to), step = TALL;
+                else if (end - k >= ROWS) dots_of<ROWS>(count, from, weight + k * inputs, inputs, to), step = ROWS;
+                else dots_of<1>(count, from, weight + k * inputs, inputs, to), step = 1;
+            }
+            for (long k = first; k < end; k++) {
+                float factor = scale ? scale[k] * INT8_SCALE : 1;
+                for (int n = 0; n < count; n++)
+                    y[(image + n) * outputs + k] = sums[(k - first) * count + n] * factor + (bias ? bias[k] : 0);
+            }
+        }
+    });
 }
 
 constexpr int VECTORS = 8, WIDTH = VECTORS * LANES;  // columns of a panel: a row of its sums fits the registers
@@ -110,21 +178,21 @@ extern "C" int vggkit_sparse_product(const float* a, long a_row, long a_column, 
     });
 }
 
-// y[image][output] = sum over inputs of x[image][input] weight[output][input] + bias[output], all rows whole. What a
-// thread does decides no bit of the result.
-extern "C" int vggkit_fully_connected(const float* x, const float* weight, const float* bias, int images, long inputs,
-                                      long outputs, float* y, int threads) {
-    return run((outputs + ROWS - 1) / ROWS, threads, [&](long block) {
-        long k = block * ROWS;
-        int rows = std::min<long>(ROWS, outputs - k);
-        for (int image = 0; image < images; image += IMAGES) {
-            int count = std::min(IMAGES, images - image);
-            float sums[ROWS * IMAGES];
-            if (rows == ROWS) dots_of<ROWS>(count, x + image * inputs, weight + k * inputs, inputs, sums);
-            for (int r = 0; r < rows; r++) {
-                if (rows < ROWS) dots_of<1>(count, x + image * inputs, weight + (k + r) * inputs, inputs, sums + r * count);
-                for (int n = 0; n < count; n++) y[(image + n) * outputs + k + r] = sums[r * count + n] + (bias ? bias[k + r] : 0);
-            }
+// A fully connected layer of few images, all rows whole; `bias` may be null. A weight has 4 bytes for float32, 2 for bfloat16,
+// 1 for int8, which alone has a `scale`. What a thread does decides no bit of the result.
+extern "C" int vggkit_fully_connected(const float* x, const void* weight, int weight_bytes, const float* scale, const float* bias,
+                                      int images, long inputs, long outputs, float* y, int threads) {
+    auto of = [&](auto* typed) {
+        thread_local Buffer buffer;
+        const float* arranged;
+        try {
+            arranged = arrange<std::decay_t<decltype(*typed)>>(x, images, inputs, buffer);
+        } catch (const std::bad_alloc&) {
+            return 1;
         }
-    });
+        return product(arranged, typed, scale, bias, images, inputs, outputs, y, threads);
+    };
+    if (weight_bytes == 1) return of(static_cast<const int8_t*>(weight));
+    if (weight_bytes == 2) return of(static_cast<const Bfloat16*>(weight));
+    return of(static_cast<const float*>(weight));
 }

@@ -41,7 +41,7 @@ _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int, "l": ctypes.c_long}
 _ARGUMENTS = {
     "convolve": "ppi iiiii plll i pp ii pp iii",
     "weight_gradient": "p ppi iiiii pp iii",
-    "fully_connected": "ppp ill p i",
+    "fully_connected": "ppipp ill p i",
     "sparse_product": "pll pll lll ppp i",
 }
 
@@ -221,13 +221,17 @@ def weight_gradient(x: Tensor, dy: Tensor, gate: Tensor | None) -> tuple[Tensor,
     return dw.permute(0, 3, 1, 2), db
 
 
-def fully_connected(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`x @ weight.T + bias` of float32 (images, inputs), (outputs, inputs) and (outputs,), for few images."""
+def fully_connected(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None = None) -> Tensor:
+    """`(x @ weight.T) * scale + bias` for few images.
+
+    `x` (images, inputs), `bias` and `scale` (outputs,) are float32; `weight` (outputs, inputs) is float32, bfloat16 or
+    int8.
+    """
     (images, inputs), outputs = x.shape, len(weight)
     x, weight, bias = x.contiguous(), weight.contiguous(), None if bias is None else bias.contiguous()
     y = x.new_empty(images, outputs)
-    arguments = (_at(x), _at(weight), _at(bias), images, inputs, outputs, _at(y), torch.get_num_threads())
-    library().vggkit_fully_connected(*arguments)
+    weights = (_at(weight), weight.itemsize, _at(scale), _at(bias))
+    library().vggkit_fully_connected(_at(x), *weights, images, inputs, outputs, _at(y), torch.get_num_threads())
     return y
 
 

@@ -1,0 +1,77 @@
+"""Fully connected layers with weights in fewer bits, for inference: at batch 1 their time is that of reading them."""
+
+import copy
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vggkit.errors import UserError
+
+Head = Literal["float32", "bfloat16", "int8"]
+"""What the weights of fully connected layers are kept in: 4, 2 or 1 byte each."""
+ROWS = 512
+"""Outputs whose weights are made float32 together, where no kernel reads them as they are."""
+
+
+class NarrowLinear(nn.Module):
+    """`nn.Linear` in inference; inputs, sums and outputs stay float32.
+
+    `bfloat16` keeps 8 bits of each weight's fraction. `int8` keeps round(weight / scale), -127 to 127, with a scale for
+    each output: a 127th of its largest weight.
+    """
+
+    weight: Tensor
+    """bfloat16 or int8 (outputs, inputs)."""
+    scale: Tensor | None
+    """float32 (outputs,), of int8."""
+    bias: Tensor | None
+
+    def __init__(self, layer: nn.Linear, head: Head) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.training = layer.in_features, layer.out_features, layer.training
+        weight, scale = layer.weight.detach(), None
+        if not weight.sum().isfinite():
+            raise UserError("expected finite weights to keep in fewer bits, got others, try other weights")
+        if head == "int8":
+            scale = weight.abs().amax(dim=1) / 127
+            parts = zip(weight.split(ROWS), scale.where(scale > 0, 1).split(ROWS), strict=True)
+            weight = torch.cat([(rows / unit[:, None]).round().to(torch.int8) for rows, unit in parts])
+        self.register_buffer("weight", weight if head == "int8" else weight.bfloat16())
+        self.register_buffer("scale", scale)
+        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., inputs) to (..., outputs), with a part of the weights in float32 at a time."""
+        outputs = []
+        for start in range(0, self.out_features, ROWS):
+            rows = slice(start, start + ROWS)
+            weight = self.weight[rows].to(x.dtype)
+            if self.scale is not None:
+                weight = weight.mul_(self.scale[rows, None])
+            outputs.append(F.linear(x, weight, None if self.bias is None else self.bias[rows]))
+        return torch.cat(outputs, dim=-1)
+
+    def extra_repr(self) -> str:
+        """As of `nn.Linear`, and the type of the weights."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, {self.weight.dtype}"
+
+
+def with_head(net: nn.Module, head: Head) -> nn.Module:
+    """`net`, or a copy whose fully connected layers are narrow and which shares all other parameters and buffers.
+
+    Raises:
+        ValueError: there is no such `head`.
+        UserError: `net` has no fully connected layers of torch's, or weights that are not finite.
+    """
+    if head not in get_args(Head):
+        raise ValueError(f"expected a head in {', '.join(get_args(Head))}, got {head!r}")
+    if head == "float32":
+        return net
+    known: dict[int, Any] = {id(shared): shared for shared in (*net.parameters(), *net.buffers())}
+    layers = [layer for layer in net.modules() if type(layer) is nn.Linear and type(layer.weight) is nn.Parameter]
+    if not layers:
+        raise UserError(f"expected fully connected layers to keep in {head}, got a network without, try head='float32'")
+    known |= {id(layer): NarrowLinear(layer, head) for layer in layers}
+    return copy.deepcopy(net, known)
