@@ -7,12 +7,14 @@ images, in float32, with the same threads, in a process of its own; all processe
 turns, a turn being a warm-up and then forward passes for half a second, so that what disturbs the machine disturbs them
 alike. A row holds the spread over the turns, the ratio of the best way of torch, ONNX Runtime and OpenVINO to ours in
 the same turn, that of ncnn, the greatest difference of the logits from torch's in float64 (relative to their largest),
-the peak of resident memory, the weights and what a way made of them included, and its peak after the first image. `head_ms` is the fully connected
-layers alone.
+the peak of resident memory, the weights and what a way made of them included, and the peak after the first images.
+`head_ms` is the fully connected layers alone.
 
-The ways: `ours`, as `vgg predict` runs; `ours bfloat16` and `ours int8`, the same with the weights of the fully
-connected layers kept so, only if they are asked for, whose rows are saved as `inference_head`; `torch`, `torch channels_last` and `torch compiled` (channels_last, inductor);
+The ways: `ours`, as `vgg predict` runs; `torch`, `torch channels_last` and `torch compiled` (channels_last, inductor);
 `onnxruntime`; `openvino` (latency hint, float32); `ncnn`. One that is not installed is left out, and the row says so.
+`ours bfloat16` and `ours int8`, with the weights of the fully connected layers kept so, run if they are named; their
+rows are saved as `inference_head`.
+
 Prints a JSON line for each case.
 """
 
