@@ -7,6 +7,7 @@ from pathlib import Path
 from vggkit.data.fashion_mnist import FILES, FULL_NAME, SAMPLE_NAME, load
 from vggkit.data.folders import open_folder
 from vggkit.data.hub import HUB_PREFIX, open_hub
+from vggkit.data.imagenet import open_flat_validation
 from vggkit.data.samples import MAX_CLASSES, ArrayImages, Images, ImageSource, Sample, StoredImages, kept_out
 from vggkit.data.shards import SUFFIXES, find_shards, open_shards
 from vggkit.errors import DataError, nearest, one_line, shown
@@ -27,8 +28,9 @@ def open_data(
 
     Args:
         data: `fashion-mnist`, `fashion-mnist-sample`, or a folder with four IDX files; a folder with `train/<class>/`
-            and `val/<class>/` or `test/<class>/`; a folder with a folder for each class; a folder with parquet files
-            or with tar shards (WebDataset), whose names say the split, or one such file; or `hub:owner/name`, or
+            and `val/<class>/` or `test/<class>/`; a folder with a folder for each class; a folder of ImageNet's
+            validation images, see `open_flat_validation`; a folder with parquet files or with tar shards
+            (WebDataset), whose names say the split, or one such file; or `hub:owner/name`, or
             `hub:owner/name:config`, for a data set on the Hugging Face hub.
         data_dir: where to look for Fashion-MNIST first.
         holdout: if there is nothing to measure by, the share of each class that is kept out of training; with 0
@@ -62,7 +64,10 @@ def open_data(
             raise DataError(
                 f"{where}: expected parquet files, tar shards or the hub to stream, got a folder, try without --stream"
             )
-        source = open_shards(shards, not holdout, stream, epoch_images) if shards else open_folder(folder, not holdout)
+        if shards:
+            source = open_shards(shards, not holdout, stream, epoch_images)
+        else:
+            source = open_flat_validation(folder) or open_folder(folder, not holdout)
     train = source.train
     if list(source.splits) == ["train"] and isinstance(train, StoredImages):
         splits = {"all": train}
