@@ -42,7 +42,7 @@ def test_a_hostile_request_is_refused(app, method, path, how):
     body = told.pop("body", DESIGN if method == "POST" else None)
     try:
         status, _, content = app.ask(method, path, body, **told)
-    except UnicodeEncodeError:  # http.client itself does not send it
+    except (UnicodeEncodeError, ConnectionResetError):  # http.client itself does not send it, or it was cut off
         return
     if path == "/api/design" and b'"designs": [1]' in (body if isinstance(body, bytes) else b""):
         assert b"expected a text and options" in content  # its own error, beside that of another design

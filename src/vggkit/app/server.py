@@ -58,16 +58,14 @@ def page(machine: Machine, runs: Runs) -> Starlette:
     models, uploads, uploading = Models(), Uploads(), asyncio.Semaphore(MAX_UPLOADS)
     exercises = Exercises(runs.folder.parent / "experiments")
 
-    async def upload(request: Request) -> Response:
-        async with uploading:  # so that memory is bounded
-            content = await body_of(request, MAX_UPLOAD_BYTES)
-            return JSONResponse(await run_in_threadpool(uploads.add, content))
+    def of_run(work: Callable[[Path, dict[str, Any]], Any]) -> Work:
+        return lambda asked: work(runs.path_of(asked.get("run")), asked)
 
-    def sample(asked: dict[str, Any]) -> dict[str, Any]:
-        return uploads.add(models.sample(run_of(asked), asked.get("index")))
+    def of_image(work: Callable[[Path, bytes, dict[str, Any]], Any]) -> Work:
+        return of_run(lambda run, asked: work(run, uploads.content(asked.get("image")), asked))
 
-    def classify(asked: dict[str, Any]) -> dict[str, Any]:
-        return models.classify(run_of(asked), uploads.content(asked.get("image")))
+    def exciting(run: Path, asked: dict[str, Any]) -> dict[str, Any]:
+        return models.exciting(run, asked.get("unit"), runs.data_of(asked["data"]) if asked.get("data") else None)
 
     def compare(asked: dict[str, Any]) -> dict[str, Any]:
         names = asked.get("runs")
@@ -75,52 +73,48 @@ def page(machine: Machine, runs: Runs) -> Starlette:
             raise UserError(f"expected 2 to {MAX_COMPARED} runs to compare, got another request")
         return models.compared([runs.path_of(name) for name in names])
 
-    def looked_inside(asked: dict[str, Any]) -> dict[str, Any]:
-        return models.inside(run_of(asked), uploads.content(asked.get("image")), asked)
-
-    def exciting(asked: dict[str, Any]) -> dict[str, Any]:
-        data = asked.get("data")
-        return models.exciting(run_of(asked), asked.get("unit"), runs.data_of(data) if data else None)
+    async def upload(request: Request) -> Response:
+        async with uploading:  # so that memory is bounded
+            content = await body_of(request, MAX_UPLOAD_BYTES)
+            return JSONResponse(await run_in_threadpool(uploads.add, content))
 
     async def follow(request: Request) -> Response:
         return await events(request, runs)
 
-    def run_of(asked: dict[str, Any]) -> Path:
-        return runs.path_of(asked.get("run"))
-
-    def doctor(asked: dict[str, Any]) -> dict[str, Any]:
-        return diagnose(asked, runs.data_of(asked.get("data")))
-
+    told: dict[str, Callable[[], Any]] = {
+        "machine": machine.facts,
+        "runs": lambda: {"datasets": list(runs.data), "runs": runs.listed()},
+        "recipes": recipes,
+        "exercises": exercises.listed,
+    }
+    answered: dict[str, Work] = {
+        "design": designs.describe,
+        "limits": machine.limits,
+        "doctor": lambda asked: diagnose(asked, runs.data_of(asked.get("data"))),
+        "check": runs.check,
+        "start": runs.start,
+        "stop": runs.stop,
+        "resume": runs.resume,
+        "sample": of_run(lambda run, asked: uploads.add(models.sample(run, asked.get("index")))),
+        "model": of_run(lambda run, _: models.described(run)),
+        "classify": of_image(lambda run, image, _: models.classify(run, image)),
+        **dict.fromkeys(("maps", "unit", "heat"), of_image(models.inside)),
+        "exciting": of_run(exciting),
+        "look": of_run(lambda run, _: models.look(run)),
+        "confusion": of_run(lambda run, _: models.confusion(run)),
+        "compare": compare,
+        "exercise": exercises.answer,
+        "exercise/measure": exercises.measure,
+        "exercise/stop": exercises.stop,
+    }
     return Starlette(
         routes=[
             Route("/", lambda request: _static("index.html")),
             Route("/static/{name}", lambda request: _static(request.path_params["name"])),
-            Route("/api/machine", lambda request: JSONResponse(machine.facts())),
-            Route("/api/design", _answers(designs.describe), methods=["POST"]),
-            Route("/api/runs", _tells(lambda: {"datasets": list(runs.data), "runs": runs.listed()})),
-            Route("/api/recipes", _tells(recipes)),
             Route("/api/events", follow),
-            Route("/api/check", _answers(runs.check), methods=["POST"]),
-            Route("/api/start", _answers(runs.start), methods=["POST"]),
-            Route("/api/stop", _answers(runs.stop), methods=["POST"]),
-            Route("/api/resume", _answers(runs.resume), methods=["POST"]),
             Route("/api/images", upload, methods=["POST"]),
-            Route("/api/sample", _answers(sample), methods=["POST"]),
-            Route("/api/model", _answers(lambda asked: models.described(run_of(asked))), methods=["POST"]),
-            Route("/api/classify", _answers(classify), methods=["POST"]),
-            Route("/api/maps", _answers(looked_inside), methods=["POST"]),
-            Route("/api/unit", _answers(looked_inside), methods=["POST"]),
-            Route("/api/heat", _answers(looked_inside), methods=["POST"]),
-            Route("/api/exciting", _answers(exciting), methods=["POST"]),
-            Route("/api/compare", _answers(compare), methods=["POST"]),
-            Route("/api/look", _answers(lambda asked: models.look(run_of(asked))), methods=["POST"]),
-            Route("/api/confusion", _answers(lambda asked: models.confusion(run_of(asked))), methods=["POST"]),
-            Route("/api/exercises", _tells(exercises.listed)),
-            Route("/api/exercise", _answers(exercises.answer), methods=["POST"]),
-            Route("/api/exercise/measure", _answers(exercises.measure), methods=["POST"]),
-            Route("/api/exercise/stop", _answers(exercises.stop), methods=["POST"]),
-            Route("/api/doctor", _answers(doctor), methods=["POST"]),
-            Route("/api/limits", _answers(machine.limits), methods=["POST"]),
+            *(Route(f"/api/{name}", _tells(work)) for name, work in told.items()),
+            *(Route(f"/api/{name}", _answers(work), methods=["POST"]) for name, work in answered.items()),
         ],
         exception_handlers={
             VggkitError: _told, ValueError: _told, OSError: _told, MemoryError: _told, ClientDisconnect: _gone
