@@ -169,7 +169,10 @@ def test_what_cannot_be_is_refused_in_one_line_that_points_at_the_place(text, me
         ({"dropout": float("nan")}, "dropout of at least 0 and below 1, got nan"),
         ({"norm": "layer"}, "norm to be one of none, batch, got 'layer'"),
         ({"head": "dense"}, "expected head to be one of flatten, adaptive, conv, gap, got 'dense'"),
-        ({"head": "gap", "hidden": (8,)}, r"expected no hidden layers with the head gap, got \(8,\), try hidden=\(\)"),
+        (
+            {"head": "gap", "hidden": (8,)},
+            r"expected no hidden layers with the head gap, got \(8,\), try the head flatten, or hidden=\(\)",
+        ),
         ({"pooled_size": 3}, "expected a pooled_size only with the heads adaptive and conv, got 3 with flatten"),
         ({"head": "conv", "pooled_size": 0}, "expected pooled_size from 1 to 255, got 0"),
     ],

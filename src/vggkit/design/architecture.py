@@ -97,7 +97,8 @@ class Architecture:
         check_int("pooled_size", self.pooled_size, 1, MAX_KERNEL_SIZE)
         if self.head == "gap" and self.hidden:
             raise ArchitectureError(
-                f"expected no hidden layers with the head gap, got {written(self.hidden)}, try hidden=()"
+                f"expected no hidden layers with the head gap, got {written(self.hidden)}, "
+                "try the head flatten, or hidden=()"
             )
         if self.head in ("flatten", "gap") and self.pooled_size != POOLED_SIZE:
             raise ArchitectureError(
