@@ -105,7 +105,7 @@ def export(
     classifier.check_has_classes()
     if classifier.device.type != "cpu":
         classifier = replace(classifier, net=copy.deepcopy(classifier.net).cpu())
-    source = _source_for(classifier, data, int8 is not None)
+    source = source_for(classifier, data, int8 is not None)
     taken = classifier.preprocessing if path.suffix else rgb_in_0_1(classifier.preprocessing)
     trials = _trials(classifier, _first_images(source), taken, with_preprocessing)
     if not path.suffix and getattr(classifier.net.architecture, "head", "") != "conv":
@@ -158,7 +158,7 @@ class _Trial:
     expected: Tensor
 
 
-def _source_for(classifier: Classifier, data: str | os.PathLike[str] | None, needs_training: bool) -> ImageSource:
+def source_for(classifier: Classifier, data: str | os.PathLike[str] | None, needs_training: bool) -> ImageSource:
     """The images to try a file on, and with `needs_training` others for its ranges."""
     path = Path(classifier.source)
     if data is not None:

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -115,11 +115,16 @@ def _times(run: Run, classifier: Classifier) -> dict[str, float]:
     """The median milliseconds for one image of our own engine in float32, and of `run`, in turns."""
     how = classifier.preprocessing
     x = torch.zeros(1, how.channels, how.image_size, how.image_size)
-    runs: dict[str, Run] = {"float32_ms": classifier.fast, "int8_ms": run}
+    seconds = seconds_in_turns({"float32_ms": lambda: classifier.fast(x), "int8_ms": lambda: run(x)}, REPEATS)
+    return {name: 1000 * statistics.median(some) for name, some in seconds.items()}
+
+
+def seconds_in_turns(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """The seconds of `repeats` calls of each, taken in turns after three to warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(REPEATS + 3):  # the first three warm up
+    for _ in range(repeats + 3):
         for name, one in runs.items():
             start = time.perf_counter()
-            one(x)
+            one()
             seconds[name].append(time.perf_counter() - start)
-    return {name: 1000 * statistics.median(some[3:]) for name, some in seconds.items()}
+    return {name: some[3:] for name, some in seconds.items()}

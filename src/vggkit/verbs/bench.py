@@ -8,6 +8,7 @@ from typing import Any
 from tyro.conf import Positional
 
 from vggkit.design.table import Table
+from vggkit.errors import UserError, shown
 from vggkit.verbs.network import NetworkFlags
 from vggkit.verbs.terminal import parse_flags, print_json, print_to_stderr
 
@@ -18,11 +19,11 @@ class Flags:
 
     Examples:
       vgg bench vgg16 --batch-size 1
-      vgg bench vgg11/4 --train --image-size 64 --batch-size 32
+      vgg bench runs/quick-1 --formats --batch-size 1
     """
 
     architecture: Positional[str]
-    """A name (vgg16, vgg11_bn/4, lenet, alexnet) or blocks (1x64 2x128)."""
+    """A name (vgg16, vgg11_bn/4, lenet, alexnet) or blocks (1x64 2x128); with --formats a run or a weight file."""
     network: NetworkFlags = field(default_factory=NetworkFlags)
     train: bool = False
     """Forward, backward and update; forward alone if not given."""
@@ -32,6 +33,12 @@ class Flags:
     """Turns of each way."""
     device: str | None = None
     """cuda, mps or cpu; the first of them that is there if not given."""
+    formats: bool = False
+    """Measure a trained network on the CPU in every format that vgg export writes, and by vggkit and PyTorch."""
+    data: str | None = None
+    """With --formats: images to measure on, named as for vgg train; the run's own if not given."""
+    num_images: int = 200
+    """With --formats: images not trained on that top-1 and the differences are measured on, at most."""
     json: bool = False
     """Print JSON instead of a table."""
 
@@ -39,6 +46,11 @@ class Flags:
 def run(arguments: list[str]) -> None:
     """Run the verb."""
     flags = parse_flags("bench", Flags, arguments)
+    if flags.formats:
+        _run_formats(flags)
+        return
+    if flags.data is not None:
+        raise UserError("expected --formats with --data, got --data alone, try --formats")
     network = flags.network.network(flags.architecture)
     from vggkit.lab.bench import bench
 
@@ -81,6 +93,41 @@ def run(arguments: list[str]) -> None:
     print(Table(("way", "examples/s", "ms a step", "of rate", "peak MB", "vggkit is"), [rows], 1, title, notes))
     if result.not_compiled:
         print_to_stderr(f"convolutions are not compiled, and slower: {result.not_compiled}")
+
+
+def _run_formats(flags: Flags) -> None:
+    """The table of formats."""
+    if flags.train or flags.device not in (None, "cpu"):
+        raise UserError("expected inference on the CPU for --formats, got --train or a GPU, try without")
+    from vggkit.inference.predict import load_classifier
+    from vggkit.lab.formats import bench_formats
+    from vggkit.training.hardware import use_huge_pages
+
+    use_huge_pages()
+    classifier = load_classifier(flags.architecture, report=print_to_stderr)
+    options = {"batch_size": flags.batch_size, "images": flags.num_images, "repeats": max(flags.repeats, 5)}
+    try:
+        result = bench_formats(classifier, flags.data, **options, say=_show_live)
+    finally:
+        _show_live("")
+    if flags.json:
+        print_json({"model": classifier.source, "batch_size": flags.batch_size, **asdict(result)})
+        return
+    rows = []
+    for row in result.rows:
+        median = statistics.median(row.seconds)
+        top1 = "-" if row.top1 is None else f"{row.top1:.1%}"
+        speed = (f"{1000 * median:,.2f}", f"{flags.batch_size / median:,.3g}")
+        rows.append((row.format, f"{row.file_bytes / 1e6:,.1f}", *speed, top1, f"{row.largest_difference:.0e}"))
+    notes = [
+        result.hardware,
+        f"top-1 and the largest difference of the logits, as a share of the largest: {result.measured_on}",
+        f"ms: the median of {options['repeats']} forward passes, in turns",
+        *(f"without {name}: {shown(why, 200)}" for name, why in result.left_out.items()),
+    ]
+    title = f"{shown(classifier.source, 500)}, batch {flags.batch_size}"
+    columns = ("format", "MB on disk", "ms", "examples/s", "top-1", "largest difference")
+    print(Table(columns, [rows], 1, title, notes))
 
 
 def _show_live(line: str) -> None:
