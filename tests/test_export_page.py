@@ -23,7 +23,12 @@ COMMANDS = [line for block in BLOCKS["sh"] for line in block.splitlines()]
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     (folder / "docs").symlink_to(ROOT / "docs")
-    options = {"architecture": "1x8", "data": "fashion-mnist-sample", "epochs": 1, "validation": 400}
+    options = {
+        "architecture": "1x16 1x32 1x64",
+        "epochs": 2,
+        "batch_size": 32,
+    }  # which learns, so that a temperature fits
+    options |= {"data": "fashion-mnist-sample", "validation": 400}
     train("quick", out=folder / "runs" / "quick-1", progress=False, **options)
     return folder
 
