@@ -7,11 +7,10 @@ import torch
 from PIL import Image
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
-from sklearn.calibration import calibration_curve
-from sklearn.metrics import log_loss, top_k_accuracy_score
 
 from tests.inference.conftest import CLASSES, make_weights
 from tests.inference.test_evaluate import write_images
+from tests.peers import peer
 from vggkit import VGG, Architecture, Preprocessing, Recipe, cli, evaluate, load_classifier, open_data
 from vggkit.inference.calibration import fit_temperature, reliability, save_calibrated
 from vggkit.inference.confusion import draw_mistakes, draw_reliability, write_predictions
@@ -31,7 +30,7 @@ def test_a_reliability_diagram_is_that_of_scikit_learn():
     log_p, labels = drawn(2000, 1.7)
     confidence, is_right = np.exp(log_p.max(axis=1)), log_p.argmax(axis=1) == labels
     bins = reliability(confidence, is_right)
-    share, mean = calibration_curve(is_right, confidence, n_bins=15)
+    share, mean = peer("sklearn.calibration").calibration_curve(is_right, confidence, n_bins=15)
     assert [one.right / one.images for one in bins] == pytest.approx(share)
     assert [one.confidence for one in bins] == pytest.approx(mean, abs=1e-6)
     assert sum(one.images for one in bins) == 2000
@@ -40,7 +39,7 @@ def test_a_reliability_diagram_is_that_of_scikit_learn():
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 2.5])
 def test_a_temperature_has_the_least_log_loss(temperature):
     log_p, labels = drawn(4000, temperature)
-    fitted = fit_temperature(log_p, labels)
+    fitted, log_loss = fit_temperature(log_p, labels), peer("sklearn.metrics").log_loss
     best = minimize_scalar(lambda t: log_loss(labels, softmax(log_p / t, axis=1)), bounds=(0.1, 10), method="bounded")
     assert fitted.value == pytest.approx(best.x, abs=1e-4)
     assert fitted.value == pytest.approx(temperature, rel=0.1)
@@ -95,7 +94,7 @@ def test_top5_is_that_of_scikit_learn(tmp_path):
         make_weights(tmp_path / "x.safetensors", labels=names), tmp_path / "photos", keep_outputs=True
     )
     assert evaluation.top5 == pytest.approx(
-        top_k_accuracy_score(evaluation.labels, evaluation.outputs.log_probabilities, k=5)
+        peer("sklearn.metrics").top_k_accuracy_score(evaluation.labels, evaluation.outputs.log_probabilities, k=5)
     )
     assert f"top-5 {1 - evaluation.top5:.1%}" in repr(evaluation)
 
