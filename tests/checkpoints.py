@@ -13,7 +13,7 @@ from vggkit.training.step import make_optimizer, train_step
 
 FACTS = {"fingerprint": "f", "preprocessing": Preprocessing(4, 1, (0.0,), (1.0,)).to_json(), "color_axes": []}
 RECIPE = replace(
-    Recipe.named("quick"), architecture="1x2_bn", hidden=(), image_size=4, dropout=0.0, momentum=0.9, nesterov=True,
+    Recipe.named("quick"), architecture="1x2_bn", head="flatten", image_size=4, dropout=0.0, momentum=0.9, nesterov=True,
     optimizer="sgd", learning_rate=0.1, epochs=3,
 )  # fmt: skip
 

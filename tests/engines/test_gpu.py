@@ -145,7 +145,9 @@ def test_inference_is_as_exact_as_torchs_own_in_bfloat16(name, batch_size):
 )
 def test_a_captured_run_is_the_eager_one_bit_for_bit_and_resumes(options, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    recipe = Recipe.named("quick", data="fashion-mnist-sample", epochs=2, dropout=0.5, hidden=(64,), **options)
+    recipe = Recipe.named(
+        "quick", data="fashion-mnist-sample", epochs=2, head="flatten", dropout=0.5, hidden=(64,), **options
+    )
     weights = {}
     for engine in ("fast", "eager"):
         monkeypatch.setenv("VGGKIT_ENGINE", engine)

@@ -14,9 +14,9 @@ def recipe():
     With layers that compiled convolutions take; without the norm they take ReLU and pool along.
     """
     return replace(
-        Recipe.named("quick"), data="fashion-mnist-sample", architecture="1x16 2x16_bn", hidden=(64,), dropout=0.2,
-        image_size=16, batch_size=32, optimizer="sgd", learning_rate=0.02, momentum=0.9, weight_decay=5e-4, epochs=3,
-        translate=2, erase=4, cutmix=0.5, average=0.1, test_flip=True,
+        Recipe.named("quick"), data="fashion-mnist-sample", architecture="1x16 2x16_bn", head="flatten", hidden=(64,),
+        dropout=0.2, image_size=16, batch_size=32, optimizer="sgd", learning_rate=0.02, momentum=0.9, weight_decay=5e-4,
+        epochs=3, label_smoothing=0.0, translate=2, erase=4, cutmix=0.5, average=0.1, test_flip=True,
     )  # fmt: skip
 
 

@@ -76,8 +76,8 @@ def test_processes_average_the_leaders_batch_norms(recipe, tmp_path):
 
 TINY = [
     "train", "--data", "fashion-mnist-sample", "--architecture", "1x4 1x8_bn", "--image-size", "16", "--batch-size",
-    "60", "--dropout", "0.2", "--hidden", "64", "--erase", "4", "--epochs", "2", "--device", "cpu", "--cutmix", "0.5",
-    "--average", "0.2",
+    "60", "--dropout", "0.2", "--head", "flatten", "--hidden", "64", "--erase", "4", "--epochs", "2",
+    "--device", "cpu", "--cutmix", "0.5", "--average", "0.2",
 ]  # fmt: skip
 
 

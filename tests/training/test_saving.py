@@ -24,7 +24,18 @@ from vggkit.version import __version__
 from vggkit.weights.runs import read_checkpoint, read_newest
 
 TINY = [
-    *("--data", "fashion-mnist-sample", "--architecture", "1x4_bn", "--image-size", "8", "--hidden", "8"),
+    *(
+        "--data",
+        "fashion-mnist-sample",
+        "--architecture",
+        "1x4_bn",
+        "--image-size",
+        "8",
+        "--head",
+        "flatten",
+        "--hidden",
+        "8",
+    ),
     *("--batch-size", "900", "--validation", "200", "--optimizer", "sgd", "--momentum", "0.9", "--epochs", "1"),
     *("--schedule", "constant"),
 ]

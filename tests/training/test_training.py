@@ -291,7 +291,7 @@ print(int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]
     "change",
     [
         {"architecture": "lenet", "image_size": 28, "init": "xavier"},
-        {"architecture": "alexnet", "image_size": 65, "init": "xavier"},
+        {"architecture": "alexnet", "image_size": 65, "init": "xavier", "learning_rate": 1e-3},
         {"architecture": "1x8 2x8_bn", "head": "conv", "pooled_size": 2, "hidden": (16,)},
         {"architecture": "1x8 2x8", "head": "gap", "recompute": True},
         {"architecture": "1x8 2x8", "head": "adaptive", "pooled_size": 3, "dropout": 0.5, "hidden": (16,)},

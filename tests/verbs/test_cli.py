@@ -33,8 +33,9 @@ def trained(tmp_path_factory):
     """A small network trained by the command line on a terminal without UTF-8, and what the command printed."""
     folder = tmp_path_factory.mktemp("cli")
     done = vgg_program(
-        "train", "--data", "fashion-mnist-sample", "--epochs", "2", "--architecture", "1x8 1x16_bn",
-        "--image-size", "16", "--hidden", "32", "--device", "cpu", "--out", "r\N{LATIN SMALL LETTER U WITH DIAERESIS}n",
+        "train", "--data", "fashion-mnist-sample", "--epochs", "2", "--batch-size", "128", "--architecture", "1x8 1x16_bn",
+        "--image-size", "16", "--head", "flatten", "--hidden", "32", "--device", "cpu",
+        "--out", "r\N{LATIN SMALL LETTER U WITH DIAERESIS}n",
         cwd=folder, env={**os.environ, "PYTHONIOENCODING": "ascii"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -230,7 +231,10 @@ def test_the_help_of_train_shows_the_chosen_recipes_values(capsys):
         (["--recipe", "d2l"], Recipe.named("d2l")),
         (["--recipe=gluon", "--seed", "3"], replace(Recipe.named("gluon"), seed=3)),
         (["--flip", "--no-stream"], Recipe.named("quick")),
-        (["--hidden", "64", "32", "--no-flip"], replace(Recipe.named("quick"), hidden=(64, 32), flip=False)),
+        (
+            ["--hidden", "64", "32", "--head", "flatten"],
+            replace(Recipe.named("quick"), hidden=(64, 32), head="flatten"),
+        ),
         (["--flip", "--recompute"], replace(Recipe.named("quick"), recompute=True)),
         (["--recipe", "d2l", "--normalize"], replace(Recipe.named("d2l"), normalize=True)),
         (["--no-flip", "--resume", "not-there-yet"], replace(Recipe.named("quick"), flip=False)),

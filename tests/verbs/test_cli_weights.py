@@ -239,7 +239,17 @@ def test_what_is_folded_in_is_not_folded_again(small, tmp_path, capsys):
     for flags in (["--fold"], ["--preprocessing", "caffe"], ["--in-channels", "1"]):
         assert cli.main(["weights", "convert", str(folded), "-o", str(tmp_path / "x.safetensors"), *flags]) == 2
         assert "without folded preprocessing" in capsys.readouterr().err
-    plain = ["train", "--data", "fashion-mnist-sample", "--architecture", "1x4 1x8 1x8", "--hidden", "6"]
+    plain = [
+        "train",
+        "--data",
+        "fashion-mnist-sample",
+        "--architecture",
+        "1x4 1x8 1x8",
+        "--hidden",
+        "6",
+        "--head",
+        "flatten",
+    ]
     assert cli.main([*plain, "--warm-start", str(folded), "--out", str(tmp_path / "run")]) == 2
     assert "and without folded preprocessing" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

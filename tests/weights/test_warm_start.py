@@ -103,7 +103,8 @@ def test_a_source_that_is_not_there_is_said_before_anything_is_made(tmp_path, mo
     assert list(tmp_path.iterdir()) == []
 
 
-OPTIONS = ("--data", "fashion-mnist-sample", "--epochs", "1", "--image-size", "16", "--hidden", "8", "--device", "cpu")
+OPTIONS = ("--data", "fashion-mnist-sample", "--epochs", "1", "--image-size", "16", "--head", "flatten", "--hidden", "8",
+           "--device", "cpu")  # fmt: skip
 
 
 def test_vgg_train_starts_from_a_run(tmp_path, monkeypatch, capsys):

@@ -26,7 +26,7 @@ class Flags:
 
     Examples:
       vgg doctor vgg19 --init torch --image-size 64
-      vgg doctor "2x16 2x32 4x64 4x128_bn" --head gap --image-size 32 --warm-start runs/quick-1
+      vgg doctor "1x16 2x32 2x64 2x128_bn" --head gap --warm-start runs/quick-1
     """
 
     architecture: Positional[str]
