@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
@@ -181,6 +182,11 @@ def test_what_cannot_be_written_is_refused_before_the_work(photos, weights, tmp_
             "expected a .safetensors file in a folder that exists",
         ),
         (["--calibrate", "x.safetensors", "--ensemble", "y"], "expected one model to --calibrate, got an ensemble"),
+        (
+            ["--plot", f"{tmp_path}/x.png", "--mistakes", f"{tmp_path}/../{tmp_path.name}/x.png"],
+            "expected a file of its own for --mistakes, got that of --plot",
+        ),
+        (["--workers", "-1"], "expected --workers from 0 to 1024, got -1"),
     ):
         assert cli.main(["eval", "no such model", *flags]) == 2
         assert message in capsys.readouterr().err
@@ -188,6 +194,40 @@ def test_what_cannot_be_written_is_refused_before_the_work(photos, weights, tmp_
     with pytest.raises(ValueError, match="expected an evaluation with outputs"):
         write_predictions(evaluation, tmp_path / "p.csv")
     assert not (tmp_path / "p.csv").exists()
+
+
+@pytest.mark.parametrize("name", ["model", "best", "link", "measured"])
+def test_the_weights_of_a_run_are_not_replaced(name, tmp_path, capsys):
+    files = {one: tmp_path / f"{one}.safetensors" for one in ("model", "best", "link", "measured")}
+    (tmp_path / "recipe.json").write_text(Recipe.named("quick").to_json())
+    for one in ("model", "measured"):
+        make_weights(files[one])
+    files["link"].symlink_to(files["model"])
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    model = files["measured"] if name == "measured" else tmp_path
+    assert cli.main(["eval", str(model), "--data", "nothing", "--calibrate", str(files[name])]) == 2
+    assert "expected a new file for --calibrate, got weights of a run" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_an_evaluation_stands_without_its_calibration(weights, tmp_path, capsys):
+    out, table = tmp_path / "x.safetensors", tmp_path / "p.csv"
+    write_images(tmp_path / "photos", {"cat": 1})
+    flags = ["--data", str(tmp_path / "photos"), "--calibrate", str(out), "--predictions", str(table)]
+    assert cli.main(["eval", str(weights), *flags, "--json"]) == 2
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["written"] == [str(table)]
+    assert "expected two images or more to fit a temperature on, got 1" in printed.err
+    assert not out.exists()
+
+
+def test_a_last_layer_without_bias_is_divided(tmp_path):
+    net = VGG(Architecture.parse("1x4", image_size=32, in_channels=1, num_classes=3, hidden=(6,))).eval()
+    last = [layer for layer in net.modules() if isinstance(layer, torch.nn.Linear)][-1]
+    last.bias = None
+    save_calibrated(tmp_path / "x", Classifier(net, CLASSES, Preprocessing(32, 1, (0.5,), (0.5,))), 2.5)
+    key = next(key for key, value in net.state_dict().items() if value is last.weight or value.equal(last.weight))
+    torch.testing.assert_close(load_file(tmp_path / "x")[key], last.weight.detach() / 2.5)
 
 
 def test_no_mistakes_and_strange_names_are_drawn(tmp_path):

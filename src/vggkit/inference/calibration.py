@@ -51,7 +51,7 @@ def calibration_error(confidence: Floats, is_right: npt.NDArray[np.bool_]) -> fl
     return sum(abs(one.right - one.confidence * one.images) for one in bins) / len(confidence)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Temperature:
     """What logits are divided by, and what comes of it."""
 
@@ -60,6 +60,12 @@ class Temperature:
     """The calibration error as it is, 0 to 1."""
     error_after: float
     """With temperatures that were fitted on the other half of the images."""
+
+    def __repr__(self) -> str:
+        return (
+            f"temperature {self.value:.3f}; ECE {self.error_before:.1%}, with temperatures fitted on the other half of "
+            f"the images {self.error_after:.1%}"
+        )
 
 
 def fit_temperature(log_probabilities: Floats, labels: npt.NDArray[np.int64]) -> Temperature:
@@ -116,7 +122,7 @@ def save_calibrated(path: str | os.PathLike[str], classifier: Classifier, temper
     net = copy.deepcopy(classifier.net)
     # A ReLU or an average behind the last layer, as in other heads, commutes with a positive factor.
     last: Any = [layer for layer in net.modules() if isinstance(layer, nn.Linear | nn.Conv2d)][-1]
-    for parameter in (last.weight, last.bias):
+    for parameter in last.parameters():  # a bias only if it has one
         parameter.data /= temperature
     metadata = {"classes": json.dumps(classifier.classes), "preprocessing": classifier.preprocessing.to_json()}
     save_weights(path, net, {**metadata, "temperature": repr(temperature)})

@@ -1,19 +1,20 @@
 """`vgg eval`: a trained network on labelled images."""
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vggkit.errors import UserError, shown
 from vggkit.training.recipe import Recipe
-from vggkit.training.run_folder import RECIPE, read_recipe
+from vggkit.training.run_folder import BEST, RECIPE, read_recipe
 from vggkit.verbs.models import ModelFlags
 from vggkit.verbs.terminal import check_out, parse_flags, print_json
+from vggkit.weights.runs import MODEL, NETWORK, SUMS
 
 if TYPE_CHECKING:
     from vggkit.data.samples import ImageSource
     from vggkit.inference.evaluation import Evaluation
-    from vggkit.inference.predict import Classifier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,7 @@ def run(arguments: list[str]) -> None:
     flags = parse_flags("eval", Flags, arguments)
     _check(flags)
     from vggkit.data.loader import default_workers
+    from vggkit.inference.calibration import fit_temperature, save_calibrated
     from vggkit.inference.evaluate import default_split, evaluate
     from vggkit.inference.views import Views
 
@@ -78,32 +80,43 @@ def run(arguments: list[str]) -> None:
         views=None if flags.views == "one" else Views(flags.views, flags.scales),
         keep_outputs=flags.predictions is not None or flags.calibrate is not None,
     )
-    written = _write(flags, classifier, evaluation)
+    written, refused = _write(flags, evaluation), None
+    if flags.calibrate is not None and evaluation.outputs is not None:
+        try:
+            fitted = fit_temperature(evaluation.outputs.log_probabilities, evaluation.labels)
+            save_calibrated(flags.calibrate, classifier, fitted.value)
+            written.append(f"{shown(flags.calibrate, 500)}: {fitted}")
+        except UserError as error:  # the evaluation stands without it
+            refused = error
     if not flags.best and Path(classifier.source).with_name("best.safetensors").exists():
         notes.append(f"{Path(classifier.source).parent} also has best.safetensors, of its best epoch: --best takes it")
     if flags.json:
-        facts = {
-            "weights": classifier.source,
-            "ensemble": [other.source for other in others],
-            "notes": [*notes, *evaluation.notes],
-            "measured_on": evaluation.measured_on,
-            "images": len(evaluation.labels),
-            "accuracy": evaluation.accuracy,
-            "interval": evaluation.interval,
-            "top5": evaluation.top5,
-            "calibration_error": evaluation.calibration_error,
-            "class_accuracy": dict(zip(evaluation.classes, evaluation.class_accuracy, strict=True)),
-            "class_intervals": dict(zip(evaluation.classes, evaluation.class_intervals, strict=True)),
-            "confusion": evaluation.confusion.tolist(),
-            "written": written,
-        }
-        print_json(facts)
-        return
-    print(f"weights: {', '.join(one.source for one in (classifier, *others))}", *notes, evaluation, *written, sep="\n")
+        told = {"weights": classifier.source, "ensemble": [other.source for other in others]}
+        print_json({**told, "notes": [*notes, *evaluation.notes], **_facts(evaluation), "written": written})
+    else:
+        names = ", ".join(one.source for one in (classifier, *others))
+        print(f"weights: {names}", *notes, evaluation, *written, sep="\n")
+    if refused is not None:
+        raise refused
+
+
+def _facts(evaluation: "Evaluation") -> dict[str, object]:
+    return {
+        "measured_on": evaluation.measured_on,
+        "images": len(evaluation.labels),
+        "accuracy": evaluation.accuracy,
+        "interval": evaluation.interval,
+        "top5": evaluation.top5,
+        "calibration_error": evaluation.calibration_error,
+        "class_accuracy": dict(zip(evaluation.classes, evaluation.class_accuracy, strict=True)),
+        "class_intervals": dict(zip(evaluation.classes, evaluation.class_intervals, strict=True)),
+        "confusion": evaluation.confusion.tolist(),
+    }
 
 
 def _check(flags: Flags) -> None:
     """Raise `UserError`, before anything is read, for flags that cannot be."""
+    outputs = dict[str, str]()
     for name, suffix in (
         ("plot", ".png"),
         ("mistakes", ".png"),
@@ -113,15 +126,34 @@ def _check(flags: Flags) -> None:
     ):
         if (path := getattr(flags, name)) is not None:
             check_out(path, suffix, flag=f"--{name}")
+            if (other := outputs.setdefault(os.path.realpath(path), name)) != name:
+                raise UserError(f"expected a file of its own for --{name}, got that of --{other}: {path}")
+    if flags.workers is not None and not 0 <= flags.workers <= 1024:
+        raise UserError(f"expected --workers from 0 to 1024, got {flags.workers}")
     if flags.scales and flags.views == "one":
         raise UserError("expected --views with --scales, got one view, try --views flip")
     if flags.calibrate is not None and flags.ensemble:
         raise UserError("expected one model to --calibrate, got an ensemble, try each model by itself")
+    if flags.calibrate is not None and _is_weights_of_a_run(flags.calibrate, Path(flags.model)):
+        raise UserError(
+            f"expected a new file for --calibrate, got weights of a run or those measured: {flags.calibrate}, "
+            "try calibrated.safetensors"
+        )
 
 
-def _write(flags: Flags, classifier: "Classifier", evaluation: "Evaluation") -> list[str]:
-    """Write the files asked for; a line on each."""
-    from vggkit.inference import calibration, confusion
+def _is_weights_of_a_run(path: Path, model: Path) -> bool:
+    """Whether `path` is a weight file of `model`, or has the name and the place of one in the folder of a run."""
+    measured = [one for one in (model, model / MODEL, model / BEST) if one.is_file()]
+    if path.exists() and any(path.samefile(one) for one in measured):
+        return True
+    place = Path(os.path.realpath(path))
+    in_run = any((place.parent / known).is_file() for known in (RECIPE, SUMS))  # a run, or a checkpoint of one
+    return in_run and place.name in (MODEL, BEST, NETWORK)
+
+
+def _write(flags: Flags, evaluation: "Evaluation") -> list[str]:
+    """Write the pictures and the table asked for; a line on each."""
+    from vggkit.inference import confusion
 
     written = []
     for path, write in (
@@ -133,13 +165,6 @@ def _write(flags: Flags, classifier: "Classifier", evaluation: "Evaluation") -> 
         if path is not None:
             write(evaluation, path)
             written.append(shown(path, 500))
-    if flags.calibrate is not None and evaluation.outputs is not None:
-        fitted = calibration.fit_temperature(evaluation.outputs.log_probabilities, evaluation.labels)
-        calibration.save_calibrated(flags.calibrate, classifier, fitted.value)
-        written.append(
-            f"{shown(flags.calibrate, 500)}: temperature {fitted.value:.3f}; ECE {fitted.error_before:.1%}, with "
-            f"temperatures fitted on the other half of the images {fitted.error_after:.1%}"
-        )
     return written
 
 
