@@ -1,14 +1,18 @@
 """The view "Train": runs that the page starts are those of `vgg train`, and those of a terminal are seen."""
 
+import fcntl
 import http.client
 import json
+import os
+import shutil
+from dataclasses import replace
 
 import pytest
 
 from tests.killing import KILLS
 from vggkit import cli
 from vggkit.app.metrics import MAX_POINTS, Metrics
-from vggkit.training.recipe import Recipe
+from vggkit.training.recipe import RECIPES, Recipe
 
 TINY = {"data": "fashion-mnist-sample", "architecture": "1x4 1x8", "image_size": 8, "hidden": [], "epochs": 2}
 
@@ -100,6 +104,80 @@ def test_metrics_that_grow_start_anew_and_are_damaged(tmp_path):
     file.write_text(line(1) + counted + counted.replace("[0, 2]", "[0]") + counted.replace("3", "null"))
     assert metrics.read()["confusion"] == {"epoch": 1, "classes": ["a", "b"], "counts": [[3, 1], [0, 2]]}
     assert metrics.read()["steps"] == {"step": (1,), "loss": (1.0,), "accuracy": (0.5,)}
+
+
+STEP = {"event": "step", "step": 16, "train_loss": 2.0, "train_accuracy": 0.5}
+EPOCH = STEP | {
+    "event": "epoch", "epoch": 1, "test_accuracy": 0.5, "test_loss": 2.0, "learning_rate": 0.1,
+    "examples_per_second": 9.0, "elapsed_seconds": 8.0,
+}  # fmt: skip
+
+
+@pytest.fixture
+def run_folder(app, tmp_path):
+    """A stopped run of the page's folder, after an epoch of two; its name is its own, as the page keeps metrics by name."""
+    folder = app.folder / "runs" / tmp_path.name
+    folder.mkdir(parents=True)
+    (folder / "recipe.json").write_text(json.dumps(recipe(app)))
+    (folder / "metrics.jsonl").write_text(json.dumps(STEP) + "\n" + json.dumps(EPOCH) + "\n")
+    yield folder
+    shutil.rmtree(folder)
+
+
+def listed_and_followed(app, name):
+    (listed,) = [run for run in app.get("/api/runs")["runs"] if run["name"] == name]
+    return listed, events(app, name, lambda run: True)[0][1]
+
+
+@pytest.mark.parametrize("value", [10**400, 1e308, "\ud800", "1", True, [1]], ids=lambda value: repr(value)[:9])
+@pytest.mark.parametrize("name", sorted(EPOCH.keys() - {"event"}))
+def test_a_line_without_numbers_of_bounded_size_is_passed_over(tmp_path, name, value):
+    lines = [STEP, EPOCH, *(line | {name: value} for line in (STEP, EPOCH) if name in line)]
+    (tmp_path / "recipe.json").write_text(replace(RECIPES["quick"], epochs=2).to_json())
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = Metrics(tmp_path).read()
+    assert json.dumps(found["steps"]) == '{"step": [16], "loss": [2.0], "accuracy": [0.5]}'
+    assert found["epochs"] == [{name: EPOCH[name] for name in EPOCH if name != "event"}]
+    assert (found["total_steps"], found["seconds_left"]) == (32, 8.0)
+
+
+@pytest.mark.parametrize("value", ["NaN", "-Infinity", "1e999", "null"])
+def test_a_run_that_diverges_is_shown(app, run_folder, value):
+    with (run_folder / "metrics.jsonl").open("a") as file:
+        for line in (STEP | {"step": 32, "train_loss": 7.5}, EPOCH | {"epoch": 2, "step": 32, "train_loss": 7.5}):
+            file.write(json.dumps(line).replace("7.5", value) + "\n")
+    listed, followed = listed_and_followed(app, run_folder.name)
+    assert (listed["last"]["epoch"], listed["last"]["train_loss"]) == (2, None)
+    assert followed["steps"] == {"step": [16, 32], "loss": [2.0, None], "accuracy": [0.5, 0.5]}
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link", "folder"])
+def test_metrics_that_are_no_regular_file_are_not_opened(app, run_folder, kind):
+    file = run_folder / "metrics.jsonl"
+    file.rename(run_folder / "elsewhere")
+    {"fifo": os.mkfifo, "link": lambda path: path.symlink_to("elsewhere"), "folder": os.mkdir}[kind](file)
+    listed, followed = listed_and_followed(app, run_folder.name)
+    assert listed["last"] is None and followed["epochs"] == []
+
+
+def test_names_that_are_no_utf_8_are_listed(app, run_folder):
+    (run_folder / "recipe.json").write_text(json.dumps(recipe(app, data="\ud800")))
+    folder = run_folder.rename(run_folder.with_name("\udcff"))
+    try:
+        listed = [run["recipe"]["data"] for run in app.get("/api/runs")["runs"] if run["name"] == "\udcff"]
+        assert listed == ["\ud800"]
+    finally:
+        folder.rename(run_folder)
+
+
+def test_a_run_that_goes_on_and_a_weight_file_are_not_resumed(app, run_folder, model):
+    descriptor = os.open(run_folder, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    for name, got in ((run_folder.name, "a run that goes on"), (model, "a weight file")):
+        status, _, content = app.ask("POST", "/api/resume", {"run": name})
+        error = json.loads(content)["error"]
+        assert status == 400 and error.startswith("expected a run that has stopped") and got in error
+    os.close(descriptor)
 
 
 def test_the_form_has_every_field_with_its_help(app):

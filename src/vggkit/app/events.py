@@ -29,7 +29,7 @@ async def _told(runs: Runs, names: list[str], seen: str) -> AsyncIterator[str]:
     silent = 0
     while True:
         found = await run_in_threadpool(runs.followed, names)
-        content = json.dumps(found)
+        content = json.dumps(found, allow_nan=False)
         version = f"{zlib.crc32(content.encode()):08x}"
         silent += 1
         if version != seen:

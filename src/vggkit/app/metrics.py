@@ -2,9 +2,12 @@
 
 import contextlib
 import json
+import math
+import os
 from pathlib import Path
 from typing import Any
 
+from vggkit.data.files import open_regular
 from vggkit.errors import RunError, shown
 from vggkit.training.run_folder import read_recipe
 from vggkit.weights.runs import METRICS
@@ -12,6 +15,10 @@ from vggkit.weights.runs import METRICS
 MAX_POINTS = 500
 """Of a series that is sent to the page."""
 MAX_BYTES = 2**26
+MAX_COUNT = 2**53
+"""Whole numbers up to it are exact in the page."""
+MAX_NUMBER = 1e38
+"""About the largest that float32 holds."""
 EPOCH = (
     "epoch", "step", "train_loss", "train_accuracy", "test_accuracy", "test_loss", "learning_rate",
     "examples_per_second", "elapsed_seconds",
@@ -25,15 +32,14 @@ class Metrics:
         self._run = run
         self._file: tuple[int, int] | None = None
         self._offset = 0
-        self._steps: list[tuple[int, float, float]] = []
+        self._steps: list[tuple[int, float | None, float]] = []
         self._epochs: list[dict[str, Any]] = []
         self._confusion: dict[str, Any] | None = None
 
     def read(self) -> dict[str, Any]:
         """The curves up to now, in at most 500 points, and how far the run is."""
-        path = self._run / METRICS
-        with contextlib.suppress(OSError), path.open("rb") as file:
-            found = path.stat()
+        with contextlib.suppress(OSError), open_regular(self._run / METRICS) as file:
+            found = os.fstat(file.fileno())
             if self._file != (found.st_ino, found.st_dev) or found.st_size < self._offset:  # written anew by --resume
                 self._file, self._offset, self._steps, self._epochs = (found.st_ino, found.st_dev), 0, [], []
                 self._confusion = None
@@ -54,20 +60,22 @@ class Metrics:
 
     def _take(self, values: dict[str, Any]) -> None:
         if values["event"] == "step":
-            step, loss, accuracy = int(values["step"]), values["train_loss"], values["train_accuracy"]
-            while self._steps and self._steps[-1][0] >= step:  # after a kill these steps were taken again
+            row = _whole(values["step"]), _loss(values["train_loss"]), _finite(values["train_accuracy"])
+            while self._steps and self._steps[-1][0] >= row[0]:  # after a kill these steps were taken again
                 self._steps.pop()
-            if isinstance(loss, float) and isinstance(accuracy, float):
-                self._steps.append((step, loss, accuracy))
-        elif values["event"] == "epoch" and all(type(values[name]) is int for name in ("epoch", "step")):
-            while self._epochs and self._epochs[-1]["epoch"] >= values["epoch"]:
+            self._steps.append(row)
+        elif values["event"] == "epoch":
+            epoch: dict[str, Any] = {name: _whole(values[name]) for name in EPOCH[:2]}
+            epoch |= {name: _loss(values.get(name)) for name in ("train_loss", "test_loss")}
+            epoch |= {name: _finite(values[name]) for name in EPOCH if name not in epoch}
+            while self._epochs and self._epochs[-1]["epoch"] >= epoch["epoch"]:
                 self._epochs.pop()
-            self._epochs.append({name: values.get(name) for name in EPOCH})
+            self._epochs.append(epoch)
         elif values["event"] == "confusion":
             size = len(values["classes"])
-            counts = [[int(count) for count in row[:size]] for row in values["counts"][:size]]
+            counts = [[_whole(count) for count in row[:size]] for row in values["counts"][:size]]
             if [len(row) for row in counts] == [size] * size:
-                self._confusion = {"epoch": int(values["epoch"]), "counts": counts}
+                self._confusion = {"epoch": _whole(values["epoch"]), "counts": counts}
                 self._confusion["classes"] = [shown(str(name)) for name in values["classes"]]
 
     def _progress(self) -> dict[str, Any]:
@@ -79,9 +87,27 @@ class Metrics:
         last = self._epochs[-1] if self._epochs else None
         if last and told["num_epochs"] and last["step"] >= last["epoch"] > 0:
             told["total_steps"] = last["step"] // last["epoch"] * told["num_epochs"]
-            if isinstance(last["elapsed_seconds"], float):
-                told["seconds_left"] = last["elapsed_seconds"] / last["step"] * (told["total_steps"] - step)
+            told["seconds_left"] = last["elapsed_seconds"] / last["step"] * (told["total_steps"] - step)
         return told
+
+
+def _whole(value: object) -> int:
+    """A step, an epoch or a count; raises `ValueError` if `value` cannot be one."""
+    if type(value) is int and 0 <= value <= MAX_COUNT:
+        return value
+    raise ValueError("expected a whole number")
+
+
+def _finite(value: Any) -> float:
+    """A measured value; raises `ValueError` if `value` cannot be one."""
+    if type(value) in (int, float) and abs(value) <= MAX_NUMBER:
+        return float(value)
+    raise ValueError("expected a finite number")
+
+
+def _loss(value: Any) -> float | None:
+    """A loss, as `_finite`; None if it has diverged: `null` in the file, or NaN, or infinite."""
+    return None if value is None or (type(value) is float and not math.isfinite(value)) else _finite(value)
 
 
 def thinned(rows: list[Any]) -> list[Any]:

@@ -99,6 +99,9 @@ class Runs:
         """Go on with a run that was stopped; gives its name."""
         path = self.path_of(asked.get("run"))
         with self._lock:
+            if (state := self._state(path.name)["state"]) in ("file", "starting", "training"):
+                what = "a weight file" if state == "file" else "a run that goes on"
+                raise RunError(f"expected a run that has stopped, got {shown(path.name)}, {what}, try another run")
             self._check_room()
             self._launch(path.name, "--resume", str(path))
         return {"name": path.name}

@@ -53,6 +53,14 @@ class Place:
         return "http" if self.certificate is None else "https"
 
 
+class Answer(JSONResponse):
+    """JSON in ASCII, which also has room for the name of a file that is no UTF-8."""
+
+    def render(self, content: Any) -> bytes:
+        """The body."""
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
+
+
 def page(machine: Machine, runs: Runs) -> Starlette:
     """The page without its guard: what answers a request of the page itself."""
     models, uploads, uploading = Models(), Uploads(), asyncio.Semaphore(MAX_UPLOADS)
@@ -76,7 +84,7 @@ def page(machine: Machine, runs: Runs) -> Starlette:
     async def upload(request: Request) -> Response:
         async with uploading:  # so that memory is bounded
             content = await body_of(request, MAX_UPLOAD_BYTES)
-            return JSONResponse(await run_in_threadpool(uploads.add, content))
+            return Answer(await run_in_threadpool(uploads.add, content))
 
     async def follow(request: Request) -> Response:
         return await events(request, runs)
@@ -181,7 +189,7 @@ def _answers(work: Work) -> Callable[[Request], Any]:
             asked = None
         if not isinstance(asked, dict):
             raise UserError("expected a JSON object, got something else")
-        return JSONResponse(await run_in_threadpool(work, asked))
+        return Answer(await run_in_threadpool(work, asked))
 
     return endpoint
 
@@ -190,7 +198,7 @@ def _tells(work: Callable[[], Any]) -> Callable[[Request], Any]:
     """An endpoint that sends what `work`, in a thread, finds."""
 
     async def endpoint(request: Request) -> Response:
-        return JSONResponse(await run_in_threadpool(work))
+        return Answer(await run_in_threadpool(work))
 
     return endpoint
 
@@ -212,12 +220,12 @@ FILES: dict[str, Response] = {}
 def _static(name: str) -> Response:
     if not FILES:
         FILES.update(_read_static())
-    return FILES.get(name) or JSONResponse({"error": "expected a file of the page, got another"}, 404)
+    return FILES.get(name) or Answer({"error": "expected a file of the page, got another"}, 404)
 
 
 async def _told(request: Request, error: Exception) -> Response:
     status = 413 if isinstance(error, TooLargeError) else 400 if isinstance(error, ValueError) else 500
-    return JSONResponse({"error": one_line(error)}, status)
+    return Answer({"error": one_line(error)}, status)
 
 
 async def _gone(request: Request, error: Exception) -> Response:

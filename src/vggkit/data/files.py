@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from vggkit.errors import DataError
 
@@ -50,9 +50,17 @@ def read_regular(path: Path) -> bytes:
 
     Not of a link, which leads elsewhere, nor of a FIFO or a device, which may not end.
     """
-    if not stat.S_ISREG(path.lstat().st_mode):
+    with open_regular(path) as file:
+        return file.read()
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A regular file, open for reading, and nothing else, also if it is replaced meanwhile; raises `OSError`."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a FIFO would be waited for
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         raise OSError(errno.EINVAL, "no regular file", str(path))
-    return path.read_bytes()
+    return os.fdopen(descriptor, "rb")
 
 
 def user_cache() -> Path:
