@@ -1,5 +1,9 @@
 """ImageNet's validation images in one folder, and the models of three libraries on the same images."""
 
+import shutil
+import struct
+import zlib
+
 import h5py
 import numpy as np
 import pytest
@@ -51,6 +55,7 @@ def test_images_in_one_folder_have_the_labels_of_the_kit(tmp_path, place):
         (None, f"val: expected {TRUTH} and {META} of ImageNet's development kit in or beside .*, try to unpack"),
         ({"ids": IDS[:100]}, "expected the labels and classes of ILSVRC 2012"),
         ({"ids": ["x"]}, "expected the labels and classes of ILSVRC 2012"),
+        ({"ids": ["1_0"] * 500}, "expected the labels and classes of ILSVRC 2012"),
         ({"ids": [0] * 500}, "expected the labels and classes of ILSVRC 2012"),
         ({"order": ORDER[:-1]}, "expected the labels and classes of ILSVRC 2012"),
     ],
@@ -65,6 +70,40 @@ def test_a_kit_of_something_else_is_refused(tmp_path, kit, message):
         (tmp_path / META).write_bytes(b"\0" * 128 + b"\x0f\0\0\0\xff\0\0\0 no stream")
         with pytest.raises(ValueError, match="expected the labels and classes of ILSVRC 2012"):
             open_data(tmp_path / "val", holdout=0)
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_a_kit_that_grows_without_end_is_refused(tmp_path, compressed):
+    write_images(tmp_path / "val", (1,))
+    write_kit(tmp_path)
+    zeros = zlib.compress(bytes(2**22)) if compressed else bytes(2**22)
+    element = struct.pack("<II", 15 if compressed else 14, len(zeros)) + zeros
+    (tmp_path / META).write_bytes(bytes(128) + 5 * element)  # each below the bound
+    with pytest.raises(ValueError, match=r"meta.mat: expected the file of ILSVRC 2012, at most 16,777,216 bytes"):
+        open_data(tmp_path / "val", holdout=0)
+    (tmp_path / TRUTH).write_text("1\n" * 2**20)
+    with pytest.raises(ValueError, match=r"ground_truth.txt: expected the file of ILSVRC 2012, at most 1,048,576"):
+        open_data(tmp_path / "val", holdout=0)
+
+
+def test_a_stray_image_beside_folders_of_classes_is_one_of_the_others(tmp_path):
+    for name in ("cat", "dog"):
+        write_images(tmp_path / name, (1, 2))
+    write_images(tmp_path, (1,))
+    write_kit(tmp_path)
+    assert open_data(tmp_path, holdout=0).classes == ("cat", "dog")
+
+
+def test_only_files_with_numbers_of_their_own_are_images(tmp_path):
+    write_images(tmp_path, (1, 2))
+    write_kit(tmp_path)
+    (tmp_path / "runs" / "one").mkdir(parents=True)
+    (tmp_path / "runs" / "one" / "recipe.json").write_text("{}")
+    (tmp_path / "ILSVRC2012_val_00000003.JPEG").mkdir()
+    assert len(open_data(tmp_path, holdout=0).splits["all"]) == 2
+    shutil.copy(tmp_path / "ILSVRC2012_val_00000002.JPEG", tmp_path / "ILSVRC2012_val_00000002.jpg")
+    with pytest.raises(ValueError, match=r"expected one image of each number, got several of 2,"):
+        open_data(tmp_path, holdout=0)
 
 
 def three_files(folder):

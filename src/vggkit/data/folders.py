@@ -70,7 +70,7 @@ def _shown(name: str) -> str:
 def _unwrapped(place: str) -> tuple[str, _Entries]:
     """The folder to be opened: `place`, or the only folder in it if that holds folders and no images itself."""
     top = _look_into(place)
-    folders = [name for name in top.folders if not _holds_runs(f"{place}/{name}")]
+    folders = [name for name in top.folders if not holds_runs(f"{place}/{name}")]
     if len(folders) == 1 and not top.images and not split_named(folders[0]):
         inner = _look_into(f"{place}/{folders[0]}")
         if inner.folders and not inner.images:
@@ -103,7 +103,7 @@ def _open_split(place: str, prefix: str, classes: list[str], account: Account) -
     """The images in the class folders below `prefix`, and the classes: these, if none were known before."""
     found = _look_into(place + "/" + prefix)
     where = shown((place + "/" + prefix).rstrip("/"), 200)
-    present = [name for name in found.folders if not _holds_runs(f"{place}/{prefix}{name}")]
+    present = [name for name in found.folders if not holds_runs(f"{place}/{prefix}{name}")]
     if not present:
         got = f"{len(found.images)} images and {len(found.others)} other files" if found.files else "an empty folder"
         raise DataError(f"{where}: expected a folder for each class with its images in it, got {got}, {LAYOUTS}")
@@ -146,7 +146,7 @@ def _stored(place: str, prefix: str, classes: list[str], labels: list[int], name
     return StoredImages(lambda: read, label_of, np.arange(len(names)))
 
 
-def _holds_runs(folder: str) -> bool:
+def holds_runs(folder: str) -> bool:
     """Whether `folder` is a run of `vgg train`, or holds runs and no images."""
     if Path(folder, "recipe.json").is_file():
         return True

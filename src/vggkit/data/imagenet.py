@@ -3,17 +3,20 @@
 import os
 import re
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
+from vggkit.data.folders import holds_runs
 from vggkit.data.samples import Account, ImageSource, StoredImages
 from vggkit.errors import DataError, shown
 
-VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})\.jpe?g", re.IGNORECASE)
+VALIDATION = re.compile(r"ILSVRC2012_val_([0-9]{8})\.jpe?g", re.IGNORECASE)
 TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 DEVKIT = "ILSVRC2012_devkit_t12"
-MOST_META_BYTES = 2**24
+MOST_TRUTH_BYTES, MOST_META_BYTES = 2**20, 2**24
+"""Of the files of the development kit, and of what the second holds once it is decompressed."""
 
 
 def class_names(num_classes: int) -> list[str]:
@@ -28,19 +31,16 @@ def synsets() -> list[str]:
 
 
 def open_flat_validation(folder: Path) -> ImageSource | None:
-    """ImageNet's validation images as its archive has them, all in one folder; None if `folder` holds no such image.
+    """ImageNet's validation images as its archive has them, all in one folder; None if `folder` is no such folder.
 
     The labels are in two files of the development kit, which lie in `folder`, beside it, or in the kit's own folder
-    there. Any part of the 50,000 images will do: their names hold their numbers.
+    there. Any part of the 50,000 images will do: their names hold their numbers. A folder with other folders in it, but
+    for the kit's own and those of runs, is one of classes, whatever images lie beside them.
 
     Raises:
-        DataError: those files are not there, or are not those of ILSVRC 2012.
+        DataError: those files are not there, or are not those of ILSVRC 2012; or two images have one number.
     """
-    try:
-        with os.scandir(folder) as entries:
-            found = sorted((entry.name, *_stamp(entry)) for entry in entries if VALIDATION.fullmatch(entry.name))
-    except OSError:
-        return None  # what it is, the reader of other folders says
+    found = _images_in(folder)
     if not found:
         return None
     known = [kit / "data" for kit in (folder / DEVKIT, folder.parent / DEVKIT)]
@@ -51,18 +51,22 @@ def open_flat_validation(folder: Path) -> ImageSource | None:
             f"{where}: expected {TRUTH} and {META} of ImageNet's development kit in or beside a folder of validation "
             f"images, got none, try to unpack {DEVKIT} beside it"
         )
-    truth = (places[0] / TRUTH).read_bytes()
+    truth = _read(places[0] / TRUTH, MOST_TRUTH_BYTES)
     classes = synsets()
     order = _synsets_in(places[0] / META)
-    numbers = [int(match[1]) for name, _, _ in found if (match := VALIDATION.fullmatch(name))]
+    names = [name for name, _, _ in found]
+    numbers = [int(match[1]) for match in map(VALIDATION.fullmatch, names) if match]
+    if len(set(numbers)) < len(numbers):
+        (twice, _), *_ = Counter(numbers).most_common(1)
+        raise DataError(f"{where}: expected one image of each number, got several of {twice}, try to move all but one")
     try:
-        ids = [int(line) for line in truth.split()]
+        ids = [int(line) if line.isdigit() else 0 for line in truth.split()]
         labels = [classes.index(order[ids[number - 1] - 1]) for number in numbers if number]
     except (ValueError, IndexError):
         labels = []
     if len(labels) != len(numbers) or sorted(order) != sorted(classes) or min(ids) < 1:
         raise DataError(f"{where}: expected the labels and classes of ILSVRC 2012 in {TRUTH} and {META}, got others")
-    names, account = [name for name, _, _ in found], Account()
+    account = Account()
     account.add_files("", found)
     account.digest.update(truth)
     images = StoredImages(
@@ -71,6 +75,29 @@ def open_flat_validation(folder: Path) -> ImageSource | None:
         np.arange(len(names)),
     )
     return account.source(shown(folder.name, 200), tuple(classes), {"train": images})
+
+
+def _images_in(folder: Path) -> list[tuple[str, int, int]]:
+    """The name, bytes and time of change of each image; none if there are folders of classes."""
+    try:
+        with os.scandir(folder) as entries:
+            present = [(entry, _is_folder(entry)) for entry in entries if not entry.name.startswith(".")]
+    except OSError:
+        return []  # what it is, the reader of other folders says
+    for entry, is_folder in present:
+        is_known = entry.name == DEVKIT or VALIDATION.fullmatch(entry.name)
+        if is_folder and not is_known and not holds_runs(entry.path):
+            return []
+    named = [entry for entry, is_folder in present if not is_folder and VALIDATION.fullmatch(entry.name)]
+    return sorted((entry.name, *_stamp(entry)) for entry in named)
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Whether it is one; a link to itself is not."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _stamp(entry: "os.DirEntry[str]") -> tuple[int, int]:
@@ -84,17 +111,36 @@ def _stamp(entry: "os.DirEntry[str]") -> tuple[int, int]:
 
 def _synsets_in(path: Path) -> list[str]:
     """The synsets of the classes 1 to 1000, whose order is that of their entries in the kit's MATLAB file."""
-    content, start, texts = path.read_bytes()[:MOST_META_BYTES], 128, list[bytes]()
+    content, start, text = _read(path, MOST_META_BYTES), 128, bytearray()
     while start + 8 <= len(content):
         kind, size = (int.from_bytes(content[start + at : start + at + 4], "little") for at in (0, 4))
         part = content[start + 8 : start + 8 + size]
         try:
-            texts.append(zlib.decompressobj().decompress(part, MOST_META_BYTES) if kind == 15 else part)
+            most = MOST_META_BYTES - len(text) + 1
+            text += zlib.decompressobj().decompress(part, most) if kind == 15 else part
         except zlib.error:
             break
+        if len(text) > MOST_META_BYTES:
+            raise DataError(_too_long(path, MOST_META_BYTES))
         start += 8 + size
-    letters = b"".join(texts).replace(b"\0", b"")  # MATLAB may write two bytes for each
+    letters = text.replace(b"\0", b"")  # MATLAB may write two bytes for each
     return [match.decode() for match in re.findall(rb"n\d{8}", letters)][:1000]
+
+
+def _read(path: Path, most: int) -> bytes:
+    """The content of a file of at most `most` bytes; raises `DataError`."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(most + 1)
+    except OSError as error:
+        raise DataError(f"{shown(str(path), 200)}: expected to read it, got: {error.strerror}") from None
+    if len(content) > most:
+        raise DataError(_too_long(path, most))
+    return content
+
+
+def _too_long(path: Path, most: int) -> str:
+    return f"{shown(str(path), 200)}: expected the file of ILSVRC 2012, at most {most:,} bytes, got more"
 
 
 def _lines(file: str) -> list[str]:
