@@ -22,7 +22,7 @@ export function painted(names, runs) {
   const accuracy = series((run) => [
     { name: t("trainAccuracy"), x: run.steps.step, y: run.steps.accuracy },
     { name: t("testAccuracy"), ...epochs(run, "test_accuracy"), dots: true, dashed: true }]);
-  const high = Math.max(...loss.flatMap((line) => line.y.slice(Math.min(3, line.y.length - 1))).filter((value) => value !== null), 0.1);
+  const high = Math.max(...loss.map((line) => line.y.filter((value) => value !== null)).flatMap((y) => y.slice(Math.min(3, y.length - 1))), 0.1);
   return [
     ...known.map((name, index) => progress(name, runs[name], COLOURS[index % COLOURS.length])),
     h("section", { class: "panel two" }, chart(t("loss"), loss, { low: 0, high }), chart(t("accuracy"), accuracy, { low: 0, high: 1 }))];
