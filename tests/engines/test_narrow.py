@@ -3,6 +3,7 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from vggkit import VGG, Architecture, accelerate, describe_engine
 from vggkit.data.fashion_mnist import load
@@ -103,5 +104,62 @@ def test_what_cannot_be_narrow_is_refused(net, head, message):
         accelerate(net, head=head)
     broken = network()
     broken.fc4.weight.data[0, 0] = torch.nan
-    with pytest.raises(ValueError, match="expected finite weights"):
+    with pytest.raises(ValueError, match="expected weights that are finite"):
         accelerate(broken, head="int8")
+
+
+@pytest.mark.parametrize(("head", "value"), [("int8", torch.inf), ("bfloat16", -torch.inf), ("bfloat16", 3.4e38)])
+def test_weights_that_are_not_finite_once_rounded_are_refused(head, value):
+    net = nn.Sequential(nn.Linear(2, 2))
+    net[0].weight.data[0, 0] = value
+    with pytest.raises(ValueError, match=f"expected weights that are finite in {head}"):
+        accelerate(net, head=head)
+
+
+def test_large_sums_and_least_weights_are_kept():
+    net = nn.Sequential(nn.Linear(300, 2, bias=False))
+    net[0].weight.data.fill_(2e38)  # whose sum is infinite
+    net[0].weight.data[1] = 1.9e-43  # whose 127th is one step of the least float32
+    weight = accelerate(net, head="int8").net[0].weight
+    assert (weight == 127).all()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("head", BITS)
+def test_a_trace_has_the_answers_of_the_plain_path(head):
+    fast, x = accelerate(network(), head=head), torch.rand(2, 1, 32, 32)
+    with torch.no_grad():
+        traced = torch.jit.trace(fast, x, check_trace=False)
+        torch.testing.assert_close(traced(x.flip(3)), fast(x.flip(3)), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("head", BITS)
+def test_layers_that_others_read_or_compute_are_left_to_torch(head):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), *(nn.Linear(8, 8) for _ in range(3)))
+    net.append(nn.Linear(8, 0)).append(nn.Linear(0, 8))
+    prune.l1_unstructured(net[1], "weight", 0.5)
+    nn.utils.parametrizations.weight_norm(net[2])
+    net.eval()
+    fast, x = accelerate(net, head=head), torch.randn(2, 5, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(fast.net[:4](x), net[:4](x), atol=0.02, rtol=0.02)
+        torch.testing.assert_close(fast(x), net(x))
+    assert [type(layer).__name__ for layer in fast.modules() if "NarrowLinear" in type(layer).__name__] == [
+        "NarrowLinear"
+    ]
+
+
+def test_a_narrow_network_is_neither_narrowed_again_nor_given_float32_weights():
+    net = network()
+    fast = accelerate(net, head="int8")
+    for head in BITS:
+        with pytest.raises(ValueError, match="expected a network in float32, got one with a narrow head"):
+            accelerate(fast.net, head=head)
+    with pytest.raises(ValueError, match=r"fc3.weight: expected weights in torch.int8, .* got torch.float32"):
+        fast.net.load_state_dict(net.state_dict(), strict=False)
+    other = accelerate(network(), head="int8")
+    other.net.load_state_dict(fast.net.state_dict())
+    assert torch.equal(other.net.fc3.weight, fast.net.fc3.weight)

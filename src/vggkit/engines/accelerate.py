@@ -65,8 +65,8 @@ def accelerate(
     """`net`, run faster: a module on the same parameters and buffers, for training and for inference.
 
     Layers that the engine does not know (somebody's subclass, parametrised or pruned weights, other types) are run
-    by torch; `describe_engine` says which. Hooks of a layer that is fused with others do not run. torch.compile and
-    torch.export trace `net`; torch.func is to be given `net` itself.
+    by torch; `describe_engine` says which. Hooks of a layer that is fused with others do not run. torch.compile,
+    torch.export and torch.jit.trace take `net`; torch.func is to be given `net` itself.
 
     Args:
         net: any module; what is gained is gained in a VGG or an `nn.Sequential`.
@@ -78,7 +78,8 @@ def accelerate(
             all else is shared. See `NarrowLinear`.
 
     Raises:
-        UserError: `net` is no module; or it has no fully connected layers for another `head` than float32.
+        UserError: `net` is no module; or, for another `head` than float32, it has no fully connected layers, or narrow
+            ones already, or weights that are not finite.
         ValueError: there is no such engine or head.
     """
     if not isinstance(net, nn.Module):
@@ -100,7 +101,7 @@ class Accelerated(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`self.net(x)`."""
         y: Tensor
-        if type(self.net) not in KNOWN or torch.compiler.is_compiling():
+        if type(self.net) not in KNOWN or _is_traced():
             y = self.net(x)
             return y
         if isinstance(self.net, VGG | BaselineNetwork):
@@ -124,13 +125,17 @@ class Accelerated(nn.Module):
     def features(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         """`VGG.features` of `self.net`, which must be a VGG."""
         taps: dict[str, Tensor]
-        if torch.compiler.is_compiling():
+        if _is_traced():
             taps = self.net.features(x, layers)
             return taps
         engine = _engine_for(self.engine, x)
         with gpu.half(x, self.engine != "torch") as keeps_type:
             taps = self.net.taps(x, layers, lambda inner, x: run_layers(inner, x, engine))
         return taps if keeps_type else {name: y.to(x.dtype) for name, y in taps.items()}
+
+
+def _is_traced() -> bool:
+    return torch.compiler.is_compiling() or bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Fully connected layers with weights in fewer bits, for inference: at batch 1 their time is that of reading them."""
 
 import copy
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -32,13 +33,17 @@ class NarrowLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features, self.training = layer.in_features, layer.out_features, layer.training
         weight, scale = layer.weight.detach(), None
-        if not weight.sum().isfinite():
-            raise UserError("expected finite weights to keep in fewer bits, got others, try other weights")
-        if head == "int8":
+        if head == "bfloat16":
+            narrow = weight.bfloat16()
+        else:
             scale = weight.abs().amax(dim=1) / 127
             parts = zip(weight.split(ROWS), scale.where(scale > 0, 1).split(ROWS), strict=True)
-            weight = torch.cat([(rows / unit[:, None]).round().to(torch.int8) for rows, unit in parts])
-        self.register_buffer("weight", weight if head == "int8" else weight.bfloat16())
+            # Of weights near the least float32 the scale itself is rounded, by up to a half.
+            rounded = [(rows / unit[:, None]).round().clamp(-127, 127).to(torch.int8) for rows, unit in parts]
+            narrow = torch.cat(rounded)
+        if not (weight.isfinite().all() and narrow.isfinite().all()):
+            raise UserError(f"expected weights that are finite in {head}, got others, try other weights")
+        self.register_buffer("weight", narrow)
         self.register_buffer("scale", scale)
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach())
 
@@ -53,25 +58,50 @@ class NarrowLinear(nn.Module):
             outputs.append(F.linear(x, weight, None if self.bias is None else self.bias[rows]))
         return torch.cat(outputs, dim=-1)
 
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *others: Any) -> None:
+        given = state_dict.get(f"{prefix}weight")
+        if given is not None and torch.int8 in {given.dtype, self.weight.dtype} and given.dtype != self.weight.dtype:
+            raise UserError(
+                f"{prefix}weight: expected weights in {self.weight.dtype}, as the layer keeps them, got {given.dtype}, "
+                "try to load them into the network that was accelerated"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *others)
+
     def extra_repr(self) -> str:
         """As of `nn.Linear`, and the type of the weights."""
         return f"in_features={self.in_features}, out_features={self.out_features}, {self.weight.dtype}"
 
 
+READ_BY_PARENT = (nn.TransformerEncoderLayer, nn.MultiheadAttention)
+"""Modules that read the weights of the layers in them, which therefore stay as they are."""
+
+
 def with_head(net: nn.Module, head: Head) -> nn.Module:
     """`net`, or a copy whose fully connected layers are narrow and which shares all other parameters and buffers.
 
+    Layers that are pruned or parametrised, without weights, or in one of `READ_BY_PARENT` stay as they are.
+
     Raises:
         ValueError: there is no such `head`.
-        UserError: `net` has no fully connected layers of torch's, or weights that are not finite.
+        UserError: `net` has no fully connected layers of torch's, or narrow ones, or weights that are not finite.
     """
     if head not in get_args(Head):
         raise ValueError(f"expected a head in {', '.join(get_args(Head))}, got {head!r}")
     if head == "float32":
         return net
-    known: dict[int, Any] = {id(shared): shared for shared in (*net.parameters(), *net.buffers())}
-    layers = [layer for layer in net.modules() if type(layer) is nn.Linear and type(layer.weight) is nn.Parameter]
+    modules = list(net.modules())
+    if any(isinstance(module, NarrowLinear) for module in modules):
+        raise UserError("expected a network in float32, got one with a narrow head, try the network it was made from")
+    kept = {id(child) for parent in modules if isinstance(parent, READ_BY_PARENT) for child in parent.children()}
+    layers = [layer for layer in modules if type(layer) is nn.Linear and id(layer) not in kept and _is_plain(layer)]
     if not layers:
         raise UserError(f"expected fully connected layers to keep in {head}, got a network without, try head='float32'")
+    # The weight of a pruned layer is computed before each call, and torch refuses to copy it.
+    computed = [x for module in modules for x in vars(module).values() if isinstance(x, Tensor) and not x.is_leaf]
+    known: dict[int, Any] = {id(shared): shared for shared in (*net.parameters(), *net.buffers(), *computed)}
     known |= {id(layer): NarrowLinear(layer, head) for layer in layers}
     return copy.deepcopy(net, known)
+
+
+def _is_plain(layer: nn.Linear) -> bool:
+    return type(layer.weight) is nn.Parameter and layer.weight.numel() > 0
