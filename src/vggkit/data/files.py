@@ -56,10 +56,13 @@ def read_regular(path: Path) -> bytes:
 
 def open_regular(path: Path) -> BinaryIO:
     """A regular file, open for reading, and nothing else, also if it is replaced meanwhile; raises `OSError`."""
+    no_file = OSError(errno.EINVAL, "no regular file", str(path))
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise no_file
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a FIFO would be waited for
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "no regular file", str(path))
+        raise no_file
     return os.fdopen(descriptor, "rb")
 
 
