@@ -247,6 +247,7 @@ def test_the_page_is_small_and_speaks_chinese(tab):
     tab.get_by_role("textbox", name="网络").fill("2y128")
     tab.get_by_text("需要形如 2x128 的块").wait_for()
     tab.get_by_role("link", name="训练", exact=True).click()
+    tab.locator("input[name=epochs]").wait_for()  # the view of before has labels too
     for label in tab.locator("form label, details .fields label").all():
         words = label.inner_text(), label.get_attribute("title")
         assert all(CHINESE.search(text) for text in words), words
