@@ -35,14 +35,24 @@ def read_image_file(path: Path, name: str) -> bytes:
     """The content of an image file, which `name` calls it; raises `DataError`. A FIFO or a device is not opened."""
     if found := why_not_a_file(path):
         raise DataError(f"{name}: expected an image file, got {found}")
+    return read_at_most(path, name, MAX_IMAGE_BYTES)
+
+
+def read_at_most(path: Path, name: str, most_bytes: int, kind: str = "") -> bytes:
+    """The content of a file of at most `most_bytes`, which `name` and `kind` describe in the `DataError` of others."""
     try:
         with path.open("rb") as file:
-            content = file.read(MAX_IMAGE_BYTES + 1)
+            content = file.read(most_bytes + 1)
     except OSError as error:
         raise DataError(f"{name}: expected to read it, got: {error.strerror}") from None
-    if len(content) > MAX_IMAGE_BYTES:
-        raise DataError(f"{name}: expected at most {MAX_IMAGE_BYTES:,} bytes, got more")
+    if len(content) > most_bytes:
+        raise too_long(name, most_bytes, kind)
     return content
+
+
+def too_long(name: str, most_bytes: int, kind: str = "") -> DataError:
+    """The error of a file that holds more than `most_bytes`."""
+    return DataError(f"{name}: expected {kind}at most {most_bytes:,} bytes, got more")
 
 
 def read_regular(path: Path) -> bytes:

@@ -69,10 +69,10 @@ def _shown(name: str) -> str:
 
 def _unwrapped(place: str) -> tuple[str, _Entries]:
     """The folder to be opened: `place`, or the only folder in it if that holds folders and no images itself."""
-    top = _look_into(place)
+    top = look_into(place)
     folders = [name for name in top.folders if not holds_runs(f"{place}/{name}")]
     if len(folders) == 1 and not top.images and not split_named(folders[0]):
-        inner = _look_into(f"{place}/{folders[0]}")
+        inner = look_into(f"{place}/{folders[0]}")
         if inner.folders and not inner.images:
             return _unwrapped(f"{place}/{folders[0]}")
     return place, top
@@ -84,7 +84,7 @@ def _split_folders(place: str, top: _Entries, is_measured: bool) -> dict[str, st
     for name in top.folders:
         named.get(split_named(name) or "", []).append(name)
     found = {split: names[0] for split, names in named.items() if names}
-    inner = [_look_into(f"{place}/{name}") for name in found.values()]
+    inner = [look_into(f"{place}/{name}") for name in found.values()]
     if "train" in found:  # which may be the name of a class
         is_divided = len(found) > 1 or bool(inner[0].folders) or len(top.folders) == 1
     else:
@@ -101,7 +101,7 @@ def _split_folders(place: str, top: _Entries, is_measured: bool) -> dict[str, st
 
 def _open_split(place: str, prefix: str, classes: list[str], account: Account) -> tuple[StoredImages, list[str]]:
     """The images in the class folders below `prefix`, and the classes: these, if none were known before."""
-    found = _look_into(place + "/" + prefix)
+    found = look_into(place + "/" + prefix)
     where = shown((place + "/" + prefix).rstrip("/"), 200)
     present = [name for name in found.folders if not holds_runs(f"{place}/{prefix}{name}")]
     if not present:
@@ -120,7 +120,7 @@ def _open_split(place: str, prefix: str, classes: list[str], account: Account) -
         )
     names, labels = list[bytes](), list[int]()
     for name in present:
-        inner = _look_into(f"{place}/{prefix}{name}")
+        inner = look_into(f"{place}/{prefix}{name}")
         if not inner.images:
             named = f" ({some_of([shown(folder, 40) for folder in inner.folders])})" if inner.folders else ""
             raise DataError(
@@ -168,7 +168,8 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
-def _look_into(folder: str) -> _Entries:
+def look_into(folder: str) -> _Entries:
+    """What is in `folder` but for hidden files, each kind by name; raises `DataError`."""
     found = _Entries([], [], [])
     try:
         with os.scandir(folder) as entries:

@@ -1,6 +1,5 @@
 """ImageNet's 1000 classes (ILSVRC 2012), in the order of all published weights, and its validation images."""
 
-import os
 import re
 import zlib
 from collections import Counter
@@ -8,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from vggkit.data.folders import holds_runs
+from vggkit.data.files import read_at_most, too_long
+from vggkit.data.folders import holds_runs, look_into
 from vggkit.data.samples import Account, ImageSource, StoredImages
 from vggkit.errors import DataError, shown
 
 VALIDATION = re.compile(r"ILSVRC2012_val_([0-9]{8})\.jpe?g", re.IGNORECASE)
 TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
-DEVKIT = "ILSVRC2012_devkit_t12"
+DEVKIT, KIND = "ILSVRC2012_devkit_t12", "the file of ILSVRC 2012, "
 MOST_TRUTH_BYTES, MOST_META_BYTES = 2**20, 2**24
 """Of the files of the development kit, and of what the second holds once it is decompressed."""
 
@@ -51,7 +51,8 @@ def open_flat_validation(folder: Path) -> ImageSource | None:
             f"{where}: expected {TRUTH} and {META} of ImageNet's development kit in or beside a folder of validation "
             f"images, got none, try to unpack {DEVKIT} beside it"
         )
-    truth = _read(places[0] / TRUTH, MOST_TRUTH_BYTES)
+    truth_file = places[0] / TRUTH
+    truth = read_at_most(truth_file, shown(str(truth_file), 200), MOST_TRUTH_BYTES, KIND)
     classes = synsets()
     order = _synsets_in(places[0] / META)
     names = [name for name, _, _ in found]
@@ -80,38 +81,19 @@ def open_flat_validation(folder: Path) -> ImageSource | None:
 def _images_in(folder: Path) -> list[tuple[str, int, int]]:
     """The name, bytes and time of change of each image; none if there are folders of classes."""
     try:
-        with os.scandir(folder) as entries:
-            present = [(entry, _is_folder(entry)) for entry in entries if not entry.name.startswith(".")]
-    except OSError:
+        found = look_into(str(folder))
+    except DataError:
         return []  # what it is, the reader of other folders says
-    for entry, is_folder in present:
-        is_known = entry.name == DEVKIT or VALIDATION.fullmatch(entry.name)
-        if is_folder and not is_known and not holds_runs(entry.path):
+    for name in found.folders:
+        if name != DEVKIT and not VALIDATION.fullmatch(name) and not holds_runs(f"{folder}/{name}"):
             return []
-    named = [entry for entry, is_folder in present if not is_folder and VALIDATION.fullmatch(entry.name)]
-    return sorted((entry.name, *_stamp(entry)) for entry in named)
-
-
-def _is_folder(entry: "os.DirEntry[str]") -> bool:
-    """Whether it is one; a link to itself is not."""
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
-
-
-def _stamp(entry: "os.DirEntry[str]") -> tuple[int, int]:
-    """Bytes and time of change of a file; 0 for a link to nothing."""
-    try:
-        status = entry.stat()
-    except OSError:
-        return 0, 0
-    return status.st_size, status.st_mtime_ns
+    return [image for image in found.images if VALIDATION.fullmatch(image[0])]
 
 
 def _synsets_in(path: Path) -> list[str]:
     """The synsets of the classes 1 to 1000, whose order is that of their entries in the kit's MATLAB file."""
-    content, start, text = _read(path, MOST_META_BYTES), 128, bytearray()
+    name, start, text = shown(str(path), 200), 128, bytearray()
+    content = read_at_most(path, name, MOST_META_BYTES, KIND)
     while start + 8 <= len(content):
         kind, size = (int.from_bytes(content[start + at : start + at + 4], "little") for at in (0, 4))
         part = content[start + 8 : start + 8 + size]
@@ -121,26 +103,10 @@ def _synsets_in(path: Path) -> list[str]:
         except zlib.error:
             break
         if len(text) > MOST_META_BYTES:
-            raise DataError(_too_long(path, MOST_META_BYTES))
+            raise too_long(name, MOST_META_BYTES, KIND)
         start += 8 + size
     letters = text.replace(b"\0", b"")  # MATLAB may write two bytes for each
     return [match.decode() for match in re.findall(rb"n\d{8}", letters)][:1000]
-
-
-def _read(path: Path, most: int) -> bytes:
-    """The content of a file of at most `most` bytes; raises `DataError`."""
-    try:
-        with path.open("rb") as file:
-            content = file.read(most + 1)
-    except OSError as error:
-        raise DataError(f"{shown(str(path), 200)}: expected to read it, got: {error.strerror}") from None
-    if len(content) > most:
-        raise DataError(_too_long(path, most))
-    return content
-
-
-def _too_long(path: Path, most: int) -> str:
-    return f"{shown(str(path), 200)}: expected the file of ILSVRC 2012, at most {most:,} bytes, got more"
 
 
 def _lines(file: str) -> list[str]:
