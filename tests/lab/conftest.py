@@ -3,11 +3,15 @@
 import signal
 import time
 
+import pytest
+
 
 def wait_for(process, path):
     deadline = time.monotonic() + 120
     while not path.exists():
-        assert process.poll() is None and time.monotonic() < deadline
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()  # else leaving its `with` would wait for it
+            pytest.fail(f"no {path} after 120 s, or the process has ended")
         time.sleep(0.02)
 
 

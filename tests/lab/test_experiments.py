@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.lab.conftest import kill_at, wait_for
 from vggkit import Recipe, cli, costs
@@ -176,15 +177,20 @@ def test_a_cluster_gives_the_same_numbers(loses_a_machine, tmp_path, monkeypatch
         [*command, "--runs", str(tmp_path / name), "-o", str(tmp_path / f"{name}.json")] for name in ("here", "there")
     )
     cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    threads = torch.get_num_threads()  # a trial asks for as many CPUs
+    whole = [sys.executable, "-m", "vggkit", *there, "--ray", cluster.address]
     try:
-        machine = cluster.add_node(num_cpus=1)
-        process = subprocess.Popen([sys.executable, "-m", "vggkit", *there, "--ray", cluster.address])
-        if loses_a_machine:
-            wait_for(process, tmp_path / "there" / "000" / "metrics.jsonl")
-            cluster.add_node(wait=False, num_cpus=1)
-            assert not (tmp_path / "there" / "000" / "outcome.json").exists()
-            cluster.remove_node(machine, allow_graceful=False)
-        assert process.wait() == 0
+        with subprocess.Popen(whole, stderr=subprocess.PIPE, text=True) as process:
+            expected = f"waiting: a trial asks for {threads} CPUs, no machine of the cluster has them"
+            assert expected in process.stderr.readline()
+            machine = cluster.add_node(num_cpus=threads)
+            if loses_a_machine:
+                wait_for(process, tmp_path / "there" / "000" / "metrics.jsonl")
+                cluster.add_node(wait=False, num_cpus=threads)
+                assert not (tmp_path / "there" / "000" / "outcome.json").exists()
+                cluster.remove_node(machine, allow_graceful=False)
+            process.communicate()
+        assert process.returncode == 0
     finally:
         cluster.shutdown()
     assert cli.main(here) == 0

@@ -136,7 +136,7 @@ def run_experiment(
         RunError: `folder` is of another experiment; or there is no such cluster.
     """
     folder = folder.absolute()
-    with _on_ray(ray, device) if ray else contextlib.nullcontext(_here) as ended:
+    with _on_ray(ray, device, say) if ray else contextlib.nullcontext(_here) as ended:
         if not os.path.lexists(folder / EXPERIMENT):
             say("measuring a step of each recipe")
         ((_, plan),) = ended([partial(_planned, experiment, folder, device, data_dir)])
@@ -298,7 +298,7 @@ def _here(tasks: Sequence[Callable[[], Any]]) -> Iterator[tuple[int, Any]]:
 
 
 @contextlib.contextmanager
-def _on_ray(address: str, device: str | None) -> Iterator[Ended]:
+def _on_ray(address: str, device: str | None, say: Callable[[str], None]) -> Iterator[Ended]:
     """As `_here`, on the machines of the Ray cluster at `address`, which begins a task anew if its machine ends.
 
     Each asks for as many CPUs as torch has threads here, so that its numbers are those that it would have here, or
@@ -316,6 +316,9 @@ def _on_ray(address: str, device: str | None) -> Iterator[Ended]:
         on_gpu = device.startswith("cuda") if device else ray.cluster_resources().get("GPU", 0) > 0
         threads = torch.get_num_threads()
         options = {"num_gpus": 1} if on_gpu else {"num_cpus": threads}
+        most = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
+        if not on_gpu and most < threads:
+            say(f"waiting: a trial asks for {threads} CPUs, no machine of the cluster has them, try OMP_NUM_THREADS=1")
         remote = ray.remote(**options, retry_exceptions=[InterruptedError])(_with_threads)
 
         def ended(tasks: Sequence[Callable[[], Any]]) -> Iterator[tuple[int, Any]]:
