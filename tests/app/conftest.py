@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -103,6 +104,17 @@ def model(app):
     told = {"classes": classes, "preprocessing": Preprocessing(28, 1, (0.3,), (0.4,)).to_json()}
     save_weights(app.folder / "runs" / "tiny.safetensors", net, told)
     return "tiny.safetensors"
+
+
+@pytest.fixture(scope="session")
+def runs(app):
+    """The names of two finished runs with the same weights."""
+    from vggkit import train
+
+    tiny = {"data": "fashion-mnist-sample", "architecture": "1x4 1x8", "image_size": 8, "hidden": (), "epochs": 2}
+    train("quick", out=app.folder / "runs" / "finished", progress=False, **tiny)
+    shutil.copytree(app.folder / "runs" / "finished", app.folder / "runs" / "its-copy")
+    return ["finished", "its-copy"]
 
 
 @pytest.fixture(scope="session")

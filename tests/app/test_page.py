@@ -1,7 +1,6 @@
 """The page in a real browser, as a person uses it."""
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -88,31 +87,6 @@ def test_the_doctor_is_asked_and_obeyed(tab, app):
     expect(tab.get_by_label("Initial weights")).to_have_value("kaiming")
 
 
-def test_a_run_from_the_form_to_its_curves_and_its_stop(tab, app):
-    tab.goto(f"http://{app.host}/#/design?network=1x4+1x8&image_size=8&hidden=16&dropout=0")
-    tab.get_by_role("link", name="Train").press("Enter")
-    tab.get_by_role("button", name="Take the network from Design").click()
-    tab.locator("select[name=data]").select_option("fashion-mnist-sample")
-    epochs = tab.locator("input[name=epochs]")
-    epochs.fill("0")
-    tab.get_by_role("alert").get_by_text("expected epochs to be a whole number from 1").wait_for()
-    epochs.fill("300")
-    tab.get_by_role("button", name="Start the run").click()
-    tab.get_by_role("img", name="Accuracy:").wait_for()
-    tab.get_by_role("button", name="Stop").click()
-    tab.get_by_role("button", name="Resume").wait_for()
-    tab.get_by_role("heading", name="The same test images").wait_for()
-    assert tab.locator(".gallery img").count() == 20
-    tab.get_by_role("img", name="Accuracy:").press("ArrowLeft")
-    tab.get_by_text(re.compile("^step [0-9]+ · training accuracy")).wait_for()
-    assert all(fits(tab, width) for width in (1400, 900, 400))
-    no_serious_fault(tab)
-    tab.get_by_role("button", name="Measure on all test images").click()
-    tab.get_by_text("images of fashion-mnist-sample").wait_for()
-    tab.reload()
-    tab.get_by_role("img", name="Accuracy:").wait_for()
-
-
 def test_an_image_is_classified_and_looked_into(tab, app, model):
     tab.goto(f"http://{app.host}/#/classify?model={model}")
     tab.locator("#file").set_input_files(BOOT)
@@ -142,96 +116,6 @@ def test_an_image_is_classified_and_looked_into(tab, app, model):
     tab.locator("img.heat").wait_for()
     assert all(fits(tab, width) for width in (400, 900, 1400))
     no_serious_fault(tab)
-
-
-def reach(tab, name, role=None):
-    """Press Tab until the element is focused whose words are `name`, and give nothing to the mouse."""
-    here = "(() => { const at = document.activeElement; return [at.ariaLabel || at.labels?.[0]?.innerText || at.innerText || '', at.role || at.tagName]; })()"
-    for _ in range(200):
-        tab.keyboard.press("Tab")
-        words, kind = tab.evaluate(here)
-        if words.strip().startswith(name) and (role is None or kind.lower() == role):
-            return
-    raise AssertionError(f"Tab does not reach {name}")
-
-
-def test_the_whole_page_by_keyboard_alone(tab, app, model):
-    """A network is designed, examined as data, its image looked into; nothing is clicked."""
-    expect(tab.locator(".facts").get_by_text("128,806,154")).to_be_visible()
-    reach(tab, "Skip to the page")
-    tab.keyboard.press("Enter")
-    reach(tab, "Network", "input")
-    tab.keyboard.press("Control+A")
-    tab.keyboard.type("1x4 2x8")
-    tab.locator(".chips").first.wait_for()
-    reach(tab, "Move block 2")
-    tab.keyboard.press("ArrowUp")
-    tab.get_by_text("2x8 1x4", exact=True).first.wait_for()
-    reach(tab, "Add a block")
-    tab.keyboard.press("Enter")
-    tab.get_by_text("2x8 1x4 1x4", exact=True).first.wait_for()
-    for _ in range(200):
-        tab.keyboard.press("Shift+Tab")
-        if tab.evaluate("document.activeElement.innerText") == "Classify":
-            break
-    tab.keyboard.press("Enter")
-    tab.get_by_role("heading", name="Classify an image").wait_for()
-    reach(tab, "Run or weight file")
-    tab.keyboard.type("tiny")
-    expect(tab.locator("select[name=model]")).to_have_value(model)
-    reach(tab, "Draw")
-    tab.keyboard.press("Enter")
-    reach(tab, "A canvas")
-    for key in ("Space", "ArrowDown", "ArrowDown", "ArrowRight"):
-        tab.keyboard.press(key)
-    tab.locator(".bar-row").first.wait_for()
-    for _ in range(200):
-        tab.keyboard.press("Shift+Tab")
-        if tab.evaluate("document.activeElement.innerText") == "Look inside":
-            break
-    tab.keyboard.press("Enter")
-    tab.get_by_text("maps of").first.wait_for()
-    reach(tab, "conv2_1")
-    tab.keyboard.press("Enter")
-    tab.get_by_text("row 8, column 8: window × weights").wait_for()
-    reach(tab, "One map")
-    tab.keyboard.press("ArrowDown")
-    tab.get_by_text("row 9, column 8: window × weights").wait_for()
-    reach(tab, "Explain")
-    tab.keyboard.press("Enter")
-    tab.locator("img.heat").wait_for()
-
-
-def test_runs_are_compared(tab, app):
-    """Two copies of a stopped run agree on every image."""
-    run = next(run["name"] for run in app.get("/api/runs")["runs"] if run["has_weights"] and run["recipe"])
-    shutil.copytree(app.folder / "runs" / run, app.folder / "runs" / "its-copy")
-    tab.goto(f"http://{app.host}/#/compare")
-    tab.get_by_role("button", name="epochs: sort by it").click()
-    tab.get_by_label("Filter by any word").fill("its-")
-    expect(tab.locator("tbody tr")).to_have_count(1)
-    tab.get_by_label("its-copy").check()
-    tab.get_by_label("Filter by any word").fill("")
-    tab.get_by_label(run).check()
-    tab.get_by_role("button", name="Compare 2 chosen").click()
-    tab.get_by_text("They agree on every image.").wait_for()
-    tab.get_by_text("not decided (0 and 0 images right alone").wait_for()
-    assert all(fits(tab, width) for width in (400, 900, 1400))
-    no_serious_fault(tab)
-
-
-def test_the_tour_leads_on_and_the_exercises_are_answered(tab, app):
-    tab.goto(f"http://{app.host}/#/learn")
-    for question in tab.get_by_text("Answer", exact=True).all():
-        question.press("Enter")
-    vgg11 = app.post("/api/design", {"designs": [{"text": "vgg11", "options": {"in_channels": 1, "num_classes": 10}}]})
-    tab.get_by_text(f"{vgg11['designs'][0]['total']['parameters']:,}").first.wait_for()
-    no_serious_fault(tab)
-    assert all(fits(tab, width) for width in (400, 900, 1400))
-    tab.get_by_role("link", name="Open: Design").nth(1).press("Enter")
-    tab.get_by_role("heading", name="Design a network").wait_for()
-    assert "beside=1x64k5" in tab.url
-    tab.locator("table").first.get_by_text("1x64k5").wait_for()
 
 
 def test_the_page_is_small_and_speaks_chinese(tab):

@@ -2,19 +2,23 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from typing import Any
 
 from vggkit.app.designs import network_of
 from vggkit.design.architecture import Architecture
 from vggkit.design.memory import machine_memory_bytes, training_memory
-from vggkit.errors import RunError, UserError, VggkitError
+from vggkit.errors import RunError, UserError, VggkitError, shown
 
 PROGRAM = (sys.executable, "-m", "vggkit")
 TIMEOUT_SECONDS = 600.0
 _ONE_AT_A_TIME = threading.Lock()
+STOPPED = (75, 128 + signal.SIGTERM, -signal.SIGTERM)
+"""How a verb ends that was asked to: after a step, before the first one, and while torch is still loading."""
 
 DOCTOR_FLAGS = ("init", "optimizer", "learning_rate", "momentum", "batch_size", "seed")
 
@@ -38,6 +42,34 @@ def printed(verb: str, *arguments: str) -> Any:
     lines = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]
     message = lines[-1].removeprefix(f"vgg {verb}: ")
     raise UserError(message) if done.returncode == UserError.exit_code else RunError(message)
+
+
+class Started:
+    """A verb in a session of its own, so that it outlives the page; what it prints is kept as long as the page."""
+
+    def __init__(self, verb: str, *arguments: str) -> None:
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (read when the process has ended)
+        command = [*PROGRAM, verb, *arguments]
+        self._process = subprocess.Popen(command, stdout=self._log, stderr=self._log, start_new_session=True)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
+
+    @property
+    def error(self) -> str | None:
+        """The last line of what it printed, if it has failed."""
+        code = self._process.poll()
+        if not code or code in STOPPED:
+            return None
+        self._log.seek(0)
+        lines = self._log.read().decode(errors="replace").strip().splitlines()
+        return shown((lines or [f"ended with {code}"])[-1], 1_000)
+
+    def stop(self) -> None:
+        """Ask it to end after its step."""
+        self._process.send_signal(signal.SIGTERM)
 
 
 def diagnose(asked: dict[str, Any], data: str) -> dict[str, Any]:

@@ -1,14 +1,11 @@
 """The chapter's exercises: what `vgg experiment` and `vgg chapter` have measured of them, and measuring one here."""
 
 import os
-import signal
-import subprocess
-import tempfile
 import threading
 from pathlib import Path
 from typing import Any
 
-from vggkit.app.commands import PROGRAM
+from vggkit.app.commands import Started
 from vggkit.errors import RunError, UserError, shown
 from vggkit.lab.experiments import EXPERIMENTS
 
@@ -22,7 +19,7 @@ class Exercises:
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
         self._lock = threading.Lock()
-        self._measured: tuple[str, subprocess.Popen[bytes], Any] | None = None
+        self._measured: tuple[str, Started] | None = None
 
     def listed(self) -> list[dict[str, str]]:
         """The name and the question of each."""
@@ -58,23 +55,20 @@ class Exercises:
         """Begin `vgg experiment` on an exercise, or go on with it; one at a time."""
         name = _name_of(asked)
         with self._lock:
-            if self._measured is not None and self._measured[1].poll() is None:
+            if self._measured is not None and self._measured[1].goes_on:
                 raise RunError(
                     f"expected one exercise at a time, got {name} beside {self._measured[0]}, try to stop it"
                 )
-            log = tempfile.TemporaryFile()  # noqa: SIM115 (read when the process has ended)
-            command = [*PROGRAM, "experiment", name, "--runs", str(self.folder / name)]
-            process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-            self._measured = (name, process, log)
+            self._measured = (name, Started("experiment", name, "--runs", str(self.folder / name)))
         return {"name": name}
 
     def stop(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Ask the exercise that this page measures to end after its step; the same exercise goes on from there."""
         name = _name_of(asked)
         with self._lock:
-            if self._measured is None or self._measured[0] != name or self._measured[1].poll() is not None:
+            if self._measured is None or self._measured[0] != name or not self._measured[1].goes_on:
                 raise RunError(f"expected an exercise that this page measures, got {name}")
-            self._measured[1].send_signal(signal.SIGTERM)
+            self._measured[1].stop()
         return {"name": name}
 
     def _state(self, name: str) -> dict[str, Any]:
@@ -82,13 +76,7 @@ class Exercises:
         measured = self._measured
         if measured is None or measured[0] != name:
             return {"is_measuring": False, "error": None}
-        _, process, log = measured
-        code, error = process.poll(), None
-        if code not in (None, 0, 75):
-            log.seek(0)
-            lines = log.read().decode(errors="replace").strip().splitlines()
-            error = shown((lines or [f"ended with {code}"])[-1], 1_000)
-        return {"is_measuring": code is None, "error": error}
+        return {"is_measuring": measured[1].goes_on, "error": measured[1].error}
 
 
 def _name_of(asked: dict[str, Any]) -> str:

@@ -7,14 +7,13 @@ seen as one of ours is. The page knows a run by its folder's name, which is look
 import json
 import os
 import signal
-import subprocess
 import tempfile
 import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vggkit.app.commands import PROGRAM
+from vggkit.app.commands import Started
 from vggkit.app.metrics import Metrics
 from vggkit.data.fashion_mnist import FULL_NAME, SAMPLE_NAME
 from vggkit.errors import RunError, UserError, one_line, shown
@@ -39,7 +38,7 @@ class Runs:
             self.data[path.name if path.name not in self.data else str(path)] = str(path.absolute())
         self._kept = tempfile.TemporaryDirectory(prefix="vgg-app-")
         self._own = Path(self._kept.name)
-        self._started: dict[str, subprocess.Popen[bytes]] = {}
+        self._started: dict[str, Started] = {}
         self._metrics: dict[str, Metrics] = {}
         self._lock = threading.Lock()
 
@@ -110,11 +109,13 @@ class Runs:
         """Ask a run, of the page or of a terminal, to end after its step, with a checkpoint."""
         name = asked.get("run")
         with self._lock:
-            process = self._started.get(name) if isinstance(name, str) else None
-        number = process.pid if process and process.poll() is None else trainer_of(self.path_of(name))
-        if number is None:
+            started = self._started.get(name) if isinstance(name, str) else None
+        if started and started.goes_on:
+            started.stop()
+        elif number := trainer_of(self.path_of(name)):
+            os.kill(number, signal.SIGTERM)
+        else:
             raise RunError(f"expected a run that this machine trains, got {shown(str(name))}, try Ctrl-C where it runs")
-        os.kill(number, signal.SIGTERM)
         return {"name": name}
 
     def followed(self, names: list[str]) -> dict[str, dict[str, Any]]:
@@ -131,15 +132,12 @@ class Runs:
             return self._metrics.setdefault(name, Metrics(self.folder / name)).read()
 
     def _check_room(self) -> None:
-        going_on = [name for name, process in self._started.items() if process.poll() is None]
+        going_on = [name for name, started in self._started.items() if started.goes_on]
         if len(going_on) >= MAX_STARTED:
             raise RunError(f"expected at most {MAX_STARTED} runs at once, got {', '.join(going_on)}, try to stop one")
 
     def _launch(self, name: str, *arguments: str) -> None:
-        """`vgg train` in a session of its own, so that it outlives the page; what it prints goes into a file."""
-        with (self._own / f"{name}.log").open("wb") as log:
-            command = [*PROGRAM, "train", *arguments, "--save-seconds", str(SAVE_SECONDS)]
-            self._started[name] = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        self._started[name] = Started("train", *arguments, "--save-seconds", str(SAVE_SECONDS))
 
     def _found(self) -> dict[str, Path]:
         if not self.folder.is_dir():
@@ -169,20 +167,17 @@ class Runs:
 
     def _state(self, name: str) -> dict[str, Any]:
         """Whether a run is starting, training, stopped, finished or has failed, and with which error."""
-        path, process = self.folder / name, self._started.get(name)
+        path, started = self.folder / name, self._started.get(name)
         if path.is_file():
             return {"state": "file", "error": None}
-        code = process.poll() if process else None
-        if process and code is None:
+        if started and started.goes_on:
             return {"state": "training" if path.is_dir() else "starting", "error": None}
         if path.is_dir() and is_locked(path):
             return {"state": "training", "error": None}
         if (path / MODEL).is_file():
             return {"state": "finished", "error": None}
-        if code not in (None, 0, 75):
-            lines = (self._own / f"{name}.log").read_text(errors="replace").strip().splitlines()
-            return {"state": "failed", "error": shown((lines or ["no message"])[-1], 1_000)}
-        return {"state": "stopped", "error": None}
+        error = started.error if started else None
+        return {"state": "failed" if error else "stopped", "error": error}
 
 
 def trainer_of(run: Path) -> int | None:

@@ -1,19 +1,12 @@
 // The blocks of a design as cards: typed into, dragged, moved by keys, removed.
 
-import { h } from "./dom.js";
+import { arrow, h, repaint } from "./dom.js";
 import { t } from "./words.js";
 
 /** Paint the cards of `blocks` into `list`; `set` is told the blocks after each change. */
 export function blockCards(list, blocks, set) {
-  const focused = document.activeElement?.closest?.("[data-key]")?.dataset.key;
-  const { selectionStart } = focused ? document.activeElement : {};
   const names = h("li", { class: "block-names small muted", "aria-hidden": "true" }, h("span"), h("span", {}, t("convolutions")), h("span", {}, t("channels")), h("span", {}, t("kernels")), h("span"));
-  list.replaceChildren(names, ...blocks.map((block, index) => card(block, index, blocks, set)));
-  const again = focused && list.querySelector(`[data-key="${focused}"]`);
-  if (again) {
-    again.focus();
-    if (again.type === "text" && selectionStart !== null) again.setSelectionRange(selectionStart, selectionStart);
-  }
+  repaint(list, names, ...blocks.map((block, index) => card(block, index, blocks, set)));
 }
 
 function card(block, index, blocks, set) {
@@ -40,8 +33,8 @@ function card(block, index, blocks, set) {
   const grip = h("button", {
     type: "button", class: "icon grip", "data-key": `grip-${index}`, "aria-label": t("moveBlock", index + 1), title: t("moveBlock", index + 1),
     onkeydown: (event) => {
-      const by = { ArrowUp: -1, ArrowLeft: -1, ArrowDown: 1, ArrowRight: 1 }[event.key];
-      if (by) { event.preventDefault(); moved(index + by); }
+      const step = arrow(event);
+      if (step) moved(index + step[0] + step[1]);
     },
   }, "⠿");
   const same = new Set(block.kernels).size === 1;

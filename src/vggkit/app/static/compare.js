@@ -1,6 +1,6 @@
 // The view "Compare": runs in a table, sorted and filtered; the chosen ones measured on the same images.
 
-import { ask, counted, h, share, short, table, whole } from "./dom.js";
+import { ask, counted, h, repaint, share, short, table, whole } from "./dom.js";
 import { scatter } from "./scatter.js";
 import { readAddress, writeAddress } from "./state.js";
 import { fieldWords, translated } from "./terms.js";
@@ -13,7 +13,7 @@ const MOST = 6;
 
 export function open(main) {
   const list = h("div"), result = h("div", { class: "stack", "aria-live": "polite" });
-  const view = { runs: [], by: 0, down: false, filter: "" };
+  const view = { runs: [], by: 0, down: false, filter: "", isMeasuring: false };
   const filter = h("input", { type: "search", "aria-label": t("filterRuns"), placeholder: t("filterRuns"), oninput: (event) => { view.filter = event.target.value.toLowerCase(); paint(); } });
   const button = h("button", { type: "button", class: "primary", onclick: compare });
   main.append(h("h1", {}, t("compareTitle")), h("p", { class: "lead" }, t("compareLead")),
@@ -31,19 +31,20 @@ export function open(main) {
       onclick: () => { view.down = view.by === index ? !view.down : index > 3; view.by = index; paint(); },
     }, t(name), view.by === index ? (view.down ? " ↓" : " ↑") : ""));
     const tick = (run) => h("label", { class: "check mono" }, h("input", {
-      type: "checkbox", checked: names.includes(run.name),
+      type: "checkbox", "data-key": run.name, checked: names.includes(run.name),
       onchange: (event) => { writeAddress({ values: { compare: (event.target.checked ? [...names, run.name].slice(-MOST) : names.filter((name) => name !== run.name)).join(",") } }); paint(); },
     }), run.name);
-    list.replaceChildren(view.runs.length ? table(header, rows.map((run) => [tick(run), h("span", { class: "mono" }, COLUMNS[1][1](run)), COLUMNS[2][1](run), COLUMNS[3][1](run), run.last ? `${run.last.epoch} / ${run.recipe.epochs}` : "", run.last ? share(run.last.test_accuracy) : "", run.last ? whole(run.last.examples_per_second) : ""]), { label: t("runs") })
+    repaint(list, view.runs.length ? table(header, rows.map((run) => [tick(run), h("span", { class: "mono" }, COLUMNS[1][1](run)), COLUMNS[2][1](run), COLUMNS[3][1](run), run.last ? `${run.last.epoch} / ${run.recipe.epochs}` : "", run.last ? share(run.last.test_accuracy) : "", run.last ? whole(run.last.examples_per_second) : ""]), { label: t("runs") })
       : h("p", { class: "muted" }, t("noModels")));
     button.textContent = t("compareChosen", names.length);
     button.disabled = names.length < 2;
   }
 
   async function compare() {
-    button.disabled = true;
+    if (view.isMeasuring) return;
+    view.isMeasuring = true;
     await counted(result, (seconds) => t("measuringFor", seconds), () => ask("/api/compare", { runs: chosen() }), painted);
-    paint();
+    view.isMeasuring = false;
   }
 }
 

@@ -2,7 +2,7 @@
 
 import { blockCards } from "./blocks.js";
 import { costs, facts, memory, speedText } from "./figures.js";
-import { ask, field, h } from "./dom.js";
+import { ask, field, h, repaint } from "./dom.js";
 import { receptiveFields } from "./sees.js";
 import { readAddress, requestOf, writeAddress } from "./state.js";
 import { translated } from "./terms.js";
@@ -143,7 +143,7 @@ function paint(answer, values, request) {
   view.parts.drawing.replaceChildren(document.importNode(drawn, true));
   const good = answer.designs.filter((design) => !design.error);
   view.parts.facts.replaceChildren(...facts(good, request.batch_size));
-  view.parts.costs.replaceChildren(...costs(good, view.byLayer, (byLayer) => { view.byLayer = byLayer; paint(answer, values, request); }, (layer) => view.sees.choose(layer)));
+  repaint(view.parts.costs, ...costs(good, view.byLayer, (byLayer) => { view.byLayer = byLayer; paint(answer, values, request); }, (layer) => view.sees.choose(layer)));
   view.parts.memory.replaceChildren(...memory(good));
   view.sees.show(first.layers, Number(first.options.image_size));
   view.request = good.length === answer.designs.length ? request : null;

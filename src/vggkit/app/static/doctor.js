@@ -1,6 +1,6 @@
 // The view "Will it learn?": one batch forward and backward, layer by layer, and what to change, by one click.
 
-import { ask, counted, field, h, table } from "./dom.js";
+import { ask, counted, field, h, repaint, table } from "./dom.js";
 import { designOf, readAddress, writeAddress } from "./state.js";
 import { translated } from "./terms.js";
 import { t } from "./words.js";
@@ -16,7 +16,7 @@ export function open(main) {
     const { datasets } = await ask("/api/runs");
     const { values } = readAddress();
     const set = (name, made = (value) => value) => ({ name, oninput: (value) => { asked[name] = made(value); } });
-    form.replaceChildren(
+    repaint(form,
       field(t("network"), values.network, { class: "mono", name: "network", oninput: (network) => writeAddress({ values: { network } }) }),
       h("div", { class: "fields" },
         field(t("image_size"), values.image_size, { name: "image_size", inputmode: "numeric", oninput: (image_size) => writeAddress({ values: { image_size } }) }),

@@ -25,6 +25,27 @@ export function s(tag, attributes = {}, ...children) {
   return element;
 }
 
+const REACHED = "a[href], button:not(:disabled), input, select, summary, [tabindex]";
+
+/** Replace what `place` holds. Whoever is in it by keyboard stays at the control with the same key, or at the one in its stead. */
+export function repaint(place, ...children) {
+  const held = () => [...place.querySelectorAll(REACHED)].filter((each) => each.checkVisibility());
+  const old = document.activeElement, at = held().indexOf(old), key = old.dataset.key, caret = old.selectionStart;
+  place.replaceChildren(...children);
+  if (at < 0) return;
+  const now = held(), next = now.find((each) => key && each.dataset.key === key) ?? now[Math.min(at, now.length - 1)] ?? place;
+  if (next === place) place.tabIndex = -1;
+  next.focus({ preventScroll: true });
+  if (next.type === "text" && typeof caret === "number") next.setSelectionRange(caret, caret);
+}
+
+/** The step [down, right] of an arrow key, which then does not scroll; nothing for other keys. */
+export function arrow(event) {
+  const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
+  if (step) event.preventDefault();
+  return step;
+}
+
 /** A bar that is full at 1; its length is said beside it, in words. */
 export function meter(parts, label = "") {
   const pieces = parts.map(([share, colour]) => {
@@ -57,16 +78,16 @@ export async function ask(path, body, signal) {
 
 /** Show how long it takes to `work`, in `words`, then what `paint` makes of the answer, or the error. */
 export async function counted(place, words, work, paint) {
-  const begin = Date.now(), told = h("p", { class: "panel", role: "status" });
+  const begin = Date.now(), told = h("p", { class: "panel", role: "status", tabindex: "-1" });
   const count = () => { told.textContent = words(Math.round((Date.now() - begin) / 1000)); };
   count();
   const timer = setInterval(count, 1000);
-  place.replaceChildren(told);
+  repaint(place, told);
   try {
     const answer = await work();
-    if (place.contains(told)) place.replaceChildren(...paint(answer));
+    if (place.contains(told)) repaint(place, ...paint(answer));
   } catch (error) {
-    if (place.contains(told)) place.replaceChildren(h("p", { class: "panel error", role: "alert" }, error.message));
+    if (place.contains(told)) repaint(place, h("p", { class: "panel error", role: "alert" }, error.message));
   } finally {
     clearInterval(timer);
   }

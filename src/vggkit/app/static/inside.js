@@ -1,6 +1,6 @@
 // The view "Look inside": what any layer makes of an image, the most active maps first, one of them enlarged.
 
-import { ask, h } from "./dom.js";
+import { ask, h, repaint } from "./dom.js";
 import { exciting } from "./excites.js";
 import { heatMaps } from "./heat.js";
 import { enlarged } from "./map.js";
@@ -68,7 +68,7 @@ export function open(main) {
       gallery.className = found.maps ? "maps" : "values";
       if (found.maps) paint(found, picture);
       else {
-        gallery.replaceChildren(...values(found, view.layer, pick));
+        repaint(gallery, ...values(found, view.layer, pick));
         pick(found.largest[0].unit);
       }
     } catch (error) {
@@ -94,7 +94,7 @@ export function open(main) {
       onclick: () => enlarge(index), onpointerenter: () => enlarge(index),
     }, cut(index, { "aria-hidden": "true" })));
     const more = found.maps.length > view.count ? h("button", { type: "button", class: "all", onclick: () => { view.count = found.maps.length; paint(found, picture); } }, t("showAll", found.maps.length)) : "";
-    gallery.replaceChildren(...tiles, more);
+    repaint(gallery, ...tiles, more);
     const layer = view.model.layers.find(({ name }) => name === view.layer), canTake = layer.kind === "conv" && layer.part.startsWith("block");
     let shown = null;
     enlarge(0);

@@ -1,6 +1,6 @@
 // The exercises that only training answers: what was measured of them here, or the command that measures.
 
-import { ask, h, seconds, short, table, whole } from "./dom.js";
+import { ask, h, repaint, seconds, short, table, whole } from "./dom.js";
 import { translated } from "./terms.js";
 import { t } from "./words.js";
 
@@ -18,10 +18,10 @@ function lesson({ name, question }, isOpen) {
   async function look() {
     try {
       const found = await ask("/api/exercise", { name });
-      answer.replaceChildren(...(found.rows ? measured(found) : missing(found)));
+      repaint(answer, ...(found.rows ? measured(found) : missing(found)));
       if (found.is_measuring && details.open && isOpen()) setTimeout(look, EVERY);
     } catch (error) {
-      answer.replaceChildren(h("p", { class: "error", role: "alert" }, error.message));
+      repaint(answer, h("p", { class: "error", role: "alert" }, error.message));
     }
   }
 

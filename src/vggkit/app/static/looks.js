@@ -1,6 +1,6 @@
 // The same test images as the network learns them, the weights of its first layer, and what it takes for what.
 
-import { ask, counted, h, meter, share } from "./dom.js";
+import { ask, counted, h, meter, repaint, share } from "./dom.js";
 import { translated } from "./terms.js";
 import { t } from "./words.js";
 
@@ -49,13 +49,13 @@ export function looks(place) {
     if (shown === state.shown) return;
     state.shown = shown;
     confused.hidden = false;
-    confused.replaceChildren(h("h2", {}, t("confusion")), ...(confusion ? matrix(confusion, t("confusionAfter", confusion.epoch)) : []),
+    repaint(confused, h("h2", {}, t("confusion")), ...(confusion ? matrix(confusion, t("confusionAfter", confusion.epoch)) : []),
       hasWeights ? h("button", { type: "button", class: "above", onclick: measure }, t("measureIt")) : "");
   }
 
   function measure() {
     const { run } = state, place = h("div", { class: "stack" });
-    confused.replaceChildren(h("h2", {}, t("confusion")), place);
+    repaint(confused, h("h2", {}, t("confusion")), place);
     counted(place, (seconds) => t("measuringFor", seconds), () => ask("/api/confusion", { run }), (found) =>
       matrix(found, t("accuracyIs", share(found.accuracy), share(found.low), share(found.high), found.images.toLocaleString("en-US"), translated(found.measured_on))));
   }

@@ -32,11 +32,16 @@ function show() {
   document.querySelector("#views [aria-current]").scrollIntoView({ inline: "center", block: "nearest" });
 }
 
+/** Show what the address now says; a focus that went with the view of before is at the start of the new one. */
+function moved() {
+  show();
+  if (document.activeElement === document.body) document.getElementById("view").focus();
+}
+
 function go(event, name) {
   event.preventDefault();
   writeAddress({ view: name }, true);
-  show();
-  document.getElementById("view").focus();
+  moved();
 }
 
 async function foot() {
@@ -60,7 +65,6 @@ function speak() {
 
 document.getElementById("language").addEventListener("click", () => { setLanguage(language() === "zh" ? "en" : "zh"); speak(); });
 document.getElementById("skip").addEventListener("click", (event) => { event.preventDefault(); document.getElementById("view").focus(); });
-addEventListener("popstate", show);
-addEventListener("hashchange", show);
+addEventListener("hashchange", moved);
 if (location.search) history.replaceState(null, "", location.pathname + location.hash); // the token has done its work
 speak();

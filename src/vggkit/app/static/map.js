@@ -1,6 +1,6 @@
 // One map enlarged, with a place in it that is chosen by a click or by the arrow keys.
 
-import { h } from "./dom.js";
+import { arrow, h } from "./dom.js";
 import { t } from "./words.js";
 
 /** `canvas` is the map; `taken` is told the place. */
@@ -21,9 +21,8 @@ export function enlarged(canvas, map, taken) {
     taken(place);
   });
   canvas.addEventListener("keydown", (event) => {
-    const move = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
+    const move = arrow(event);
     if (!move) return;
-    event.preventDefault();
     put(place.y + move[0], place.x + move[1]);
     taken(place);
   });

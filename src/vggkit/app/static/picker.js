@@ -1,6 +1,6 @@
 // Where images come from: dropped, pasted, chosen, drawn, taken by camera, or a test image of the run.
 
-import { ask, h } from "./dom.js";
+import { arrow, ask, h } from "./dom.js";
 import { t } from "./words.js";
 
 const TYPES = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp", "image/tiff"];
@@ -10,8 +10,8 @@ let current = null; // the image that was sent last: kept while views change
 export function picker(runOf, told) {
   const error = h("p", { class: "error", role: "alert" });
   const preview = h("div", { class: "preview" });
-  const extra = h("div");
-  let index = 0, camera = null;
+  const extra = h("div", { onkeydown: (event) => event.key === "Escape" && shut() });
+  let index = 0, camera = null, opener = null;
 
   const take = async (work) => {
     error.textContent = "";
@@ -42,8 +42,9 @@ export function picker(runOf, told) {
     h("button", { type: "button", onclick: draw }, t("drawOne")),
     navigator.mediaDevices ? h("button", { type: "button", onclick: film }, t("camera")) : ""));
 
-  function draw() {
+  function draw(event) {
     stop();
+    opener = event.currentTarget;
     const canvas = h("canvas", { width: 28, height: 28, class: "pixels sketch", tabindex: "0", role: "application", "aria-label": t("canvas") });
     const pen = canvas.getContext("2d");
     pen.fillRect(0, 0, 28, 28);
@@ -56,23 +57,25 @@ export function picker(runOf, told) {
     const place = [14, 14], where = h("p", { class: "small muted", "aria-live": "polite" }, t("penUp", 14, 14));
     let isDown = false;
     canvas.addEventListener("keydown", (event) => {
-      const move = { ArrowUp: [0, -1], ArrowDown: [0, 1], ArrowLeft: [-1, 0], ArrowRight: [1, 0], " ": [0, 0] }[event.key];
+      const move = event.key === " " ? [0, 0] : arrow(event);
       if (!move) return;
       event.preventDefault();
       if (event.key === " ") isDown = !isDown;
       pen.beginPath();
       pen.moveTo(...place);
-      place.forEach((at, axis) => { place[axis] = Math.max(0, Math.min(27, at + move[axis])); });
+      place.forEach((at, axis) => { place[axis] = Math.max(0, Math.min(27, at + move[1 - axis])); });
       pen.lineTo(...place);
       if (isDown) pen.stroke();
       where.textContent = t(isDown ? "penDown" : "penUp", ...place);
     });
     canvas.addEventListener("keyup", (event) => isDown && event.key.startsWith("Arrow") && done());
-    extra.replaceChildren(h("p", { class: "small muted" }, t("drawHelp")), canvas, where, h("div", { class: "row centre" }, h("button", { type: "button", onclick: () => pen.fillRect(0, 0, 28, 28) }, t("clear")), h("button", { type: "button", onclick: stop }, t("close"))));
+    extra.replaceChildren(h("p", { class: "small muted" }, t("drawHelp")), canvas, where, h("div", { class: "row centre" }, h("button", { type: "button", onclick: () => pen.fillRect(0, 0, 28, 28) }, t("clear")), h("button", { type: "button", onclick: shut }, t("close"))));
+    canvas.focus();
   }
 
-  async function film() {
+  async function film(event) {
     stop();
+    opener = event.currentTarget;
     try {
       camera = await navigator.mediaDevices.getUserMedia({ video: true });
     } catch {
@@ -84,15 +87,21 @@ export function picker(runOf, told) {
     const shoot = () => {
       const canvas = h("canvas", { width: video.videoWidth, height: video.videoHeight });
       canvas.getContext("2d").drawImage(video, 0, 0);
-      canvas.toBlob((blob) => { stop(); send(blob); }, "image/jpeg", 0.95);
+      canvas.toBlob((blob) => { shut(); send(blob); }, "image/jpeg", 0.95);
     };
-    extra.replaceChildren(video, h("div", { class: "row centre" }, h("button", { type: "button", class: "primary", onclick: shoot }, t("shoot")), h("button", { type: "button", onclick: stop }, t("close"))));
+    extra.replaceChildren(video, h("div", { class: "row centre" }, h("button", { type: "button", class: "primary", onclick: shoot }, t("shoot")), h("button", { type: "button", onclick: shut }, t("close"))));
   }
 
   function stop() {
     for (const track of camera?.getTracks() ?? []) track.stop();
     camera = null;
     extra.replaceChildren();
+  }
+
+  /** Closed by hand: on with the button that opened it. */
+  function shut() {
+    stop();
+    opener.focus();
   }
 
   const pasted = (event) => { const file = [...event.clipboardData.files][0]; if (file) send(file); };

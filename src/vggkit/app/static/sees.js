@@ -1,6 +1,6 @@
 // What one unit of a map sees of the image: its receptive field, moved by the mouse and by the arrow keys.
 
-import { h, s } from "./dom.js";
+import { arrow, h, s } from "./dom.js";
 import { t } from "./words.js";
 
 const SIDE = 240;
@@ -43,9 +43,8 @@ export function receptiveFields(place, chosen) {
   }
 
   function key(event) {
-    const move = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
+    const move = arrow(event);
     if (!move) return;
-    event.preventDefault();
     const side = sideOf(layerOf(state.name));
     state.y = Math.max(0, Math.min(side - 1, state.y + move[0]));
     state.x = Math.max(0, Math.min(side - 1, state.x + move[1]));

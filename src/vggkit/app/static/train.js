@@ -1,6 +1,6 @@
 // The view "Train": a recipe, its runs, and how the chosen ones go on.
 
-import { ask, h, share, table, whole } from "./dom.js";
+import { ask, h, repaint, share, table, whole } from "./dom.js";
 import { recipeForm } from "./form.js";
 import { follow, painted } from "./live.js";
 import { looks } from "./looks.js";
@@ -35,7 +35,7 @@ export function open(main) {
       clearTimeout(view.checking);
       view.checking = setTimeout(() => ask("/api/check", { recipe: kept.recipe }).then((found) => { error.textContent = translated(found.error ?? ""); }, (found) => { error.textContent = found.message; }), 150);
     };
-    form.replaceChildren(
+    repaint(form,
       h("label", {}, t("recipe"), h("select", { name: "recipe", onchange: (event) => { kept = { base: event.target.value, recipe: structuredClone(view.known.recipes[event.target.value]) }; paintForm(); } },
         Object.keys(view.known.recipes).map((name) => h("option", { value: name, selected: name === kept.base }, name)))),
       h("button", { type: "button", onclick: useDesign }, t("useDesign")),
@@ -77,13 +77,13 @@ export function open(main) {
   function paintList() {
     const names = chosen(), problem = h("p", { class: "error", role: "alert" });
     const rows = view.runs.filter((run) => run.state !== "file").map((run) => [
-      h("label", { class: "check mono" }, h("input", { type: "checkbox", checked: names.includes(run.name), onchange: (event) => choose(event.target.checked ? [run.name, ...names].slice(0, 6) : names.filter((name) => name !== run.name)) }), run.name),
+      h("label", { class: "check mono" }, h("input", { type: "checkbox", "data-key": run.name, checked: names.includes(run.name), onchange: (event) => choose(event.target.checked ? [run.name, ...names].slice(0, 6) : names.filter((name) => name !== run.name)) }), run.name),
       h("span", { class: `badge ${{ training: "macs", failed: "bad", damaged: "bad", finished: "good" }[run.state] ?? ""}` }, t(`state ${run.state}`)),
       h("span", { class: "mono" }, run.recipe?.architecture ?? ""), run.recipe?.data.split("/").at(-1) ?? "",
       run.last ? `${run.last.epoch} / ${run.recipe.epochs}` : "", run.last ? share(run.last.test_accuracy) : "", run.last ? whole(run.last.examples_per_second) : "",
-      run.state === "training" ? h("button", { type: "button", onclick: () => act("/api/stop", { run: run.name }, problem) }, t("stop"))
-        : run.state === "stopped" ? h("button", { type: "button", onclick: () => act("/api/resume", { run: run.name }, problem) }, t("resume")) : ""]);
-    list.replaceChildren(h("h2", {}, t("runs")), rows.length
+      run.state === "training" ? h("button", { type: "button", "data-key": `act ${run.name}`, onclick: () => act("/api/stop", { run: run.name }, problem) }, t("stop"))
+        : run.state === "stopped" ? h("button", { type: "button", "data-key": `act ${run.name}`, onclick: () => act("/api/resume", { run: run.name }, problem) }, t("resume")) : ""]);
+    repaint(list, h("h2", {}, t("runs")), rows.length
       ? table([t("run"), t("state"), t("network"), t("data"), t("epochs"), t("testAccuracy"), t("speed"), ""], rows, { label: t("runs") })
       : h("p", { class: "muted" }, t("noRuns")), problem);
   }
@@ -100,7 +100,7 @@ export function open(main) {
       view.followed = runs;
       const parts = painted(names, runs);
       if (live.querySelector("svg.chart:hover, svg.chart:focus, details[open]")) [...live.children].slice(0, -1).forEach((old, index) => old.replaceWith(parts[index]));
-      else live.replaceChildren(...parts);
+      else repaint(live, ...parts);
       looking.follow(runs[names[0]]);
       if (before !== JSON.stringify(Object.values(runs).map((run) => run.state))) refresh().catch(() => {});
     });
