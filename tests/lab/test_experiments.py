@@ -128,7 +128,7 @@ def test_an_answer_says_what_the_numbers_support():
 
 
 COMMAND = [
-    *("--vary", "architecture=1x8,lenet", "learning_rate=0.01,1e6", "data=fashion-mnist-sample", "image_size=28"),
+    *("--vary", 'architecture="2x4k3,1",lenet', "learning_rate=0.01,1e6", "data=fashion-mnist-sample", "image_size=28"),
     *("--epochs", "1", "--seeds", "1", "--runs", "runs"),
 ]
 
@@ -151,7 +151,9 @@ def test_a_killed_experiment_goes_on_to_the_same_report(tmp_path, monkeypatch, c
     assert cli.main(["experiment", *COMMAND, "-o", "answer.json"]) == 0
     assert Path("runs/000/model.safetensors").stat().st_mtime_ns == finished
     assert steady(unbroken / "answer.json") == steady(broken / "answer.json")
-    accuracies = [trial["accuracy"] for trial in json.loads(Path("answer.json").read_text())["trials"]]
+    trials = json.loads(Path("answer.json").read_text())["trials"]
+    assert {trial["label"].split()[0] for trial in trials} >= {"2x4k3,1", "lenet"}  # a comma inside a value
+    accuracies = [trial["accuracy"] for trial in trials]
     assert len(accuracies) == 4
     assert None in accuracies  # a rate of a million diverges, and is a result
     capsys.readouterr()

@@ -1,6 +1,7 @@
 """`vgg experiment`: a question to a measured answer."""
 
 import ast
+import csv
 import shlex
 from dataclasses import dataclass, replace
 from json import dumps
@@ -28,7 +29,8 @@ class Flags:
     """The question: resolution, alexnet-vgg, deep-or-wide, kernel-size, head, batch-norm, initialisation or family;
     with --vary your own."""
     vary: tuple[str, ...] = ()
-    """Fields of the recipe with their values, FIELD=VALUE,VALUE; all combinations are trained."""
+    """Fields of the recipe with their values, FIELD=VALUE,VALUE; all combinations are trained. A value that holds a
+    comma stands in double quotes, as in CSV: 'architecture="2x16k3,1",lenet'."""
     recipe: str | None = None
     """What --vary changes; quick if not given."""
     data: str | None = None
@@ -116,7 +118,7 @@ def _values(text: str) -> tuple[str, list[object]]:
         close = nearest(name, kinds)
         hint = f", try {close}=..." if close and name not in kinds else ""
         raise UserError(f"expected FIELD=VALUE,VALUE with a field of the recipe, got '{shown(text)}'{hint}")
-    return name, [_value(kinds[name], value) for value in values.split(",")]
+    return name, [_value(kinds[name], value) for value in next(csv.reader([values]))]
 
 
 def _value(kind: object, text: str) -> object:
