@@ -42,7 +42,7 @@ def test_a_command_of_the_page(line, folder, monkeypatch, capsys):
     torch.set_num_threads(threads)
     printed = capsys.readouterr()
     assert code == 0, printed.err
-    for made in re.findall(r"(?:--plot|--mistakes|--reliability|--predictions|--calibrate|-o) (\S+)", line):
+    for made in re.findall(r"(?:--plot|--mistakes|--reliability|--predictions|--fit-temperature|-o) (\S+)", line):
         assert (folder / made).stat().st_size > 0
 
 

@@ -20,7 +20,7 @@ def test_a_finished_run_is_one_page_that_needs_nothing_else(run, tmp_path, capsy
     page = (tmp_path / "site" / "tiny.html").read_text()
     assert f"accuracy {run.history[-1].test_accuracy:.4f}" in page
     assert load_classifier(run).net.architecture.name in page and "fashion-mnist-sample" in page
-    assert page.count("<figure>") == 3
+    assert page.count("<figure>") == 4
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page) and "<script" not in page
 
 

@@ -124,6 +124,19 @@ def test_large_sums_and_least_weights_are_kept():
     assert (weight == 127).all()
 
 
+@pytest.mark.parametrize("head", BITS)
+@pytest.mark.parametrize("value", [1e29, 1e38])
+def test_large_inputs_give_what_float32_gives(head, value):
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(300, 20)), torch.full((2, 300), 0.0)
+    x[0, 5], x[1] = value, torch.randn(300)
+    with torch.no_grad():
+        expected, got = net(x), accelerate(net, head=head)(x)
+    assert expected.isfinite().all()
+    torch.testing.assert_close(got[0], expected[0], rtol=0.01, atol=value / 1000)
+    torch.testing.assert_close(got[1], expected[1], rtol=0.01, atol=0.02)
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("head", BITS)

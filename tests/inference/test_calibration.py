@@ -13,10 +13,12 @@ from tests.inference.conftest import CLASSES, make_weights
 from tests.inference.test_evaluate import write_images
 from tests.peers import peer
 from vggkit import VGG, Architecture, Preprocessing, Recipe, cli, evaluate, load_classifier, open_data
-from vggkit.inference.calibration import fit_temperature, reliability, save_calibrated
+from vggkit.inference.calibration import Temperature, fit_temperature, reliability, save_calibrated
 from vggkit.inference.confusion import draw_mistakes, draw_reliability, write_predictions
 from vggkit.inference.predict import Classifier
 from vggkit.networks.baselines import lenet
+
+ONCE = Temperature(2.5, 0.1, 0.1)
 
 
 def drawn(images, temperature, classes=7):
@@ -135,7 +137,7 @@ def sorted_by_the_network(photos, weights):
 
 def test_a_calibrated_file_says_the_same_less_surely(sorted_by_the_network, weights, tmp_path, capsys):
     data, out = sorted_by_the_network, tmp_path / "calibrated.safetensors"
-    assert cli.main(["eval", str(weights), "--data", str(data), "--calibrate", str(out)]) == 0
+    assert cli.main(["eval", str(weights), "--data", str(data), "--fit-temperature", str(out)]) == 0
     line = capsys.readouterr().out.splitlines()[-1]
     before, after = (evaluate(path, data, keep_outputs=True) for path in (weights, out))
     temperature = fit_temperature(before.outputs.log_probabilities, before.labels).value
@@ -143,6 +145,19 @@ def test_a_calibrated_file_says_the_same_less_surely(sorted_by_the_network, weig
     assert after.predicted.tolist() == before.predicted.tolist()
     expected = log_softmax(before.outputs.log_probabilities / temperature, axis=1)
     np.testing.assert_allclose(after.outputs.log_probabilities, expected, atol=1e-5)
+    again = tmp_path / "again.safetensors"
+    assert cli.main(["eval", str(out), "--data", str(data), "--fit-temperature", str(again)]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith(
+        f"{again}: temperature {temperature:.3f} (calibrated already: {temperature:.3f} times 1.000)"
+    )
+    assert load_classifier(again).temperature == pytest.approx(temperature, rel=1e-4)
+
+
+@pytest.mark.parametrize(("text", "message"), [("warm", "could not convert"), ("nan", "temperature above 0, got nan")])
+def test_a_temperature_that_is_none_is_refused(text, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        load_classifier(make_weights(tmp_path / "x.safetensors", temperature=text))
 
 
 @pytest.mark.parametrize("head", ["flatten", "adaptive", "conv", "gap", "lenet"])
@@ -154,7 +169,7 @@ def test_the_logits_of_every_head_are_divided(head, tmp_path):
         else VGG(Architecture.parse("1x4 1x8", head=head, hidden=(6,) * (head != "gap"), **shape))
     )
     model = Classifier(net.eval(), CLASSES, Preprocessing(32, 1, (0.5,), (0.5,)))
-    save_calibrated(tmp_path / "x.safetensors", model, 2.5)
+    save_calibrated(tmp_path / "x.safetensors", model, ONCE)
     x = torch.randn(2, 1, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(load_classifier(tmp_path / "x.safetensors").net(x), net(x) / 2.5)
@@ -178,10 +193,13 @@ def test_what_cannot_be_written_is_refused_before_the_work(photos, weights, tmp_
         (["--predictions", "p.txt"], "expected a .csv file in a folder that exists for --predictions"),
         (["--mistakes", str(photos)], "expected a .png file in a folder that exists for --mistakes"),
         (
-            ["--calibrate", str(tmp_path / "no" / "x.safetensors")],
+            ["--fit-temperature", str(tmp_path / "no" / "x.safetensors")],
             "expected a .safetensors file in a folder that exists",
         ),
-        (["--calibrate", "x.safetensors", "--ensemble", "y"], "expected one model to --calibrate, got an ensemble"),
+        (
+            ["--fit-temperature", "x.safetensors", "--ensemble", "y"],
+            "expected one model for --fit-temperature, got an ensemble",
+        ),
         (
             ["--plot", f"{tmp_path}/x.png", "--mistakes", f"{tmp_path}/../{tmp_path.name}/x.png"],
             "expected a file of its own for --mistakes, got that of --plot",
@@ -205,15 +223,15 @@ def test_the_weights_of_a_run_are_not_replaced(name, tmp_path, capsys):
     files["link"].symlink_to(files["model"])
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     model = files["measured"] if name == "measured" else tmp_path
-    assert cli.main(["eval", str(model), "--data", "nothing", "--calibrate", str(files[name])]) == 2
-    assert "expected a new file for --calibrate, got weights of a run" in capsys.readouterr().err
+    assert cli.main(["eval", str(model), "--data", "nothing", "--fit-temperature", str(files[name])]) == 2
+    assert "expected a new file for --fit-temperature, got weights of a run" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_an_evaluation_stands_without_its_calibration(weights, tmp_path, capsys):
     out, table = tmp_path / "x.safetensors", tmp_path / "p.csv"
     write_images(tmp_path / "photos", {"cat": 1})
-    flags = ["--data", str(tmp_path / "photos"), "--calibrate", str(out), "--predictions", str(table)]
+    flags = ["--data", str(tmp_path / "photos"), "--fit-temperature", str(out), "--predictions", str(table)]
     assert cli.main(["eval", str(weights), *flags, "--json"]) == 2
     printed = capsys.readouterr()
     assert json.loads(printed.out)["written"] == [str(table)]
@@ -225,7 +243,7 @@ def test_a_last_layer_without_bias_is_divided(tmp_path):
     net = VGG(Architecture.parse("1x4", image_size=32, in_channels=1, num_classes=3, hidden=(6,))).eval()
     last = [layer for layer in net.modules() if isinstance(layer, torch.nn.Linear)][-1]
     last.bias = None
-    save_calibrated(tmp_path / "x", Classifier(net, CLASSES, Preprocessing(32, 1, (0.5,), (0.5,))), 2.5)
+    save_calibrated(tmp_path / "x", Classifier(net, CLASSES, Preprocessing(32, 1, (0.5,), (0.5,))), ONCE)
     key = next(key for key, value in net.state_dict().items() if value is last.weight or value.equal(last.weight))
     torch.testing.assert_close(load_file(tmp_path / "x")[key], last.weight.detach() / 2.5)
 

@@ -1,5 +1,6 @@
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -178,6 +179,34 @@ def test_any_names_and_numbers_of_classes_are_drawn(tmp_path, count):
     draw_confusion(Evaluation(names, labels, labels // 2), tmp_path / "confusion.png")
     with Image.open(tmp_path / "confusion.png") as picture:
         assert max(picture.size) < 4000
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_an_image_is_read_once_and_keeps_its_name(is_stream, weights, tmp_path):
+    class Counted:
+        def __init__(self, images):
+            self.images, self.is_stream, self.reads = images, is_stream, []
+
+        def __len__(self):
+            return len(self.images)
+
+        def reader(self, seed, epoch):
+            read = self.images.reader(seed, epoch)
+            return lambda position: self.reads.append(position) or read(position)
+
+    write_images(tmp_path / "photos", dict.fromkeys(CLASSES, 4))
+    source = open_data(tmp_path / "photos", holdout=0)
+    counted = Counted(source.splits["all"])
+    evaluation = evaluate(weights, replace(source, splits={"all": counted}), keep_outputs=True)
+    assert sorted(counted.reads) == list(range(12))
+    assert evaluation.outputs.names == tuple(f"{name}/{number}.png" for name in CLASSES for number in range(4))
+    assert {mistake.name for mistake in evaluation.mistakes} == {
+        name
+        for name, label, predicted in zip(
+            evaluation.outputs.names, evaluation.labels, evaluation.predicted, strict=True
+        )
+        if label != predicted
+    }
 
 
 def test_the_best_weights_of_a_run(tmp_path, capsys):

@@ -1,6 +1,8 @@
 """`vgg bench --formats`: every format of one network, each measured by its own runtime."""
 
 import json
+import re
+import sys
 
 import pytest
 
@@ -42,6 +44,16 @@ def test_classes_of_something_else_have_no_accuracy(tmp_path, monkeypatch):
     monkeypatch.setattr("vggkit.lab.formats.EXPORTED", {"torch.export": ("net.pt2", None)})
     rows = bench_formats(make_weights(tmp_path / "x.safetensors"), images=3).rows
     assert {row.format: row.top1 for row in rows} == dict.fromkeys(ALWAYS)
+
+
+def test_large_rates_are_whole_numbers_and_a_missing_package_is_named(weights, capsys, monkeypatch):
+    monkeypatch.setattr("vggkit.lab.formats.EXPORTED", {"OpenVINO": ("net.xml", None)})
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    flags = ["--formats", "--data", "fashion-mnist-sample", "--num-images", "3", "--batch-size", "64"]
+    assert cli.main(["bench", str(weights), *flags]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"PyTorch +0\.\d +\d+\.\d\d +[\d,]+ +\d+\.\d% +0e\+00", lines[4])
+    assert lines[-1] == "not measured: OpenVINO, needs openvino, try 'pip install openvino'"
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,7 @@ def trained(tmp_path_factory):
         ("data fetch mnist", "expected fashion-mnist, got 'mnist'"),
         ("eval no-such-run", "no-such-run: expected a weight file, got nothing there"),
         ("eval . --plot confusion.txt", "expected a .png file in a folder that exists for --plot"),
+        ("data check photos --workers -1", "expected --workers from 0 to 1024, got -1"),
         ("eval . --plot no/confusion.png", "expected a .png file in a folder that exists for --plot"),
         ("predict no-such-run x.png", "no-such-run: expected a weight file, got nothing there"),
         ("predict run", "expected at least one image, got none"),
@@ -99,7 +100,7 @@ def trained(tmp_path_factory):
         ("data chek photos", "got 'chek', try check"),
         ("data check photos --sed 1", "got '--sed', try --seed"),
         # what is missing or no number
-        ("eval", "expected MODEL, got none, try 'vgg eval runs/quick-1 --plot confusion.png'"),
+        ("eval", "expected MODEL, got none, try 'vgg eval runs/quick-1'"),
         ("draw", "expected --out FILE, got none, try 'vgg draw vgg16 -o vgg16.svg'"),
         ("features m x", "expected --layers LAYER ... and --out FILE, got none, try 'vgg features torchvision/vgg16"),
         ("weights fetch", "expected NAME, got none, try 'vgg weights fetch torchvision/vgg11'"),

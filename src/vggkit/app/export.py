@@ -37,7 +37,7 @@ def export(runs: Path, folder: Path) -> list[Path]:
 
 def _parts(run: Path) -> "list[Part]":
     from vggkit.design.network import costs, draw
-    from vggkit.inference.confusion import draw_confusion
+    from vggkit.inference.confusion import draw_confusion, draw_mistakes
     from vggkit.inference.evaluate import evaluate
     from vggkit.inference.predict import load_classifier
     from vggkit.lab.report import Code, Heading, Picture, as_svg
@@ -51,9 +51,12 @@ def _parts(run: Path) -> "list[Part]":
         figure = curves(history, recipe.epochs, evaluation.measured_on.split()[0], network.name)
         parts.append(Picture(as_svg(figure), "Loss and accuracy over the epochs."))
     with tempfile.TemporaryDirectory() as place:
-        draw_confusion(evaluation, picture := Path(place) / "confusion.png")
-        words = "What is taken for what, in percent of the class, and the mistakes that the network was surest of."
-        parts.append(Picture(_embedded(picture.read_bytes()), words))
+        for draw_one, words in (
+            (draw_confusion, "What is taken for what, in percent of the class."),
+            (draw_mistakes, "The mistakes of the highest confidence."),
+        ):
+            draw_one(evaluation, picture := Path(place) / "picture.png")
+            parts.append(Picture(_embedded(picture.read_bytes()), words))
     parts += [Heading("The network"), Picture(draw(network), network.name), costs(network).table()]
     return [*parts, Heading("The recipe"), Code(recipe.to_json())]
 

@@ -60,20 +60,29 @@ class Temperature:
     """The calibration error as it is, 0 to 1."""
     error_after: float
     """With temperatures that were fitted on the other half of the images."""
+    already: float = 1.0
+    """The temperature that the network has."""
+
+    @property
+    def total(self) -> float:
+        """What the logits of the network as it was trained are divided by."""
+        return self.already * self.value
 
     def __repr__(self) -> str:
+        again = f" (calibrated already: {self.already:.3f} times {self.value:.3f})" * (self.already != 1)
         return (
-            f"temperature {self.value:.3f}; ECE {self.error_before:.1%}, with temperatures fitted on the other half of "
-            f"the images {self.error_after:.1%}"
+            f"temperature {self.total:.3f}{again}; ECE {self.error_before:.1%}, with temperatures fitted on the other "
+            f"half of the images {self.error_after:.1%}"
         )
 
 
-def fit_temperature(log_probabilities: Floats, labels: npt.NDArray[np.int64]) -> Temperature:
+def fit_temperature(log_probabilities: Floats, labels: npt.NDArray[np.int64], already: float = 1.0) -> Temperature:
     """The temperature of the greatest likelihood.
 
     Args:
         log_probabilities: (images, classes); logits will do.
         labels: (images,): the true classes.
+        already: the temperature that the network which gave them has.
 
     Raises:
         DataError: there are fewer than two images, or too few mistakes, or too few right answers, for a temperature.
@@ -87,8 +96,8 @@ def fit_temperature(log_probabilities: Floats, labels: npt.NDArray[np.int64]) ->
         confidence[measured] = probabilities.max(dim=1).values
     is_right = (z.argmax(dim=1) == true).numpy()
     before = z.softmax(dim=1).max(dim=1).values.numpy()
-    errors = [calibration_error(some, is_right) for some in (before, confidence.numpy())]
-    return Temperature(_fitted(z, true), *errors)
+    error, calibrated_error = (calibration_error(some, is_right) for some in (before, confidence.numpy()))
+    return Temperature(_fitted(z, true), error, calibrated_error, already)
 
 
 def _fitted(z: torch.Tensor, labels: torch.Tensor) -> float:
@@ -110,11 +119,11 @@ def _fitted(z: torch.Tensor, labels: torch.Tensor) -> float:
     return 1 / scale
 
 
-def save_calibrated(path: str | os.PathLike[str], classifier: Classifier, temperature: float) -> None:
+def save_calibrated(path: str | os.PathLike[str], classifier: Classifier, temperature: Temperature) -> None:
     """Write the network of `classifier` with all logits divided by `temperature`, for every use of the file.
 
     The last layer's weights are divided, so that all that reads the file, and all that is exported from it, gives
-    calibrated probabilities; the file's metadata holds the `temperature`.
+    calibrated probabilities; the file's metadata holds the total as `temperature`.
 
     Raises:
         WeightsError: as `save_weights`.
@@ -123,6 +132,6 @@ def save_calibrated(path: str | os.PathLike[str], classifier: Classifier, temper
     # A ReLU or an average behind the last layer, as in other heads, commutes with a positive factor.
     last: Any = [layer for layer in net.modules() if isinstance(layer, nn.Linear | nn.Conv2d)][-1]
     for parameter in last.parameters():  # a bias only if it has one
-        parameter.data /= temperature
+        parameter.data /= temperature.value
     metadata = {"classes": json.dumps(classifier.classes), "preprocessing": classifier.preprocessing.to_json()}
-    save_weights(path, net, {**metadata, "temperature": repr(temperature)})
+    save_weights(path, net, {**metadata, "temperature": repr(temperature.total)})

@@ -19,15 +19,14 @@ from vggkit.inference.similar import sheet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import SubFigure
+    from matplotlib.figure import Figure
 
 MAX_DRAWN_CLASSES = 40
 NAME_CHARACTERS = 24
-DRAWN_MISTAKES = 12
 
 
 def draw_confusion(evaluation: Evaluation, path: str | os.PathLike[str]) -> None:
-    """Draw the confusion matrix, each row in percent of its class, and the worst mistakes into a PNG file at `path`.
+    """Draw the confusion matrix, each row in percent of its class, into a PNG file at `path`.
 
     Errors have a scale of their own, red up to the largest of them, so that the diagonal (blue) does not drown them.
     Of more than `MAX_DRAWN_CLASSES` classes only colours are drawn, with numbers for names.
@@ -35,15 +34,10 @@ def draw_confusion(evaluation: Evaluation, path: str | os.PathLike[str]) -> None
     from matplotlib.figure import Figure
 
     side = 2.5 + 0.55 * min(len(evaluation.classes), MAX_DRAWN_CLASSES)
-    columns = 3 * bool(evaluation.mistakes)
-    figure = Figure(figsize=(side + 1.1 + 1.25 * columns, max(side, 4.0)), dpi=120, layout="constrained")
+    figure = Figure(figsize=(side + 1.1, max(side, 4.0)), dpi=120, layout="constrained")
     measured_on = f"{len(evaluation.labels):,} {shown(evaluation.measured_on)}"
-    figure.suptitle(f"{evaluation.summary} on {measured_on}", parse_math=False)
-    widths = [side + 1.1, 1.25 * columns] if columns else [side + 1.1]
-    matrix, *mistakes = figure.subfigures(1, len(widths), width_ratios=widths, squeeze=False).flat
-    _draw_matrix(evaluation, matrix)
-    for part in mistakes:
-        _draw_mistakes(evaluation, part, columns)
+    figure.suptitle(f"{evaluation.summary}\non {measured_on}", fontsize=10, parse_math=False)
+    _draw_matrix(evaluation, figure)
     with _boxes_for_glyphs():
         picture = as_png(figure)
     write_whole(Path(path), picture)
@@ -118,12 +112,12 @@ def _boxes_for_glyphs() -> Iterator[None]:
         yield
 
 
-def _draw_matrix(evaluation: Evaluation, part: "SubFigure") -> None:
+def _draw_matrix(evaluation: Evaluation, figure: "Figure") -> None:
     counts = evaluation.confusion
     percent = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     is_right = np.eye(len(counts), dtype=bool)
     most = max(percent[~is_right].max(initial=0), 1e-9)
-    axes: Axes = part.add_subplot()
+    axes: Axes = figure.add_subplot()
     right = axes.imshow(np.ma.masked_array(percent, ~is_right), cmap="Blues", vmin=0, vmax=100)
     wrong = axes.imshow(np.ma.masked_array(percent, is_right), cmap="Reds", vmin=0, vmax=most)
     if len(counts) <= MAX_DRAWN_CLASSES:
@@ -135,17 +129,5 @@ def _draw_matrix(evaluation: Evaluation, part: "SubFigure") -> None:
         axes.set_xticks(range(len(names)), names, rotation=45, ha="right", parse_math=False)
         axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.set(xlabel="predicted", ylabel="true")
-    part.colorbar(right, label="right, % of the class", shrink=0.7, pad=0.01)
-    part.colorbar(wrong, label="taken for another, % of the class", shrink=0.7, pad=0.01)
-
-
-def _draw_mistakes(evaluation: Evaluation, part: "SubFigure", columns: int) -> None:
-    part.suptitle("the surest mistakes", fontsize=9)
-    mistakes = evaluation.mistakes[:DRAWN_MISTAKES]
-    rows = -(-len(mistakes) // columns)
-    for axes in (grid := part.subplots(max(rows, 3), columns, squeeze=False)).flat:
-        axes.axis("off")
-    for axes, mistake in zip(grid.flat, mistakes, strict=False):
-        axes.imshow(mistake.pixels, cmap="gray", vmin=0, vmax=255)
-        names = f"{shown(mistake.predicted, 16)} {mistake.probability:.0%}\nis {shown(mistake.label, 16)}"
-        axes.set_title(names, fontsize=6.5, parse_math=False)
+    figure.colorbar(right, label="right, % of the class", shrink=0.7, pad=0.01)
+    figure.colorbar(wrong, label="taken for another, % of the class", shrink=0.7, pad=0.01)

@@ -3,8 +3,8 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vggkit.data.feed import Batch, Feed, LoaderFeed, Whole, network_input, open_feed
 from vggkit.data.images import FittedImage
 from vggkit.data.preprocessing import Preprocessing
-from vggkit.data.samples import IGNORED_LABEL, ArrayImages, Images, ImageSource, split_named
+from vggkit.data.samples import IGNORED_LABEL, ArrayImages, Images, ImageSource, Sample, split_named
 from vggkit.data.sources import open_data
 from vggkit.engines import gpu
 from vggkit.errors import DataError, UserError, WeightsError, check_type, shown
@@ -73,11 +73,13 @@ def evaluate(
     options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "bad_images": bad_images}
     measured, mistakes, names, bad = list[_Outcome](), list[Mistake](), list[str](), dict[str, str]()
     for images in source.splits.values() if name == "all" else [source.splits[name]]:
-        said = [_said(one, images, views, options, bad) for one in classifiers]
+        named = _Named(images)
+        fed = images if isinstance(images, ArrayImages) else named  # arrays go to the device whole
+        said = [_said(one, fed, views, options, bad) for one in classifiers]
         outcome = _outcome(_averaged(said) if len(said) > 1 else said[0], table.to(classifier.device), keep_outputs)
         measured.append(outcome)
-        mistakes += _mistakes(classifier, images, outcome.surest)
-        names += _names(images, range(len(images))) if keep_outputs else []
+        mistakes += _mistakes(classifier, named, outcome.surest)
+        names += map(named.name_of, range(len(images))) if keep_outputs else []
     given, labels, predicted, is_in_top5 = torch.cat([one.columns for one in measured], dim=1).cpu().numpy()
     is_counted = labels != IGNORED_LABEL
     if not is_counted.any():
@@ -235,20 +237,40 @@ def _outcome(batches: Iterable[tuple[Batch, Tensor]], table: Tensor, keep_output
     return _Outcome(torch.cat(columns, dim=1), torch.cat(confidence), surest, kept)
 
 
-def _mistakes(classifier: Classifier, images: Images, surest: list[Tensor]) -> Iterator[Mistake]:
+def _mistakes(classifier: Classifier, named: "_Named", surest: list[Tensor]) -> Iterator[Mistake]:
     """The mistakes of a split, by name, from the columns of `_Outcome`."""
     *numbers, pixels = (column.cpu() for column in surest)
     probabilities, positions, labels, predicted = (some.tolist() for some in numbers)
-    wrong = [row for row, probability in enumerate(probabilities) if probability > 0]
-    names = _names(images, [positions[row] for row in wrong])
-    for row, name in zip(wrong, names, strict=True):
+    for row in [row for row, probability in enumerate(probabilities) if probability > 0]:
         pair = (classifier.classes[labels[row]], classifier.classes[predicted[row]])
+        name = named.name_of(positions[row])
         yield Mistake(name, *pair, probabilities[row], pixels[row].permute(1, 2, 0).numpy())
 
 
-def _names(images: Images, positions: Iterable[int]) -> list[str]:
-    """What the data calls the images at `positions`; a stream, which cannot be asked again, by their number."""
-    if images.is_stream:
-        return [f"image {position}" for position in positions]
-    read = images.reader(0, 0)
-    return [read(position).name for position in positions]
+@dataclass(frozen=True)
+class _Named:
+    """Images that remember the name of each that was read."""
+
+    images: Images
+    names: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def is_stream(self) -> bool:
+        return self.images.is_stream
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def reader(self, seed: int, epoch: int) -> Callable[[int], Sample]:
+        read = self.images.reader(seed, epoch)
+
+        def named(position: int) -> Sample:
+            sample = read(position)
+            self.names[position] = sample.name
+            return sample
+
+        return named
+
+    def name_of(self, position: int) -> str:
+        """What the data calls an image that was read; arrays, whose images are not read, call it by its number."""
+        return self.names.get(position, f"image {position}")

@@ -83,14 +83,21 @@ class Format(NamedTuple):
     write: Callable[[Subject, Path], None]
     open: Callable[[Path], Run]
 
-    def versions(self) -> dict[str, str]:
-        """The versions of the packages; raises `UserError` if one is not installed."""
+    @property
+    def missing(self) -> str:
+        """The first of the packages that cannot be imported; empty if all can."""
         for package in self.packages:
             try:
                 import_module(package)
-            except ImportError:
-                needs = f"expected {', '.join(self.packages)} for {self.name}"
-                raise UserError(f"{needs}, got no {package}, try 'pip install {package}'") from None
+            except (ImportError, RuntimeError):  # the latter from a package for another build of torch
+                return package
+        return ""
+
+    def versions(self) -> dict[str, str]:
+        """The versions of the packages; raises `UserError` if one is not installed."""
+        if missing := self.missing:
+            needs = f"expected {', '.join(self.packages)} for {self.name}"
+            raise UserError(f"{needs}, got no {missing}, try 'pip install {missing}'")
         return {package: version(package) for package in self.packages}
 
 

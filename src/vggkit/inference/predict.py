@@ -1,6 +1,7 @@
 """A weight file and images to class probabilities."""
 
 import functools
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ class Classifier:
     preprocessing: Preprocessing
     source: str = "memory"
     """The file that it was read from."""
+    temperature: float = 1.0
+    """What its logits have been divided by, if it was calibrated."""
 
     def __call__(self, images: Images, top: int = 3) -> list[Any]:
         """See `predict`."""
@@ -124,10 +127,12 @@ def load_classifier(
             raise WeightsError("expected weights that say how to prepare an image, got none, try --mean and --std")
         has_names = "classes" in metadata
         classes = tuple(metadata_list(metadata, "classes") if has_names else class_names(net.architecture.num_classes))
-        arch = net.architecture
+        arch, temperature = net.architecture, float(metadata.get("temperature", 1))
         is_prepared = (preprocessing.channels, preprocessing.image_size) == (arch.in_channels, arch.image_size)
         if not is_prepared or len(classes) not in (0, arch.num_classes):
             raise WeightsError("expected classes and preprocessing that fit the architecture, got others")
+        if not 0 < temperature < math.inf:
+            raise WeightsError(f"expected a temperature above 0, got {temperature}")
         activation_bytes = costs(arch).total.activation_bytes
         if activation_bytes > MAX_ACTIVATION_BYTES:
             raise WeightsError(
@@ -136,7 +141,7 @@ def load_classifier(
             )
     except ValueError as error:
         raise WeightsError(f"{path}: {error}") from None
-    return Classifier(net, classes, preprocessing, str(path))
+    return Classifier(net, classes, preprocessing, str(path), temperature)
 
 
 def predict(model: AnyModel, images: Images, top: int = 3) -> list[Any]:

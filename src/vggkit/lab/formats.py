@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,13 +14,14 @@ from torch import Tensor
 
 from vggkit.data.images import fitted
 from vggkit.data.preprocessing import Preprocessing
+from vggkit.data.samples import ImageSource
 from vggkit.engines.accelerate import accelerate
 from vggkit.errors import DataError, ExportError, UserError, one_line
 from vggkit.inference.classes import matched_classes
 from vggkit.inference.export import export, source_for
 from vggkit.inference.export_formats import FORMATS, Run, quiet, rgb_in_0_1
 from vggkit.inference.export_int8 import Int8, seconds_in_turns
-from vggkit.inference.predict import AnyModel, load_classifier
+from vggkit.inference.predict import AnyModel, Classifier, load_classifier
 from vggkit.training.hardware import describe_hardware
 
 EXPORTED: dict[str, tuple[str, Int8 | None]] = {
@@ -64,6 +66,10 @@ class _Way(NamedTuple):
     taken: Preprocessing
     file_bytes: int
 
+    def ready(self, pixels: Tensor) -> Callable[[], Tensor]:
+        """A forward pass on some images, which are prepared for it."""
+        return partial(self.run, self.taken.scaled(pixels).contiguous())
+
 
 @torch.no_grad()
 def bench_formats(
@@ -94,60 +100,64 @@ def bench_formats(
             raise ValueError(f"expected {name} from 1, got {value}")
     classifier = load_classifier(model)
     classifier.check_has_classes()
-    how, source = classifier.preprocessing, source_for(classifier, data, needs_training=False)
-    read = source.held_out.reader(0, 0)
-    samples = [read(position) for position in range(min(images, len(source.held_out)))]
-    pixels = torch.from_numpy(np.stack([fitted(sample.content, how, sample.name) for sample in samples]))
-    file = Path(classifier.source)
-    size = file.stat().st_size if file.is_file() else sum(p.nbytes for p in classifier.net.parameters())
-    ways = {"vggkit": _Way(classifier.fast, how, size), "PyTorch": _Way(classifier.net, how, size)}
-    left_out = dict[str, str]()
-    try:
-        for head in ("bfloat16", "int8"):
-            ways[f"vggkit, head {head}"] = _Way(accelerate(classifier.net, head=head), how, size)
-    except UserError as error:
-        left_out["vggkit with a narrow head"] = one_line(error)
+    source = source_for(classifier, data, needs_training=False)
+    pixels, labels = _read(classifier, source, images)
+    ways, left_out = _own(classifier)
     with tempfile.TemporaryDirectory(prefix="vgg-formats-") as folder, quiet():
-        for format_name, (name, int8) in EXPORTED.items():
-            say(f"{format_name}: exporting")
-            path = Path(folder) / name
+        for name, (file, int8) in EXPORTED.items():
+            say(f"{name}: exporting")
             try:
-                made = export(classifier, path, data, int8=int8, max_drop=100)
+                ways[name] = _exported(classifier, Path(folder) / file, data, int8)
             except (UserError, ExportError) as error:
-                left_out[format_name] = one_line(error)
-                continue
-            taken = how if path.suffix else rgb_in_0_1(how)
-            size = sum(file["bytes"] for file in made.manifest["files"].values())
-            ways[format_name] = _Way(FORMATS[path.suffix].open(path), taken, size)
+                missing = FORMATS[Path(file).suffix].missing
+                left_out[name] = f"needs {missing}, try 'pip install {missing}'" if missing else one_line(error)
         say("forward passes in turns")
         timed = pixels[torch.arange(batch_size) % len(pixels)]
-        batches = {name: way.taken.scaled(timed).contiguous() for name, way in ways.items()}
-        runs: dict[str, Callable[[], object]] = {
-            name: (lambda way=way, x=batches[name]: way.run(x))  # type: ignore[misc]
-            for name, way in ways.items()
-        }
-        seconds = seconds_in_turns(runs, repeats)
-        outputs = {name: _outputs(way, pixels) for name, way in ways.items()}
-    try:
-        matches = matched_classes(classifier.classes, source.classes)
-        labels = np.array([-1 if (match := matches[s.label]) is None else match for s in samples])
-    except DataError:  # then the network's classes are others
-        labels = np.array([-1])
-    plain = outputs["PyTorch"]
+        seconds = seconds_in_turns({name: way.ready(timed) for name, way in ways.items()}, repeats)
+        outputs = {n: torch.cat([way.ready(some)() for some in pixels.split(BATCH)]) for n, way in ways.items()}
     rows = [
-        FormatSpeed(
-            name,
-            way.file_bytes,
-            tuple(seconds[name]),
-            None if (labels < 0).all() else float((outputs[name].argmax(dim=1).numpy() == labels)[labels >= 0].mean()),
-            ((outputs[name] - plain).abs().max() / plain.abs().max()).item(),
-        )
+        FormatSpeed(name, way.file_bytes, tuple(seconds[name]), *_judged(outputs[name], outputs["PyTorch"], labels))
         for name, way in ways.items()
     ]
-    measured_on = f"{len(samples):,} {source.held_out_name} images of {source.name}"
+    measured_on = f"{len(pixels):,} {source.held_out_name} images of {source.name}"
     return Formats(tuple(rows), left_out, measured_on, describe_hardware(torch.device("cpu")))
 
 
-def _outputs(way: _Way, pixels: Tensor) -> Tensor:
-    """The logits, (images, classes)."""
-    return torch.cat([way.run(way.taken.scaled(some).contiguous()) for some in pixels.split(BATCH)])
+def _read(classifier: Classifier, source: ImageSource, images: int) -> tuple[Tensor, Tensor]:
+    """The first images kept out, as the network takes them, and their labels; -1 for a class that it does not know."""
+    how, read = classifier.preprocessing, source.held_out.reader(0, 0)
+    samples = [read(position) for position in range(min(images, len(source.held_out)))]
+    pixels = np.stack([fitted(sample.content, how, sample.name) for sample in samples])
+    try:
+        matches = matched_classes(classifier.classes, source.classes)
+    except DataError:  # the network's classes are others
+        matches = [None] * len(source.classes)
+    known = [matches[sample.label] for sample in samples]
+    return torch.from_numpy(pixels), torch.tensor([-1 if label is None else label for label in known])
+
+
+def _own(classifier: Classifier) -> tuple[dict[str, _Way], dict[str, str]]:
+    """The ways of the network as it is, and why some are left out."""
+    net, how, file = classifier.net, classifier.preprocessing, Path(classifier.source)
+    size = file.stat().st_size if file.is_file() else sum(p.nbytes for p in net.parameters())
+    ways = {"vggkit": _Way(classifier.fast, how, size), "PyTorch": _Way(net, how, size)}
+    try:
+        for head in ("bfloat16", "int8"):
+            ways[f"vggkit, head {head}"] = _Way(accelerate(net, head=head), how, size)
+    except UserError as error:
+        return ways, {"vggkit with a narrow head": one_line(error)}
+    return ways, {}
+
+
+def _exported(classifier: Classifier, path: Path, data: str | os.PathLike[str] | None, int8: Int8 | None) -> _Way:
+    made = export(classifier, path, data, int8=int8, max_drop=100)
+    taken = classifier.preprocessing if path.suffix else rgb_in_0_1(classifier.preprocessing)
+    return _Way(FORMATS[path.suffix].open(path), taken, sum(one["bytes"] for one in made.manifest["files"].values()))
+
+
+def _judged(logits: Tensor, plain: Tensor, labels: Tensor) -> tuple[float | None, float]:
+    """The share of images that is classified right, and the largest difference from `plain`."""
+    is_known = labels >= 0
+    is_right = (logits.argmax(dim=1) == labels)[is_known]
+    top1 = is_right.double().mean().item() if is_known.any() else None
+    return top1, ((logits - plain).abs().max() / plain.abs().max()).item()

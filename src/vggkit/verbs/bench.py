@@ -74,7 +74,7 @@ def run(arguments: list[str]) -> None:
     rows = [
         (
             speed.way,
-            f"{speed.median:,.3g}" if speed.median < 100 else f"{speed.median:,.0f}",
+            _rate(speed.median),
             f"{1000 * flags.batch_size / speed.median:,.1f}",
             f"{speed.share_of_product_rate:.0%}",
             f"{speed.peak_bytes / 1e6:,.0f}",
@@ -117,13 +117,13 @@ def _run_formats(flags: Flags) -> None:
     for row in result.rows:
         median = statistics.median(row.seconds)
         top1 = "-" if row.top1 is None else f"{row.top1:.1%}"
-        speed = (f"{1000 * median:,.2f}", f"{flags.batch_size / median:,.3g}")
+        speed = (f"{1000 * median:,.2f}", _rate(flags.batch_size / median))
         rows.append((row.format, f"{row.file_bytes / 1e6:,.1f}", *speed, top1, f"{row.largest_difference:.0e}"))
     notes = [
         result.hardware,
         f"top-1 and the largest difference of the logits, as a share of the largest: {result.measured_on}",
         f"ms: the median of {options['repeats']} forward passes, in turns",
-        *(f"without {name}: {shown(why, 200)}" for name, why in result.left_out.items()),
+        *(f"not measured: {name}, {shown(why, 200)}" for name, why in result.left_out.items()),
     ]
     title = f"{shown(classifier.source, 500)}, batch {flags.batch_size}"
     columns = ("format", "MB on disk", "ms", "examples/s", "top-1", "largest difference")
@@ -134,6 +134,10 @@ def _show_live(line: str) -> None:
     """Show `line` in place of the one before, on a terminal alone."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{line[:79]}", end="", file=sys.stderr, flush=True)
+
+
+def _rate(per_second: float) -> str:
+    return f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.3g}"
 
 
 def _spread(ratios: list[float]) -> str:

@@ -9,7 +9,7 @@ from tyro.conf import Positional
 
 from vggkit.design.table import Table
 from vggkit.errors import DataError
-from vggkit.verbs.terminal import DONE, FAILED, parse_flags, print_json, print_to_stderr
+from vggkit.verbs.terminal import DONE, FAILED, check_workers, parse_flags, print_json, print_to_stderr
 
 if TYPE_CHECKING:
     import numpy as np
@@ -110,6 +110,7 @@ def _list(flags: List) -> None:
 
 
 def _check(flags: Check) -> int:
+    check_workers(flags.workers)
     import numpy as np
 
     from vggkit.data.samples import ArrayImages

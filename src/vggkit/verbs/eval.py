@@ -9,7 +9,7 @@ from vggkit.errors import UserError, shown
 from vggkit.training.recipe import Recipe
 from vggkit.training.run_folder import BEST, RECIPE, read_recipe
 from vggkit.verbs.models import ModelFlags
-from vggkit.verbs.terminal import check_out, parse_flags, print_json
+from vggkit.verbs.terminal import check_out, check_workers, parse_flags, print_json
 from vggkit.weights.runs import MODEL, NETWORK, SUMS
 
 if TYPE_CHECKING:
@@ -19,19 +19,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Flags(ModelFlags):
-    """Measure a trained network: accuracy, by class, confusions.
+    """Measure a trained network on labelled images.
 
     Examples:
-      vgg eval runs/quick-1 --plot confusion.png
-      vgg eval runs/photos/model.safetensors --data photos --json
+      vgg eval runs/quick-1
+      vgg eval runs/quick-1 --plot confusion.png --mistakes mistakes.png
+      vgg eval runs/photos/model.safetensors --data photos --predictions photos.csv
+      vgg eval torchvision/vgg16 --data imagenet/val --views dense --scales 256 384
+      vgg eval runs/quick-1 --split val --fit-temperature calibrated.safetensors
     """
 
     best: bool = False
     """Take the weights of the run's best epoch (best.safetensors) instead of the last one's."""
     data: str | None = None
-    """Data to measure on, named as for vgg train, all of it; if not given, what was kept out of the run's own data."""
+    """Images to measure on, named as for vgg train; if not given, those that the run kept out of its training."""
     split: Literal["train", "val", "validation", "test", "all"] | None = None
-    """The part of the data to measure on; if not given and there are several, test, else validation."""
+    """The part of the data to measure on; of --data, if not given, test, else validation, else all."""
     bad_images: Literal["fail", "skip"] | None = None
     """What to do with files that are damaged or no images; as the recipe says, if not given."""
     workers: int | None = None
@@ -39,21 +42,25 @@ class Flags(ModelFlags):
     data_dir: Path | None = None
     """Where to look for Fashion-MNIST first."""
     views: Literal["one", "flip", "multi-crop", "dense", "dense+crop"] = "one"
-    """Views of each image whose probabilities are averaged: its mirror image, 5 x 5 crops, or the whole image."""
+    """What the network sees of an image. one: the same as in vgg predict. The others average the probabilities of views
+    and of their mirror images. flip: the same view; multi-crop: 5 x 5 crops; dense: the whole image, which a VGG
+    network slides over; dense+crop: the mean of the last two."""
     scales: tuple[int, ...] = ()
-    """Pixels of the shorter side that images are resized to for --views; the network's own, if not given."""
+    """With --views: pixels to resize the shorter side of an image to; of several sizes the probabilities are averaged.
+    If not given, images are resized as for vgg predict."""
     ensemble: tuple[str, ...] = ()
-    """Further models of the same classes, whose probabilities are averaged with the first one's."""
+    """Other models of the same classes, to average the probabilities of all models."""
     plot: Path | None = None
-    """Draw the confusion matrix and the surest mistakes into this .png file."""
+    """Draw the confusion matrix, what is taken for what, into this .png file."""
     mistakes: Path | None = None
-    """Draw the 24 surest mistakes, with the images' names, into this .png file."""
+    """Draw the 24 mistakes of the highest confidence, with the names of the images, into this .png file."""
     reliability: Path | None = None
-    """Draw how often the network is right when it is how sure into this .png file."""
+    """Draw the reliability diagram, accuracy against confidence, into this .png file."""
     predictions: Path | None = None
     """Write the path, the label and the 5 most probable classes of each image into this .csv file."""
-    calibrate: Path | None = None
-    """Fit a temperature on the images measured on, and write the network with it into this .safetensors file."""
+    fit_temperature: Path | None = None
+    """Fit a temperature to the images measured on, which should not be those of the final test, and write the network
+    calibrated by it into this .safetensors file."""
 
 
 def run(arguments: list[str]) -> None:
@@ -78,14 +85,14 @@ def run(arguments: list[str]) -> None:
         num_workers=flags.workers if flags.workers is not None else default_workers(),
         bad_images=flags.bad_images or (recipe.bad_images if recipe else "fail"),
         views=None if flags.views == "one" else Views(flags.views, flags.scales),
-        keep_outputs=flags.predictions is not None or flags.calibrate is not None,
+        keep_outputs=flags.predictions is not None or flags.fit_temperature is not None,
     )
     written, refused = _write(flags, evaluation), None
-    if flags.calibrate is not None and evaluation.outputs is not None:
+    if flags.fit_temperature is not None and evaluation.outputs is not None:
         try:
-            fitted = fit_temperature(evaluation.outputs.log_probabilities, evaluation.labels)
-            save_calibrated(flags.calibrate, classifier, fitted.value)
-            written.append(f"{shown(flags.calibrate, 500)}: {fitted}")
+            fitted = fit_temperature(evaluation.outputs.log_probabilities, evaluation.labels, classifier.temperature)
+            save_calibrated(flags.fit_temperature, classifier, fitted)
+            written.append(f"{shown(flags.fit_temperature, 500)}: {fitted}")
         except UserError as error:  # the evaluation stands without it
             refused = error
     if not flags.best and Path(classifier.source).with_name("best.safetensors").exists():
@@ -122,21 +129,21 @@ def _check(flags: Flags) -> None:
         ("mistakes", ".png"),
         ("reliability", ".png"),
         ("predictions", ".csv"),
-        ("calibrate", ".safetensors"),
+        ("fit-temperature", ".safetensors"),
     ):
-        if (path := getattr(flags, name)) is not None:
+        if (path := getattr(flags, name.replace("-", "_"))) is not None:
             check_out(path, suffix, flag=f"--{name}")
             if (other := outputs.setdefault(os.path.realpath(path), name)) != name:
                 raise UserError(f"expected a file of its own for --{name}, got that of --{other}: {path}")
-    if flags.workers is not None and not 0 <= flags.workers <= 1024:
-        raise UserError(f"expected --workers from 0 to 1024, got {flags.workers}")
+    check_workers(flags.workers)
     if flags.scales and flags.views == "one":
         raise UserError("expected --views with --scales, got one view, try --views flip")
-    if flags.calibrate is not None and flags.ensemble:
-        raise UserError("expected one model to --calibrate, got an ensemble, try each model by itself")
-    if flags.calibrate is not None and _is_weights_of_a_run(flags.calibrate, Path(flags.model)):
+    calibrated = flags.fit_temperature
+    if calibrated is not None and flags.ensemble:
+        raise UserError("expected one model for --fit-temperature, got an ensemble, try each model by itself")
+    if calibrated is not None and _is_weights_of_a_run(calibrated, Path(flags.model)):
         raise UserError(
-            f"expected a new file for --calibrate, got weights of a run or those measured: {flags.calibrate}, "
+            f"expected a new file for --fit-temperature, got weights of a run or those measured: {calibrated}, "
             "try calibrated.safetensors"
         )
 

@@ -17,6 +17,7 @@ from types import NoneType
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import tyro
+from docstring_parser import parse_from_object
 from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
 from vggkit.errors import ERROR_CHARACTERS, UserError, VggkitError, nearest, shown
@@ -37,7 +38,8 @@ METAVARS = {
     "vary": "FIELD=VALUE,VALUE", "exercises": "QUESTION", "content": "CONTENT", "style": "STYLE", "image": "IMAGE",
     "like": "IMAGE", "layer": "LAYER", "scatter": "FILE", "host": "ADDRESS", "certificate": "FILE", "key": "FILE",
     "ray": "ADDRESS", "export": "DIR", "classes": "CLASS", "unit": "LAYER:NUMBER",
-    "ensemble": "MODEL", "mistakes": "FILE", "reliability": "FILE", "predictions": "FILE", "calibrate": "FILE",
+    "ensemble": "MODEL", "mistakes": "FILE", "reliability": "FILE", "predictions": "FILE",
+    "fit_temperature": "FILE",
 }  # fmt: skip
 """What flags and arguments of these names take, in the help of every verb; the others take numbers."""
 
@@ -100,6 +102,9 @@ def prepare(flags: type) -> dict[str, tuple[str, ...]]:
         The names of flags and arguments, and what each takes: its metavar, its choices, or nothing.
     """
     known: dict[str, tuple[str, ...]] = {}
+    # tyro itself keeps the line breaks of a text that is indented.
+    bases = (base for base in reversed(flags.__mro__) if is_dataclass(base))
+    texts = {text.arg_name: text.description or "" for base in bases for text in parse_from_object(base).params}
     for name, hint in get_type_hints(flags, include_extras=True).items():
         whole, *marks = (hint.__origin__, *hint.__metadata__) if get_origin(hint) is Annotated else (hint,)
         parts = (whole, *get_args(whole))
@@ -116,7 +121,8 @@ def prepare(flags: type) -> dict[str, tuple[str, ...]]:
             metavar = METAVARS.get(name, kind.__name__.upper()) + " ..." * is_tuple
         is_argument = Positional in marks
         shown_metavar = f"[{metavar}]" if metavar and is_argument and hasattr(flags, name) else metavar
-        style = arg(metavar=shown_metavar, help_behavior_hint=_shown_default)
+        told = " ".join(texts.get(name, "").split())
+        style = arg(metavar=shown_metavar, help=told, help_behavior_hint=_shown_default)
         flags.__annotations__[name] = Annotated[(whole, style, *marks)]  # the verb's own marks win
         aliases = [alias for mark in marks for alias in getattr(mark, "aliases", None) or ()]
         for flag in (name if is_argument else "--" + name.replace("_", "-"), *aliases):
@@ -211,6 +217,12 @@ def check_out(path: Path, *suffixes: str, flag: str = "--out") -> None:
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise UserError(f"{expected}: {error.strerror}") from None
+
+
+def check_workers(workers: int | None) -> None:
+    """Raise `UserError` unless so many threads can decode images."""
+    if workers is not None and not 0 <= workers <= 1024:
+        raise UserError(f"expected --workers from 0 to 1024, got {workers}")
 
 
 def print_to_stderr(line: str) -> None:

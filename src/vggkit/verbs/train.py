@@ -11,7 +11,7 @@ from vggkit.errors import DataError, LostError, UserError, shown
 from vggkit.training.recipe import Recipe
 from vggkit.training.run_folder import RECIPE, read_recipe
 from vggkit.training.stopping import signals_handled
-from vggkit.verbs.terminal import DONE, RESUMABLE, parse_flags, print_to_stderr, values_of
+from vggkit.verbs.terminal import DONE, RESUMABLE, check_workers, parse_flags, print_to_stderr, values_of
 from vggkit.weights.runs import MODEL
 
 
@@ -108,8 +108,7 @@ def _check(flags: Flags) -> None:
         raise UserError("expected one of --out (a new run) and --resume (one to go on with), got both")
     if not flags.save_seconds > 0:
         raise UserError(f"expected --save-seconds above 0, got {flags.save_seconds}")
-    if flags.workers is not None and not 0 <= flags.workers <= 1024:
-        raise UserError(f"expected --workers from 0 to 1024, got {flags.workers}")
+    check_workers(flags.workers)
     if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0 and flags.resume is None:
         raise UserError(
             "expected --resume with torchrun's --max-restarts, so that a restarted run finds its folder, "
