@@ -217,7 +217,7 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.torture  # a file of 530 MB
-def test_timm_loads_the_folder_with_its_classes_and_preprocessing(tmp_path):
+def test_timm_loads_the_folder_with_its_classes_and_preprocessing(tmp_path, monkeypatch):
     timm = peer("timm")
     net = filled(lambda: VGG(Architecture.parse("vgg11", num_classes=3)))
     how = Preprocessing(224, 3, (103.939, 116.779, 123.68), (1.0, 1.0, 1.0), "bgr", 255.0, "crop", 0.875)
@@ -234,3 +234,15 @@ def test_timm_loads_the_folder_with_its_classes_and_preprocessing(tmp_path):
     with pytest.raises(ValueError, match="expected one of timm's networks"):
         export(classifier("1x4"), tmp_path / "small")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["vgg11", "vgg11.json"]
+
+    # From the hub, of which the library keeps what it has fetched in this layout.
+    commit, repository = "0" * 40, tmp_path / "hub" / "models--someone--vgg11"
+    for folder in ("refs", "snapshots"):
+        (repository / folder).mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    (tmp_path / "vgg11").rename(repository / "snapshots" / commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    fetched = timm.create_model("hf-hub:someone/vgg11", pretrained=True, cache_dir=tmp_path / "hub").eval()
+    assert fetched.pretrained_cfg["label_names"] == list(CLASSES)
+    with torch.no_grad():
+        assert fetched(transform(image)[None]).softmax(dim=1)[0].equal(got)

@@ -17,14 +17,16 @@ class Flags(ModelFlags):
 
     Examples:
       vgg export runs/quick-1 -o quick.onnx
+      vgg export runs/quick-1 -o quick.onnx --with-preprocessing
       vgg export runs/quick-1 -o quick-int8.onnx --int8
+      vgg export torchvision/vgg16 -o vgg16-int8-head.onnx --int8-head --calibrate photos
     """
 
     out: Short[Path]
     """The file to write: .onnx, .pt2 (torch.export), .xml (OpenVINO); without a suffix, a new folder for timm."""
     data: Annotated[str | None, arg(aliases=["--calibrate"])] = None
-    """Images to try the file on before it is there, and to calibrate and measure int8 with, named as for vgg train; the
-    run's own, if not given."""
+    """Images to try the file on before it is written, and to calibrate and measure int8 with, named as for vgg train;
+    if not given, the run's own."""
     with_preprocessing: bool = False
     """Take RGB images of any size as uint8 (batch, height, width, 3), and give probabilities."""
     int8: bool = False
