@@ -23,6 +23,7 @@ import os
 import random
 import statistics
 import struct
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -34,6 +35,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from measuring import Case, digits, own_process, parser, ratios, resident_bytes, row_header, save_row, spread
+from peers import PEERS, import_peer
 from torch import Tensor, nn
 
 from vggkit import VGG, Architecture, accelerate, costs
@@ -75,12 +77,12 @@ def main() -> None:
 
 def measure(case: Case, ways: list[str], repeats: int, threads: int) -> dict[str, Any]:
     """All ways of one case, in turns."""
-    versions, missing = {}, []
+    versions, missing = dict[str, str](), list[str]()
     for way in ways:
-        try:
-            versions[way] = importlib.metadata.version(PACKAGES.get(way, "torch"))
-        except importlib.metadata.PackageNotFoundError:
-            missing.append(way)
+        package = PACKAGES.get(way, "torch")
+        for found in importlib.metadata.distributions(name=package, path=[*sys.path, str(PEERS)]):
+            versions.setdefault(way, found.version)
+        missing += [way] * (way not in versions)
     with torch.no_grad():
         exact = network(case).double()(inputs(case).double()).numpy()
     with ExitStack() as stack:
@@ -197,8 +199,7 @@ def by_onnxruntime(case: Case, scratch: Path, threads: int) -> Way:
 
 
 def by_openvino(case: Case, scratch: Path, threads: int) -> Way:
-    import openvino
-
+    openvino = import_peer("openvino")
     hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
     model = openvino.Core().compile_model(str(as_onnx(case, scratch)), "CPU", hints)
     images = inputs(case).numpy()
@@ -216,8 +217,7 @@ def as_onnx(case: Case, scratch: Path) -> Path:
 
 
 def by_ncnn(case: Case, scratch: Path, threads: int) -> Way:
-    import ncnn
-
+    ncnn = import_peer("ncnn")
     layers = as_ncnn(case, scratch)
     net = ncnn.Net()
     net.opt.num_threads = threads

@@ -19,7 +19,7 @@ class Flags(ModelFlags):
       vgg export runs/quick-1 -o quick.onnx
       vgg export runs/quick-1 -o quick.onnx --with-preprocessing
       vgg export runs/quick-1 -o quick-int8.onnx --int8
-      vgg export torchvision/vgg16 -o vgg16-int8-head.onnx --int8-head --calibrate photos
+      vgg export torchvision/vgg16 -o head.onnx --int8-head --calibrate photos
     """
 
     out: Short[Path]
