@@ -67,12 +67,36 @@ def test_a_unit_and_its_receptive_field_by_mouse_and_keys(tab):
     tab.get_by_text("of pool5 sees").wait_for()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_width_and_scheme(tab, scheme):
-    tab.emulate_media(color_scheme=scheme)
+def test_every_width(tab):
     tab.locator(".drawing svg").wait_for()
     assert all(fits(tab, width) for width in (1400, 900, 400))
     no_serious_fault(tab)
+
+
+SCREENS = {
+    "design": ("#/design?network=vgg16&beside=alexnet", "Memory of a training step"),
+    "doctor": ("#/doctor", "Examine it"),
+    "train": ("#/train?run=finished", "The same test images"),
+    "classify": ("#/classify?model=finished", "what the network sees"),
+    "inside": ("#/inside?model=finished", "window × weights"),
+    "compare": ("#/compare?compare=finished,its-copy", "Compare 2 chosen"),
+    "learn": ("#/learn", "What does batch norm bring?"),
+}
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_every_screen_in_the_dark(tab, app, runs, screen):
+    address, words = SCREENS[screen]
+    tab.emulate_media(color_scheme="dark")
+    tab.goto(f"http://{app.host}/{address}")
+    if screen in ("classify", "inside"):
+        tab.get_by_role("button", name="A test image").click()
+    if screen == "inside":
+        tab.get_by_role("button", name="conv1_1").click()
+    tab.get_by_text(words).first.wait_for()
+    for width in (1400, 400):
+        assert fits(tab, width)
+        no_serious_fault(tab)
 
 
 @pytest.mark.torture
@@ -82,7 +106,9 @@ def test_the_doctor_is_asked_and_obeyed(tab, app):
     tab.get_by_label("Initial weights").select_option("torch")
     tab.get_by_role("button", name="Examine it").click()
     tab.get_by_role("region", name="Layer by layer").get_by_text("conv3_1").wait_for()
-    no_serious_fault(tab)
+    for scheme in ("light", "dark"):
+        tab.emulate_media(color_scheme=scheme)
+        no_serious_fault(tab)
     tab.get_by_role("button", name="Try init kaiming").click()
     expect(tab.get_by_label("Initial weights")).to_have_value("kaiming")
 
@@ -138,7 +164,7 @@ def test_the_page_is_small_and_speaks_chinese(tab):
     tab.locator("input[name=epochs]").fill("0")
     tab.get_by_role("alert").get_by_text("轮数需为 1 到 1000000 的整数").wait_for()
     tab.get_by_role("link", name="学习", exact=True).click()
-    tab.get_by_role("heading", name="批量归一化带来了什么").wait_for()
+    tab.get_by_role("heading", name="批量规范化带来了什么").wait_for()
     tab.get_by_role("link", name="设计", exact=True).click()
     tab.get_by_role("textbox", name="网络").fill("vgg11")
     tab.get_by_role("button", name="English").press("Enter")

@@ -7,7 +7,7 @@ import { fieldWords, translated } from "./terms.js";
 import { t } from "./words.js";
 
 const COLUMNS = [
-  ["run", (run) => run.name], ["network", (run) => run.recipe?.architecture ?? ""], ["data", (run) => run.recipe?.data.split("/").at(-1) ?? ""],
+  ["run", (run) => run.name], ["column network", (run) => run.recipe?.architecture ?? ""], ["column data", (run) => run.recipe?.data.split("/").at(-1) ?? ""],
   ["state", (run) => t(`state ${run.state}`)], ["epochs", (run) => run.last?.epoch ?? 0], ["testAccuracy", (run) => run.last?.test_accuracy ?? 0], ["speed", (run) => run.last?.examples_per_second ?? 0]];
 const MOST = 6;
 
@@ -56,7 +56,7 @@ function painted(found) {
   const unpathed = (text) => found.models.reduce((all, model) => all.replaceAll(model.model, name(model)), text);
   return [
     h("section", { class: "panel" }, h("h2", {}, t("sameMeasure")), h("p", { class: "small muted" }, `${translated(found.data)} · ${translated(found.hardware)}`),
-      table([t("run"), t("network"), h("span", { class: "key parameters" }, t("parameters")), h("span", { class: "key macs" }, t("macs")), t("accuracy"), "95%", t("speed"), t("front")], rows, { label: t("sameMeasure") }),
+      table([t("run"), t("column network"), h("span", { class: "key parameters" }, t("parameters")), h("span", { class: "key macs" }, t("macs")), t("column accuracy"), "95%", t("speed"), t("front")], rows, { label: t("sameMeasure") }),
       h("ul", {}, found.pairs.map((pair) => h("li", {}, translated(unpathed(pair.sentence)))))),
     h("section", { class: "panel two" }, scatter(found.models.map((model) => ({ name: name(model), x: model.infer_samples_per_sec, y: model.accuracy, size: model.parameters, isOnFront: model.is_on_front }))),
       h("div", {}, h("h3", {}, t("differences")), found.differences.length

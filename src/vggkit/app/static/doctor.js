@@ -25,7 +25,7 @@ export function open(main) {
         field(t("learning_rate"), asked.learning_rate, { inputmode: "decimal", ...set("learning_rate", Number) }),
         field(t("momentum"), asked.momentum, { inputmode: "decimal", ...set("momentum", Number) }),
         field(t("imagesInBatch"), asked.batch_size, { inputmode: "numeric", ...set("batch_size", Number) }),
-        field(t("data"), asked.data, { choices: datasets, ...set("data") })),
+        h("div", { class: "wide" }, field(t("data"), asked.data, { choices: datasets, ...set("data") }))),
       h("button", { type: "button", class: "primary", onclick: run }, t("examine")));
   }
 

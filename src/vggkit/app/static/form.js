@@ -5,6 +5,7 @@ import { fieldWords } from "./terms.js";
 import { t } from "./words.js";
 
 const OPEN = ["data", "network", "optimization"];
+const LONG = new Set(["data", "architecture", "warm_start", "pretrained", "continues"]); // whose values need the whole width
 
 /** A form for `recipe`, which it changes; `named` is the recipe that it is compared with. */
 export function recipeForm(fields, recipe, named, choices, changed) {
@@ -36,7 +37,7 @@ export function recipeForm(fields, recipe, named, choices, changed) {
     const control = kind === "flag" ? h("input", { type: "checkbox", name, checked: recipe[name], onchange: (event) => set(event.target.checked) })
       : options ? h("select", { name, onchange: (event) => set(event.target.value) }, options.map((value) => h("option", { value, selected: value === recipe[name] }, value || t("none"))))
         : h("input", { name, value: kind === "numbers" ? recipe[name].join(" ") : recipe[name], spellcheck: "false", autocomplete: "off", oninput: (event) => set(read(event.target.value)) });
-    const label = h("label", { class: `${kind === "flag" ? "check" : ""} ${differs(name) ? "changed" : ""}`, title: about }, ...(kind === "flag" ? [control, h("span", {}, words)] : [h("span", {}, words), control]));
+    const label = h("label", { class: `${kind === "flag" ? "check" : ""} ${LONG.has(name) ? "wide" : ""} ${differs(name) ? "changed" : ""}`, title: about }, ...(kind === "flag" ? [control, h("span", {}, words)] : [h("span", {}, words), control]));
     return label;
   }
 }

@@ -49,6 +49,6 @@ function measured({ sentences, shared, rows, seeds, hardware, seconds: took, fol
     row.against, short(row.parameters), short(row.macs), row.examples_per_second ? whole(row.examples_per_second) : ""]);
   return [
     h("div", {}, sentences.map((sentence) => h("p", {}, translated(sentence)))),
-    table([t("recipe"), t("accuracy"), t("difference"), t("comparedWith"), t("parameters"), t("macs"), t("speed")], cells, { label: t("answer") }),
+    table([t("column recipe"), t("column accuracy"), t("difference"), t("comparedWith"), t("parameters"), t("macs"), t("speed")], cells, { label: t("answer") }),
     h("p", { class: "small muted" }, t("measuredOn", translated(hardware.join(", ")), seconds(took), seeds, folder), h("br"), translated(shared))];
 }

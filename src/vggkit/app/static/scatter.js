@@ -4,7 +4,7 @@ import { h, s, share, short, whole } from "./dom.js";
 import { COLOURS } from "./chart.js";
 import { t } from "./words.js";
 
-const WIDTH = 560, HEIGHT = 320, LEFT = 60, BOTTOM = 40, ROOM = 40;
+const WIDTH = 560, HEIGHT = 320, LEFT = 76, BOTTOM = 40, ROOM = 40;
 
 export function scatter(points) {
   const range = (values) => {
@@ -16,10 +16,10 @@ export function scatter(points) {
   const py = (y) => HEIGHT - BOTTOM - ROOM - ((y - y1) / (y2 - y1)) * (HEIGHT - BOTTOM - 2 * ROOM);
   const most = Math.max(...points.map((point) => point.size));
   const circles = points.map((point, index) => {
-    const colour = COLOURS[index % COLOURS.length], words = t("pointTold", point.name, share(point.y), whole(point.x), short(point.size));
+    const colour = COLOURS[index % COLOURS.length], r = Math.max(5, 30 * Math.sqrt(point.size / most)), words = t("pointTold", point.name, share(point.y), whole(point.x), short(point.size));
     return s("g", {}, s("title", {}, words),
-      s("circle", { cx: px(point.x), cy: py(point.y), r: Math.max(5, 30 * Math.sqrt(point.size / most)), fill: colour, "fill-opacity": point.isOnFront ? 0.45 : 0.12, stroke: colour }),
-      s("text", { x: px(point.x), y: py(point.y) + 4, "text-anchor": "middle", class: "strong" }, point.name));
+      s("circle", { cx: px(point.x), cy: py(point.y), r, fill: colour, "fill-opacity": point.isOnFront ? 0.45 : 0.12, stroke: colour }),
+      s("text", { x: px(point.x), y: py(point.y) - r - 6, "text-anchor": "middle", class: "strong" }, point.name));
   });
   const axis = (x, y, words, anchor = "middle") => s("text", { x, y, "text-anchor": anchor }, words);
   return h("figure", {}, h("h3", {}, t("scatterTitle")), s("svg", { class: "chart", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": points.map((point) => t("pointTold", point.name, share(point.y), whole(point.x), short(point.size))).join("; ") },

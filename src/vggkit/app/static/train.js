@@ -84,7 +84,7 @@ export function open(main) {
       run.state === "training" ? h("button", { type: "button", "data-key": `act ${run.name}`, onclick: () => act("/api/stop", { run: run.name }, problem) }, t("stop"))
         : run.state === "stopped" ? h("button", { type: "button", "data-key": `act ${run.name}`, onclick: () => act("/api/resume", { run: run.name }, problem) }, t("resume")) : ""]);
     repaint(list, h("h2", {}, t("runs")), rows.length
-      ? table([t("run"), t("state"), t("network"), t("data"), t("epochs"), t("testAccuracy"), t("speed"), ""], rows, { label: t("runs") })
+      ? table([t("run"), t("state"), t("column network"), t("column data"), t("epochs"), t("testAccuracy"), t("speed"), ""], rows, { label: t("runs") })
       : h("p", { class: "muted" }, t("noRuns")), problem);
   }
 
