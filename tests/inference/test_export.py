@@ -95,6 +95,19 @@ def test_a_file_of_onnx_gives_the_networks_logits_at_every_size(tmp_path):
     assert {tuple(sorted(path.name for path in tmp_path.iterdir()))} == {("net.onnx", "net.onnx.json")}
 
 
+def test_openvino_gives_the_networks_logits_at_every_size_and_knows_the_classes(tmp_path):
+    openvino = peer("openvino")
+    model = classifier("1x4 1x8_bn", head="conv", hidden=(6,), pooled_size=3)
+    export(model, tmp_path / "net.xml", "fashion-mnist-sample")
+    read = openvino.Core().read_model(tmp_path / "net.xml")
+    compiled = openvino.compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for shape in ((1, 3, 16, 16), (3, 3, 47, 21)):
+        x = torch.randn(shape)
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(compiled(x.numpy())[0]), model.net(x), rtol=1e-4, atol=1e-4)
+    assert json.loads(read.get_rt_info(["vggkit", "classes"]).astype(str)) == list(CLASSES)
+
+
 @pytest.mark.parametrize("test_flip", [False, True])
 def test_a_file_with_preprocessing_takes_photos_and_says_what_it_is(test_flip, tmp_path, capsys):
     how = Preprocessing(16, 1, (0.5,), (0.25,), test_flip=test_flip)

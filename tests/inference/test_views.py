@@ -82,7 +82,7 @@ def by_the_paper(net, image, kind, scales):
 @pytest.mark.parametrize("head", ["flatten", "adaptive", "conv", "gap"])
 def test_views_are_those_of_the_paper(folder, head, kind, scales):
     model, source = classifier(head), open_data(folder, holdout=0)
-    got = [logits.exp()[0] for _, logits in viewed(model, source.train, Views(kind, scales))]
+    got = [logits.exp()[0] for _, logits in viewed(model, source.train, Views(kind, scales), {})]
     plain = copy.deepcopy(model.net).double()
     with torch.no_grad():
         for name, one in zip(CLASSES, got, strict=True):

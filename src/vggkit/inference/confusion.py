@@ -19,7 +19,6 @@ from vggkit.inference.similar import sheet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 MAX_DRAWN_CLASSES = 40
 NAME_CHARACTERS = 24
@@ -37,7 +36,24 @@ def draw_confusion(evaluation: Evaluation, path: str | os.PathLike[str]) -> None
     figure = Figure(figsize=(side + 1.1, max(side, 4.0)), dpi=120, layout="constrained")
     measured_on = f"{len(evaluation.labels):,} {shown(evaluation.measured_on)}"
     figure.suptitle(f"{evaluation.summary}\non {measured_on}", fontsize=10, parse_math=False)
-    _draw_matrix(evaluation, figure)
+    counts = evaluation.confusion
+    percent = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    is_right = np.eye(len(counts), dtype=bool)
+    most = max(percent[~is_right].max(initial=0), 1e-9)
+    axes: Axes = figure.add_subplot()
+    right = axes.imshow(np.ma.masked_array(percent, ~is_right), cmap="Blues", vmin=0, vmax=100)
+    wrong = axes.imshow(np.ma.masked_array(percent, is_right), cmap="Reds", vmin=0, vmax=most)
+    if len(counts) <= MAX_DRAWN_CLASSES:
+        for row, column in np.argwhere(counts).tolist():
+            value, scale = percent[row, column], 100 if row == column else most
+            color = "white" if value > scale / 2 else "black"
+            axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=color, fontsize=7)
+        names = [shown(name, NAME_CHARACTERS) for name in evaluation.classes]
+        axes.set_xticks(range(len(names)), names, rotation=45, ha="right", parse_math=False)
+        axes.set_yticks(range(len(names)), names, parse_math=False)
+    axes.set(xlabel="predicted", ylabel="true")
+    figure.colorbar(right, label="right, % of the class", shrink=0.7, pad=0.01)
+    figure.colorbar(wrong, label="taken for another, % of the class", shrink=0.7, pad=0.01)
     with _boxes_for_glyphs():
         picture = as_png(figure)
     write_whole(Path(path), picture)
@@ -110,24 +126,3 @@ def _boxes_for_glyphs() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         yield
-
-
-def _draw_matrix(evaluation: Evaluation, figure: "Figure") -> None:
-    counts = evaluation.confusion
-    percent = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    is_right = np.eye(len(counts), dtype=bool)
-    most = max(percent[~is_right].max(initial=0), 1e-9)
-    axes: Axes = figure.add_subplot()
-    right = axes.imshow(np.ma.masked_array(percent, ~is_right), cmap="Blues", vmin=0, vmax=100)
-    wrong = axes.imshow(np.ma.masked_array(percent, is_right), cmap="Reds", vmin=0, vmax=most)
-    if len(counts) <= MAX_DRAWN_CLASSES:
-        for row, column in np.argwhere(counts).tolist():
-            value, scale = percent[row, column], 100 if row == column else most
-            color = "white" if value > scale / 2 else "black"
-            axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=color, fontsize=7)
-        names = [shown(name, NAME_CHARACTERS) for name in evaluation.classes]
-        axes.set_xticks(range(len(names)), names, rotation=45, ha="right", parse_math=False)
-        axes.set_yticks(range(len(names)), names, parse_math=False)
-    axes.set(xlabel="predicted", ylabel="true")
-    figure.colorbar(right, label="right, % of the class", shrink=0.7, pad=0.01)
-    figure.colorbar(wrong, label="taken for another, % of the class", shrink=0.7, pad=0.01)

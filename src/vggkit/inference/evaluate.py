@@ -3,11 +3,13 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -73,13 +75,12 @@ def evaluate(
     options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "bad_images": bad_images}
     measured, mistakes, names, bad = list[_Outcome](), list[Mistake](), list[str](), dict[str, str]()
     for images in source.splits.values() if name == "all" else [source.splits[name]]:
-        named = _Named(images)
-        fed = images if isinstance(images, ArrayImages) else named  # arrays go to the device whole
-        said = [_said(one, fed, views, options, bad) for one in classifiers]
+        called = {position: f"image {position}" for position in range(len(images))}  # as arrays are
+        said = [_said(one, images, views, options, bad, called) for one in classifiers]
         outcome = _outcome(_averaged(said) if len(said) > 1 else said[0], table.to(classifier.device), keep_outputs)
         measured.append(outcome)
-        mistakes += _mistakes(classifier, named, outcome.surest)
-        names += map(named.name_of, range(len(images))) if keep_outputs else []
+        mistakes += _mistakes(classifier, called, outcome.surest)
+        names += called.values()
     given, labels, predicted, is_in_top5 = torch.cat([one.columns for one in measured], dim=1).cpu().numpy()
     is_counted = labels != IGNORED_LABEL
     if not is_counted.any():
@@ -136,13 +137,18 @@ def _chosen(data: ImageSource | str | os.PathLike[str], split: str | None) -> tu
 
 
 def _said(
-    classifier: Classifier, images: Images, views: Views | None, options: dict[str, Any], bad: dict[str, str]
+    classifier: Classifier,
+    images: Images,
+    views: Views | None,
+    options: dict[str, Any],
+    bad: dict[str, str],
+    names: dict[int, str],
 ) -> Iterator[tuple[Batch, Tensor]]:
-    """Each batch of `images` and what the network makes of it; at the end `bad` names the bad images."""
+    """Each batch of `images` and what the network makes of it; `names` and, at the end, `bad` are filled in."""
     if views:
-        yield from viewed(classifier, images, views)
+        yield from viewed(classifier, images, views, names)
         return
-    feed = open_feed(images, FittedImage(classifier.preprocessing), Whole(classifier.device), **options)
+    feed = open_feed(images, _Named(classifier.preprocessing, names), Whole(classifier.device), **options)
     yield from judged(classifier.fast, feed, classifier.preprocessing)
     bad |= feed.loader.bad if isinstance(feed, LoaderFeed) else {}
 
@@ -237,40 +243,21 @@ def _outcome(batches: Iterable[tuple[Batch, Tensor]], table: Tensor, keep_output
     return _Outcome(torch.cat(columns, dim=1), torch.cat(confidence), surest, kept)
 
 
-def _mistakes(classifier: Classifier, named: "_Named", surest: list[Tensor]) -> Iterator[Mistake]:
+def _mistakes(classifier: Classifier, names: dict[int, str], surest: list[Tensor]) -> Iterator[Mistake]:
     """The mistakes of a split, by name, from the columns of `_Outcome`."""
     *numbers, pixels = (column.cpu() for column in surest)
     probabilities, positions, labels, predicted = (some.tolist() for some in numbers)
     for row in [row for row, probability in enumerate(probabilities) if probability > 0]:
         pair = (classifier.classes[labels[row]], classifier.classes[predicted[row]])
-        name = named.name_of(positions[row])
-        yield Mistake(name, *pair, probabilities[row], pixels[row].permute(1, 2, 0).numpy())
+        yield Mistake(names[positions[row]], *pair, probabilities[row], pixels[row].permute(1, 2, 0).numpy())
 
 
 @dataclass(frozen=True)
-class _Named:
-    """Images that remember the name of each that was read."""
+class _Named(FittedImage):
+    """Reads images, and remembers what each is called: a stream cannot be asked again."""
 
-    images: Images
-    names: dict[int, str] = field(default_factory=dict)
+    names: dict[int, str]
 
-    @property
-    def is_stream(self) -> bool:
-        return self.images.is_stream
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def reader(self, seed: int, epoch: int) -> Callable[[int], Sample]:
-        read = self.images.reader(seed, epoch)
-
-        def named(position: int) -> Sample:
-            sample = read(position)
-            self.names[position] = sample.name
-            return sample
-
-        return named
-
-    def name_of(self, position: int) -> str:
-        """What the data calls an image that was read; arrays, whose images are not read, call it by its number."""
-        return self.names.get(position, f"image {position}")
+    def __call__(self, sample: Sample, epoch: int, position: int) -> npt.NDArray[np.uint8]:
+        self.names[position] = sample.name
+        return super().__call__(sample, epoch, position)

@@ -48,8 +48,10 @@ class Views:
 
 
 @torch.no_grad()
-def viewed(classifier: Classifier, images: Images, views: Views) -> Iterator[tuple[Batch, Tensor]]:
-    """Each image as a batch, and the logarithm of its probabilities: float32 (1, classes).
+def viewed(
+    classifier: Classifier, images: Images, views: Views, names: dict[int, str]
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Each image as a batch, and the logarithm of its probabilities: float32 (1, classes); its name goes to `names`.
 
     Raises:
         DataError: an image is bad, or so long that a view of it would be too large.
@@ -62,6 +64,7 @@ def viewed(classifier: Classifier, images: Images, views: Views) -> Iterator[tup
     read = images.reader(0, 0)
     for position in range(len(images)):
         sample = read(position)
+        names[position] = sample.name
         image = decoded(sample.content, how.channels, sample.name)
         parts = []
         for scale in views.scales or (None,):

@@ -102,15 +102,14 @@ def bench_formats(
     classifier.check_has_classes()
     source = source_for(classifier, data, needs_training=False)
     pixels, labels = _read(classifier, source, images)
-    ways, left_out = _own(classifier)
+    ways, left_out = dict[str, _Way](), dict[str, str]()
     with tempfile.TemporaryDirectory(prefix="vgg-formats-") as folder, quiet():
-        for name, (file, int8) in EXPORTED.items():
-            say(f"{name}: exporting")
+        for name, made in _makers(classifier, Path(folder), data).items():
+            say(f"{name}: preparing")
             try:
-                ways[name] = _exported(classifier, Path(folder) / file, data, int8)
+                ways[name] = made()
             except (UserError, ExportError) as error:
-                missing = FORMATS[Path(file).suffix].missing
-                left_out[name] = f"needs {missing}, try 'pip install {missing}'" if missing else one_line(error)
+                left_out[name] = one_line(error)
         say("forward passes in turns")
         timed = pixels[torch.arange(batch_size) % len(pixels)]
         seconds = seconds_in_turns({name: way.ready(timed) for name, way in ways.items()}, repeats)
@@ -136,23 +135,26 @@ def _read(classifier: Classifier, source: ImageSource, images: int) -> tuple[Ten
     return torch.from_numpy(pixels), torch.tensor([-1 if label is None else label for label in known])
 
 
-def _own(classifier: Classifier) -> tuple[dict[str, _Way], dict[str, str]]:
-    """The ways of the network as it is, and why some are left out."""
+def _makers(classifier: Classifier, folder: Path, data: str | os.PathLike[str] | None) -> dict[str, Callable[[], _Way]]:
+    """For each way, what makes it ready; an export goes into `folder`."""
     net, how, file = classifier.net, classifier.preprocessing, Path(classifier.source)
     size = file.stat().st_size if file.is_file() else sum(p.nbytes for p in net.parameters())
-    ways = {"vggkit": _Way(classifier.fast, how, size), "PyTorch": _Way(net, how, size)}
-    try:
-        for head in ("bfloat16", "int8"):
-            ways[f"vggkit, head {head}"] = _Way(accelerate(net, head=head), how, size)
-    except UserError as error:
-        return ways, {"vggkit with a narrow head": one_line(error)}
-    return ways, {}
 
+    def exported(name: str, int8: Int8 | None) -> _Way:
+        kind = FORMATS[Path(name).suffix]
+        if kind.missing:
+            raise UserError(f"needs {kind.missing}, try 'pip install {kind.missing}'")
+        made = export(classifier, folder / name, data, int8=int8, max_drop=100)
+        taken = how if Path(name).suffix else rgb_in_0_1(how)
+        return _Way(kind.open(folder / name), taken, sum(one["bytes"] for one in made.manifest["files"].values()))
 
-def _exported(classifier: Classifier, path: Path, data: str | os.PathLike[str] | None, int8: Int8 | None) -> _Way:
-    made = export(classifier, path, data, int8=int8, max_drop=100)
-    taken = classifier.preprocessing if path.suffix else rgb_in_0_1(classifier.preprocessing)
-    return _Way(FORMATS[path.suffix].open(path), taken, sum(one["bytes"] for one in made.manifest["files"].values()))
+    return {
+        "vggkit": lambda: _Way(classifier.fast, how, size),
+        "PyTorch": lambda: _Way(net, how, size),
+        "vggkit, head bfloat16": lambda: _Way(accelerate(net, head="bfloat16"), how, size),
+        "vggkit, head int8": lambda: _Way(accelerate(net, head="int8"), how, size),
+        **{format_name: partial(exported, *given) for format_name, given in EXPORTED.items()},
+    }
 
 
 def _judged(logits: Tensor, plain: Tensor, labels: Tensor) -> tuple[float | None, float]:

@@ -108,13 +108,10 @@ def run(arguments: list[str]) -> None:
 
 
 def _facts(evaluation: "Evaluation") -> dict[str, object]:
+    numbers = ("measured_on", "accuracy", "interval", "top5", "calibration_error")
     return {
-        "measured_on": evaluation.measured_on,
+        **{name: getattr(evaluation, name) for name in numbers},
         "images": len(evaluation.labels),
-        "accuracy": evaluation.accuracy,
-        "interval": evaluation.interval,
-        "top5": evaluation.top5,
-        "calibration_error": evaluation.calibration_error,
         "class_accuracy": dict(zip(evaluation.classes, evaluation.class_accuracy, strict=True)),
         "class_intervals": dict(zip(evaluation.classes, evaluation.class_intervals, strict=True)),
         "confusion": evaluation.confusion.tolist(),
@@ -124,15 +121,10 @@ def _facts(evaluation: "Evaluation") -> dict[str, object]:
 def _check(flags: Flags) -> None:
     """Raise `UserError`, before anything is read, for flags that cannot be."""
     outputs = dict[str, str]()
-    for name, suffix in (
-        ("plot", ".png"),
-        ("mistakes", ".png"),
-        ("reliability", ".png"),
-        ("predictions", ".csv"),
-        ("fit-temperature", ".safetensors"),
-    ):
+    suffixes = {"predictions": ".csv", "fit-temperature": ".safetensors"}
+    for name in ("plot", "mistakes", "reliability", *suffixes):
         if (path := getattr(flags, name.replace("-", "_"))) is not None:
-            check_out(path, suffix, flag=f"--{name}")
+            check_out(path, suffixes.get(name, ".png"), flag=f"--{name}")
             if (other := outputs.setdefault(os.path.realpath(path), name)) != name:
                 raise UserError(f"expected a file of its own for --{name}, got that of --{other}: {path}")
     check_workers(flags.workers)
