@@ -1,6 +1,7 @@
 """The page in a real browser, as a person uses it."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -193,3 +194,34 @@ def test_what_the_library_says_is_said_in_chinese(tab):
     for english, chinese in zip(lines, said, strict=True):
         assert CHINESE.search(chinese) and not re.search("[a-z]{3,} [a-z]{3,} [a-z]{3,}", chinese)
         assert sorted(re.findall(r"[0-9.]*[0-9]", english)) == sorted(re.findall(r"[0-9.]*[0-9]", chinese))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("expected epochs to be a whole number from 1 to 1000000, got 0", "轮数需为 1 到 1000000 的整数,得到 0"),
+        ("vgg train: expected at least one block, got none", "vgg train:至少需要一个块"),
+        (
+            "expected a moon of green cheese, got a stone",
+            "程序报告(英文原文):“expected a moon of green cheese, got a stone”",
+        ),
+    ],
+)
+def test_an_error_is_chinese_or_quoted_whole(tab, line, said):
+    tab.get_by_role("button", name="中文").click()
+    script = "async (line) => { const { complaint } = await import('/static/terms.js'); return complaint(line); }"
+    assert tab.evaluate(script, line) == said
+
+
+def test_a_run_whose_name_is_no_utf_8_is_chosen(tab, app, runs):
+    """One without weights: safetensors opens none at such a path."""
+    folder, name = app.folder / "runs" / "\udcff,", r"\xff\x2c"
+    folder.mkdir()
+    for file in ("recipe.json", "metrics.jsonl"):
+        shutil.copy(app.folder / "runs" / runs[0] / file, folder)
+    tab.goto(f"http://{app.host}/#/train")
+    tab.get_by_role("checkbox", name=name).check()
+    tab.get_by_role("heading", name=name).wait_for()
+    tab.reload()
+    tab.get_by_role("img", name="Accuracy:").wait_for()
+    shutil.rmtree(folder)

@@ -5,13 +5,16 @@ import http.client
 import json
 import os
 import shutil
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from tests.killing import KILLS
 from vggkit import cli
-from vggkit.app.metrics import MAX_POINTS, Metrics
+from vggkit.app.metrics import MAX_BYTES, MAX_POINTS, Metrics
+from vggkit.app.runs import Runs
 from vggkit.training.recipe import RECIPES, Recipe
 
 TINY = {"data": "fashion-mnist-sample", "architecture": "1x4 1x8", "image_size": 8, "hidden": [], "epochs": 2}
@@ -106,6 +109,34 @@ def test_metrics_that_grow_start_anew_and_are_damaged(tmp_path):
     assert metrics.read()["steps"] == {"step": (1,), "loss": (1.0,), "accuracy": (0.5,)}
 
 
+def test_metrics_of_one_endless_line_are_read_once(tmp_path):
+    file, metrics = tmp_path / "metrics.jsonl", Metrics(tmp_path)
+    with file.open("wb") as content:
+        content.truncate(MAX_BYTES + 5)
+        content.seek(0, os.SEEK_END)
+        content.write(b"\n" + json.dumps(STEP).encode() + b"\n")
+    assert metrics.read()["step"] == 0
+    assert metrics.read()["step"] == 16
+
+
+def test_a_run_that_may_not_be_read_leaves_the_others(app, run_folder):
+    """As another user than root, who may read all."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        folder.chmod(0o755)
+        shutil.copytree(run_folder, folder / "open")
+        shutil.copytree(run_folder, folder / "closed")
+        (folder / "closed").chmod(0o111)
+        runs, user = Runs(folder), os.geteuid()
+        os.seteuid(user or 65_534)
+        try:
+            assert {run["name"]: run["state"] for run in runs.listed()} == {"open": "stopped", "closed": "damaged"}
+            assert runs.followed(["open", "closed"]).keys() == {"open"}
+        finally:
+            os.seteuid(user)
+            (folder / "closed").chmod(0o755)
+
+
 STEP = {"event": "step", "step": 16, "train_loss": 2.0, "train_accuracy": 0.5}
 EPOCH = STEP | {
     "event": "epoch", "epoch": 1, "test_accuracy": 0.5, "test_loss": 2.0, "learning_rate": 0.1,
@@ -162,9 +193,9 @@ def test_metrics_that_are_no_regular_file_are_not_opened(app, run_folder, kind):
 
 def test_names_that_are_no_utf_8_are_listed(app, run_folder):
     (run_folder / "recipe.json").write_text(json.dumps(recipe(app, data="\ud800")))
-    folder = run_folder.rename(run_folder.with_name("\udcff"))
+    folder = run_folder.rename(run_folder.with_name("\udcff,"))
     try:
-        listed = [run["recipe"]["data"] for run in app.get("/api/runs")["runs"] if run["name"] == "\udcff"]
+        listed = [run["recipe"]["data"] for run in app.get("/api/runs")["runs"] if run["name"] == r"\xff\x2c"]
         assert listed == ["\ud800"]
     finally:
         folder.rename(run_folder)

@@ -44,9 +44,10 @@ class Metrics:
                 self._file, self._offset, self._steps, self._epochs = (found.st_ino, found.st_dev), 0, [], []
                 self._confusion = None
             file.seek(self._offset)
-            whole, newline, _ = file.read(MAX_BYTES).rpartition(b"\n")
-            self._offset += len(whole + newline)
-            for line in whole.splitlines():
+            content = file.read(MAX_BYTES)
+            end = content.rfind(b"\n") + 1
+            self._offset += end or (len(content) // MAX_BYTES) * MAX_BYTES  # no line of metrics is as long
+            for line in content[:end].splitlines():
                 with contextlib.suppress(ValueError, TypeError, LookupError, RecursionError, ArithmeticError):
                     self._take(json.loads(line))
         columns = list(zip(*thinned(self._steps), strict=True)) or [(), (), ()]

@@ -4,8 +4,11 @@ A run belongs to nobody: training is a process of its own, which goes on without
 seen as one of ours is. The page knows a run by its folder's name, which is looked up among the folders that are there.
 """
 
+import atexit
+import contextlib
 import json
 import os
+import shutil
 import signal
 import tempfile
 import threading
@@ -36,8 +39,8 @@ class Runs:
         """What to train on, by the name that the page has for it."""
         for path in data:
             self.data[path.name if path.name not in self.data else str(path)] = str(path.absolute())
-        self._kept = tempfile.TemporaryDirectory(prefix="vgg-app-")
-        self._own = Path(self._kept.name)
+        self._own = Path(tempfile.mkdtemp(prefix="vgg-app-"))
+        atexit.register(shutil.rmtree, self._own, ignore_errors=True)
         self._started: dict[str, Started] = {}
         self._metrics: dict[str, Metrics] = {}
         self._lock = threading.Lock()
@@ -60,8 +63,9 @@ class Runs:
         found = self._found()
         with self._lock:
             starting = [name for name in self._started if name not in found]
-        return [{"name": name, **self._state(name), "recipe": None, "has_weights": False} for name in starting] + [
-            self._described(name, path) for name, path in found.items()
+        nothing = {"recipe": None, "has_weights": False}
+        return [{"name": name, **nothing, **self._state(name, self.folder / name)} for name in starting] + [
+            {"name": name, **nothing, **self._described(name, path)} for name, path in found.items()
         ]
 
     def recipe_from(self, asked: dict[str, Any]) -> Recipe:
@@ -88,22 +92,23 @@ class Runs:
         with self._lock:
             self._check_room()
             taken = {*self._started, *(path.name for path in self.folder.glob("*"))}
-            name = next(name for n in range(1, 10**6) if (name := f"{recipe.name}-{n}") not in taken)
-            file = self._own / f"{name}.json"
+            folder = next(name for n in range(1, 10**6) if (name := f"{recipe.name}-{n}") not in taken)
+            file, name = self._own / f"{folder}.json", known_as(folder)
             file.write_text(recipe.to_json())
-            self._launch(name, "--recipe", str(file), "--out", str(self.folder / name))
+            self._launch(name, "--recipe", str(file), "--out", str(self.folder / folder))
         return {"name": name}
 
     def resume(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Go on with a run that was stopped; gives its name."""
         path = self.path_of(asked.get("run"))
+        name = known_as(path.name)
         with self._lock:
-            if (state := self._state(path.name)["state"]) in ("file", "starting", "training"):
+            if (state := self._state(name, path)["state"]) in ("file", "starting", "training"):
                 what = "a weight file" if state == "file" else "a run that goes on"
-                raise RunError(f"expected a run that has stopped, got {shown(path.name)}, {what}, try another run")
+                raise RunError(f"expected a run that has stopped, got {name}, {what}, try another run")
             self._check_room()
-            self._launch(path.name, "--resume", str(path))
-        return {"name": path.name}
+            self._launch(name, "--resume", str(path))
+        return {"name": name}
 
     def stop(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Ask a run, of the page or of a terminal, to end after its step, with a checkpoint."""
@@ -119,17 +124,19 @@ class Runs:
         return {"name": name}
 
     def followed(self, names: list[str]) -> dict[str, dict[str, Any]]:
-        """The curves and the state of some runs, by name; names that are no run's are left out."""
+        """The curves and the state of some runs, by name; without those that are not there or cannot be read."""
         found, answers = self._found(), {}
         for name in names:
             if name in found or name in self._started:
-                has_weights = self._has_weights(self.folder / name)
-                answers[name] = {**self._state(name), "has_weights": has_weights, **self._curves(name)}
+                path = found.get(name, self.folder / name)
+                with contextlib.suppress(OSError):
+                    has_weights = self._has_weights(path)
+                    answers[name] = {**self._state(name, path), "has_weights": has_weights, **self._curves(name, path)}
         return answers
 
-    def _curves(self, name: str) -> dict[str, Any]:
+    def _curves(self, name: str, path: Path) -> dict[str, Any]:
         with self._lock:
-            return self._metrics.setdefault(name, Metrics(self.folder / name)).read()
+            return self._metrics.setdefault(name, Metrics(path)).read()
 
     def _check_room(self) -> None:
         going_on = [name for name, started in self._started.items() if started.goes_on]
@@ -140,44 +147,47 @@ class Runs:
         self._started[name] = Started("train", *arguments, "--save-seconds", str(SAVE_SECONDS))
 
     def _found(self) -> dict[str, Path]:
-        if not self.folder.is_dir():
-            return {}
-        paths = sorted(self.folder.iterdir(), key=lambda path: path.lstat().st_mtime, reverse=True)
-        return {
-            path.name: path
-            for path in paths
-            if os.path.lexists(path / RECIPE) or (path.suffix == ".safetensors" and path.is_file())
-        }
+        """Every run and weight file that can be looked into, the newest first."""
+        written = {}
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            with contextlib.suppress(OSError):  # it was removed meanwhile
+                if os.path.lexists(path / RECIPE) or (path.suffix == ".safetensors" and path.is_file()):
+                    written[path] = path.lstat().st_mtime
+        return {known_as(path.name): path for path in sorted(written, key=written.__getitem__, reverse=True)}
 
     def _described(self, name: str, path: Path) -> dict[str, Any]:
-        recipe = None
-        if path.is_dir():
-            try:
-                recipe = asdict(read_recipe(path))
-            except RunError:
-                return {"name": name, "state": "damaged", "error": None, "recipe": None, "has_weights": False}
-        has_weights = self._has_weights(path)
-        epochs = self._curves(name)["epochs"] if path.is_dir() else []
-        last = epochs[-1] if epochs else None
-        return {"name": name, **self._state(name), "recipe": recipe, "has_weights": has_weights, "last": last}
+        try:
+            state, has_weights = self._state(name, path), self._has_weights(path)
+            if path.is_file():
+                return {**state, "has_weights": has_weights}
+            recipe, epochs = asdict(read_recipe(path)), self._curves(name, path)["epochs"]
+        except (RunError, OSError):
+            return {"state": "damaged", "error": None}
+        return {**state, "recipe": recipe, "has_weights": has_weights, "last": epochs[-1] if epochs else None}
 
     @staticmethod
     def _has_weights(path: Path) -> bool:
         return path.is_file() or (path / MODEL).is_file() or bool(checkpoints_of(path))
 
-    def _state(self, name: str) -> dict[str, Any]:
-        """Whether a run is starting, training, stopped, finished or has failed, and with which error."""
-        path, started = self.folder / name, self._started.get(name)
+    def _state(self, name: str, path: Path) -> dict[str, Any]:
+        """Whether a run is starting, training, stopped, finished or has failed, and why; raises `OSError`."""
+        started, state, error = self._started.get(name), "stopped", None
         if path.is_file():
-            return {"state": "file", "error": None}
-        if started and started.goes_on:
-            return {"state": "training" if path.is_dir() else "starting", "error": None}
-        if path.is_dir() and is_locked(path):
-            return {"state": "training", "error": None}
-        if (path / MODEL).is_file():
-            return {"state": "finished", "error": None}
-        error = started.error if started else None
-        return {"state": "failed" if error else "stopped", "error": error}
+            state = "file"
+        elif started and started.goes_on:
+            state = "training" if path.is_dir() else "starting"
+        elif path.is_dir() and is_locked(path):
+            state = "training"
+        elif (path / MODEL).is_file():
+            state = "finished"
+        elif started and (error := started.error):
+            state = "failed"
+        return {"state": state, "error": error}
+
+
+def known_as(name: str) -> str:
+    """What the page calls a folder or a file: printable, and without the comma that stands between names."""
+    return shown(name, 10_000).replace(",", "\\x2c")
 
 
 def trainer_of(run: Path) -> int | None:

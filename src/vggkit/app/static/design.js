@@ -5,7 +5,7 @@ import { costs, facts, memory, speedText } from "./figures.js";
 import { ask, field, h, repaint } from "./dom.js";
 import { receptiveFields } from "./sees.js";
 import { readAddress, requestOf, writeAddress } from "./state.js";
-import { translated } from "./terms.js";
+import { complaint } from "./terms.js";
 import { t } from "./words.js";
 
 const HEADS = ["flatten", "adaptive", "conv", "gap"];
@@ -119,7 +119,7 @@ async function refresh() {
 function tell(place, { error, character }, text = "") {
   const start = character ? character - 1 : 0;
   const word = character ? text.slice(start).split(/[ ,]/)[0] || " " : "";
-  place.replaceChildren(...(error ? [character ? h("span", { class: "mono" }, text.slice(0, start), h("mark", {}, word), text.slice(start + word.length), h("br")) : "", translated(error)] : []));
+  place.replaceChildren(...(error ? [character ? h("span", { class: "mono" }, text.slice(0, start), h("mark", {}, word), text.slice(start + word.length), h("br")) : "", complaint(error)] : []));
 }
 
 function paint(answer, values, request) {

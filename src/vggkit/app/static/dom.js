@@ -1,6 +1,6 @@
 // Elements, requests and numbers as the page writes them.
 
-import { translated } from "./terms.js";
+import { complaint } from "./terms.js";
 
 /** An element: `on…` attributes are listeners, `class` and others are set, null and false are left out. */
 export function h(tag, attributes = {}, ...children) {
@@ -69,10 +69,10 @@ export async function ask(path, body, signal) {
     response = await fetch(path, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Error(translated("the server does not answer: is vgg app still running?"));
+    throw new Error(complaint("the server does not answer: is vgg app still running?"));
   }
   const answer = await response.json();
-  if (!response.ok) throw new Error(translated(answer.error || response.statusText));
+  if (!response.ok) throw new Error(complaint(answer.error || response.statusText));
   return answer;
 }
 

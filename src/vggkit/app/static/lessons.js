@@ -1,7 +1,7 @@
 // The exercises that only training answers: what was measured of them here, or the command that measures.
 
 import { ask, h, repaint, seconds, short, table, whole } from "./dom.js";
-import { translated } from "./terms.js";
+import { complaint, translated } from "./terms.js";
 import { t } from "./words.js";
 
 const EVERY = 2_000; // milliseconds between two looks at an exercise that is being measured
@@ -38,7 +38,7 @@ function lesson({ name, question }, isOpen) {
     const words = isMeasuring ? t(trials ? "measuringTrials" : "measuringSteps", ended, trials) : trials ? t("measuredPart", ended, trials) : t("notMeasured");
     const button = isMeasuring ? h("button", { type: "button", onclick: () => act("/api/exercise/stop") }, t("stop"))
       : h("button", { type: "button", onclick: () => act("/api/exercise/measure") }, t("measureHere"));
-    return [h("p", {}, words, " ", h("code", {}, `vgg experiment ${name}`)), error ? h("p", { class: "error", role: "alert" }, translated(error)) : "", h("div", {}, button)];
+    return [h("p", {}, words, " ", h("code", {}, `vgg experiment ${name}`)), error ? h("p", { class: "error", role: "alert" }, complaint(error)) : "", h("div", {}, button)];
   }
   return h("section", { class: "panel" }, h("h3", {}, translated(question)), details);
 }

@@ -2,7 +2,7 @@
 
 import { chart, COLOURS } from "./chart.js";
 import { h, meter, seconds, share, whole } from "./dom.js";
-import { translated } from "./terms.js";
+import { complaint } from "./terms.js";
 import { t } from "./words.js";
 
 export function follow(names, told) {
@@ -35,7 +35,7 @@ function progress(name, run, colour) {
   const done = run.total_steps ? run.step / run.total_steps : 0;
   return h("section", { class: "panel stack" },
     h("div", { class: "spread" }, h("h2", { class: "mono" }, key, name), h("span", { class: "badge" }, t(`state ${run.state}`))),
-    run.error ? h("p", { class: "error", role: "alert" }, translated(run.error)) : "",
+    run.error ? h("p", { class: "error", role: "alert" }, complaint(run.error)) : "",
     run.state === "finished" || !run.total_steps ? "" : meter([[done, "macs"]], share(done)),
     h("dl", { class: "facts" },
       fact(t("trainStep"), run.total_steps ? `${whole(run.step)} / ${whole(run.total_steps)}` : whole(run.step)),

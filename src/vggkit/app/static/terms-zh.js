@@ -4,7 +4,7 @@ export const TERMS = {
   // Errors: one line, expected, got, try.
   "'{a}', character {b}: {c}": "“{a}”第 {b} 个字符:{c}",
   "'{a}': {b}": "“{a}”:{b}",
-  "{a}: expected {b}": "{a}:需要{b}",
+  "vgg {a}: {b}": "vgg {a}:{b}",
   "expected a block such as 2x128, got {a}": "需要形如 2x128 的块,得到 {a}",
   "expected a name such as vgg16 or blocks such as '1x64 2x128', got {a}, {b}": "需要 vgg16 这样的名称或 '1x64 2x128' 这样的块,得到 {a},{b}",
   "expected an image_size of at least {a} for {b} blocks, each of which halves it, got {c}: nothing is left after {d}": "{b} 个块各把边长减半,图像边长至少要 {a},得到 {c}:{d} 之后什么也不剩",
@@ -30,6 +30,9 @@ export const TERMS = {
   "expected {a} above 0 and below 1, got {b}": "{a}需大于 0 且小于 1,得到 {b}",
   "expected {a} from {b} to {c}, got {d}": "{a}需在 {b} 到 {c} 之间,得到 {d}",
   "expected a run with a checkpoint, got {a}, which has none yet, try again later": "需要有检查点的训练,{a} 还没有,请稍后再试",
+  "expected a run that has stopped, got {a}, a run that goes on, try another run": "{a} 正在训练,停止之后才能恢复",
+  "expected images that can be read in any order, got a stream": "这次训练的数据是流,不能按任意顺序读取图像",
+  "expected vgg {a} to end within {b} seconds, got no answer": "vgg {a} 在 {b} 秒内没有结束",
   "expected a run or a weight file of {a}, got {b}": "需要 {a} 中的训练或权重文件,得到 {b}",
   "expected at most {a} runs at once, got {b}, try to stop one": "同时至多训练 {a} 个,已有 {b},请先停止一个",
   "expected a run that this machine trains, got {a}, try Ctrl-C where it runs": "需要本机正在进行的训练,得到 {a},请在运行它的地方按 Ctrl-C",
@@ -46,8 +49,6 @@ export const TERMS = {
   "expected models of the same classes, got others in {a}": "需要类别相同的模型,{a} 的类别不同",
   "expected at most {a} bytes, got more": "至多 {a} 字节,收到的更多",
   "expected the page's own cookie, got none, try the whole address that vgg app printed": "缺少本页的 cookie,请使用 vgg app 打印的完整地址",
-  "expected {a}, got {b}, try {c}": "需要 {a},得到 {b},可试 {c}",
-  "expected {a}, got {b}": "需要 {a},得到 {b}",
   "the server does not answer: is vgg app still running?": "服务器没有回应:vgg app 还在运行吗?",
   // What the doctor finds.
   "the {a} is not finite, try {b}": "{a}不是有限值,可试 {b}",

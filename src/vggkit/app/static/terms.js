@@ -2,7 +2,7 @@
 
 import { FIELDS } from "./fields-zh.js";
 import { TERMS } from "./terms-zh.js";
-import { language } from "./words.js";
+import { language, t } from "./words.js";
 
 let patterns = null;
 
@@ -23,6 +23,12 @@ export function translated(line) {
     if (found) return blanks.reduce((text, blank, index) => text.replaceAll(`{${blank}}`, () => translated(found[index + 1])), chinese);
   }
   return FIELDS[line]?.[0] ?? line;
+}
+
+/** An error of the library in the page's language; one without Chinese words is quoted whole, not half translated. */
+export function complaint(line) {
+  const said = translated(line);
+  return language() === "zh" && /[a-z]+ [a-z]+ [a-z]+/.test(said) ? t("quoted", line) : said;
 }
 
 /** A field of a recipe: what it is called and its help, which the library gives in English. */

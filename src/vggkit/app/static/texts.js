@@ -204,6 +204,7 @@ export const WORDS = {
   test: ["test", "测试"],
   validation: ["validation", "验证"],
   all: ["", ""],
+  quoted: ["{0}", "程序报告(英文原文):“{0}”"],
   oneMap: ["One map", "一张特征图"],
   showAll: ["Show all {0}", "显示全部 {0} 张"],
   apartTitle: ["One output taken apart", "拆开一个输出"],

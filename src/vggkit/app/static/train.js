@@ -5,7 +5,7 @@ import { recipeForm } from "./form.js";
 import { follow, painted } from "./live.js";
 import { looks } from "./looks.js";
 import { designOf, readAddress, writeAddress } from "./state.js";
-import { translated } from "./terms.js";
+import { complaint } from "./terms.js";
 import { t } from "./words.js";
 
 let kept = null;
@@ -33,7 +33,7 @@ export function open(main) {
     if (!view.datasets.includes(kept.recipe.data)) [kept.recipe.data] = view.datasets;
     const check = () => {
       clearTimeout(view.checking);
-      view.checking = setTimeout(() => ask("/api/check", { recipe: kept.recipe }).then((found) => { error.textContent = translated(found.error ?? ""); }, (found) => { error.textContent = found.message; }), 150);
+      view.checking = setTimeout(() => ask("/api/check", { recipe: kept.recipe }).then((found) => { error.textContent = complaint(found.error ?? ""); }, (found) => { error.textContent = found.message; }), 150);
     };
     repaint(form,
       h("label", {}, t("recipe"), h("select", { name: "recipe", onchange: (event) => { kept = { base: event.target.value, recipe: structuredClone(view.known.recipes[event.target.value]) }; paintForm(); } },
