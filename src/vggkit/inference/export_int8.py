@@ -22,7 +22,7 @@ from vggkit.inference.significance import mcnemar
 Int8 = Literal["all", "head"]
 """Which layers get 8-bit weights: all convolutions and fully connected layers, or the fully connected ones alone."""
 
-CALIBRATION_IMAGES, CALIBRATION_BATCH = 256, 32
+CALIBRATION_IMAGES, CALIBRATION_BATCH = 256, 4  # the calibrator keeps every map of a batch: of VGG-16 0.1 GB an image
 REPEATS = 15
 
 
@@ -120,11 +120,16 @@ def _times(run: Run, classifier: Classifier) -> dict[str, float]:
 
 
 def seconds_in_turns(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """The seconds of `repeats` calls of each, taken in turns after three to warm up."""
+    """The seconds of `repeats` calls of each, taken in turns, each call after two others of the same.
+
+    Those bring back its threads and its memory, while the threads of the runtime before stop to wait for more work.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats + 3):
+    for _ in range(repeats):
         for name, one in runs.items():
+            one()
+            one()
             start = time.perf_counter()
             one()
             seconds[name].append(time.perf_counter() - start)
-    return {name: some[3:] for name, some in seconds.items()}
+    return seconds

@@ -32,8 +32,8 @@ EXPORTED: dict[str, tuple[str, Int8 | None]] = {
     "OpenVINO": ("net.xml", None),
     "timm": ("net", None),
 }
-BATCH = 32
-"""Images whose outputs are compared together."""
+BATCH = 8
+"""Images whose outputs are compared together; a runtime may keep the memory for them."""
 
 
 @dataclass(frozen=True)
