@@ -140,7 +140,7 @@ def test_a_run_that_may_not_be_read_leaves_the_others(app, run_folder):
 STEP = {"event": "step", "step": 16, "train_loss": 2.0, "train_accuracy": 0.5}
 EPOCH = STEP | {
     "event": "epoch", "epoch": 1, "test_accuracy": 0.5, "test_loss": 2.0, "learning_rate": 0.1,
-    "examples_per_second": 9.0, "elapsed_seconds": 8.0,
+    "examples_per_second": 9.0, "train_seconds": 7.0, "loading_seconds": 0.5, "elapsed_seconds": 8.0,
 }  # fmt: skip
 
 

@@ -9,20 +9,12 @@ from typing import Any
 
 from vggkit.data.files import open_regular
 from vggkit.errors import RunError, shown
-from vggkit.training.run_folder import read_recipe
+from vggkit.training.run_folder import epoch_in, is_count, is_loss, is_number, read_recipe
 from vggkit.weights.runs import METRICS
 
 MAX_POINTS = 500
 """Of a series that is sent to the page."""
 MAX_BYTES = 2**26
-MAX_COUNT = 2**53
-"""Whole numbers up to it are exact in the page."""
-MAX_NUMBER = 1e38
-"""About the largest that float32 holds."""
-EPOCH = (
-    "epoch", "step", "train_loss", "train_accuracy", "test_accuracy", "test_loss", "learning_rate",
-    "examples_per_second", "elapsed_seconds",
-)  # fmt: skip
 
 
 class Metrics:
@@ -48,7 +40,9 @@ class Metrics:
             end = content.rfind(b"\n") + 1
             self._offset += end or (len(content) // MAX_BYTES) * MAX_BYTES  # no line of metrics is as long
             for line in content[:end].splitlines():
-                with contextlib.suppress(ValueError, TypeError, LookupError, RecursionError, ArithmeticError):
+                with contextlib.suppress(
+                    ValueError, TypeError, LookupError, AttributeError, RecursionError, ArithmeticError
+                ):
                     self._take(json.loads(line))
         columns = list(zip(*thinned(self._steps), strict=True)) or [(), (), ()]
         return {
@@ -60,24 +54,23 @@ class Metrics:
         }
 
     def _take(self, values: dict[str, Any]) -> None:
-        if values["event"] == "step":
-            row = _whole(values["step"]), _loss(values["train_loss"]), _finite(values["train_accuracy"])
-            while self._steps and self._steps[-1][0] >= row[0]:  # after a kill these steps were taken again
-                self._steps.pop()
-            self._steps.append(row)
-        elif values["event"] == "epoch":
-            epoch: dict[str, Any] = {name: _whole(values[name]) for name in EPOCH[:2]}
-            epoch |= {name: _loss(values.get(name)) for name in ("train_loss", "test_loss")}
-            epoch |= {name: _finite(values[name]) for name in EPOCH if name not in epoch}
-            while self._epochs and self._epochs[-1]["epoch"] >= epoch["epoch"]:
+        if epoch := epoch_in(values):
+            while self._epochs and self._epochs[-1]["epoch"] >= epoch.epoch:  # after a kill it was trained again
                 self._epochs.pop()
-            self._epochs.append(epoch)
+            self._epochs.append({name: _told(value) for name, value in vars(epoch).items()})
+        elif values["event"] == "step":
+            step, loss, accuracy = (values[name] for name in ("step", "train_loss", "train_accuracy"))
+            if is_count(step) and is_loss(loss) and is_number(accuracy):
+                while self._steps and self._steps[-1][0] >= step:
+                    self._steps.pop()
+                self._steps.append((step, _told(loss), accuracy))
         elif values["event"] == "confusion":
             size = len(values["classes"])
-            counts = [[_whole(count) for count in row[:size]] for row in values["counts"][:size]]
-            if [len(row) for row in counts] == [size] * size:
-                self._confusion = {"epoch": _whole(values["epoch"]), "counts": counts}
-                self._confusion["classes"] = [shown(str(name)) for name in values["classes"]]
+            counts = [row[:size] for row in values["counts"][:size]]
+            is_square = [len(row) for row in counts] == [size] * size
+            if is_square and all(map(is_count, [values["epoch"], *(count for row in counts for count in row)])):
+                classes = [shown(str(name)) for name in values["classes"]]
+                self._confusion = {"epoch": values["epoch"], "counts": counts, "classes": classes}
 
     def _progress(self) -> dict[str, Any]:
         """How far the run is, and how long it will take if it goes on as it did: known from the first epoch on."""
@@ -92,23 +85,9 @@ class Metrics:
         return told
 
 
-def _whole(value: object) -> int:
-    """A step, an epoch or a count; raises `ValueError` if `value` cannot be one."""
-    if type(value) is int and 0 <= value <= MAX_COUNT:
-        return value
-    raise ValueError("expected a whole number")
-
-
-def _finite(value: Any) -> float:
-    """A measured value; raises `ValueError` if `value` cannot be one."""
-    if type(value) in (int, float) and abs(value) <= MAX_NUMBER:
-        return float(value)
-    raise ValueError("expected a finite number")
-
-
-def _loss(value: Any) -> float | None:
-    """A loss, as `_finite`; None if it has diverged: `null` in the file, or NaN, or infinite."""
-    return None if value is None or (type(value) is float and not math.isfinite(value)) else _finite(value)
+def _told(value: float | None) -> float | None:
+    """A loss as JSON has it: None if it has diverged."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def thinned(rows: list[Any]) -> list[Any]:

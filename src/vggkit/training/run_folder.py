@@ -3,13 +3,13 @@
 import contextlib
 import itertools
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 from vggkit.data.files import sync_folder, why_not_a_file, write_whole
@@ -20,6 +20,8 @@ from vggkit.weights.runs import CHECKPOINTS, METRICS
 
 RECIPE, BEST = "recipe.json", "best.safetensors"
 MAX_RECIPE_BYTES = 2**20
+MAX_COUNT, MAX_NUMBER = 2**53, 1e38
+"""Of a value in metrics.jsonl: whole numbers up to it are exact in a page; about the largest that float32 holds."""
 MAX_METRICS_BYTES = 2**26
 """How much of metrics.jsonl is read: that of a run of a million epochs is not longer by much."""
 LOCK_SECONDS = 10.0
@@ -64,21 +66,44 @@ def read_epochs(run: Path, num_epochs: int) -> list[EpochMetrics]:
             lines = file.read(MAX_METRICS_BYTES).splitlines()
     for line in lines:
         with contextlib.suppress(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError):
-            epoch = _epoch_in(json.loads(line))
+            epoch = epoch_in(json.loads(line))
             if epoch is not None and epoch.epoch <= num_epochs:
                 found[epoch.epoch] = epoch  # a run that was killed logs an epoch again
     return [found[number] for number in sorted(found)]
 
 
-def _epoch_in(values: dict[str, Any]) -> EpochMetrics | None:
-    """The epoch in a line of the metrics; None if it is another line, or has a value that cannot be."""
-    names = {field.name for field in fields(EpochMetrics)} & values.keys()
-    if values["event"] != "epoch" or not all(type(values[name]) in (int, float, NoneType) for name in names):
+def epoch_in(values: dict[str, Any]) -> EpochMetrics | None:
+    """The epoch in a line of the metrics; None if it is another line, or has a value that cannot be.
+
+    Raises:
+        TypeError, LookupError, AttributeError or ArithmeticError: it is no line of metrics.
+    """
+    if values["event"] != "epoch":
         return None
+    names = {field.name for field in fields(EpochMetrics)} & values.keys()
     epoch = EpochMetrics(**{name: values[name] for name in names})
     examples = epoch.examples_per_second * epoch.train_seconds
-    is_possible = type(epoch.epoch) is int and epoch.epoch > 0 and 0 <= epoch.test_accuracy <= 1
-    return epoch if is_possible and 0 < epoch.train_seconds < 1e12 and 0 <= examples < 1e15 else None
+    is_possible = (
+        is_count(epoch.epoch) and is_count(epoch.step) and epoch.epoch > 0 and 0 <= epoch.test_accuracy <= 1
+        and 0 < epoch.train_seconds < 1e12 and 0 <= examples < 1e15
+        and all(is_loss(value) if name.endswith("loss") else is_number(value) for name, value in vars(epoch).items())
+    )  # fmt: skip
+    return epoch if is_possible else None
+
+
+def is_count(value: object) -> bool:
+    """Whether a value in the metrics can be a step, an epoch or a number of images."""
+    return type(value) is int and 0 <= value <= MAX_COUNT
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value in the metrics is a finite number of bounded size."""
+    return type(value) in (int, float) and abs(value) <= MAX_NUMBER
+
+
+def is_loss(value: Any) -> bool:
+    """Whether a value in the metrics can be a loss: a number, or one that has diverged, NaN, infinite or `null`."""
+    return value is None or is_number(value) or (type(value) is float and not math.isfinite(value))
 
 
 @contextmanager
