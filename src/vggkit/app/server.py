@@ -63,8 +63,54 @@ class Answer(JSONResponse):
 
 def page(machine: Machine, runs: Runs) -> Starlette:
     """The page without its guard: what answers a request of the page itself."""
-    models, uploads, uploading = Models(), Uploads(), asyncio.Semaphore(MAX_UPLOADS)
+    uploads, uploading = Uploads(), asyncio.Semaphore(MAX_UPLOADS)
     exercises = Exercises(runs.folder.parent / "experiments")
+
+    async def upload(request: Request) -> Response:
+        async with uploading:  # so that memory is bounded
+            content = await body_of(request, MAX_UPLOAD_BYTES)
+            return Answer(await run_in_threadpool(uploads.add, content))
+
+    async def follow(request: Request) -> Response:
+        return await events(request, runs)
+
+    told = {
+        "machine": machine.facts,
+        "runs": lambda: {"datasets": list(runs.data), "runs": runs.listed()},
+        "recipes": recipes,
+        "exercises": exercises.listed,
+    }
+    answered = {
+        "design": designs.describe,
+        "limits": machine.limits,
+        "doctor": lambda asked: diagnose(asked, runs.data_of(asked.get("data"))),
+        "check": runs.check,
+        "start": runs.start,
+        "stop": runs.stop,
+        "resume": runs.resume,
+        "exercise": exercises.answer,
+        "exercise/measure": exercises.measure,
+        "exercise/stop": exercises.stop,
+        **_of_models(runs, uploads),
+    }
+    return Starlette(
+        routes=[
+            Route("/", lambda request: _static("index.html")),
+            Route("/static/{name}", lambda request: _static(request.path_params["name"])),
+            Route("/api/events", follow),
+            Route("/api/images", upload, methods=["POST"]),
+            *(Route(f"/api/{name}", _tells(work)) for name, work in told.items()),
+            *(Route(f"/api/{name}", _answers(work), methods=["POST"]) for name, work in answered.items()),
+        ],
+        exception_handlers={
+            VggkitError: _told, ValueError: _told, OSError: _told, MemoryError: _told, ClientDisconnect: _gone
+        },
+    )  # fmt: skip
+
+
+def _of_models(runs: Runs, uploads: Uploads) -> dict[str, Work]:
+    """What is asked of a trained network, by its name, and of an image by the number that it got."""
+    models = Models()
 
     def of_run(work: Callable[[Path, dict[str, Any]], Any]) -> Work:
         return lambda asked: work(runs.path_of(asked.get("run")), asked)
@@ -81,28 +127,7 @@ def page(machine: Machine, runs: Runs) -> Starlette:
             raise UserError(f"expected 2 to {MAX_COMPARED} runs to compare, got another request")
         return models.compared([runs.path_of(name) for name in names])
 
-    async def upload(request: Request) -> Response:
-        async with uploading:  # so that memory is bounded
-            content = await body_of(request, MAX_UPLOAD_BYTES)
-            return Answer(await run_in_threadpool(uploads.add, content))
-
-    async def follow(request: Request) -> Response:
-        return await events(request, runs)
-
-    told: dict[str, Callable[[], Any]] = {
-        "machine": machine.facts,
-        "runs": lambda: {"datasets": list(runs.data), "runs": runs.listed()},
-        "recipes": recipes,
-        "exercises": exercises.listed,
-    }
-    answered: dict[str, Work] = {
-        "design": designs.describe,
-        "limits": machine.limits,
-        "doctor": lambda asked: diagnose(asked, runs.data_of(asked.get("data"))),
-        "check": runs.check,
-        "start": runs.start,
-        "stop": runs.stop,
-        "resume": runs.resume,
+    return {
         "sample": of_run(lambda run, asked: uploads.add(models.sample(run, asked.get("index")))),
         "model": of_run(lambda run, _: models.described(run)),
         "classify": of_image(lambda run, image, _: models.classify(run, image)),
@@ -111,23 +136,7 @@ def page(machine: Machine, runs: Runs) -> Starlette:
         "look": of_run(lambda run, _: models.look(run)),
         "confusion": of_run(lambda run, _: models.confusion(run)),
         "compare": compare,
-        "exercise": exercises.answer,
-        "exercise/measure": exercises.measure,
-        "exercise/stop": exercises.stop,
     }
-    return Starlette(
-        routes=[
-            Route("/", lambda request: _static("index.html")),
-            Route("/static/{name}", lambda request: _static(request.path_params["name"])),
-            Route("/api/events", follow),
-            Route("/api/images", upload, methods=["POST"]),
-            *(Route(f"/api/{name}", _tells(work)) for name, work in told.items()),
-            *(Route(f"/api/{name}", _answers(work), methods=["POST"]) for name, work in answered.items()),
-        ],
-        exception_handlers={
-            VggkitError: _told, ValueError: _told, OSError: _told, MemoryError: _told, ClientDisconnect: _gone
-        },
-    )  # fmt: skip
 
 
 def serve(machine: Machine, runs: Runs, place: Place, token: str, ready: Callable[[str], None]) -> None:
