@@ -125,12 +125,12 @@ def test_the_python_of_the_readme(folder):
 
 @pytest.mark.parametrize(
     ("model", "layer", "shape"),
-    [("runs/quick-1", "relu3_2", "[1, 64, 8, 8]"), (STAND_IN, "relu3_3", "[1, 256, 56, 56]")],
+    [("runs/quick-1", "relu3_1", "[1, 64, 8, 8]"), (STAND_IN, "relu3_3", "[1, 256, 56, 56]")],
 )
 def test_three_lines_for_a_layer_of_an_image(model, layer, shape, folder):
     program = python_of_the_readme("from vggkit import features")
     assert len([line for line in program.splitlines() if line]) == 3
-    program = program.replace("runs/quick-1", model).replace("relu3_2", layer)
+    program = program.replace("runs/quick-1", model).replace("relu3_1", layer)
     done = run([sys.executable, "-c", program + f"print({layer}.shape, {layer}.min().item() >= 0)\n"], folder)
     assert done.stdout == f"torch.Size({shape}) True\n", done.stderr
 
