@@ -82,7 +82,7 @@ def test_relu1_1_of_an_image_is_torchvisions(weights, image, tmp_path, capsys):
         ("features torchvision/vgg12 I --layers relu3_1 -o T/x.safetensors", "expected one of torchvision/vgg11, "),
         ("weights convert W -o T/x.pth", "expected a .safetensors file in a folder that exists"),
         ("weights convert W -o T/x.h5 --to torchvision", "a .safetensors or .pth file in a folder"),
-        ("weights convert W -o W --to torchvision", "another file for --out than the weights themselves"),
+        ("weights convert W -o W --to torchvision", "expected a new file for --out, got one that is read"),
         ("weights fetch torchvision/vgg12", "expected one of torchvision/vgg11"),
     ],
 )

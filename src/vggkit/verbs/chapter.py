@@ -41,7 +41,7 @@ class Flags:
 def run(arguments: list[str]) -> int:
     """Run the verb; returns the exit code: 75 if a signal stopped it, after which the same command goes on."""
     flags = parse_flags("chapter", Flags, arguments)
-    check_out(flags.out, ".html")
+    check_out(flags.out, ".html", reads=(flags.data,))
     runs = flags.runs or Path("experiments") / f"chapter-{flags.size}"
 
     from vggkit.lab.chapter import chapter_page, measured_chapter

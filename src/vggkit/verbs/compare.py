@@ -39,9 +39,9 @@ def run(arguments: list[str]) -> int:
     """Run the verb; returns the exit code."""
     flags = parse_flags("compare", Flags, arguments)
     if flags.out is not None:
-        check_out(flags.out, ".html", ".md")
+        check_out(flags.out, ".html", ".md", reads=(*flags.models, flags.data))
     if flags.scatter is not None:
-        check_out(flags.scatter, ".svg", flag="--scatter")
+        check_out(flags.scatter, ".svg", flag="--scatter", reads=(*flags.models, flags.data))
 
     from vggkit.data.sources import open_data
     from vggkit.lab.compare import compare

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 from vggkit.errors import UserError, shown
 from vggkit.training.recipe import Recipe
-from vggkit.training.run_folder import BEST, RECIPE, read_recipe
+from vggkit.training.run_folder import RECIPE, read_recipe
 from vggkit.verbs.models import ModelFlags
 from vggkit.verbs.terminal import check_out, check_workers, parse_flags, print_json
-from vggkit.weights.runs import MODEL, NETWORK, SUMS
 
 if TYPE_CHECKING:
     from vggkit.data.samples import ImageSource
@@ -66,7 +65,10 @@ class Flags(ModelFlags):
 def run(arguments: list[str]) -> None:
     """Run the verb."""
     flags = parse_flags("eval", Flags, arguments)
-    _check(flags)
+    model = Path(flags.model)
+    folder = model if model.is_dir() else model.parent
+    recipe = read_recipe(folder) if (folder / RECIPE).is_file() else None
+    _check(flags, recipe)
     from vggkit.data.loader import default_workers
     from vggkit.inference.calibration import fit_temperature, save_calibrated
     from vggkit.inference.evaluate import default_split, evaluate
@@ -74,9 +76,6 @@ def run(arguments: list[str]) -> None:
 
     classifier = flags.classifier(flags.best)
     others = [replace(flags, model=model).classifier() for model in flags.ensemble]
-    model = Path(flags.model)
-    folder = model if model.is_dir() else model.parent
-    recipe = read_recipe(folder) if (folder / RECIPE).is_file() else None
     data, notes = _opened(flags, recipe, folder)
     evaluation = evaluate(
         [classifier, *others],
@@ -118,36 +117,21 @@ def _facts(evaluation: "Evaluation") -> dict[str, object]:
     }
 
 
-def _check(flags: Flags) -> None:
-    """Raise `UserError`, before anything is read, for flags that cannot be."""
+def _check(flags: Flags, recipe: Recipe | None) -> None:
+    """Raise `UserError`, before any image is read, for flags that cannot be."""
     outputs = dict[str, str]()
+    reads = (flags.model, *flags.ensemble, flags.data or (recipe and recipe.data))
     suffixes = {"predictions": ".csv", "fit-temperature": ".safetensors"}
     for name in ("plot", "mistakes", "reliability", *suffixes):
         if (path := getattr(flags, name.replace("-", "_"))) is not None:
-            check_out(path, suffixes.get(name, ".png"), flag=f"--{name}")
+            check_out(path, suffixes.get(name, ".png"), flag=f"--{name}", reads=reads)
             if (other := outputs.setdefault(os.path.realpath(path), name)) != name:
                 raise UserError(f"expected a file of its own for --{name}, got that of --{other}: {path}")
     check_workers(flags.workers)
     if flags.scales and flags.views == "one":
         raise UserError("expected --views with --scales, got one view, try --views flip")
-    calibrated = flags.fit_temperature
-    if calibrated is not None and flags.ensemble:
+    if flags.fit_temperature is not None and flags.ensemble:
         raise UserError("expected one model for --fit-temperature, got an ensemble, try each model by itself")
-    if calibrated is not None and _is_weights_of_a_run(calibrated, Path(flags.model)):
-        raise UserError(
-            f"expected a new file for --fit-temperature, got weights of a run or those measured: {calibrated}, "
-            "try calibrated.safetensors"
-        )
-
-
-def _is_weights_of_a_run(path: Path, model: Path) -> bool:
-    """Whether `path` is a weight file of `model`, or has the name and the place of one in the folder of a run."""
-    measured = [one for one in (model, model / MODEL, model / BEST) if one.is_file()]
-    if path.exists() and any(path.samefile(one) for one in measured):
-        return True
-    place = Path(os.path.realpath(path))
-    in_run = any((place.parent / known).is_file() for known in (RECIPE, SUMS))  # a run, or a checkpoint of one
-    return in_run and place.name in (MODEL, BEST, NETWORK)
 
 
 def _write(flags: Flags, evaluation: "Evaluation") -> list[str]:

@@ -71,7 +71,7 @@ def run(arguments: list[str]) -> int:
     experiment = _asked(flags)
     folder = flags.runs or Path("experiments") / experiment.name
     if flags.out is not None:
-        check_out(flags.out, ".html", ".md", ".csv", ".json", ".svg")
+        check_out(flags.out, ".html", ".md", ".csv", ".json", ".svg", reads=(flags.data, flags.recipe))
 
     from vggkit.lab.answers import answered
     from vggkit.lab.report import write_report

@@ -65,7 +65,11 @@ def run(arguments: list[str]) -> None:
         raise UserError(f"expected an image file, got the folder {flags.image}, try one of the files in it")
     if not 0 <= flags.seed <= MAX_SEED or len(flags.classes) * len(flags.methods) > MAX_MAPS:
         raise UserError(f"expected a --seed from 0 to {MAX_SEED} and at most {MAX_MAPS} maps, got others, try fewer")
-    check_out(flags.out, *((".png", ".npy") if flags.image is not None else (".png",)))
+    check_out(
+        flags.out,
+        *((".png", ".npy") if flags.image is not None else (".png",)),
+        reads=(flags.image, flags.data, flags.model),
+    )
     classifier = flags.classifier()
     work = _explain if flags.image is not None else _draw_unit if flags.unit is not None else _draw_filters
     content, facts, lines = work(flags, classifier)

@@ -8,7 +8,7 @@ from tyro.conf import arg
 
 from vggkit.errors import UserError
 from vggkit.verbs.models import ModelFlags
-from vggkit.verbs.terminal import Short, parse_flags, print_json
+from vggkit.verbs.terminal import Short, check_kept, parse_flags, print_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,7 @@ def run(arguments: list[str]) -> None:
     from vggkit.inference.export import check_export_path, export
 
     check_export_path(flags.out)
+    check_kept(flags.out, (flags.model, flags.data))
     if flags.int8 and flags.int8_head:
         raise UserError("expected --int8 or --int8-head, got both")
     exported = export(

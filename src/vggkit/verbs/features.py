@@ -12,7 +12,7 @@ from tyro.conf import arg
 from vggkit.design.table import Table
 from vggkit.errors import UserError, shown
 from vggkit.verbs.models import BadImages, ImagesFlags
-from vggkit.verbs.terminal import DONE, check_out, parse_flags, print_json
+from vggkit.verbs.terminal import DONE, check_kept, check_out, parse_flags, print_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _write(flags: Flags, out: Path) -> int:
-    check_out(out, ".safetensors")
+    check_out(out, ".safetensors", reads=(*flags.images, flags.model))
     classifier, bad = flags.classifier(), BadImages("features")
     import torch
 
@@ -90,13 +90,15 @@ def _find(flags: Flags, query: Path) -> int:
     if len(flags.layers) > 1 or flags.images:
         raise UserError("expected an index and at most one layer with --like, got more, try --layers fc7")
     if flags.out is not None:
-        check_out(flags.out, ".png")
+        check_out(flags.out, ".png", reads=(query, flags.model))
     from vggkit.data.files import write_whole
     from vggkit.inference.predict import load_classifier
     from vggkit.inference.similar import contact_sheet, read_index
     from vggkit.training.hardware import choose_device
 
     index = read_index(flags.model, *flags.layers)
+    if flags.out is not None:
+        check_kept(flags.out, index.images)
     classifier = load_classifier(index.model, choose_device(flags.device))
     found = index.like(replace(classifier, preprocessing=index.preprocessing), query, flags.top)
     if flags.out is not None:

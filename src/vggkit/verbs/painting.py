@@ -11,12 +11,10 @@ from tyro.conf import arg
 
 from vggkit.errors import shown
 from vggkit.verbs.models import ModelFlags
-from vggkit.verbs.terminal import check_out, print_json, print_to_stderr
+from vggkit.verbs.terminal import print_json, print_to_stderr
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-    from vggkit.inference.predict import Classifier
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP"}
 PLAIN_LINE_SECONDS = 10.0
@@ -30,11 +28,6 @@ class PaintingFlags(ModelFlags):
     """The network that looks: keras/vgg16_notop (59 MB), torchvision/vgg16, a run folder or a weight file."""
     out: Annotated[Path, arg(aliases=("-o",))]
     """The image to write: .png, .jpg or .webp."""
-
-    def classifier(self, best: bool = False) -> "Classifier":
-        """The classifier, if the image can be written."""
-        check_out(self.out, *FORMATS)
-        return super().classifier(best)
 
 
 class LiveLine:

@@ -57,7 +57,7 @@ def run(arguments: list[str]) -> int:
     """Run the verb; returns the exit code: 75 if a signal stopped it, after which the same command goes on."""
     flags = parse_flags("search", Flags, arguments)
     if flags.out is not None:
-        check_out(flags.out, ".html", ".md", ".svg")
+        check_out(flags.out, ".html", ".md", ".svg", reads=(flags.data,))
     counts = [None if text is None else int(_number(text, COUNTS)) for text in (flags.max_params, flags.max_macs)]
     if counts == [None, None]:
         raise UserError("expected --max-params or --max-macs, such as 600k and 30M, got neither")

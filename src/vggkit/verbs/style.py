@@ -5,8 +5,8 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from vggkit.verbs.painting import LiveLine, PaintingFlags, write_painting
-from vggkit.verbs.terminal import parse_flags
+from vggkit.verbs.painting import FORMATS, LiveLine, PaintingFlags, write_painting
+from vggkit.verbs.terminal import check_out, parse_flags
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,7 @@ class Flags(PaintingFlags):
 def run(arguments: list[str]) -> None:
     """Run the verb."""
     flags = parse_flags("style", Flags, arguments)
+    check_out(flags.out, *FORMATS, reads=(flags.content, flags.style, flags.model))
     classifier, line = flags.classifier(), LiveLine()
     from vggkit.inference.style import stylize, with_colours_of
 

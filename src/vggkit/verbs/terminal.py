@@ -10,6 +10,7 @@ import re
 import sys
 import tempfile
 import textwrap
+from collections.abc import Iterable
 from dataclasses import is_dataclass
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,14 @@ FlagsOfVerb = TypeVar("FlagsOfVerb")
 
 Short = Annotated[FlagsOfVerb, arg(aliases=["-o"])]
 """A flag for the file to write, which -o names too."""
+
+FOLDERS_OF_RUNS = ("recipe.json", "SHA256SUMS", "experiment.json", "search.json")
+"""What marks the folder of a run, of a checkpoint, of an experiment and of a search."""
+FILES_OF_RUNS = (
+    *FOLDERS_OF_RUNS, "metrics.jsonl", "curves.png", "model.safetensors", "best.safetensors", "network.safetensors",
+    "optimizer.safetensors", "state.json", "outcome.json", "found.json", "log.jsonl",
+)  # fmt: skip
+"""What these folders hold, which no verb but the one that made the folder writes."""
 
 DONE, FAILED, USER_ERROR, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130
 """Exit codes; 75 is EX_TEMPFAIL of sysexits.h: stopped by a signal with a checkpoint, to be run again."""
@@ -208,8 +217,11 @@ def given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def check_out(path: Path, *suffixes: str, flag: str = "--out") -> None:
-    """Raise `UserError`, before any work is done, unless a file of one of `suffixes` can be written at `path`."""
+def check_out(path: Path, *suffixes: str, flag: str = "--out", reads: Iterable[object] = ()) -> None:
+    """Raise `UserError`, before any work is done, unless a file of one of `suffixes` can be written at `path`.
+
+    Nothing of a run and nothing of what the verb `reads`, see `check_kept`, may be lost by it.
+    """
     expected = f"expected a {' or '.join(suffixes)} file in a folder that exists for {flag}, got {path}"
     if path.suffix not in suffixes or path.is_dir() or not path.parent.is_dir():
         raise UserError(expected)
@@ -217,6 +229,28 @@ def check_out(path: Path, *suffixes: str, flag: str = "--out") -> None:
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise UserError(f"{expected}: {error.strerror}") from None
+    check_kept(path, reads, flag)
+
+
+def check_kept(path: Path, reads: Iterable[object], flag: str = "--out") -> None:
+    """Raise `UserError` if a file written at `path` replaces one of a run, or changes what is read.
+
+    Args:
+        path: where a file would be written.
+        reads: files, runs and folders of images that the verb reads; names of what is no file, and None, are ignored.
+        flag: by which the user named `path`.
+    """
+    place = Path(os.path.realpath(path))
+    if place.name in FILES_OF_RUNS and any((place.parent / name).is_file() for name in FOLDERS_OF_RUNS):
+        raise UserError(f"expected a new file for {flag}, got a file of a run: {path}, try another folder")
+    exists = os.path.exists  # of a path too long to be one too
+    for one in map(str, filter(None, reads)):
+        weights = [f"{one}/model.safetensors", f"{one}/best.safetensors"]
+        if exists(path) and any(exists(known) and path.samefile(known) for known in (one, *weights)):
+            raise UserError(f"expected a new file for {flag}, got one that is read: {path}, try another name")
+        is_run = any(map(exists, (*weights, f"{one}/recipe.json")))
+        if exists(f"{one}/.") and not is_run and Path(os.path.realpath(one)) in place.parents:
+            raise UserError(f"expected a file outside of {one}, which is read, for {flag}, got {path}")
 
 
 def check_workers(workers: int | None) -> None:

@@ -9,7 +9,7 @@ from tyro.conf import Positional, arg
 from vggkit.design.table import Table
 from vggkit.errors import UserError, shown
 from vggkit.verbs.models import PreparationFlags
-from vggkit.verbs.terminal import check_out, given, parse_flags, print_json, print_to_stderr
+from vggkit.verbs.terminal import check_kept, check_out, given, parse_flags, print_json, print_to_stderr
 
 if TYPE_CHECKING:
     from vggkit.data.preprocessing import Preprocessing
@@ -119,8 +119,7 @@ def _convert(flags: Convert) -> None:
     from vggkit.weights.translation import preprocessing_of
 
     source = find_weights(flags.model, print_to_stderr)
-    if out.exists() and source.exists() and out.samefile(source):
-        raise UserError(f"expected another file for --out than the weights themselves, got {out}")
+    check_kept(out, [source])
     net, metadata = load_weights(source)
     if not isinstance(net, VGG):
         raise UserError(f"expected a VGG network to convert, got {net.architecture.name}")
