@@ -12,11 +12,12 @@ import torch
 
 from tests.lab.conftest import kill_at, wait_for
 from vggkit import Recipe, cli, costs
+from vggkit.data.sources import open_data
 from vggkit.design.network import as_network
 from vggkit.errors import RecipeError
 from vggkit.lab.answers import answered
 from vggkit.lab.experiments import EXPERIMENTS, Experiment, fitted, matched, named_experiment
-from vggkit.lab.trials import Chosen, Outcome, Plan
+from vggkit.lab.trials import Chosen, Outcome, Plan, epoch_seconds
 
 TINY = Recipe.named(
     "quick", architecture="1x8", data="fashion-mnist-sample", image_size=28, epochs=1, batch_size=256, warmup=0.0
@@ -70,6 +71,40 @@ def test_what_cannot_be_compared_is_refused(options, message):
     values = {"name": "x", "question": "?", "recipes": {"a": TINY, "b": TINY}, **options}
     with pytest.raises(RecipeError, match=message):
         Experiment(**values)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["image_size=32,64", "image_size=16,28"], "expected each field once in --vary, got image_size twice"),
+        (["image_size=32,64", "--vary", "flip=true,false"], "expected --vary once, with all of its values"),
+        (["image_size=32,64,32"], "expected different values of image_size, got 32 twice"),
+        (["epochs=1,2", "--epochs", "5"], "expected epochs in --vary or as --epochs, got both"),
+        (["image_size=32,64", "--size", "minutes"], "expected --size with the name of a question"),
+        (["seed=0,1"], "expected --seeds, which gives the seeds"),
+        (["epochs=1,2", "--equal", "images"], "expected other fields in --vary with --equal images"),
+        (["image_size=32\n,64"], "expected values as in one line of CSV, got 'image_size=32"),
+        (["image_size={[]:1},32"], "expected image_size from 1 to 65536, got '{\\[\\]:1}'"),
+        (
+            ["validation=2000,100", "architecture=1x4", "data=fashion-mnist-sample"],
+            "expected validation below the 2000",
+        ),
+    ],
+)
+def test_what_cannot_be_varied_is_refused_in_a_line(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["experiment", "--vary", *arguments]) == 2
+    assert re.search(message, capsys.readouterr().err.splitlines()[-1])
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_step_is_measured_with_no_more_images_than_there_are(monkeypatch):
+    """10^6 random images of 1x4 would take 19 GB."""
+    drawn, randn = [], torch.randn
+    monkeypatch.setattr(torch, "randn", lambda *shape, **options: drawn.append(shape[0]) or randn(*shape, **options))
+    recipe = TINY.changed(batch_size=10**6, validation=100)
+    assert 0 < epoch_seconds(recipe, open_data(recipe.data), torch.device("cpu")) < 60
+    assert drawn == [1_900]
 
 
 def plan(labels, seeds):
@@ -152,13 +187,15 @@ def test_a_killed_experiment_goes_on_to_the_same_report(tmp_path, monkeypatch, c
     assert Path("runs/000/model.safetensors").stat().st_mtime_ns == finished
     assert steady(unbroken / "answer.json") == steady(broken / "answer.json")
     trials = json.loads(Path("answer.json").read_text())["trials"]
-    assert {trial["label"].split()[0] for trial in trials} >= {"2x4k3,1", "lenet"}  # a comma inside a value
+    assert {trial["label"].split(", ")[0] for trial in trials} == {"2x4k3,1", "lenet"}  # a comma inside a value
     accuracies = [trial["accuracy"] for trial in trials]
     assert len(accuracies) == 4
     assert None in accuracies  # a rate of a million diverges, and is a result
     capsys.readouterr()
-    assert cli.main(["experiment", *COMMAND, "--seeds", "3"]) == 2
-    assert "runs was begun with, got another one" in capsys.readouterr().err
+    reordered = ["learning_rate=1e6,0.01" if word.startswith("learning_rate") else word for word in COMMAND]
+    for another in ([*COMMAND, "--seeds", "3"], reordered):  # others are compared with the first recipe
+        assert cli.main(["experiment", *another]) == 2
+        assert "runs was begun with, got another one" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("loses_a_machine", [False, pytest.param(True, marks=pytest.mark.torture)])

@@ -71,6 +71,9 @@ def varied(base: Recipe, grid: Mapping[str, Sequence[Any]]) -> dict[str, Recipe]
     >>> list(varied(Recipe.named("quick"), {"image_size": [32, 64], "flip": [True, False]}))
     ['32 px, flip', '32 px, no flip', '64 px, flip', '64 px, no flip']
     """
+    for name, values in grid.items():
+        if twice := [value for index, value in enumerate(values) if value in values[:index]]:
+            raise RecipeError(f"expected different values of {name}, got {shown(str(twice[0]))} twice")
     combinations = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
     fields = [name for name, values in grid.items() if len(values) > 1]
     return {", ".join(_label(name, some[name]) for name in fields): base.changed(**some) for some in combinations}

@@ -30,6 +30,7 @@ from vggkit.training.hardware import choose_device, describe_hardware, keep_free
 from vggkit.training.loop import train
 from vggkit.training.progress import clock
 from vggkit.training.recipe import Recipe
+from vggkit.training.run_data import splits_of
 
 EXPERIMENT, OUTCOME = "experiment.json", "outcome.json"
 SET_UP_SECONDS = 1.5
@@ -163,7 +164,7 @@ def _planned(experiment: Experiment, folder: Path, device_name: str | None, data
     path = folder / EXPERIMENT
     if os.path.lexists(path):
         plan = read_plan(folder)
-        if plan.experiment != experiment:
+        if plan.experiment != experiment or [*plan.experiment.recipes] != [*experiment.recipes]:
             raise RunError(f"expected the experiment that {folder} was begun with, got another one, try another --runs")
         return plan
     make_folder(folder, "experiment")
@@ -237,8 +238,9 @@ def _network(recipe: Recipe, source: ImageSource) -> Network:
 
 
 def _images(recipe: Recipe, source: ImageSource) -> tuple[int, int]:
-    """Images of an epoch, and those that it is evaluated on."""
-    return len(source.train) - recipe.validation, recipe.validation or len(source.held_out)
+    """Images of an epoch, and those that it is evaluated on; raises `RunError` or `DataError`, as `train` does."""
+    (train_images, held_out), _ = splits_of(recipe, source)
+    return len(train_images), len(held_out)
 
 
 def epoch_seconds(recipe: Recipe, source: ImageSource, device: torch.device) -> float:
@@ -247,12 +249,13 @@ def epoch_seconds(recipe: Recipe, source: ImageSource, device: torch.device) -> 
     Loading is not in it: images in memory cost next to nothing, files may cost more.
     """
     network, (train_images, held_out_images) = _network(recipe, source), _images(recipe, source)
-    keep_freed_memory(costs(network, recipe.batch_size).total.activation_bytes)  # as `train` does
-    net, x, labels = with_random_images(network, recipe.batch_size, device)
+    batch_size = min(recipe.batch_size, train_images)
+    keep_freed_memory(costs(network, batch_size).total.activation_bytes)  # as `train` does
+    net, x, labels = with_random_images(network, batch_size, device)
     step_seconds = settled_seconds(trains_by(recipe, accelerate(net.train()), x, labels), device)
     forward, backward = costs(network).total.macs, backward_macs(network, 1)
     evaluated = held_out_images * (2 if recipe.test_flip else 1)
-    return step_seconds / recipe.batch_size * (train_images + evaluated * forward / (forward + backward))
+    return step_seconds / batch_size * (train_images + evaluated * forward / (forward + backward))
 
 
 def _trial(label: str, recipe: Recipe, run: Path, device_name: str | None, data_dir: Path | None) -> Outcome:

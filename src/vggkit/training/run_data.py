@@ -101,7 +101,7 @@ def open_run_data(
     )
     if facts is not None:
         _check_same(recipe, facts.get("fingerprint"), source.fingerprint)  # before decoding, which may take long
-    splits, held_out_name = _splits(recipe, source)
+    splits, held_out_name = splits_of(recipe, source)
     channels = recipe.in_channels(source.channels)
     zeros, ones = (0.0,) * channels, (1.0,) * channels
     geometry = Preprocessing(recipe.image_size, channels, zeros, ones, test_flip=recipe.test_flip)
@@ -138,7 +138,7 @@ def open_run_data(
     return data
 
 
-def _splits(recipe: Recipe, source: ImageSource) -> tuple[tuple[Images, Images], str]:
+def splits_of(recipe: Recipe, source: ImageSource) -> tuple[tuple[Images, Images], str]:
     """The images to train on and to measure by, and what the latter are called; raises `RunError` or `DataError`."""
     images, held_out, name = source.train, source.held_out, source.held_out_name
     if recipe.validation and not isinstance(images, ArrayImages):

@@ -3,6 +3,7 @@
 import ast
 import csv
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from json import dumps
 from pathlib import Path
@@ -43,8 +44,8 @@ class Flags:
     """What is made equal to the first recipe's, with --vary: the epochs, if not given; the images seen, which differ
     with the data, or the seconds of training (both to whole epochs); or an image's macs or the parameters (by the
     channels)."""
-    size: Size = "minutes"
-    """How much is trained: widths and epochs, not the question."""
+    size: Size | None = None
+    """How much a named question trains, in widths and epochs; minutes if not given."""
     out: Short[Path | None] = None
     """A .html, .md, .csv, .json or .svg file to write the answer to."""
     runs: Path | None = None
@@ -100,14 +101,34 @@ def _asked(flags: Flags) -> Experiment:
     if flags.name is not None:
         if flags.recipe or flags.equal:
             raise UserError(f"expected --vary with --recipe and --equal, got {flags.name}, which has its own")
-        asked = named_experiment(flags.name, flags.size)
+        asked = named_experiment(flags.name, flags.size or "minutes")
         recipes = {label: recipe.changed(**changes) for label, recipe in asked.recipes.items()}
         return replace(asked, recipes=recipes, **given(seeds=flags.seeds))
-    base, grid = Recipe.named(flags.recipe or "quick", **changes), dict(_values(text) for text in flags.vary)
+    grid = _grid(flags, changes)
+    base = Recipe.named(flags.recipe or "quick", **changes)
     names = [name for name, values in grid.items() if len(values) > 1]
     question = f"{base.name}: which {' and '.join(names).replace('_', ' ')}?"
     options = given(seeds=flags.seeds, equal=flags.equal)
     return Experiment("-".join(names), question, varied(base, grid), **options)
+
+
+def _grid(flags: Flags, changes: Mapping[str, object]) -> dict[str, list[object]]:
+    """The fields that vary, with their values; `UserError` for what another flag decides too."""
+    if flags.size is not None:
+        raise UserError("expected --size with the name of a question, got --vary, try --epochs or --vary architecture=")
+    fields = list(map(_values, flags.vary))
+    grid = dict(fields)
+    if twice := [name for index, (name, _) in enumerate(fields) if name in dict(fields[:index])]:
+        raise UserError(f"expected each field once in --vary, got {twice[0]} twice")
+    if both := sorted(grid.keys() & changes.keys()):
+        raise UserError(f"expected {both[0]} in --vary or as --{both[0]}, got both")
+    if "seed" in grid:
+        raise UserError("expected --seeds, which gives the seeds of all recipes, got seed in --vary")
+    if flags.equal in ("images", "seconds") and "epochs" in grid:
+        raise UserError(
+            f"expected other fields in --vary with --equal {flags.equal}, which decides the epochs, got epochs"
+        )
+    return grid
 
 
 def _values(text: str) -> tuple[str, list[object]]:
@@ -118,7 +139,10 @@ def _values(text: str) -> tuple[str, list[object]]:
         close = nearest(name, kinds)
         hint = f", try {close}=..." if close and name not in kinds else ""
         raise UserError(f"expected FIELD=VALUE,VALUE with a field of the recipe, got '{shown(text)}'{hint}")
-    return name, [_value(kinds[name], value) for value in next(csv.reader([values]))]
+    try:
+        return name, [_value(kinds[name], value) for value in next(csv.reader([values]))]
+    except csv.Error:
+        raise UserError(f"expected values as in one line of CSV, got '{shown(text)}'") from None
 
 
 def _value(kind: object, text: str) -> object:
@@ -128,6 +152,6 @@ def _value(kind: object, text: str) -> object:
     if kind in (int, float, bool) and len(text) < 100:
         try:
             return ast.literal_eval(text.capitalize() if kind is bool else text)
-        except (ValueError, SyntaxError):
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # all that it may raise
             return text
     return text

@@ -72,11 +72,15 @@ def parse_flags(
     known = prepare(cast(type, flags))
     if default is not None:
         known = known | {f"--no-{name[2:]}": () for name, takes in known.items() if not takes}
+    seen = set[str]()
     for word in arguments:
         name, equals, _ = word.replace("_", "-").partition("=")
         is_flag = re.match("-[a-zA-Z-]", name) and name not in ("-h", "--help")
         if is_flag and (name not in known or (equals and not known[name])):
             raise UserError(_unknown(verb, word, known))
+        if is_flag and name in seen and known[name][:1] and known[name][0].endswith(" ..."):  # the last would win
+            raise UserError(f"expected {name} once, with all of its values, got it twice")
+        seen.add(name)
     # Neither is a terminal, so that help has no colours.
     printed, errors = (io.TextIOWrapper(io.BytesIO(), sys.stdout.encoding, "backslashreplace") for _ in range(2))
     try:
