@@ -72,6 +72,14 @@ def check_type(value: object, kinds: Any, expected: str, example: str) -> None:
         raise UserError(f"expected {expected}, got {type(value).__name__}, try {example}")
 
 
+def check_utf8(path: str | os.PathLike[str]) -> None:
+    """Raise `UserError` unless the name of a file to write is UTF-8, as the libraries that write it take names."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"expected a name in UTF-8, got {shown(path, 500)}, try another one") from None
+
+
 def shown(text: str | bytes | os.PathLike[str], limit: int = 80) -> str:
     r"""`text` from a file, a file name or a user, safe to print: one line of at most `limit` characters.
 

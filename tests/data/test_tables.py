@@ -343,10 +343,10 @@ def test_a_hub_that_cannot_be_reached(library, tmp_path, monkeypatch):
 def test_without_the_libraries(tmp_path, monkeypatch):
     for name in ("datasets", "pyarrow.parquet"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(DataError, match=r"expected the library datasets, got: .*, try pip install '\.\[data\]'"):
+    with pytest.raises(DataError, match=r"expected the library datasets, got: .*, try pip install 'vggkit\[data\]'"):
         open_images("hub:owner/name")
     touch("parquet/train.parquet")(tmp_path)
-    with pytest.raises(DataError, match=r"expected the library pyarrow, got: .*, try pip install '\.\[data\]'"):
+    with pytest.raises(DataError, match=r"expected the library pyarrow, got: .*, try pip install 'vggkit\[data\]'"):
         open_images(tmp_path / "parquet")
     write_tar(tmp_path / "train.tar", range(20))  # which need neither
     assert len(open_images(tmp_path / "train.tar").train) == 15

@@ -65,6 +65,8 @@ def test_several_splits_are_chosen_from(model, weights, tmp_path, capsys):
     assert len(evaluate(model, open_data(tmp_path / "photos")).labels) == 12
     with pytest.raises(ValueError, match="photos: expected a split of train, validation, test, all, got 'dev2'"):
         evaluate(model, tmp_path / "photos", "dev2")
+    with pytest.raises(ValueError, match="got 'val': training kept out none, try 'vgg train --validation N'"):
+        evaluate(model, "fashion-mnist-sample", "val")
     assert cli.main(["eval", str(weights), "--data", str(tmp_path / "photos")]) == 0
     out = capsys.readouterr().out
     assert "on the 9 test images of photos" in out

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 
 import numpy as np
 import onnx
@@ -213,6 +214,7 @@ def test_a_file_whose_runtime_says_something_else_is_never_written(tmp_path, mon
         ("net.tflite", "expected a .onnx, .pt2, .xml file or a new folder for timm"),
         ("missing/net.onnx", "in a folder that exists, got .*missing"),
         ("", "or a new folder for timm"),
+        ("\udcff.onnx", r"expected a name in UTF-8, got .*\\xff.onnx"),
         (3, "expected a path to export to, got int"),
     ],
 )
@@ -221,10 +223,17 @@ def test_a_path_that_cannot_be_is_refused_before_the_work(tmp_path, path, messag
         export("no such model", path if path == 3 else tmp_path / path)
 
 
+@pytest.mark.parametrize("max_drop", [math.nan, math.inf, -0.1, 100.1, "1"])
+def test_a_drop_that_cannot_be_is_refused_before_the_work(tmp_path, max_drop):
+    with pytest.raises(ValueError, match="expected (max_drop from 0 to 100 points|points) of top-1"):
+        export("no such model", tmp_path / "net.onnx", int8="all", max_drop=max_drop)
+
+
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
     with pytest.raises(
-        ValueError, match="expected onnx, onnxscript, onnxruntime for ONNX, got no onnxscript, try 'pip install"
+        ValueError,
+        match="expected onnx, onnxscript, onnxruntime for ONNX, got no onnxscript, try pip install 'vggkit\\[export\\]'",
     ):
         export("no such model", tmp_path / "net.onnx")
 

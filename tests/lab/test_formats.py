@@ -53,7 +53,7 @@ def test_large_rates_are_whole_numbers_and_a_missing_package_is_named(weights, c
     assert cli.main(["bench", str(weights), *flags]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"PyTorch +0\.\d +\d+\.\d\d +[\d,]+ +\d+\.\d% +0e\+00", lines[4])
-    assert lines[-1] == "not measured: OpenVINO, needs openvino, try 'pip install openvino'"
+    assert lines[-1] == "not measured: OpenVINO, needs openvino, try pip install 'openvino'"
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,35 @@ def test_what_breaks_a_limit_is_not_trained(tmp_path):
         assert len(logged(tmp_path / name)) == 2
 
 
+def test_a_search_goes_on_with_more_time(tmp_path):
+    """Also if there was none, and if it finds another winner."""
+    with pytest.raises(RunError, match="got none, try higher ones or more --time"):
+        counted(tmp_path / "s", 0)
+    runs = [counted(tmp_path / "s", trials) for trials in (1, 4, 12, 2)]
+    for (_, before), (found, trials) in itertools.pairwise(runs):
+        assert trials[: len(before)] == before
+        assert len(found.test_accuracies) == 2
+    assert 0 < len(runs[0][1]) < len(runs[2][1]) == len(runs[3][1])
+    winners = {found.recipe.architecture.replace(" ", "-") for found, _ in runs}
+    assert {path.name for path in (tmp_path / "s").glob("winner-*")} == {
+        f"winner-{w}-{s}" for w in winners for s in (0, 1)
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "limits", "message"),
+    [
+        ({}, {"parameters": 1}, "expected room for a network of blocks, got --max-params 1, try more"),
+        ({}, {"parameters": 1, "macs": 2}, "got --max-params 1 --max-macs 2, try more"),
+        ({"validation": 2_000}, {"parameters": 4_000}, "expected validation below the 2000 training images, got 2000"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_before_the_work(tmp_path, changes, limits, message):
+    with pytest.raises(ValueError, match=message):
+        search(BASE.changed(**changes), Budget(**limits), tmp_path / "s", seconds=9, device="cpu")
+    assert not (tmp_path / "s").exists()
+
+
 def test_the_verb_writes_a_recipe_and_a_report(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     limits = ["--max-params", "2k", "--time", "1s", "--epochs", "1", "--seeds", "1", "--data", "fashion-mnist-sample"]

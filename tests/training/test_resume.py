@@ -124,7 +124,9 @@ def test_a_finished_run_is_left_as_it_is_and_said_to_be_finished(recipe, tmp_pat
 
 def test_what_contradicts_the_recipe_of_a_run_is_refused(recipe, photos, tmp_path):
     run = train(replace(recipe, epochs=1), out=tmp_path / "run", device="cpu", progress=False).folder
-    with pytest.raises(RunError, match="expected epochs 1, which the recipe of .*run decides, got 2, try without"):
+    with pytest.raises(
+        RunError, match="expected epochs 1, which the recipe of .*run decides, got 2, try without --epochs or --recipe"
+    ):
         train(replace(recipe, epochs=2), resume=run, device="cpu", progress=False)
     changed = replace(recipe, epochs=2)
     (run / "recipe.json").write_text(changed.to_json())

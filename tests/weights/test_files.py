@@ -103,7 +103,7 @@ def test_nothing_is_ever_unpickled(tmp_path, new, inside):
 
 
 def test_a_missing_file_is_said_to_be_missing(tmp_path):
-    with pytest.raises(WeightsError, match="other.safetensors: expected a weight file, got nothing there"):
+    with pytest.raises(WeightsError, match="other.safetensors: expected a run or a weight file, got nothing there"):
         load_weights(tmp_path / "other.safetensors")
     with pytest.raises(WeightsError, match="got a folder"):
         load_weights(tmp_path)

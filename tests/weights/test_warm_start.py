@@ -99,7 +99,7 @@ def test_a_source_that_is_not_there_is_said_before_anything_is_made(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", *OPTIONS, "--architecture", "2x4 3x8", "--warm-start", source, "--out", "deep"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "expected a weight file, got nothing there" in line
+    assert "expected a run or a weight file, got nothing there" in line
     assert list(tmp_path.iterdir()) == []
 
 

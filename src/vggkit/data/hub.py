@@ -80,5 +80,7 @@ def _library() -> ModuleType:
     try:
         import datasets
     except ImportError as error:
-        raise DataError(f"expected the library datasets, got: {one_line(error)}, try pip install '.[data]'") from None
+        raise DataError(
+            f"expected the library datasets, got: {one_line(error)}, try pip install 'vggkit[data]'"
+        ) from None
     return datasets  # type: ignore[no-any-return]

@@ -96,7 +96,7 @@ def _opened(file: BinaryIO, name: str) -> Any:
         return pyarrow.parquet.ParquetFile(file)
     except ImportError as error:
         raise DataError(
-            f"{name}: expected the library pyarrow, got: {one_line(error)}, try pip install '.[data]'"
+            f"{name}: expected the library pyarrow, got: {one_line(error)}, try pip install 'vggkit[data]'"
         ) from None
     except Exception as error:
         raise _damaged(name, error) from None

@@ -132,7 +132,9 @@ def _chosen(data: ImageSource | str | os.PathLike[str], split: str | None) -> tu
     name = (split_named(split) or split) if split else default
     if name != "all" and name not in source.splits:
         known = ", ".join(dict.fromkeys([*source.splits, "all"]))
-        raise DataError(f"{source.name}: expected a split of {known}, got {split!r}")
+        is_array = name == "validation" and isinstance(source.splits.get("train"), ArrayImages)
+        hint = ": training kept out none, try 'vgg train --validation N'" if is_array else ""
+        raise DataError(f"{source.name}: expected a split of {known}, got {split!r}{hint}")
     return source, name
 
 

@@ -21,10 +21,10 @@ from vggkit.data.images import decoded, fitted, pixels_of
 from vggkit.data.preprocessing import Preprocessing
 from vggkit.data.samples import ImageSource
 from vggkit.data.sources import open_data
-from vggkit.errors import ExportError, UserError, check_type, shown
+from vggkit.errors import ExportError, UserError, check_type, check_utf8, shown
 from vggkit.inference.evaluate import data_of_run
 from vggkit.inference.export_formats import FORMATS, Format, Subject, quiet, rgb_in_0_1
-from vggkit.inference.export_int8 import Int8, compared, quantize
+from vggkit.inference.export_int8 import Int8, check_max_drop, compared, quantize
 from vggkit.inference.predict import AnyModel, Classifier, class_logits, load_classifier
 from vggkit.version import __version__
 
@@ -95,6 +95,7 @@ def export(
     check_type(path, str | os.PathLike, "a path to export to", "export(model, 'model.onnx')")
     path = Path(path)
     check_export_path(path)
+    check_max_drop(max_drop)
     kind = FORMATS[path.suffix]
     if with_preprocessing and not path.suffix:
         raise UserError("expected timm's folder without preprocessing in the graph, as its config.json states it")
@@ -142,6 +143,7 @@ def check_export_path(path: Path) -> None:
     """Raise `UserError` unless something can be exported to `path`."""
     if path.suffix == ".safetensors":
         raise UserError(f"expected a format of another library, got {path}, try 'vgg weights convert'")
+    check_utf8(path)
     is_taken = path.is_dir() if path.suffix else os.path.lexists(path)
     if path.suffix not in FORMATS or is_taken or not path.parent.is_dir():
         known = ", ".join(filter(None, FORMATS))

@@ -97,8 +97,13 @@ class Format(NamedTuple):
         """The versions of the packages; raises `UserError` if one is not installed."""
         if missing := self.missing:
             needs = f"expected {', '.join(self.packages)} for {self.name}"
-            raise UserError(f"{needs}, got no {missing}, try 'pip install {missing}'")
+            raise UserError(f"{needs}, got no {missing}, try {to_install(missing)}")
         return {package: version(package) for package in self.packages}
+
+
+def to_install(package: str) -> str:
+    """The command that installs a package of a format, with those that it is used with."""
+    return f"pip install '{'vggkit[export]' if package in FORMATS['.onnx'].packages else package}'"
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vggkit.data.images import fitted
 from vggkit.data.samples import ImageSource
-from vggkit.errors import ExportError
+from vggkit.errors import ExportError, UserError, check_type
 from vggkit.inference.evaluate import evaluate
 from vggkit.inference.export_formats import INPUT, Run
 from vggkit.inference.predict import Classifier
@@ -24,6 +24,13 @@ Int8 = Literal["all", "head"]
 
 CALIBRATION_IMAGES, CALIBRATION_BATCH = 256, 4  # the calibrator keeps every map of a batch: of VGG-16 0.1 GB an image
 REPEATS = 15
+
+
+def check_max_drop(max_drop: float) -> None:
+    """Raise `UserError` unless int8 may lose so many points of top-1; NaN would let it lose all."""
+    check_type(max_drop, int | float, "points of top-1 as max_drop", "max_drop=0.5")
+    if not 0 <= max_drop <= 100:
+        raise UserError(f"expected max_drop from 0 to 100 points of top-1, got {max_drop}")
 
 
 def quantize(whole: Path, made: Path, classifier: Classifier, source: ImageSource, which: Int8) -> None:

@@ -128,7 +128,9 @@ def drawn(budget: Budget, count: int, seed: int, **sizes: int) -> list[Design]:
         elif (place := draws.randrange(seen)) < count:
             kept[place] = design
     if not kept:
-        raise ArchitectureError(f"expected a budget with room for a network of blocks, got {budget}, try a larger one")
+        limits = {"--max-params": budget.parameters, "--max-macs": budget.macs}
+        got = " ".join(f"{flag} {limit}" for flag, limit in limits.items() if limit is not None)
+        raise ArchitectureError(f"expected room for a network of blocks, got {got}, try more")
     draws.shuffle(kept)
     return kept
 

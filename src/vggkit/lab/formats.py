@@ -19,7 +19,7 @@ from vggkit.engines.accelerate import accelerate
 from vggkit.errors import DataError, ExportError, UserError, one_line
 from vggkit.inference.classes import matched_classes
 from vggkit.inference.export import export, source_for
-from vggkit.inference.export_formats import FORMATS, Run, quiet, rgb_in_0_1
+from vggkit.inference.export_formats import FORMATS, Run, quiet, rgb_in_0_1, to_install
 from vggkit.inference.export_int8 import Int8, seconds_in_turns
 from vggkit.inference.predict import AnyModel, Classifier, load_classifier
 from vggkit.training.hardware import describe_hardware
@@ -143,7 +143,7 @@ def _makers(classifier: Classifier, folder: Path, data: str | os.PathLike[str] |
     def exported(name: str, int8: Int8 | None) -> _Way:
         kind = FORMATS[Path(name).suffix]
         if kind.missing:
-            raise UserError(f"needs {kind.missing}, try 'pip install {kind.missing}'")
+            raise UserError(f"needs {kind.missing}, try {to_install(kind.missing)}")
         made = export(classifier, folder / name, data, int8=int8, max_drop=100)
         taken = how if Path(name).suffix else rgb_in_0_1(how)
         return _Way(kind.open(folder / name), taken, sum(one["bytes"] for one in made.manifest["files"].values()))

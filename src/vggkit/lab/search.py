@@ -40,6 +40,7 @@ from vggkit.training.hardware import choose_device, describe_hardware
 from vggkit.training.loop import train
 from vggkit.training.progress import clock
 from vggkit.training.recipe import Recipe
+from vggkit.training.run_data import splits_of
 
 PROMOTED, RUNGS = 3, 3
 """The best of so many designs is trained on, so many times as long; and how often."""
@@ -155,7 +156,8 @@ def search(
         base: how they are trained: all but the network. Its epochs are those of the last rung.
         budget: the limits.
         folder: of this search alone; what is in it is not done again.
-        seconds: after which no trial is begun; the winner's own runs come on top.
+        seconds: after which no trial is begun, those before it was gone on with included; the winner's own runs come
+            on top.
         seeds: runs of the winner, on all training images.
         device: as `train` takes it.
         now: the clock by which `seconds` are counted.
@@ -166,12 +168,13 @@ def search(
 
     Raises:
         ArchitectureError: no network is inside the budget.
-        RunError: `folder` is of another search; or no network can be trained within the limits.
+        RunError: the recipe does not fit its data; `folder` is of another search; or no network can be trained within
+            the limits.
     """
     if seeds < 1:
         raise RecipeError(f"expected seeds from 1, got {seeds}")
     space = Space(base, budget, choose_device(device))
-    log = Log(folder, {"base": asdict(base), "budget": asdict(budget), "seconds": seconds})
+    log = Log(folder, {"base": asdict(base), "budget": asdict(budget)})
     rungs = sorted({max(1, base.epochs // PROMOTED**left) for left in range(RUNGS)})
     begin = now()
     while chosen := _next(log.trials, rungs, space, is_over=log.seconds + log.longest(rungs[-1]) >= seconds):
@@ -187,7 +190,8 @@ def search(
     accuracies = []
     for seed in range(seeds):
         say(f"the winner, {winner.architecture}, on all training images from seed {seed}")
-        run = train(winner.changed(seed=seed), resume=folder / f"winner-{seed}", device=device, progress=False)
+        kept = folder / f"winner-{winner.architecture.replace(' ', '-')}-{seed}"  # more time may find another one
+        run = train(winner.changed(seed=seed), resume=kept, device=device, progress=False)
         if run.stopped_by is not None:
             return None
         accuracies.append(run.history[-1].test_accuracy)
@@ -206,6 +210,7 @@ class Space:
         is_array = isinstance(self._source.train, ArrayImages)
         kept_out = base.validation or (min(VALIDATION, len(self._source.train) // 5) if is_array else 0)
         self._base = base.changed(hidden=(), head="gap", validation=kept_out)
+        splits_of(self._base, self._source)  # before a trial
         channels = base.in_channels(self._source.channels)
         self._labels = {"in_channels": channels, "num_classes": len(self._source.classes)}
         self._sizes = {"image_size": base.image_size, **self._labels}

@@ -228,5 +228,6 @@ def _check_same(recipe: Recipe, run: Path) -> None:
         if expected != got:
             raise RunError(
                 f"expected {field.name} {expected!r:.80}, which the recipe of {run} decides, got "
-                f"{got!r:.80}, try without the flag, or a new run with --out"
+                f"{got!r:.80}, try without --{field.name.replace('_', '-')} or --recipe, whichever was given, or a new "
+                "run with --out"
             )

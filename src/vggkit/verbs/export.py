@@ -41,8 +41,10 @@ def run(arguments: list[str]) -> None:
     """Run the verb."""
     flags = parse_flags("export", Flags, arguments)
     from vggkit.inference.export import check_export_path, export
+    from vggkit.inference.export_int8 import check_max_drop
 
     check_export_path(flags.out)
+    check_max_drop(flags.max_drop)
     check_kept(flags.out, (flags.model, flags.data))
     if flags.int8 and flags.int8_head:
         raise UserError("expected --int8 or --int8-head, got both")

@@ -32,7 +32,8 @@ class Flags:
     max_milliseconds: float | None = None
     """Milliseconds at most to classify one image, measured on this machine."""
     time: str = "30min"
-    """How long to search, such as 90s, 30min or 2h; the winner's own runs come on top."""
+    """How long to search, such as 90s, 30min or 2h; the winner's own runs come on top. A search that is gone on with
+    may have more."""
     recipe: str = "quick"
     """How they are trained: all but the network."""
     data: str | None = None

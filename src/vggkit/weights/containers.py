@@ -84,7 +84,8 @@ def open_container(path: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Sto
     path = Path(path)
     try:
         if found := why_not_a_file(path):
-            raise WeightsError(f"expected a weight file, got {found}, try 'vgg weights' for names of published ones")
+            tries = "'vgg runs' for runs, 'vgg weights' for names of published weights"
+            raise WeightsError(f"expected a run or a weight file, got {found}, try {tries}")
         with ExitStack() as stack:
             tensors, metadata = _whole(_opened, path, stack)
             if len(tensors) > MAX_TENSORS:
@@ -232,7 +233,7 @@ def _hdf5(file: Path | io.BytesIO, stack: ExitStack) -> dict[str, Stored]:
     try:
         import h5py
     except ImportError:
-        raise WeightsError("expected h5py to read HDF5, got no such package, try 'pip install h5py'") from None
+        raise WeightsError("expected h5py to read HDF5, got no such package, try pip install 'vggkit[keras]'") from None
     tensors: dict[str, Stored] = {}
     # Not by visititems, which ends the process at groups that are nested ten thousand deep.
     todo, num_visited = [(stack.enter_context(h5py.File(file, "r")), "", 0)], 0
