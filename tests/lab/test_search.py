@@ -133,8 +133,8 @@ def test_a_search_goes_on_with_more_time(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "limits", "message"),
     [
-        ({}, {"parameters": 1}, "expected room for a network of blocks, got --max-params 1, try more"),
-        ({}, {"parameters": 1, "macs": 2}, "got --max-params 1 --max-macs 2, try more"),
+        ({}, {"parameters": 1}, "expected a budget with room for a network of blocks, got --max-params 1, try"),
+        ({}, {"parameters": 1, "macs": 2}, "got --max-params 1 --max-macs 2, try a larger one"),
         ({"validation": 2_000}, {"parameters": 4_000}, "expected validation below the 2000 training images, got 2000"),
     ],
 )

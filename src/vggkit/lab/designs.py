@@ -130,7 +130,7 @@ def drawn(budget: Budget, count: int, seed: int, **sizes: int) -> list[Design]:
     if not kept:
         limits = {"--max-params": budget.parameters, "--max-macs": budget.macs}
         got = " ".join(f"{flag} {limit}" for flag, limit in limits.items() if limit is not None)
-        raise ArchitectureError(f"expected room for a network of blocks, got {got}, try more")
+        raise ArchitectureError(f"expected a budget with room for a network of blocks, got {got}, try a larger one")
     draws.shuffle(kept)
     return kept
 
