@@ -293,4 +293,4 @@ def test_without_h5py_it_says_what_to_install(tmp_path, monkeypatch):
     with h5py.File(tmp_path / "x.h5", "w"):
         pass
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
-    refused(tmp_path / "x.h5", "expected h5py to read HDF5, got no such package, try pip install 'vggkit[keras]'")
+    refused(tmp_path / "x.h5", "expected h5py to read HDF5, got no such package, try pip install 'vggkit.keras.'")
