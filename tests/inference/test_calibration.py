@@ -71,7 +71,7 @@ def test_each_image_is_in_the_table_and_the_sheet(photos, weights, tmp_path, cap
     assert all(str(path) in printed.splitlines() for path in files.values())
     with files["p.csv"].open(newline="") as file:
         header, *rows = csv.reader(file)
-    assert header == ["path", "label", *(f"{what}_{n}" for n in (1, 2, 3) for what in ("class", "probability"))]
+    assert header == ["image", "label", *(f"{what}_{n}" for n in (1, 2, 3) for what in ("class", "probability"))]
     assert sorted(row[0] for row in rows) == sorted(f"{name}/{n}.png" for name in CLASSES for n in range(8))
     model = load_classifier(weights)
     for path, label, *pairs in rows:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from tests.inference.conftest import make_weights
 from vggkit import VGG, Architecture, Classifier, Preprocessing, cli, explain, load_classifier
+from vggkit.inference.explain_check import check
 from vggkit.inference.explain_units import exciting_patches, first_filters, maximised
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 28, 3), np.uint8)
@@ -142,12 +144,32 @@ def test_the_verb_checks_each_map(at, capsys):
     assert found["passes"] is found["verdict"].startswith("yes")
 
 
+@pytest.mark.parametrize("method", ["grad-cam", "layer-cam", "saliency"])
+def test_a_map_of_nothing_says_so(method, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(PIXELS).save("photo.png")
+    weights = make_weights(tmp_path / "w.safetensors", change=lambda net: torch.nn.init.zeros_([*net.parameters()][-2]))
+    assert (
+        cli.main(["explain", str(weights), "photo.png", "--methods", method, "--check", "-o", "a.png", "--json"]) == 0
+    )
+    told = capsys.readouterr()
+    (fact,) = json.loads(told.out)["maps"]
+    where = "in the image" if method == "saliency" else "at relu2_1"
+    assert fact["note"].startswith(f"nothing {where} speaks for {fact['label']}, try ") and "check" not in fact
+    assert told.err == f"vgg explain: {fact['note']}\n"
+    with pytest.raises(ValueError, match="expected a map to check, got none: nothing"):
+        check(weights, explain(weights, "photo.png", method))
+
+
 def test_units_and_filters_are_drawn(at, capsys, tmp_path):
     for label in "ab":
         (tmp_path / "photos" / label).mkdir(parents=True)
         Image.fromarray(PIXELS[:, :20]).save(tmp_path / "photos" / label / "1.png")
     assert at("--unit", "conv2_1:3", "--data", "photos", "-o", "unit.png", "--json") == 0
     assert len(json.loads(capsys.readouterr().out)["patches"]) == 2
+    assert at("--unit", "conv2_1:3", "--data", "photos", "-o", "unit.png") == 0
+    _size, heading, _rule, *rows, _out = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["image", "output"] and all(re.search(r" -?\d+\.\d{3}$", row) for row in rows)
     assert at("--filters", "-o", "filters.png") == 0
     assert capsys.readouterr().out == "4 filters of conv1_1, 3x3x3\nfilters.png\n"
     for name in ("unit.png", "filters.png"):
@@ -167,7 +189,11 @@ REFUSED = [
     ("photo.png --layer relu9_9 -o why.png", "expected a layer of the blocks of 1x4 1x8_bn, got 'relu9_9'"),
     ("photo.png --layer relu1_1 --methods lrp -o why.png", "expected --layer with grad-cam or layer-cam, got it with lrp"),
     ("photo.png --methods gradcam -o why.png", "got 'gradcam', try grad-cam"),
-    ("photo.png --seed -1 -o why.png", "expected a --seed from 0 to"),
+    ("photo.png --seed -1 -o why.png", "expected a --seed from 0 to 4294967295, got -1, try 0"),
+    ("photo.png --layer= -o why.png", "expected a value for --layer, got an empty text"),
+    ("--unit conv1_1:0 --check -o why.png", "expected --check with an image, got it with --unit or --filters"),
+    ("--unit conv1_1:0 --classes 1 -o why.png", "expected --classes with an image"),
+    ("--filters --layer relu1_1 -o why.png", "expected --layer with an image"),
     ("--unit conv2_1:8 -o why.png", "expected a unit of conv2_1 from 0 to 7, got 'conv2_1:8', try conv2_1:0"),
     ("--unit conv2_9:1 -o why.png", "expected a unit of a layer of 1x4 1x8_bn, got 'conv2_9:1', try conv2_1:0"),
     ("--unit conv2_1 -o why.png", "expected a unit of conv2_1 from 0 to 7, got 'conv2_1'"),

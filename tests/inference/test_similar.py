@@ -5,8 +5,10 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from tests.inference.conftest import make_weights
 from vggkit import cli, load_classifier
@@ -103,3 +105,27 @@ def test_what_is_no_index_is_refused(photos, capsys):
         capsys.readouterr()
         assert cli.main(words) == 2
         assert message in capsys.readouterr().err
+
+
+DAMAGES = {
+    "nan": lambda rows: rows.index_fill_(1, torch.tensor([0]), torch.nan),
+    "inf": lambda rows: rows.index_fill_(1, torch.tensor([0]), torch.inf),
+    "fewer rows": lambda rows: rows[:5],
+    "no rows": lambda rows: rows[:0],
+    "flat": lambda rows: rows.flatten(),
+    "missing layer": lambda rows: None,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_index_is_refused(photos, damage, capsys):
+    assert cli.main(["features", "m.safetensors", "photos", "--layers", "relu2_1", "-o", "index.safetensors"]) == 0
+    with safe_open("index.safetensors", "pt") as file:
+        metadata, rows = file.metadata(), file.get_tensor("relu2_1")
+    rows = DAMAGES[damage](rows)
+    tensors = {"other": torch.ones(12, 3)} if rows is None else {"relu2_1": rows.contiguous()}
+    save_file(tensors, "index.safetensors", metadata)
+    capsys.readouterr()
+    assert cli.main(["features", "--like", "query.jpg", "index.safetensors", "--json"]) == 2
+    told = capsys.readouterr()
+    assert "got a damaged one, try to write it again" in told.err and told.err.count("\n") == 1 and not told.out

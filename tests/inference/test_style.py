@@ -123,6 +123,27 @@ def test_what_cannot_be_painted_is_refused(classifier):
 
 
 @pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"size": 32}, "octaves of at least 32 pixels, got 12 as the first of 4 up to --size 32, try --octaves 1"),
+        ({"octaves": 0}, "expected octaves from 1 to 15, got 0, try --octaves 4"),
+        ({"octaves": 1000}, "expected octaves from 1 to 15, got 1000"),
+        ({"size": None}, "expected a size in pixels, got NoneType"),
+        ({"size": float("nan")}, "expected a size in pixels, got float"),
+        ({"size": 5000}, "expected sizes from 32 to 4096 pixels"),
+        ({"steps": "x"}, "expected a number of steps, got str"),
+        ({"sizes": 5}, "expected sizes in pixels, got int"),
+        ({"sizes": ("x",)}, "expected sizes from 32 to 4096 pixels"),
+        ({"style_weight": "x"}, "expected a style weight, got str"),
+    ],
+)
+def test_wrong_numbers_get_one_line(classifier, given, message):
+    images, paint = ((PHOTO, PAINTING), stylize) if {"sizes", "style_weight"} & given.keys() else ((PHOTO,), dream)
+    with pytest.raises(UserError, match=message):
+        paint(classifier, *images, **given)
+
+
+@pytest.mark.parametrize(
     ("verb", "options"),
     [("style", ["--sizes", "32", "--original-colours"]), ("dream", ["--size", "45", "--octaves", "2"])],
 )

@@ -140,7 +140,7 @@ def heat(classifier: "Classifier", content: bytes, asked: dict[str, Any]) -> dic
     if not isinstance(methods, list) or not 1 <= len(methods) <= MAX_METHODS:
         raise UserError(f"expected 1 to {MAX_METHODS} methods, got another request")
     found = [explain(classifier, content, method) for method in methods]
-    verdicts = [check(classifier, one).verdict for one in found] if asked.get("check") is True else []
+    verdicts = [one.blank or check(classifier, one).verdict for one in found] if asked.get("check") is True else []
     return {
         "picture": png_address(explanations_picture([found])),
         "label": found[0].label,

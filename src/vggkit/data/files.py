@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 
 def why_not_a_file(path: Path) -> str | None:
     """What `path` is if it is no regular file, in words; None if it is one. A FIFO would be waited for."""
-    if path.is_file():
-        return None
-    if path.is_symlink() and not path.is_dir():
-        try:
+    try:
+        if path.is_file():
+            return None
+        if path.is_symlink() and not path.is_dir():
             path.stat()
-        except OSError as error:
-            return "a link to itself" if error.errno == errno.ELOOP else "a link to nothing"
+    except OSError as error:
+        known = {errno.ELOOP: "a link to itself", errno.ENOENT: "a link to nothing"}
+        return known.get(error.errno or 0, os.strerror(error.errno or 0))
     return "a folder" if path.is_dir() else "no regular file" if path.exists() else "nothing there"
 
 

@@ -10,7 +10,7 @@ from vggkit.data.hub import HUB_PREFIX, open_hub
 from vggkit.data.imagenet import open_flat_validation
 from vggkit.data.samples import MAX_CLASSES, ArrayImages, Images, ImageSource, Sample, StoredImages, kept_out
 from vggkit.data.shards import SUFFIXES, find_shards, open_shards
-from vggkit.errors import DataError, nearest, one_line, shown
+from vggkit.errors import DataError, check_type, nearest, one_line, shown
 
 __all__ = ["ArrayImages", "ImageSource", "Images", "Sample", "open_data"]
 
@@ -48,6 +48,9 @@ def open_data(
     >>> len(source.train), len(source.held_out), source.held_out_name, source.classes[0]
     (2000, 1000, 'test', 't-shirt')
     """
+    check_type(data, str | os.PathLike, "the name or the folder of data", "open_data('photos')")
+    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise DataError(f"expected a seed from 0 to {2**32 - 1}, got {seed!r}, try 0")
     name, where = os.fspath(data), shown(os.fspath(data), 200)
     folder = Path(name)
     is_idx = any(os.path.isfile(folder / f"{file}{suffix}") for file in FILES for suffix in ("", ".gz"))  # noqa: PTH113

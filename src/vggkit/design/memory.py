@@ -26,6 +26,7 @@ from vggkit.design.architecture import Architecture
 from vggkit.design.costs import BYTES_PER_VALUE, MAX_BATCH_SIZE, Costs
 from vggkit.design.layers import Layer, check_one_of
 from vggkit.design.network import Network, NetworkLike, as_network
+from vggkit.errors import check_type
 
 Dtype = Literal["float32", "bfloat16"]
 """The type of maps; `bfloat16` means autocast, with float32 weights."""
@@ -111,6 +112,7 @@ def largest_batch(network: NetworkLike, memory_bytes: float, **options: Any) -> 
     (66, 0)
     """
     network = as_network(network)
+    check_type(memory_bytes, int | float, "bytes of memory", "6e9")
     sizes = range(1, MAX_BATCH_SIZE + 1)
     return bisect_right(sizes, memory_bytes, key=lambda size: training_memory(network, size, **options).peak_bytes)
 

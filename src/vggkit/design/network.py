@@ -11,7 +11,7 @@ from vggkit.design.costs import Costs
 from vggkit.design.drawing import Style, drawing
 from vggkit.design.layers import written
 from vggkit.design.notation import BaselineName
-from vggkit.errors import ArchitectureError
+from vggkit.errors import ArchitectureError, check_type
 
 Network = Architecture | Baseline
 """What modules are made from."""
@@ -90,4 +90,5 @@ def draw(networks: Network | str | Sequence[NetworkLike], style: Style = "scale"
     ('<svg', True)
     """
     some = [networks] if isinstance(networks, str | Architecture | Baseline) else networks
+    check_type(some, Sequence, "networks to draw", "draw('vgg16')")
     return drawing([as_network(network) for network in some], style)

@@ -99,7 +99,7 @@ def draw_reliability(evaluation: Evaluation, path: str | os.PathLike[str]) -> No
 
 
 def write_predictions(evaluation: Evaluation, path: str | os.PathLike[str], top: int = 5) -> None:
-    """Write a CSV file at `path`: for each image its path, its label, and the `top` classes with their probabilities.
+    """Write a CSV file at `path`: for each image its name, its label, and the `top` classes with their probabilities.
 
     Raises:
         DataError: the evaluation was made without `keep_outputs`.
@@ -111,7 +111,7 @@ def write_predictions(evaluation: Evaluation, path: str | os.PathLike[str], top:
     text = io.StringIO(newline="")
     table = csv.writer(text)
     table.writerow(
-        ["path", "label", *(f"{what}_{n}" for n in range(1, count + 1) for what in ("class", "probability"))]
+        ["image", "label", *(f"{what}_{n}" for n in range(1, count + 1) for what in ("class", "probability"))]
     )
     for name, label, row in zip(names, evaluation.labels.tolist(), log_probabilities, strict=True):
         best = np.argsort(-row, kind="stable")[:count].tolist()

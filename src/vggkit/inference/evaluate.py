@@ -22,8 +22,8 @@ from vggkit.engines import gpu
 from vggkit.errors import DataError, UserError, WeightsError, check_type, shown
 from vggkit.inference.classes import matched_classes
 from vggkit.inference.evaluation import Evaluation, Mistake, Outputs
-from vggkit.inference.predict import AnyModel, Classifier, class_logits, few, load_classifier
-from vggkit.inference.views import Views, viewed
+from vggkit.inference.predict import MIRRORED, AnyModel, Classifier, class_logits, few, load_classifier
+from vggkit.inference.views import Kind, Views, viewed
 
 NUM_MISTAKES = 24
 MAX_NOTES = 3
@@ -36,7 +36,7 @@ def evaluate(
     batch_size: int = 128,
     num_workers: int = 0,
     bad_images: Literal["fail", "skip"] = "fail",
-    views: Views | None = None,
+    views: Views | Kind | None = None,
     keep_outputs: bool = False,
 ) -> Evaluation:
     """How a network does on labelled images, on its device.
@@ -53,7 +53,8 @@ def evaluate(
         batch_size: images together.
         num_workers: threads that decode image files ahead.
         bad_images: what to do with files that are damaged or no images: fail, or skip them, which a note then says.
-        views: views of each image whose probabilities are averaged, see `Views`; a bad image is then always an error.
+        views: views of each image whose probabilities are averaged, see `Views`, or their kind; a bad image is then
+            always an error.
         keep_outputs: give `Evaluation.outputs` too, which take 4 bytes for each class of each image.
 
     Raises:
@@ -66,6 +67,12 @@ def evaluate(
     classifier = classifiers[0]
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"expected a batch_size from 1, got {batch_size!r}")
+    if not isinstance(num_workers, int) or num_workers < 0:
+        raise UserError(f"expected num_workers from 0, got {num_workers!r}, try 4")
+    if bad_images not in ("fail", "skip"):
+        raise UserError(f"expected bad_images as fail or skip, got {bad_images!r}, try 'skip'")
+    views = Views(views) if isinstance(views, str) else views
+    check_type(views, Views | None, "views of images", "Views('flip')")
     if data is None:
         data = data_of_run(Path(classifier.source if isinstance(models[0], Classifier) else models[0]))
     source, name = _chosen(data, split)
@@ -87,6 +94,7 @@ def evaluate(
         raise DataError(f"{source.name}: expected an image to measure by that can be read, got none")
     unknown = Counter(source.classes[label] for label in given[(given != IGNORED_LABEL) & ~is_counted].tolist())
     notes = (
+        *([str(views)] if views else [MIRRORED] * any(one.preprocessing.test_flip for one in classifiers)),
         *_listed("not counted, as the network has no such class", [f"{n:,} of {k}" for k, n in unknown.items()]),
         *_listed("not counted, as they are bad", [f"{image}: {reason}" for image, reason in bad.items()]),
     )

@@ -48,7 +48,7 @@ class Evaluation:
     measured_on: str = "images"
     """`test images of fashion-mnist`."""
     notes: tuple[str, ...] = ()
-    """Lines on what was left out."""
+    """Lines on the views that were averaged, and on what was left out."""
     mistakes: tuple[Mistake, ...] = ()
     """Those that the network was surest of, up to 24."""
     top5: float = math.nan

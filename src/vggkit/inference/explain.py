@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from vggkit.errors import UserError, nearest, shown
+from vggkit.errors import UserError, check_type, nearest, shown
 from vggkit.inference.explain_methods import How, map_layer, map_layers, maps, vgg_of
 from vggkit.inference.explain_names import OF_LAYERS, Method
 from vggkit.inference.images import Images, batches, is_several
@@ -40,6 +40,15 @@ class Explanation:
     """(height, width) of the network's input. Not scaled: 0 is what says nothing; see `SIGNED`."""
     pixels: npt.NDArray[np.uint8]
     """(height, width, channels): the image as the network saw it."""
+
+    @property
+    def blank(self) -> str:
+        """What there is to say if the map is zero everywhere; empty for other maps."""
+        if self.heat.any():
+            return ""
+        where = f"at {self.layer}" if self.layer else "in the image"
+        ways = {"grad-cam": "--layer of a deeper one or --methods layer-cam", "layer-cam": "--layer of a deeper one"}
+        return f"nothing {where} speaks for {shown(self.label)}, try {ways.get(self.method, 'another method')}"
 
     def __repr__(self) -> str:
         where = f" at {self.layer}" if self.layer else ""
@@ -107,10 +116,11 @@ def how_to(classifier: Classifier, method: Method, layer: str | None = None, see
         known = get_args(Method)
         close = nearest(str(method), known) or known[0]
         raise UserError(f"expected a method of {', '.join(known)}, got {shown(str(method))!r}, try {close}")
+    check_type(layer, str | None, "the name of a layer", "'relu4_3'")
     if layer is not None and method not in OF_LAYERS:
         raise UserError(f"expected a layer only for {' and '.join(OF_LAYERS)}, got {shown(layer)!r} for {method}")
     last_relu = [name for name in map_layers(net) if name.startswith("relu")][-1]
-    at = map_layer(net, layer or last_relu) if method in OF_LAYERS else ""
+    at = map_layer(net, last_relu if layer is None else layer) if method in OF_LAYERS else ""
     black = torch.zeros(1, classifier.preprocessing.channels, 1, 1, device=classifier.device)
     low, high = (classifier.preprocessing.normalize(colour) for colour in (black, black + 1))
     return How(method, at, low, high, seed)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vggkit.design.table import Table
+from vggkit.errors import UserError
 from vggkit.inference.explain import Explanation, how_to
 from vggkit.inference.explain_methods import layers_of, maps, vgg_of
 from vggkit.inference.predict import AnyModel, load_classifier
@@ -101,7 +102,12 @@ def check(model: AnyModel, explanation: Explanation, seed: int = 0) -> Check:
         model: what `explain` made the explanation from.
         explanation: of that model.
         seed: of new weights and random orders.
+
+    Raises:
+        UserError: the map is zero everywhere, which leaves nothing to compare.
     """
+    if explanation.blank:
+        raise UserError(f"expected a map to check, got none: {explanation.blank}")
     classifier = load_classifier(model)
     how = how_to(classifier, explanation.method, explanation.layer, seed)
     net = vgg_of(classifier.net)

@@ -1,6 +1,7 @@
 """Explanations, units and filters as PNG files."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 PANEL_INCHES = 2.6
 BRIGHTEST = 0.995
 """The quantile of a map's absolute values that gets the full colour: one bright pixel would make the others dark."""
+TITLE_CHARACTERS = 40
+"""Of a line above a panel."""
 OPACITY = 0.7
 """Of an overlay where the map is strongest."""
 
@@ -51,13 +54,15 @@ def explanations_picture(rows: Sequence[Sequence[Explanation]], verdicts: Sequen
 
 def _draw(figure: "Figure", overlay: Any, alone: Any, explanation: Explanation) -> None:
     heat, is_signed = explanation.heat, explanation.method in SIGNED
-    most = max(float(np.quantile(np.abs(heat), BRIGHTEST)), 1e-12)
+    most = float(np.quantile(np.abs(heat), BRIGHTEST)) or float(np.abs(heat).max()) or 1.0
     style = {"cmap": "RdBu_r" if is_signed else "inferno", "vmin": -most if is_signed else 0, "vmax": most}
     where = f" at {explanation.layer}" if explanation.layer else ""
     _show(overlay, explanation.pixels.mean(axis=2), explanation.method + where)
     overlay.imshow(heat, alpha=OPACITY * np.clip(np.abs(heat) / most, 0, 1), **style)
     image = alone.imshow(heat, **style)
-    _show(alone, None, "")
+    _show(alone, None, textwrap.fill(explanation.blank, TITLE_CHARACTERS))
+    if explanation.blank:
+        return
     bar = figure.colorbar(image, ax=alone, shrink=0.75, pad=0.02, extend="both" if is_signed else "max")
     bar.ax.tick_params(labelsize=6)
     bar.ax.yaxis.get_offset_text().set_fontsize(6)
@@ -75,7 +80,7 @@ def unit_picture(unit: str, pixels: Pixels, patches: Sequence[Patch], source: st
         for axes in grid:
             axes.axis("off")
         for axes, patch in zip(parts[1].axes, patches, strict=False):
-            _show(axes, patch.pixels, f"{patch.value:.4g}")
+            _show(axes, patch.pixels, f"{patch.value:.3f}")
     return as_png(figure)
 
 

@@ -145,7 +145,7 @@ def check_export_path(path: Path) -> None:
         raise UserError(f"expected a format of another library, got {path}, try 'vgg weights convert'")
     check_utf8(path)
     is_taken = path.is_dir() if path.suffix else os.path.lexists(path)
-    if path.suffix not in FORMATS or is_taken or not path.parent.is_dir():
+    if path.suffix not in FORMATS or path.name in FORMATS or is_taken or not path.parent.is_dir():
         known = ", ".join(filter(None, FORMATS))
         raise UserError(
             f"expected a {known} file or a new folder for timm, in a folder that exists, got {shown(path, 500)}"

@@ -70,7 +70,7 @@ def content_of(image: AnyImage, name: str = "the image") -> tuple[Content, str]:
 def is_several(images: Images) -> bool:
     """Whether `images` stands for a list of images, even if it holds only one."""
     if isinstance(images, str | os.PathLike):
-        return Path(images).is_dir()
+        return os.path.isdir(images)  # noqa: PTH112 (of a name too long for any file too)
     is_one = isinstance(images, bytes | bytearray | memoryview | Mapping) or hasattr(images, "read")
     return isinstance(images, Iterable) and not is_one and getattr(images, "ndim", 4) == 4
 
@@ -102,7 +102,7 @@ def _named(images: Images) -> Iterator[tuple[str, AnyImage]]:
     for number, image in enumerate(entries):
         if not isinstance(image, str | os.PathLike):
             yield f"image {number}" if several else "the image", image
-        elif Path(image).is_dir():
+        elif os.path.isdir(image):  # noqa: PTH112
             yield from ((str(path), path) for path in _files_in(Path(image)))
         else:
             yield os.fspath(image), image

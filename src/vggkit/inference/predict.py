@@ -28,6 +28,10 @@ BATCH_IMAGES, BATCH_BYTES = 64, 2**30
 """Images that are predicted together: no more than these, or than their activations fit into so many bytes."""
 
 
+MIRRORED = "mean of the image and its mirror image"
+"""What probabilities are with `Preprocessing.test_flip`."""
+
+
 class Prediction(NamedTuple):
     """One class and how probable the network finds it."""
 

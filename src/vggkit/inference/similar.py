@@ -18,6 +18,7 @@ from vggkit.inference.predict import Classifier
 from vggkit.weights.containers import open_container
 from vggkit.weights.files import metadata_list
 
+DAMAGED = "expected an index as 'vgg features' writes it, got a damaged one, try to write it again"
 SHEET_COLUMNS, THUMBNAIL_PIXELS = 4, 224
 
 
@@ -77,11 +78,17 @@ def read_index(path: str | os.PathLike[str], layer: str | None = None) -> Index:
         if not {"model", "images", "layers", "preprocessing"} <= metadata.keys():
             raise WeightsError("expected an index that 'vgg features' wrote, got another file")
         images, layers = (tuple(metadata_list(metadata, key)) for key in ("images", "layers"))
-        layer = layer or (layers or ("",))[-1]
-        if layer not in stored or stored[layer].shape[:1] != (len(images),) or len(stored[layer].shape) not in (2, 4):
+        shapes = [stored[name].shape if name in stored else () for name in layers]
+        is_whole = all(shape[:1] == (len(images),) and len(shape) in (2, 4) and 0 not in shape for shape in shapes)
+        if not images or not layers or not is_whole:
+            raise WeightsError(DAMAGED)
+        layer = layer or layers[-1]
+        if layer not in layers:
             close = nearest(layer, layers) or ", ".join(layers)
             raise WeightsError(f"expected a layer of the index, got '{shown(layer)}', try {shown(close)}")
         vectors = _vectors(stored[layer].read())
+        if not vectors.isfinite().all():
+            raise WeightsError(DAMAGED)
         try:
             preprocessing = Preprocessing.from_json(metadata["preprocessing"])
         except ValueError as error:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from vggkit.data.images import decoded, pixels_of
 from vggkit.engines.accelerate import accelerate
-from vggkit.errors import UserError, WeightsError
+from vggkit.errors import UserError, WeightsError, check_type
 from vggkit.inference.images import AnyImage, content_of
 from vggkit.inference.perceptual import gram_matrix
 from vggkit.inference.predict import AnyModel, Classifier, load_classifier
@@ -24,8 +24,8 @@ STYLE_LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
 
 MIN_SIDE, MAX_SIDE = 32, 4096
 """Of the longer side of a painted image, in pixels."""
-OCTAVE = 1.4
-"""Ratio of each size of a dream to the one before."""
+OCTAVE, MAX_OCTAVES = 1.4, 15
+"""Ratio of each size of a dream to the one before, and the most that fit between these sides."""
 RATE = 0.01
 """By how much a step of a dream changes the mean pixel, of 1."""
 MOST_SHIFT = 16
@@ -72,6 +72,7 @@ def stylize(
     classifier = load_classifier(model)
     maps = _maps_of(classifier, average_pooling)
     _check(sizes, steps)
+    check_type(style_weight, int | float, "a style weight", "5")
     if not 0 < style_weight < float("inf"):
         raise UserError(f"expected a style weight above 0, got {style_weight}, try 5")
     photo, picture = (_decoded(image, classifier, name) for image, name in ((content, "content"), (style, "style")))
@@ -119,7 +120,7 @@ def dream(
     """
     classifier = load_classifier(model)
     maps = _maps_of(classifier)
-    sizes = [round(size / OCTAVE**number) for number in reversed(range(octaves))]
+    sizes = _octaves(size, octaves)
     _check(sizes, steps)
     photo, generator = _decoded(image, classifier, "the image"), torch.Generator().manual_seed(0)
     x = small = _at_size(photo, sizes[0], classifier)
@@ -199,8 +200,26 @@ def _descended(
     return x.detach().clamp_(0, 1)
 
 
+def _octaves(size: int, octaves: int) -> list[int]:
+    """The sizes of a dream, the smallest first; raises `UserError` if there are none, or one is too small."""
+    check_type(size, int, "a size in pixels", "512")
+    check_type(octaves, int, "a number of octaves", "4")
+    if not 1 <= octaves <= MAX_OCTAVES:
+        raise UserError(f"expected octaves from 1 to {MAX_OCTAVES}, got {octaves}, try --octaves 4")
+    sizes = [round(size / OCTAVE**number) for number in reversed(range(octaves))]
+    if sizes[0] < MIN_SIDE <= size:
+        fitting = sum(side >= MIN_SIDE for side in sizes)
+        raise UserError(
+            f"expected octaves of at least {MIN_SIDE} pixels, got {sizes[0]} as the first of {octaves} up to --size "
+            f"{size}, try --octaves {fitting}"
+        )
+    return sizes
+
+
 def _check(sizes: Sequence[int], steps: int) -> None:
-    if not sizes or not all(MIN_SIDE <= size <= MAX_SIDE for size in sizes):
+    check_type(sizes, Sequence, "sizes in pixels", "(256, 512)")
+    check_type(steps, int, "a number of steps", "50")
+    if not sizes or not all(isinstance(size, int) and MIN_SIDE <= size <= MAX_SIDE for size in sizes):
         raise UserError(f"expected sizes from {MIN_SIDE} to {MAX_SIDE} pixels, got {tuple(sizes)}, try 512")
     if steps < 1:
         raise UserError(f"expected steps from 1, got {steps}, try 50")

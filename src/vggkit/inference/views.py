@@ -40,6 +40,16 @@ class Views:
     scales: tuple[int, ...] = ()
     """Pixels of the shorter side that an image is resized to; if there are none, as the preprocessing does."""
 
+    def __str__(self) -> str:
+        seen = {
+            "flip": "each image",
+            "multi-crop": f"up to {GRID} x {GRID} crops of each image",
+            "dense": "each whole image",
+            "dense+crop": f"each whole image, up to {GRID} x {GRID} crops of it",
+        }[self.kind]
+        scales = f", at {', '.join(map(str, self.scales))} pixels" * bool(self.scales)
+        return f"mean of {seen} and the mirror image{'s' * ('crop' in self.kind)}{scales}"
+
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise UserError(f"expected views of {', '.join(get_args(Kind))}, got {self.kind!r}")

@@ -30,6 +30,7 @@ from vggkit.data.samples import IGNORED_LABEL, ImageSource
 from vggkit.design.architecture import Architecture
 from vggkit.design.layers import Block
 from vggkit.design.network import Network
+from vggkit.errors import check_type
 from vggkit.training.recipe import BadImages, Optimizer, Recipe
 
 Verdict = Literal["learns", "slow", "stalls", "overshoots", "not finite"]
@@ -123,6 +124,14 @@ def examine(
     Raises:
         ValueError: labels or settings that cannot be, or images that `net` does not take.
     """
+    check_type(net, nn.Module, "a network", "VGG('vgg11')")
+    for given, what in ((images, "images (batch, channels, height, width)"), (labels, "labels (batch,)")):
+        check_type(given, Tensor, f"a tensor of {what}", "first_batch(data, network, 32)")
+    if images.ndim != 4 or not images.is_floating_point():
+        raise ValueError(
+            f"expected float images (batch, channels, height, width), got {tuple(images.shape)} of {images.dtype}, try "
+            "first_batch(data, network, 32)"
+        )
     if labels.shape != images.shape[:1] or labels.dtype != torch.int64 or len(labels.unique()) < 2:
         raise ValueError(
             f"expected an int64 label for each of the {len(images)} images, of at least two classes, "

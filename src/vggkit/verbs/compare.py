@@ -7,6 +7,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from vggkit.data.files import write_whole
+from vggkit.errors import UserError
 from vggkit.verbs.terminal import DONE, Short, check_out, parse_flags, print_json
 
 
@@ -38,6 +39,8 @@ class Flags:
 def run(arguments: list[str]) -> int:
     """Run the verb; returns the exit code."""
     flags = parse_flags("compare", Flags, arguments)
+    if flags.csv and flags.json:
+        raise UserError("expected --csv or --json, got both, try one of them")
     if flags.out is not None:
         check_out(flags.out, ".html", ".md", reads=(*flags.models, flags.data))
     if flags.scatter is not None:

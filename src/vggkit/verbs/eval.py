@@ -56,7 +56,7 @@ class Flags(ModelFlags):
     reliability: Path | None = None
     """Draw the reliability diagram, accuracy against confidence, into this .png file."""
     predictions: Path | None = None
-    """Write the path, the label and the 5 most probable classes of each image into this .csv file."""
+    """Write the name, the label and the 5 most probable classes of each image into this .csv file."""
     fit_temperature: Path | None = None
     """Fit a temperature to the images measured on, which should not be those of the final test, and write the network
     calibrated by it into this .safetensors file."""

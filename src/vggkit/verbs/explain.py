@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from tyro.conf import Positional, arg
 
+from vggkit.design.table import Table
 from vggkit.errors import UserError, shown
 from vggkit.inference.explain_names import OF_LAYERS, Method
 from vggkit.verbs.models import ModelFlags
-from vggkit.verbs.terminal import check_out, parse_flags, print_json
+from vggkit.verbs.terminal import check_out, given, parse_flags, print_json, print_to_stderr
 
 if TYPE_CHECKING:
     from vggkit.inference.predict import Classifier
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 Outcome = tuple[bytes, dict[str, Any], list[Any]]
 """The content of the file, what --json prints, and lines to print without it."""
 MAX_MAPS = 64
+CHECKED = ("passes", "verdict", "mean_correlation", "correlation", "gain", "deletion", "insertion")
+"""What --json prints of a check."""
 MAX_SEED = 2**32 - 1
 
 
@@ -63,8 +66,14 @@ def run(arguments: list[str]) -> None:
         raise UserError("expected --data with --unit, got it without, try 'vgg predict' for images")
     if flags.image is not None and flags.image.is_dir():
         raise UserError(f"expected an image file, got the folder {flags.image}, try one of the files in it")
-    if not 0 <= flags.seed <= MAX_SEED or len(flags.classes) * len(flags.methods) > MAX_MAPS:
-        raise UserError(f"expected a --seed from 0 to {MAX_SEED} and at most {MAX_MAPS} maps, got others, try fewer")
+    if flags.image is None:
+        for name in ("check", "classes", "layer", "methods"):
+            if getattr(flags, name) != getattr(Flags, name):
+                raise UserError(f"expected --{name} with an image, got it with --unit or --filters, try without")
+    if not 0 <= flags.seed <= MAX_SEED:
+        raise UserError(f"expected a --seed from 0 to {MAX_SEED}, got {flags.seed}, try 0")
+    if (count := len(flags.classes) * len(flags.methods)) > MAX_MAPS:
+        raise UserError(f"expected at most {MAX_MAPS} maps, got {count}, try fewer --classes or --methods")
     check_out(
         flags.out,
         *((".png", ".npy") if flags.image is not None else (".png",)),
@@ -88,7 +97,7 @@ def _explain(flags: Flags, classifier: "Classifier") -> Outcome:
     from vggkit.inference.explain_pictures import explanations_picture
 
     layers = {method: flags.layer if method in OF_LAYERS else None for method in flags.methods}
-    if flags.layer is not None and not any(layers.values()):
+    if flags.layer is not None and not set(OF_LAYERS) & layers.keys():
         raise UserError(f"expected --layer with {' or '.join(OF_LAYERS)}, got it with {', '.join(flags.methods)}")
     for method, layer in layers.items():  # so that what is wrong is said before any map is made
         how_to(classifier, method, layer)
@@ -98,23 +107,24 @@ def _explain(flags: Flags, classifier: "Classifier") -> Outcome:
         [explain(classifier, image, method, target, layers[method], flags.seed) for method in flags.methods]
         for target in targets or (None,)
     ]
-    checks = [[check(classifier, one, flags.seed) for one in row] for row in rows if flags.check]
+    found = [one for row in rows for one in row]
+    for one in found:
+        if one.blank:
+            print_to_stderr(f"vgg explain: {one.blank}")
+    checks = [check(classifier, one, flags.seed) if flags.check and not one.blank else None for one in found]
     facts = [
         {
             **{name: getattr(one, name) for name in ("image", "method", "layer", "target", "label", "probability")},
             "least": float(one.heat.min()),
             "most": float(one.heat.max()),
+            **given(note=one.blank or None),
+            **given(check=tested and {name: getattr(tested, name) for name in CHECKED}),
         }
-        for row in rows
-        for one in row
+        for one, tested in zip(found, checks, strict=True)
     ]
-    tested = [one for row in checks for one in row]
-    for fact, one in zip(facts, tested, strict=False):
-        names = ("passes", "verdict", "mean_correlation", "correlation", "gain", "deletion", "insertion")
-        fact["check"] = {name: getattr(one, name) for name in names}
-    lines = tested or [one for row in rows for one in row]
+    lines = [tested or one for one, tested in zip(found, checks, strict=True)]
     if flags.out.suffix == ".png":
-        verdicts = [f"{one.explanation.label}, {one.explanation.method}: {one.verdict}" for one in tested]
+        verdicts = [f"{one.explanation.label}, {one.explanation.method}: {one.verdict}" for one in checks if one]
         return explanations_picture(rows, verdicts), {"maps": facts}, lines
     buffer = io.BytesIO()
     np.save(buffer, np.array([[one.heat for one in row] for row in rows]))
@@ -141,7 +151,9 @@ def _draw_unit(flags: Flags, classifier: "Classifier") -> Outcome:
         patches = exciting_patches(classifier, unit, (read(index).content for index in range(len(images))))
     pixels = maximised(classifier, unit, flags.seed)
     facts = {"unit": unit, "patches": [{"image": patch.image, "value": patch.value} for patch in patches]}
-    lines = [f"{unit}: {pixels.shape[1]} x {pixels.shape[0]} pixels", *(f"{p.value:.4g} {p.image}" for p in patches)]
+    rows = [(patch.image, f"{patch.value:.3f}") for patch in patches]
+    lines: list[Any] = [f"{unit}: {pixels.shape[1]} x {pixels.shape[0]} pixels"]
+    lines += [Table(("image", "output"), [rows])] if rows else []
     return unit_picture(unit, pixels, patches, source), facts, lines
 
 

@@ -24,7 +24,7 @@ def run(arguments: list[str]) -> int:
     """Run the verb; the exit code is 2 if an image is bad."""
     flags = parse_flags("predict", Flags, arguments)
     classifier, bad = flags.classifier(), BadImages("predict")
-    from vggkit.inference.predict import predictions
+    from vggkit.inference.predict import MIRRORED, predictions
 
     found = []
     for name, best in predictions(classifier, flags.images, flags.top, bad):
@@ -34,4 +34,6 @@ def run(arguments: list[str]) -> int:
             print(f"{shown(name, limit=500)}: {', '.join(map(str, best))}", flush=True)
     if flags.json:
         print_json(found)
+    elif classifier.preprocessing.test_flip:
+        print(f"each is the {MIRRORED}")
     return bad.code

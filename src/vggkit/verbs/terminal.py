@@ -81,6 +81,10 @@ def parse_flags(
         if is_flag and name in seen and known[name][:1] and known[name][0].endswith(" ..."):  # the last would win
             raise UserError(f"expected {name} once, with all of its values, got it twice")
         seen.add(name)
+    for flag, word in zip(["", *arguments], arguments, strict=False):
+        if not word or re.fullmatch("--[a-z_-]+=", word):  # an empty path would mean the current folder
+            of = f" for {shown((word or flag).removesuffix('='))}" if (word or flag).startswith("-") else ""
+            raise UserError(f"expected a value{of}, got an empty text, try 'vgg {verb} --help'")
     # Neither is a terminal, so that help has no colours.
     printed, errors = (io.TextIOWrapper(io.BytesIO(), sys.stdout.encoding, "backslashreplace") for _ in range(2))
     try:

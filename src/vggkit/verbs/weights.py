@@ -96,6 +96,7 @@ def _list(as_json: bool) -> None:
         {
             "name": entry.name,
             "hash": f"{entry.algorithm} {entry.digest}",
+            "parameter_bytes": entry.parameter_bytes,
             "where": str(entry.path) if entry.path.is_file() else "",
             "url": entry.url,
         }
@@ -104,9 +105,20 @@ def _list(as_json: bool) -> None:
     if as_json:
         print_json(known)
     else:
-        rows = [(row["name"], row["hash"], "fetched" if row["where"] else "not fetched") for row in known]
-        notes = [f"what is fetched lies in {user_cache() / 'weights'}"]
-        print(Table(("name", "published hash", "state"), [rows], 3, notes=notes))
+        rows = [
+            (
+                entry.name,
+                f"{entry.algorithm} {entry.digest[:8]}",
+                "fetched" if entry.path.is_file() else "not fetched",
+                f"{entry.parameter_bytes / 1e6:.0f}",
+            )
+            for entry in PUBLISHED.values()
+        ]
+        notes = [
+            "MB: of the parameters; hash: its first 8 digits, all of them with --json",
+            f"what is fetched lies in {user_cache() / 'weights'}",
+        ]
+        print(Table(("name", "published hash", "state", "MB"), [rows], 3, notes=notes))
 
 
 def _convert(flags: Convert) -> None:

@@ -50,6 +50,7 @@ def save_weights(path: str | os.PathLike[str], net: AnyNetwork, metadata: Mappin
     """
     check_type(path, str | os.PathLike, "a path to write weights to", "save_weights(path, net)")
     check_type(net, AnyNetwork, "a network of vggkit to save", "save_weights(path, net)")
+    check_type(metadata, Mapping | None, "metadata of texts by name", "{'classes': '[...]'}")
     if not all(isinstance(text, str) for text in dict(metadata or {}).values()):
         raise WeightsError(f"expected metadata of texts, got {shown(repr(metadata))}, try json.dumps")
     if Path(path).is_dir() or not Path(path).parent.is_dir():

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from vggkit.data.download import download
 from vggkit.data.files import user_cache
+from vggkit.design.costs import BYTES_PER_VALUE
+from vggkit.design.network import costs
 from vggkit.errors import WeightsError, nearest, one_line, shown
 
 MAX_WEIGHTS_BYTES = 2**30
@@ -29,6 +31,14 @@ class Published(NamedTuple):
     def path(self) -> Path:
         """Where it is in the user's cache once it has been fetched."""
         return user_cache() / "weights" / self.name.partition("/")[0] / self.url.rpartition("/")[2]
+
+    @property
+    def parameter_bytes(self) -> int:
+        """Of all its parameters, in float32; without fully connected layers, of those of the blocks."""
+        name, _, part = self.name.partition("/")[2].partition("_")
+        needs = costs(name + "_bn" * (part == "bn"))
+        blocks = [layer for layer in needs.layers if layer.part.startswith("block")]
+        return BYTES_PER_VALUE * sum(layer.parameters for layer in (needs.layers if part in ("", "bn") else blocks))
 
     def is_at(self, path: Path) -> bool:
         """Whether the file at `path` has the published hash."""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vggkit.data.files import read_regular
-from vggkit.errors import CheckpointError, WeightsError
+from vggkit.errors import CheckpointError, WeightsError, shown
 from vggkit.weights.published import fetch_weights, is_published
 
 MODEL, METRICS, CHECKPOINTS = "model.safetensors", "metrics.jsonl", "checkpoints"
@@ -34,7 +34,11 @@ def find_weights(model: str | os.PathLike[str], report: Callable[[str], None] = 
         WeightsError: the published weights could not be fetched, or all checkpoints of the run are damaged.
     """
     path = Path(model)
-    if not path.exists() and is_published(os.fspath(model)):
+    try:
+        is_there = path.exists()
+    except OSError as error:  # such as a name too long for any file
+        raise WeightsError(f"{shown(path)}: expected a run or a weight file, got: {error.strerror}") from None
+    if not is_there and is_published(os.fspath(model)):
         return fetch_weights(os.fspath(model), report)
     if not path.is_dir() or (path / MODEL).exists():
         return path / MODEL if path.is_dir() else path
