@@ -63,6 +63,7 @@ def test_a_run_is_started_stopped_resumed_and_followed(app, capsys):
     (printed,) = [run for run in json.loads(capsys.readouterr().out) if run["run"].endswith(name)]
     (shown,) = [run for run in app.get("/api/runs")["runs"] if run["name"] == name]
     assert (shown["state"], shown["last"]["test_accuracy"]) == (printed["state"], printed["accuracy"])
+    assert shown["examples_per_second"] == last["examples_per_second"] == printed["examples_per_second"]
     assert Recipe.from_json(json.dumps(shown["recipe"])).epochs == 500
 
 

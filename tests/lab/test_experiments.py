@@ -150,7 +150,8 @@ def test_an_answer_says_what_the_numbers_support():
     single = answered(plan("ab", 1), [o for o in outcomes if o.label in "ab" and o.seed == 0])
     assert single.sentences == ["b against a: not decided (-0.050)."]
     assert json.loads(json.dumps(single.to_json(), allow_nan=False))["rows"][0]["accuracy"]["low"] is None
-    assert "<svg" in single.plot()
+    assert all("interval" in str(report) for report in (answer.plot(), answer.report("vgg")[len(answer.sentences)]))
+    assert not any("interval" in str(report) for report in (single.plot(), *single.report("vgg")))
     # On which side of 0 the bounds lie can be seen, where three digits would be the same.
     close = {"a": (0, 0, 0), "b": (0.0044, 0.0074, 0.0102), "c": (0.0043, 0.0074, 0.01026)}
     outcomes = [

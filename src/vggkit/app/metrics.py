@@ -10,6 +10,7 @@ from typing import Any
 from vggkit.data.files import open_regular
 from vggkit.errors import RunError, shown
 from vggkit.training.run_folder import epoch_in, is_count, is_loss, is_number, read_recipe
+from vggkit.training.run_state import overall_speed
 from vggkit.weights.runs import METRICS
 
 MAX_POINTS = 500
@@ -50,6 +51,7 @@ class Metrics:
             "steps": dict(zip(("step", "loss", "accuracy"), columns, strict=True)),
             "epochs": thinned(self._epochs),
             "confusion": self._confusion,
+            "examples_per_second": overall_speed(self._epochs) if self._epochs else None,
             **self._progress(),
         }
 

@@ -160,10 +160,11 @@ class Runs:
             state, has_weights = self._state(name, path), self._has_weights(path)
             if path.is_file():
                 return {**state, "has_weights": has_weights}
-            recipe, epochs = asdict(read_recipe(path)), self._curves(name, path)["epochs"]
+            recipe, curves = asdict(read_recipe(path)), self._curves(name, path)
         except (RunError, OSError):
             return {"state": "damaged", "error": None}
-        return {**state, "recipe": recipe, "has_weights": has_weights, "last": epochs[-1] if epochs else None}
+        known = {"last": next(reversed(curves["epochs"]), None), "examples_per_second": curves["examples_per_second"]}
+        return {**state, "recipe": recipe, "has_weights": has_weights, **known}
 
     @staticmethod
     def _has_weights(path: Path) -> bool:

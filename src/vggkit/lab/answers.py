@@ -160,7 +160,8 @@ class Answer:
 
     def report(self, command: str) -> list[Part]:
         """The parts of a report; `command` makes it again."""
-        words = "Accuracy of each recipe: the mean over seeds with its 95% interval, and every seed."
+        words = "the mean over seeds with its 95% interval, and every seed"
+        words = f"Accuracy of each recipe: {words if self.plan.experiment.seeds > 1 else 'one run of each'}."
         picture, table = Picture(self.plot(), words), self.table(with_words=False)
         return [*self.sentences, picture, table, self.shared, Heading("Made by"), Code(command)]
 
@@ -173,13 +174,14 @@ class Answer:
         for place, row in enumerate(self.rows):
             values = [trial.accuracy for trial in row.trials if trial.accuracy is not None]
             axes.plot(values, [place] * len(values), "o", color=SEED, markersize=4)
-            if row.accuracy is not None:
-                half = row.accuracy.high - row.accuracy.mean if math.isfinite(row.accuracy.high) else 0
+            if row.accuracy is not None and math.isfinite(row.accuracy.high):  # of one run there is no interval
+                half = row.accuracy.high - row.accuracy.mean
                 axes.errorbar(row.accuracy.mean, place, xerr=half, fmt="|", color=MEAN, markersize=14, capsize=3)
             name = shown(row.label, 60) + " (diverged)" * (not values)
             # Within the axes, above its values: long names leave a narrow picture its width.
-            axes.annotate(name, (0, place), (4, 8), ("axes fraction", "data"), "offset points", parse_math=False)
-        axes.set(xlabel="accuracy: mean and 95% interval; every seed as a dot", yticks=())
+            axes.annotate(name, (0, place), (4, 11), ("axes fraction", "data"), "offset points", parse_math=False)
+        over = ": mean and 95% interval; every seed as a dot" if self.plan.experiment.seeds > 1 else " of one run"
+        axes.set(xlabel=f"accuracy{over}", yticks=())
         axes.set_ylim(len(self.rows) - 0.6, -0.75)
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["left", "right", "top"]].set_visible(False)

@@ -10,7 +10,7 @@ from vggkit.inference.evaluate import evaluate
 from vggkit.inference.evaluation import Evaluation
 from vggkit.inference.predict import load_classifier, predict
 from vggkit.training.recipe import Recipe
-from vggkit.training.run_state import EpochMetrics
+from vggkit.training.run_state import EpochMetrics, overall_speed
 from vggkit.weights.files import AnyNetwork
 
 
@@ -51,8 +51,7 @@ class Run:
     @property
     def examples_per_second(self) -> float:
         """In training, data included, over all finished epochs, of which there must be one."""
-        examples = sum(m.examples_per_second * m.train_seconds for m in self.history)
-        return examples / sum(m.train_seconds for m in self.history)
+        return overall_speed(map(vars, self.history))
 
     def predict(self, images: Any, top: int = 3) -> list[Any]:
         """The `top` classes of each image; see `vggkit.predict`."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -35,6 +36,12 @@ class EpochMetrics:
     """Wall time of the run so far, evaluation included, without the time between a stop and a resume."""
     test_loss: float | None = None
     """Mean cross-entropy over the images of `test_accuracy`; None in a run that version 0.4 began."""
+
+
+def overall_speed(epochs: Iterable[Mapping[str, Any]]) -> float:
+    """Training images over the wall time of the training parts of `epochs`, at least one, data included."""
+    parts = [(epoch["examples_per_second"] * epoch["train_seconds"], epoch["train_seconds"]) for epoch in epochs]
+    return float(sum(examples for examples, _ in parts) / sum(seconds for _, seconds in parts))
 
 
 @dataclass

@@ -14,7 +14,7 @@ from vggkit.data.files import why_not_a_file
 from vggkit.design.table import Table
 from vggkit.errors import RunError, UserError, shown
 from vggkit.training.run_folder import RECIPE, is_locked, read_epochs, read_recipe
-from vggkit.training.run_state import EpochMetrics
+from vggkit.training.run_state import EpochMetrics, overall_speed
 from vggkit.verbs.terminal import parse_flags, print_json, print_to_stderr
 from vggkit.weights.runs import CHECKPOINTS, METRICS, MODEL
 
@@ -63,8 +63,6 @@ def _described(path: Path) -> dict[str, Any]:
         state = "finished" if (path / MODEL).is_file() else "stopped" if has_checkpoint else "begun"
         state = "training" if is_locked(path) else state
     last = epochs[-1] if epochs else None
-    examples = sum(epoch.examples_per_second * epoch.train_seconds for epoch in epochs)
-    seconds = sum(epoch.train_seconds for epoch in epochs)
     return {
         "run": os.fspath(path),
         "recipe": recipe.get("name"),
@@ -74,7 +72,7 @@ def _described(path: Path) -> dict[str, Any]:
         "epochs_done": last and last.epoch,
         "epochs": recipe.get("epochs"),
         "accuracy": last and last.test_accuracy,
-        "examples_per_second": examples / seconds if seconds else None,
+        "examples_per_second": overall_speed(map(vars, epochs)) if epochs else None,
         "age_seconds": max(0, round(time.time() - written)),
     }
 

@@ -8,7 +8,7 @@ import { t } from "./words.js";
 
 const COLUMNS = [
   ["run", (run) => run.name], ["column network", (run) => run.recipe?.architecture ?? ""], ["column data", (run) => run.recipe?.data.split("/").at(-1) ?? ""],
-  ["state", (run) => t(`state ${run.state}`)], ["epochs", (run) => run.last?.epoch ?? 0], ["testAccuracy", (run) => run.last?.test_accuracy ?? 0], ["speed", (run) => run.last?.examples_per_second ?? 0]];
+  ["state", (run) => t(`state ${run.state}`)], ["epochs", (run) => run.last?.epoch ?? 0], ["testAccuracy", (run) => run.last?.test_accuracy ?? 0], ["speed", (run) => run.examples_per_second ?? 0]];
 const MOST = 6;
 
 export function open(main) {
@@ -34,7 +34,7 @@ export function open(main) {
       type: "checkbox", "data-key": run.name, checked: names.includes(run.name),
       onchange: (event) => { writeAddress({ values: { compare: (event.target.checked ? [...names, run.name].slice(-MOST) : names.filter((name) => name !== run.name)).join(",") } }); paint(); },
     }), run.name);
-    repaint(list, view.runs.length ? table(header, rows.map((run) => [tick(run), h("span", { class: "mono" }, COLUMNS[1][1](run)), COLUMNS[2][1](run), COLUMNS[3][1](run), run.last ? `${run.last.epoch} / ${run.recipe.epochs}` : "", run.last ? share(run.last.test_accuracy) : "", run.last ? whole(run.last.examples_per_second) : ""]), { label: t("runs") })
+    repaint(list, view.runs.length ? table(header, rows.map((run) => [tick(run), h("span", { class: "mono" }, COLUMNS[1][1](run)), COLUMNS[2][1](run), COLUMNS[3][1](run), run.last ? `${run.last.epoch} / ${run.recipe.epochs}` : "", run.last ? share(run.last.test_accuracy) : "", run.last ? whole(run.examples_per_second) : ""]), { label: t("runs") })
       : h("p", { class: "muted" }, t("noModels")));
     button.textContent = t("compareChosen", names.length);
     button.disabled = names.length < 2;

@@ -40,7 +40,7 @@ function progress(name, run, colour) {
     h("dl", { class: "facts" },
       fact(t("trainStep"), run.total_steps ? `${whole(run.step)} / ${whole(run.total_steps)}` : whole(run.step)),
       fact(t("epochs"), `${last?.epoch ?? 0} / ${run.num_epochs ?? "?"}`),
-      last ? [fact(t("testAccuracy"), share(last.test_accuracy)), fact(t("trainAccuracy"), share(last.train_accuracy)), fact(t("speed"), whole(last.examples_per_second))] : "",
+      last ? [fact(t("testAccuracy"), share(last.test_accuracy)), fact(t("trainAccuracy"), share(last.train_accuracy)), fact(t("speed"), whole(run.examples_per_second))] : "",
       run.state === "training" && run.seconds_left !== null ? fact(t("timeLeft"), seconds(run.seconds_left)) : "",
       last ? fact(t("elapsed"), seconds(last.elapsed_seconds)) : ""));
 }

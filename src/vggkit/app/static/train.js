@@ -80,7 +80,7 @@ export function open(main) {
       h("label", { class: "check mono" }, h("input", { type: "checkbox", "data-key": run.name, checked: names.includes(run.name), onchange: (event) => choose(event.target.checked ? [run.name, ...names].slice(0, 6) : names.filter((name) => name !== run.name)) }), run.name),
       h("span", { class: `badge ${{ training: "macs", failed: "bad", damaged: "bad", finished: "good" }[run.state] ?? ""}` }, t(`state ${run.state}`)),
       h("span", { class: "mono" }, run.recipe?.architecture ?? ""), run.recipe?.data.split("/").at(-1) ?? "",
-      run.last ? `${run.last.epoch} / ${run.recipe.epochs}` : "", run.last ? share(run.last.test_accuracy) : "", run.last ? whole(run.last.examples_per_second) : "",
+      run.last ? `${run.last.epoch} / ${run.recipe.epochs}` : "", run.last ? share(run.last.test_accuracy) : "", run.last ? whole(run.examples_per_second) : "",
       run.state === "training" ? h("button", { type: "button", "data-key": `act ${run.name}`, onclick: () => act("/api/stop", { run: run.name }, problem) }, t("stop"))
         : run.state === "stopped" ? h("button", { type: "button", "data-key": `act ${run.name}`, onclick: () => act("/api/resume", { run: run.name }, problem) }, t("resume")) : ""]);
     repaint(list, h("h2", {}, t("runs")), rows.length
