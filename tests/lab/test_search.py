@@ -148,7 +148,9 @@ def test_the_verb_writes_a_recipe_and_a_report(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     limits = ["--max-params", "2k", "--time", "1s", "--epochs", "1", "--seeds", "1", "--data", "fashion-mnist-sample"]
     assert cli.main(["search", *limits, "--device", "cpu", "-o", "a.html"]) == 0
-    assert "searches/quick/found.json is its recipe" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "searches/quick/found.json is its recipe" in printed
+    assert "one run, from seed 0" in printed and "interval" not in printed
     assert "<script" not in (tmp_path / "a.html").read_text()
     assert cli.main(["search", *limits, "--device", "cpu", "--json", "-o", "a.svg"]) == 0  # nothing is trained again
     found = json.loads(capsys.readouterr().out)

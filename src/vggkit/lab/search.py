@@ -112,13 +112,12 @@ class Found:
             for notation, accuracy, parameters, macs, ms, is_on_front in self.finalists
         ]
         tried = f"{self.num_designs} designs trained in {clock(self.seconds)}, {self.num_ruled_out} ruled out before"
-        reached = (
-            f"{written(self.test_accuracy)}, mean and 95% interval over seeds 0 to {len(self.test_accuracies) - 1}"
-        )
+        seeds = len(self.test_accuracies)
+        over = f"mean and 95% interval over seeds 0 to {seeds - 1}" if seeds > 1 else "one run, from seed 0"
         notes = [
             f"*: on the Pareto front of accuracy, parameters, MACs and ms for one image, on {self.hardware}",
             f"the winner, {self.recipe.architecture}, is the best of {tried}",
-            f"on the test set: {reached}",
+            f"on the test set: {written(self.test_accuracy)}, {over}",
         ]
         return Table(("network", "accuracy", "parameters", "MACs", "ms", "front"), [rows], 1, "", notes)
 
