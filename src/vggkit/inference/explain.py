@@ -47,7 +47,7 @@ class Explanation:
         if self.heat.any():
             return ""
         where = f"at {self.layer}" if self.layer else "in the image"
-        ways = {"grad-cam": "--layer of a deeper one or --methods layer-cam", "layer-cam": "--layer of a deeper one"}
+        ways = {"grad-cam": "a deeper --layer or --methods layer-cam", "layer-cam": "a deeper --layer"}
         return f"nothing {where} speaks for {shown(self.label)}, try {ways.get(self.method, 'another method')}"
 
     def __repr__(self) -> str:
