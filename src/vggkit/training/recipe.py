@@ -301,7 +301,7 @@ _D2L = Recipe(
 )
 _QUICK = Recipe(
     name="quick", architecture="1x16 1x32 1x64 2x128_bn", image_size=32, hidden=(), dropout=0.0, head="gap",
-    epochs=8, batch_size=128, optimizer="adamw", learning_rate=0.006, schedule="linear", warmup=0.2,
+    epochs=7, batch_size=128, optimizer="adamw", learning_rate=0.006, schedule="linear", warmup=0.2,
     weight_decay=0.05, label_smoothing=0.05, normalize=True, flip=True, test_flip=True,
 )
 RECIPES = {
