@@ -92,18 +92,19 @@ def _list(as_json: bool) -> None:
     from vggkit.data.files import user_cache
     from vggkit.weights.published import PUBLISHED
 
-    known = [
-        {
-            "name": entry.name,
-            "hash": f"{entry.algorithm} {entry.digest}",
-            "parameter_bytes": entry.parameter_bytes,
-            "where": str(entry.path) if entry.path.is_file() else "",
-            "url": entry.url,
-        }
-        for entry in PUBLISHED.values()
-    ]
     if as_json:
-        print_json(known)
+        print_json(
+            [
+                {
+                    "name": entry.name,
+                    "hash": f"{entry.algorithm} {entry.digest}",
+                    "parameter_bytes": entry.parameter_bytes,
+                    "where": str(entry.path) if entry.path.is_file() else "",
+                    "url": entry.url,
+                }
+                for entry in PUBLISHED.values()
+            ]
+        )
     else:
         rows = [
             (
