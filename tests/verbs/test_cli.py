@@ -171,6 +171,15 @@ def test_a_users_mistake_gets_one_line_and_code_2(arguments, message, tmp_path, 
 ACTIONS = [f"{verb} {action}" for verb in ("data", "weights") for action in actions_of(module_of(verb).Flags)]
 
 
+@pytest.mark.parametrize("columns", [60, 120])
+def test_the_boxes_of_help_are_whole_in_a_terminal_of_any_width(columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert cli.main(["help", "train"]) == 0
+    boxes = [line for line in capsys.readouterr().out.splitlines() if line[:1] in "│╭╰"]
+    assert {len(line) for line in boxes} == {columns}
+    assert {line[-1] for line in boxes} == set("│╮╯")
+
+
 @pytest.mark.parametrize("command", [*VERBS, *ACTIONS])
 def test_help_fits_a_terminal_and_has_examples_that_parse(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")

@@ -22,7 +22,7 @@ MAX_BATCH_SIZE = 2**31 - 1
 _COLUMNS = ("output", "parameters", "%", "MMACs", "%", "MB out", "sees", "step")
 _NOTES = (
     "MMACs: millions of multiply-adds; FLOPs = 2 x MACs",
-    "MB out: activations in float32",
+    "MB out: what the layers put out, in float32; training keeps only some of it",
     "sees, step: receptive field, and pixels from one output to the next",
 )
 

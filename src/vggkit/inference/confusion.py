@@ -52,8 +52,8 @@ def draw_confusion(evaluation: Evaluation, path: str | os.PathLike[str]) -> None
         axes.set_xticks(range(len(names)), names, rotation=45, ha="right", parse_math=False)
         axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.set(xlabel="predicted", ylabel="true")
-    figure.colorbar(right, label="right, % of the class", shrink=0.7, pad=0.01)
-    figure.colorbar(wrong, label="taken for another, % of the class", shrink=0.7, pad=0.01)
+    figure.colorbar(right, label="right, % of the class", shrink=0.7, pad=0.03)
+    figure.colorbar(wrong, label="taken for another, % of the class", shrink=0.7, pad=0.03)
     with _boxes_for_glyphs():
         picture = as_png(figure)
     write_whole(Path(path), picture)

@@ -171,7 +171,7 @@ def _side_by_side(described: list[_Described], flags: Flags) -> Table:
         rows.append(row(name, [format(value, form) for value in values], [_ratio(value, first) for value in others]))
     notes = [
         "MMACs: millions of multiply-adds; FLOPs = 2 x MACs",
-        "MB out: activations in float32",
+        "MB out: what the layers put out, in float32; training keeps only some of it",
         f"MB to train: the peak of a step with {flags.optimizer} in {flags.dtype}",
     ]
     if with_ratios:

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import sys
 import tempfile
 import textwrap
@@ -100,7 +101,8 @@ def parse_flags(
             )
     except SystemExit as leaving:
         if not leaving.code:  # --help
-            print("\n".join(line if len(line) <= 80 else textwrap.fill(line, 80) for line in _lines(printed)))
+            width = shutil.get_terminal_size().columns  # tyro fits its boxes to it, but not the usage
+            print("\n".join(line if len(line) <= width else textwrap.fill(line, width) for line in _lines(printed)))
             raise
     else:
         if parsed[1]:
