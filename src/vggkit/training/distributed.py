@@ -160,7 +160,7 @@ def joined(device: str | None) -> Iterator[Team]:
         # Not after an error: then the others may wait in a collective, which fails when this process ends.
         dist.destroy_process_group()
     except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+        if not (isinstance(error, dist.DistError) or re.search("gloo|pair closure", str(error))):
             raise
         first_line = str(error).strip().partition("\n")[0]
         cause = re.sub(r".*\[\S+\.\w+:\d+\] *", "", first_line).partition(". ")[0].rstrip(".")  # no file, no advice
