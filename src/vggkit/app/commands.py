@@ -1,4 +1,4 @@
-"""The verbs of `vgg`, run in processes of their own: what the page shows of them is what they print."""
+"""Verbs of `vgg` in processes of their own."""
 
 import json
 import re
@@ -18,17 +18,17 @@ PROGRAM = (sys.executable, "-m", "vggkit")
 TIMEOUT_SECONDS = 600.0
 _ONE_AT_A_TIME = threading.Lock()
 STOPPED = (75, 128 + signal.SIGTERM, -signal.SIGTERM)
-"""How a verb ends that was asked to: after a step, before the first one, and while torch is still loading."""
+"""Exit codes of a verb that was stopped: after a step, before the first one, and while torch loads."""
 
 DOCTOR_FLAGS = ("init", "optimizer", "learning_rate", "momentum", "batch_size", "seed")
 
 
 def printed(verb: str, *arguments: str) -> Any:
-    """What `vgg VERB ARGUMENTS --json` prints; one such process runs at a time.
+    """The output of `vgg VERB ARGUMENTS --json`; one such process runs at a time.
 
     Raises:
-        UserError: the verb's own, if it refuses its arguments.
-        RunError: it ended in another way.
+        UserError: the verb refuses its arguments.
+        RunError: it fails in another way, or takes longer than `TIMEOUT_SECONDS`.
     """
     with _ONE_AT_A_TIME:
         try:
@@ -45,7 +45,7 @@ def printed(verb: str, *arguments: str) -> Any:
 
 
 class Started:
-    """A verb in a session of its own, so that it outlives the page; what it prints is kept as long as the page."""
+    """A verb in a session of its own, which outlives the page. Its output is kept as long as the page runs."""
 
     def __init__(self, verb: str, *arguments: str) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (read when the process has ended)
@@ -53,13 +53,13 @@ class Started:
         self._process = subprocess.Popen(command, stdout=self._log, stderr=self._log, start_new_session=True)
 
     @property
-    def goes_on(self) -> bool:
+    def is_running(self) -> bool:
         """Whether it has not ended."""
         return self._process.poll() is None
 
     @property
     def error(self) -> str | None:
-        """The last line of what it printed, if it has failed."""
+        """The last line of its output if it has failed, else None."""
         code = self._process.poll()
         if not code or code in STOPPED:
             return None
@@ -68,14 +68,14 @@ class Started:
         return shown((lines or [f"ended with {code}"])[-1], 1_000)
 
     def stop(self) -> None:
-        """Ask it to end after its step."""
+        """Ask it to end after the current step."""
         self._process.send_signal(signal.SIGTERM)
 
 
-def diagnose(asked: dict[str, Any], data: str) -> dict[str, Any]:
-    """What `vgg doctor` says of a design, and what each finding would change, on images of `data`."""
-    network = network_of(asked.get("design"))
-    flags = {name: asked[name] for name in DOCTOR_FLAGS if name in asked}
+def diagnose(body: dict[str, Any], data: str) -> dict[str, Any]:
+    """The answer of `vgg doctor` on a design and images of `data`, with the changes that each finding advises."""
+    network = network_of(body.get("design"))
+    flags = {name: body[name] for name in DOCTOR_FLAGS if name in body}
     batch_size = flags.get("batch_size", 8)
     peak_bytes = training_memory(network, batch_size).peak_bytes
     if peak_bytes > machine_memory_bytes():
@@ -84,12 +84,12 @@ def diagnose(asked: dict[str, Any], data: str) -> dict[str, Any]:
     arguments.append(f"--image-size={network.image_size}")
     if isinstance(network, Architecture):
         arguments += [f"--head={network.head}", "--hidden", *map(str, network.hidden)]
-    found = printed("doctor", asked["design"]["text"], f"--data={data}", *arguments)
-    return {**found, "tries": [_try(finding) for finding in found["findings"]]}
+    diagnosis = printed("doctor", body["design"]["text"], f"--data={data}", *arguments)
+    return {**diagnosis, "tries": [_advised_changes(finding) for finding in diagnosis["findings"]]}
 
 
-def _try(finding: str) -> dict[str, str]:
-    """The fields that a finding says to change: flags, or the network's name; none where it names a run to train."""
+def _advised_changes(finding: str) -> dict[str, str]:
+    """The fields that a finding advises to change: flags, or the network. None if the advice is to train a run."""
     advice = finding.rpartition(", try ")[2] if ", try " in finding else ""
     if "RUN" in advice:
         return {}

@@ -1,4 +1,4 @@
-"""What happens in runs, as server-sent events: each holds the whole curves, so that a lost one is not missed."""
+"""Server-sent events of runs. Each holds the whole curves, so that a lost event does no harm."""
 
 import asyncio
 import json
@@ -11,31 +11,31 @@ from starlette.responses import Response, StreamingResponse
 
 from vggkit.app.runs import Runs
 
-POLL_SECONDS, SILENT_POLLS = 0.5, 20
+POLL_SECONDS, MAX_SILENT_POLLS = 0.5, 20
 MAX_FOLLOWED = 6
 
 
 async def events(request: Request, runs: Runs) -> Response:
-    """The stream of the runs that the query names, from what the browser saw last on."""
+    """The events of the runs that the query names, from the last one that the browser saw."""
     names = request.query_params.get("runs", "").split(",")[:MAX_FOLLOWED]
     return StreamingResponse(
-        _told(runs, names, request.headers.get("last-event-id", "")), media_type="text/event-stream"
+        _stream(runs, names, request.headers.get("last-event-id", "")), media_type="text/event-stream"
     )
 
 
-async def _told(runs: Runs, names: list[str], seen: str) -> AsyncIterator[str]:
-    """An event whenever one of the runs has changed; its id says what it holds."""
+async def _stream(runs: Runs, names: list[str], last_id: str) -> AsyncIterator[str]:
+    """An event whenever a run has changed; its id is a checksum of its content."""
     yield "retry: 1000\n\n"
-    silent = 0
+    silent_polls = 0
     while True:
-        found = await run_in_threadpool(runs.followed, names)
-        content = json.dumps(found, allow_nan=False)
-        version = f"{zlib.crc32(content.encode()):08x}"
-        silent += 1
-        if version != seen:
-            yield f"id: {version}\ndata: {content}\n\n"
-            seen, silent = version, 0
-        elif silent >= SILENT_POLLS:  # so that a browser that has gone is noticed
+        curves = await run_in_threadpool(runs.followed, names)
+        content = json.dumps(curves, allow_nan=False)
+        event_id = f"{zlib.crc32(content.encode()):08x}"
+        silent_polls += 1
+        if event_id != last_id:
+            yield f"id: {event_id}\ndata: {content}\n\n"
+            last_id, silent_polls = event_id, 0
+        elif silent_polls >= MAX_SILENT_POLLS:  # a comment, which fails if the browser has gone
             yield ":\n\n"
-            silent = 0
+            silent_polls = 0
         await asyncio.sleep(POLL_SECONDS)

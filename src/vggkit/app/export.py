@@ -1,4 +1,4 @@
-"""Finished runs as static pages, for any web server: how they went, what they confuse, and what they are."""
+"""Finished runs as static HTML pages: curves, confusion matrix, mistakes, costs, drawing and recipe."""
 
 import tempfile
 from pathlib import Path
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def export(runs: Path, folder: Path) -> list[Path]:
-    """Write a page for `runs`, a finished run, or for each finished run in it, into `folder`, which is made.
+    """Write a page for each finished run into `folder`, which is created: for `runs` itself or for the runs in it.
 
     Raises:
         RunError: there is no finished run.

@@ -1,10 +1,10 @@
-"""The fields of a recipe as a form: their groups, kinds, choices, and the help that the recipe's docstring has."""
+"""The fields of a recipe as a form: their groups, kinds, choices, and their help from the docstring of `Recipe`."""
 
-import inspect
-import re
 from dataclasses import fields
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
+
+from docstring_parser import parse_from_object
 
 from vggkit.training.recipe import Recipe
 
@@ -19,32 +19,30 @@ GROUPS = {
     "augmentation": ("normalize", "flip", "translate", "erase", "shorter_side", "color_shift", "cutmix", "test_flip"),
     "execution": ("name", "recompute", "compression", "sync_batch_norm", "continues"),
 }  # fmt: skip
-"""Where each field stands; one that is not here stands at the end."""
+"""The order of the fields; others are at the end, under execution."""
 
 
 def described_fields() -> list[dict[str, Any]]:
-    """Each field: its name, group, kind (text, number, whole, flag, choice or numbers), choices and help."""
-    kinds, documented = get_type_hints(Recipe), inspect.getdoc(Recipe) or ""
-    attributes = documented.partition("Attributes:\n")[2]
-    found = re.findall(r"^    (\w+): (.*(?:\n {6,}.*)*)", attributes, re.MULTILINE)
-    helps = {name: " ".join(text.split()) for name, text in found}
+    """The name, group, kind (text, number, whole, flag, choice or numbers), choices and help of each field."""
+    types = get_type_hints(Recipe)
+    help_of = {text.arg_name: " ".join((text.description or "").split()) for text in parse_from_object(Recipe).params}
     group_of = {name: group for group, names in GROUPS.items() for name in names}
     order = {name: index for index, name in enumerate(group_of)}
     return [
         {
             "name": field.name,
             "group": group_of.get(field.name, "execution"),
-            "kind": _kind(kinds[field.name]),
-            "choices": list(get_args(kinds[field.name])) if _kind(kinds[field.name]) == "choice" else None,
-            "help": helps[field.name],
+            "kind": _kind(types[field.name]),
+            "choices": list(get_args(types[field.name])) if _kind(types[field.name]) == "choice" else None,
+            "help": help_of[field.name],
         }
         for field in sorted(fields(Recipe), key=lambda field: order.get(field.name, len(order)))
     ]
 
 
-def _kind(kind: Any) -> str:
-    if get_origin(kind) is tuple:
+def _kind(annotation: Any) -> str:
+    if get_origin(annotation) is tuple:
         return "numbers"
-    if get_args(kind) and get_origin(kind) is not UnionType:
+    if get_args(annotation) and get_origin(annotation) is not UnionType:
         return "choice"
-    return {bool: "flag", int: "whole", float: "number"}.get(kind, "text")
+    return {bool: "flag", int: "whole", float: "number"}.get(annotation, "text")

@@ -1,8 +1,8 @@
-"""Who may talk to the page: only the browser that was given the launch token, and only from the page itself.
+"""Access to the page: only for the browser that has the launch token, and only from the page itself.
 
-Another site that the same browser shows, another user of the machine and another machine are the strangers. A site
-cannot read or send our cookie (SameSite=Strict, HttpOnly), cannot pass for us by a name of its own that leads to this
-machine (the allowed Hosts), and cannot post to us (Origin and content type).
+Kept out are other sites in the same browser, other users of the machine, and other machines. Another site can neither
+read nor send the cookie (SameSite=Strict, HttpOnly), cannot reach the server by a domain name of its own that resolves
+to this machine (the Host is checked), and cannot post (Origin and content type are checked).
 """
 
 import ipaddress
@@ -24,7 +24,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 MAX_JSON_BYTES = 2**16
 MAX_UPLOAD_BYTES = 20_000_000
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp", "image/tiff")
-"""What an upload may say that it is. None of them can be sent by a form, so that a browser asks us before it sends."""
+"""Content types of an upload. No form of another site can send one without a preflight request, which is refused."""
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
@@ -41,21 +41,21 @@ HEADERS = {
 
 
 class TooLargeError(UserError):
-    """A request with a longer body than is read."""
+    """The body of a request is too long."""
 
 
 class Guard:
-    """Refuses what does not come from the page, before anything of it is read; see the module."""
+    """ASGI middleware that refuses requests from elsewhere before their bodies are read; see the module."""
 
     def __init__(self, app: Any, token: str, host: str, port: int, scheme: str = "http") -> None:
-        """`app` behind a guard.
+        """Guard the ASGI application `app`.
 
         Args:
-            app: what answers the requests that are let in; it finds the page at `/`.
-            token: the launch token.
+            app: has the page at `/`.
+            token: the launch token, which `/?token=` exchanges for the cookie.
             host: the address that the server is bound to.
-            port: and its port.
-            scheme: http, or https.
+            port: the port that it is bound to.
+            scheme: `http` or `https`.
         """
         self.app, self.token = app, token
         self._secret, self._cookie = secrets.token_urlsafe(32), f"vggkit-{port}"
@@ -66,7 +66,7 @@ class Guard:
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 await self.app(scope, receive, send)
-            return  # a websocket, of which there are none: it is closed
+            return  # a websocket, which is closed
         headers = Headers(scope=scope)
         has_token = scope["path"] == "/" and secrets.compare_digest(
             QueryParams(scope["query_string"]).get("token", "").encode(), self.token.encode()
@@ -90,7 +90,7 @@ class Guard:
             await self.app(scope, receive, send_safely)
 
     def _refused(self, method: str, headers: Headers, has_token: bool) -> tuple[int, str]:
-        """The status and the reason with which a request is refused; 0 if it is let in."""
+        """The status and the reason of a refusal; status 0 if the request is accepted."""
         host = headers.get("host", "")
         if not self._is_ours(host) or len(headers.getlist("host")) != 1:
             return 421, "expected the address that vgg app printed, got another host"
@@ -105,13 +105,13 @@ class Guard:
             if kind != "application/json" and kind not in IMAGE_TYPES:
                 return 415, "expected JSON or an image, got another content type"
             length = headers.get("content-length", "0")
-            most = MAX_JSON_BYTES if kind == "application/json" else MAX_UPLOAD_BYTES
-            if not length.isdecimal() or len(length) > 12 or int(length) > most:
-                return 413, f"expected at most {most:,} bytes, got more"
+            max_bytes = MAX_JSON_BYTES if kind == "application/json" else MAX_UPLOAD_BYTES
+            if not length.isdecimal() or len(length) > 12 or int(length) > max_bytes:
+                return 413, f"expected at most {max_bytes:,} bytes, got more"
         return 0, ""
 
     def _is_ours(self, host: str) -> bool:
-        """Whether a browser that was led here by a foreign name could not send this Host."""
+        """Whether a Host names this server, and cannot be a stranger's domain name that resolves to it."""
         name, _, port = host.rpartition(":")
         if port != str(self._port):
             return False
@@ -120,7 +120,7 @@ class Guard:
         if not is_everywhere(self._host):
             return False
         try:
-            ipaddress.ip_address(name.strip("[]"))  # a number is no name that a stranger's DNS could lead here
+            ipaddress.ip_address(name.strip("[]"))  # no domain name
         except ValueError:
             return False
         return True
@@ -146,12 +146,12 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-async def body_of(request: Request, most: int) -> bytes:
-    """The body of a request; raises `TooLargeError` as soon as it is longer than `most` bytes."""
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The body of a request; raises `TooLargeError` as soon as it exceeds `max_bytes`."""
     pieces, size = [], 0
     async for piece in request.stream():
         size += len(piece)
-        if size > most:
-            raise TooLargeError(f"expected at most {most:,} bytes, got more")
+        if size > max_bytes:
+            raise TooLargeError(f"expected at most {max_bytes:,} bytes, got more")
         pieces.append(piece)
     return b"".join(pieces)

@@ -1,8 +1,8 @@
-"""What the layers of a network make of an image: their maps, and one output of a convolution taken apart."""
+"""Inside a network: the maps of a layer, one output of a convolution as its sum, heat maps, what excites a unit."""
 
+import itertools
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from vggkit.app.addresses import pixels_address, png_address
 from vggkit.design.layers import Layer
@@ -17,141 +17,135 @@ if TYPE_CHECKING:
 MAX_METHODS = 4
 SHOWN_VALUES = 16
 SEARCHED_IMAGES = 1_000
-"""Of a data set, the first ones, among which patches that excite a unit are looked for."""
+"""Images of a data set, from its first on, that are searched for patches."""
 SHOWN_INPUTS = 4
-"""Input channels of a convolution that are shown, those that give most to the sum."""
+"""Input channels that are shown of a convolution: those with the largest terms."""
 
 
-def outputs(classifier: "Classifier", content: bytes, layer: object) -> dict[str, Any]:
-    """What a layer puts out: maps, the most active one first, or single values, in one picture.
+def outputs(classifier: "Classifier", content: bytes, layer_name: object) -> dict[str, Any]:
+    """The outputs of a layer in one picture: its maps, the most active first, or the values of a vector.
 
-    A map goes from its least, black, to its most; values all go from the least of them to the most.
+    Each map is scaled from its least value (black) to its largest; the values of a vector share one scale.
     """
-    import torch
-
     from vggkit.inference.features import features
 
-    at = _layer_of(classifier, layer)
-    (found,) = features(classifier, content, [at.name])[at.name].float().cpu()
-    if found.shape[1:] in ((), (1, 1)) and not at.part.startswith("block"):
-        return _values(classifier, at, found.flatten())
-    activity = found.clamp(min=0).mean((1, 2))
+    layer = _layer(classifier, layer_name)
+    (y,) = features(classifier, content, [layer.name])[layer.name].float().cpu()
+    if y.shape[1:] in ((), (1, 1)) and not layer.part.startswith("block"):
+        return _vector(classifier, layer, y.flatten())
+    activity = y.clamp(min=0).mean((1, 2))
     order = activity.argsort(descending=True)
-    low, high = found.amin((1, 2)), found.amax((1, 2))
-    levels = _levels(found, low[:, None, None], high[:, None, None])[order]
-    count, height, width = levels.shape
-    columns = math.ceil(math.sqrt(count))
-    sheet = torch.zeros(-(-count // columns) * columns, height, width, dtype=torch.uint8)
-    sheet[:count] = levels
-    sheet = sheet.view(-1, columns, height, width).transpose(1, 2).reshape(-1, columns * width)
-    facts = {"mean": activity, "least": low, "most": high}
+    least, most = y.amin((1, 2)), y.amax((1, 2))
+    maps = _levels(y, least[:, None, None], most[:, None, None])[order]
+    height, width = maps.shape[1:]
+    rows, columns = _grid(maps)
+    picture = rows.transpose(1, 2).reshape(-1, columns * width)
+    statistics = {"mean": activity, "least": least, "most": most}
     return {
-        "picture": pixels_address(sheet.numpy()),
+        "picture": pixels_address(picture.numpy()),
         "columns": columns,
         "size": [height, width],
         "maps": [
-            {"channel": channel, **{name: values[channel].item() for name, values in facts.items()}}
+            {"channel": channel, **{name: values[channel].item() for name, values in statistics.items()}}
             for channel in order.tolist()
         ],
     }
 
 
-def _values(classifier: "Classifier", layer: Layer, found: "Tensor") -> dict[str, Any]:
-    """The outputs of a fully connected layer: all of them row by row, and the largest ones as numbers."""
-    import torch
-
-    columns = math.ceil(math.sqrt(len(found)))
-    sheet = torch.zeros(-(-len(found) // columns) * columns, dtype=torch.uint8)
-    sheet[: len(found)] = _levels(found, found.min(), found.max())
-    last = [each.name for each in classifier.net.architecture.layers() if each.kind in ("fc", "conv")][-1]
+def _vector(classifier: "Classifier", layer: Layer, y: "Tensor") -> dict[str, Any]:
+    """The values of a fully connected layer, row by row, and the largest of them as numbers."""
+    last = [layer.name for layer in classifier.net.architecture.layers() if layer.kind in ("fc", "conv")][-1]
+    rows, _ = _grid(_levels(y, y.min(), y.max()))
     return {
-        "picture": pixels_address(sheet.view(-1, columns).numpy()),
-        "count": len(found),
-        "least": found.min().item(),
-        "most": found.max().item(),
+        "picture": pixels_address(rows.numpy()),
+        "count": len(y),
+        "least": y.min().item(),
+        "most": y.max().item(),
         "largest": [
-            {
-                "unit": index,
-                "label": classifier.classes[index] if layer.name == last else "",
-                "value": found[index].item(),
-            }
-            for index in found.argsort(descending=True)[:SHOWN_VALUES].tolist()
+            {"unit": unit, "label": classifier.classes[unit] if layer.name == last else "", "value": y[unit].item()}
+            for unit in y.argsort(descending=True)[:SHOWN_VALUES].tolist()
         ],
     }
 
 
-def _levels(values: "Tensor", low: "Tensor", high: "Tensor") -> "Tensor":
-    return (255 * (values - low) / (high - low).clamp(min=1e-12)).byte()
+def _levels(values: "Tensor", least: "Tensor", most: "Tensor") -> "Tensor":
+    return (255 * (values - least) / (most - least).clamp(min=1e-12)).byte()
 
 
-def unit(classifier: "Classifier", content: bytes, asked: dict[str, Any]) -> dict[str, Any]:
-    """One output of a convolution: windows, weights and products of the inputs that give most, and what comes of it."""
-    import torch
+def _grid(cells: "Tensor") -> "tuple[Tensor, int]":
+    """(cells, ...) as (rows, columns, ...), about as many rows as columns, filled up with zeros; and the columns."""
+    columns = math.ceil(math.sqrt(len(cells)))
+    grid = cells.new_zeros(-(-len(cells) // columns) * columns, *cells.shape[1:])
+    grid[: len(cells)] = cells
+    return grid.unflatten(0, (-1, columns)), columns
+
+
+def unit(classifier: "Classifier", content: bytes, body: dict[str, Any]) -> dict[str, Any]:
+    """One output of a convolution as a sum: windows, weights and products of its largest terms, and what follows."""
+    from torch.nn.functional import pad
 
     from vggkit.inference.features import features
 
-    layer = _layer_of(classifier, asked.get("layer"))
+    layer = _layer(classifier, body.get("layer"))
     if layer.kind != "conv" or not layer.part.startswith("block"):
         raise UserError(f"expected a convolution of a block, got {layer.name}")
-    before, after = _around(classifier, layer)
-    found = features(classifier, content, [name for name in (before, layer.name, *after) if name])
-    (_, x) = next(classifier.inputs(content))
-    source = (found[before] if before else x)[0].float().cpu()
-    channel, y, x_at = _place(asked, found[layer.name].shape[1:])
-    weights = _weights(classifier, layer.name)
-    half = layer.kernel_size // 2
-    padded = torch.nn.functional.pad(source.double(), (half, half, half, half))
-    windows = padded[:, y : y + layer.kernel_size, x_at : x_at + layer.kernel_size]
-    sums = (windows * weights[0][channel].double()).sum((1, 2))
-    chosen = sums.abs().argsort(descending=True)[:SHOWN_INPUTS].tolist()
-    rest = sums.sum() - sums[chosen].sum()
+    before, after = _neighbours(classifier, layer)
+    maps = features(classifier, content, [name for name in (before, layer.name, *after) if name])
+    (_, image) = next(classifier.inputs(content))
+    channel, y, x = _position(body, maps[layer.name].shape[1:])
+    conv = next(module for name, module in classifier.net.named_modules() if name.endswith(f".{layer.name}"))
+    weight, bias = conv.weight[channel].detach().float().cpu(), conv.bias[channel].item()
+    size = layer.kernel_size
+    padded = pad((maps[before] if before else image)[0].double().cpu(), (size // 2,) * 4)
+    windows = padded[:, y : y + size, x : x + size]
+    terms = (windows * weight.double()).sum((1, 2))
+    largest = terms.abs().argsort(descending=True)[:SHOWN_INPUTS].tolist()
+    shown_sum = terms[largest].sum().item()
     return {
         "inputs": [
             {
                 "channel": index,
                 "window": windows[index].tolist(),
-                "weights": weights[0][channel, index].tolist(),
-                "sum": sums[index].item(),
+                "weights": weight[index].tolist(),
+                "sum": terms[index].item(),
             }
-            for index in chosen
+            for index in largest
         ],
-        "shown": sums[chosen].sum().item(),
-        "num_inputs": len(sums),
-        "rest": rest.item(),
-        "bias": weights[1][channel].item(),
-        "total": (sums.sum() + weights[1][channel]).item(),
-        "output": found[layer.name][0, channel, y, x_at].item(),
+        "shown": shown_sum,
+        "num_inputs": len(terms),
+        "rest": terms.sum().item() - shown_sum,
+        "bias": bias,
+        "total": terms.sum().item() + bias,
+        "output": maps[layer.name][0, channel, y, x].item(),
         "after": [
-            {"layer": name, "value": found[name][0, channel, y, x_at].item()}
-            if found[name].shape == found[layer.name].shape
-            else {"layer": name, "value": _pooled(found[name], channel, y, x_at)}
+            {"layer": name, "value": _value_at(maps[name][0, channel], y, x, maps[layer.name].shape[2:])}
             for name in after
         ],
     }
 
 
-def heat(classifier: "Classifier", content: bytes, asked: dict[str, Any]) -> dict[str, Any]:
-    """What in an image speaks for its most probable class, by several methods, as `vgg explain` draws it."""
+def heat(classifier: "Classifier", content: bytes, body: dict[str, Any]) -> dict[str, Any]:
+    """Heat maps of the most probable class by several methods, drawn as by `vgg explain`."""
     from vggkit.inference.explain import explain
     from vggkit.inference.explain_check import check
     from vggkit.inference.explain_pictures import explanations_picture
 
-    methods = asked.get("methods")
+    methods = body.get("methods")
     if not isinstance(methods, list) or not 1 <= len(methods) <= MAX_METHODS:
         raise UserError(f"expected 1 to {MAX_METHODS} methods, got another request")
-    found = [explain(classifier, content, method) for method in methods]
-    verdicts = [one.blank or check(classifier, one).verdict for one in found] if asked.get("check") is True else []
+    explanations = [explain(classifier, content, method) for method in methods]
+    is_checked = body.get("check") is True
     return {
-        "picture": png_address(explanations_picture([found])),
-        "label": found[0].label,
-        "probability": found[0].probability,
-        "maps": [{"method": one.method, "layer": one.layer} for one in found],
-        "verdicts": verdicts,
+        "picture": png_address(explanations_picture([explanations])),
+        "label": explanations[0].label,
+        "probability": explanations[0].probability,
+        "maps": [{"method": explanation.method, "layer": explanation.layer} for explanation in explanations],
+        "verdicts": [one.blank or check(classifier, one).verdict for one in explanations] if is_checked else [],
     }
 
 
 def exciting(classifier: "Classifier", source: "ImageSource", unit: str) -> dict[str, Any]:
-    """What a unit looks for, as `vgg explain --unit`: the image that excites it most, and patches of `source`."""
+    """The image that excites a unit most, and patches of `source` that do, as by `vgg explain --unit`."""
     from vggkit.inference.evaluate import default_split
     from vggkit.inference.explain_units import exciting_patches, maximised
 
@@ -168,42 +162,30 @@ def exciting(classifier: "Classifier", source: "ImageSource", unit: str) -> dict
     }
 
 
-def _layer_of(classifier: "Classifier", name: object) -> Layer:
-    """The layer called `name`; raises `UserError`."""
+def _layer(classifier: "Classifier", name: object) -> Layer:
     layers = {layer.name: layer for layer in classifier.net.architecture.layers()}
     if not isinstance(name, str) or name not in layers:
         raise UserError(f"expected a layer of the network, got {shown(str(name))}")
     return layers[name]
 
 
-def _around(classifier: "Classifier", layer: Layer) -> tuple[str | None, list[str]]:
-    """The layer before `layer`, if there is one, and those after it up to the next convolution."""
+def _neighbours(classifier: "Classifier", conv: Layer) -> tuple[str | None, list[str]]:
+    """The layer before a convolution, None for the first one, and those between it and the next in its block."""
     layers = list(classifier.net.architecture.layers())
-    at = layers.index(layer)
-
-    def following() -> Iterator[str]:
-        for each in layers[at + 1 :]:
-            if each.part != layer.part or each.kind == "conv":
-                return
-            yield each.name
-
-    return layers[at - 1].name if at else None, list(following())
+    index = layers.index(conv)
+    after = itertools.takewhile(lambda layer: layer.part == conv.part and layer.kind != "conv", layers[index + 1 :])
+    return layers[index - 1].name if index else None, [layer.name for layer in after]
 
 
-def _place(asked: dict[str, Any], shape: "tuple[int, ...]") -> tuple[int, ...]:
-    place = tuple(asked.get(name) for name in ("channel", "y", "x"))
-    if not all(type(at) is int and 0 <= at < size for at, size in zip(place, shape, strict=True)):
-        raise UserError(f"expected channel, y and x within {tuple(shape)}, got {shown(str(place))}")
-    return tuple(int(at) for at in place if at is not None)
+def _position(body: dict[str, Any], shape: "tuple[int, ...]") -> list[int]:
+    position = [body.get(name) for name in ("channel", "y", "x")]
+    if not all(type(index) is int and 0 <= index < size for index, size in zip(position, shape, strict=True)):
+        raise UserError(f"expected channel, y and x within {tuple(shape)}, got {shown(str(tuple(position)))}")
+    return cast(list[int], position)
 
 
-def _weights(classifier: "Classifier", layer: str) -> "tuple[Tensor, Tensor]":
-    module = next(each for name, each in classifier.net.named_modules() if name.endswith(f".{layer}"))
-    return module.weight.detach().float().cpu(), module.bias.detach().float().cpu()
-
-
-def _pooled(output: "Tensor", channel: int, y: int, x: int) -> float | None:
-    """The value of the pool that the place is in; None at an odd edge, which no pool covers."""
-    y, x = y // 2, x // 2
-    is_covered = y < output.shape[2] and x < output.shape[3]
-    return float(output[0, channel, y, x]) if is_covered else None
+def _value_at(channel: "Tensor", y: int, x: int, conv_size: "tuple[int, ...]") -> float | None:
+    """The value over output (y, x) of the convolution; after a pool None at an odd edge, which no window covers."""
+    if channel.shape != conv_size:
+        y, x = y // 2, x // 2
+    return channel[y, x].item() if y < channel.shape[0] and x < channel.shape[1] else None

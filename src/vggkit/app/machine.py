@@ -1,42 +1,36 @@
-"""This machine as the page knows it: whether torch is loaded, and how fast it trains."""
+"""The machine under the page: whether torch is loaded, and how fast it trains."""
 
 import time
 from typing import Any
 
-from vggkit.app import designs
 from vggkit.design.memory import machine_memory_bytes
 
-MEASURED = "vgg11/4"
-"""The network whose training step is timed, at `MEASURED_SIZE` pixels in batches of `MEASURED_BATCH`."""
-MEASURED_SIZE, MEASURED_BATCH = 64, 32
+NETWORK, IMAGE_SIZE, BATCH_SIZE = "vgg11/4", 64, 32
+"""The training step that is timed."""
+MEASURED_STEP = f"{NETWORK}, {IMAGE_SIZE} px, batch {BATCH_SIZE}"
 
 
 class Machine:
-    """What is found out about the machine while the page is open."""
+    """Facts that are measured while the page is open."""
 
     def __init__(self) -> None:
-        self.rate: float | None = None
-        """MACs that a training step does in a second, measured here once torch is loaded."""
+        self.macs_per_second: float | None = None
+        """Of a training step, backward pass included; None until it is measured."""
         self.hardware = ""
         self.torch_seconds: float | None = None
-        """How long torch took to load."""
+        """The time that torch took to load; None until it has."""
 
     def facts(self) -> dict[str, Any]:
-        """For the page."""
+        """What the page shows."""
         return {
             "memory_bytes": machine_memory_bytes(),
             "torch_seconds": self.torch_seconds,
-            "macs_per_second": self.rate,
-            "measured": f"{MEASURED}, {MEASURED_SIZE} px, batch {MEASURED_BATCH}",
+            "macs_per_second": self.macs_per_second,
             "hardware": self.hardware,
         }
 
-    def limits(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """See `designs.limits`."""
-        return designs.limits(asked, self.rate) | {"measured": self.facts()["measured"]}
-
     def warm_up(self) -> None:
-        """Load torch, then time training steps of a small network, as `vgg train` takes them."""
+        """Load torch, then time training steps of a small network."""
         begin = time.perf_counter()
         from vggkit.design.network import as_network, costs
         from vggkit.design.scaling import backward_macs
@@ -47,8 +41,8 @@ class Machine:
 
         device = choose_device(None)
         self.hardware, self.torch_seconds = describe_hardware(device), time.perf_counter() - begin
-        network = as_network(MEASURED, in_channels=1, num_classes=10, image_size=MEASURED_SIZE, hidden=())
-        net, x, labels = with_random_images(network, MEASURED_BATCH, device)
+        network = as_network(NETWORK, in_channels=1, num_classes=10, image_size=IMAGE_SIZE, hidden=())
+        net, x, labels = with_random_images(network, BATCH_SIZE, device)
         seconds = settled_seconds(trains_by(Recipe.named("d2l"), accelerate(net.train()), x, labels), device)
-        macs = costs(network, MEASURED_BATCH).total.macs + backward_macs(network, MEASURED_BATCH)
-        self.rate = macs / seconds
+        macs = costs(network, BATCH_SIZE).total.macs + backward_macs(network, BATCH_SIZE)
+        self.macs_per_second = macs / seconds

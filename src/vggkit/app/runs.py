@@ -1,7 +1,7 @@
-"""The runs of a folder: listed, started, stopped, resumed, and followed while they go on.
+"""The runs of a folder: list, start, stop, resume and follow them.
 
-A run belongs to nobody: training is a process of its own, which goes on without the page, and a run of a terminal is
-seen as one of ours is. The page knows a run by its folder's name, which is looked up among the folders that are there.
+Training is a process of its own, which continues without the page; runs started in a terminal are shown and stopped
+like those of the page. A run is known by the name of its folder, which is looked up among the existing folders.
 """
 
 import atexit
@@ -25,83 +25,83 @@ from vggkit.training.run_folder import RECIPE, is_locked, read_recipe
 from vggkit.weights.runs import MODEL, checkpoints_of
 
 SAVE_SECONDS = 10
-"""From one checkpoint to the next, so that there is something to look at."""
+"""Between checkpoints, so that the page has a recent network to look at."""
 MAX_STARTED = 4
-"""Runs that the page lets go on at once."""
+"""Runs of the page that train at once."""
 
 
 class Runs:
-    """The runs and weight files in a folder, and what can be trained on."""
+    """The runs and weight files in a folder, and the data sets to train on."""
 
     def __init__(self, folder: Path, data: tuple[Path, ...] = ()) -> None:
         self.folder = folder.absolute()
         self.data = {FULL_NAME: FULL_NAME, SAMPLE_NAME: SAMPLE_NAME}
-        """What to train on, by the name that the page has for it."""
+        """The value of `--data` for each data set, by its name on the page."""
         for path in data:
             self.data[path.name if path.name not in self.data else str(path)] = str(path.absolute())
-        self._own = Path(tempfile.mkdtemp(prefix="vgg-app-"))
-        atexit.register(shutil.rmtree, self._own, ignore_errors=True)
+        self._recipes = Path(tempfile.mkdtemp(prefix="vgg-app-"))
+        atexit.register(shutil.rmtree, self._recipes, ignore_errors=True)
         self._started: dict[str, Started] = {}
         self._metrics: dict[str, Metrics] = {}
         self._lock = threading.Lock()
 
     def path_of(self, name: object) -> Path:
-        """The run or the weight file called `name`, if there is one; raises `UserError`."""
-        found = self._found().get(name) if isinstance(name, str) else None
-        if found is None:
+        """The run or weight file called `name`; raises `UserError`."""
+        path = self._paths().get(name) if isinstance(name, str) else None
+        if path is None:
             raise UserError(f"expected a run or a weight file of {self.folder}, got {shown(str(name))}")
-        return found
+        return path
 
     def data_of(self, name: object) -> str:
-        """What `--data` takes for the data set called `name`; raises `UserError`."""
+        """The value of `--data` for the data set called `name`; raises `UserError`."""
         if not isinstance(name, str) or name not in self.data:
             raise UserError(f"expected data of {', '.join(self.data)}, got {shown(str(name))}")
         return self.data[name]
 
     def listed(self) -> list[dict[str, Any]]:
-        """Every run and weight file: its name, its state, its recipe, and whether there are weights to look at."""
-        found = self._found()
+        """The name, state and recipe of each run and weight file, and whether it has weights to look at."""
+        paths = self._paths()
         with self._lock:
-            starting = [name for name in self._started if name not in found]
-        nothing = {"recipe": None, "has_weights": False}
-        return [{"name": name, **nothing, **self._state(name, self.folder / name)} for name in starting] + [
-            {"name": name, **nothing, **self._described(name, path)} for name, path in found.items()
+            starting = [name for name in self._started if name not in paths]
+        defaults = {"recipe": None, "has_weights": False}
+        return [{"name": name, **defaults, **self._state(name, self.folder / name)} for name in starting] + [
+            {"name": name, **defaults, **self._described(name, path)} for name, path in paths.items()
         ]
 
-    def recipe_from(self, asked: dict[str, Any]) -> Recipe:
-        """The recipe of a request, whose data and runs are names that the page was given; raises `UserError`."""
-        values = asked.get("recipe")
+    def _recipe(self, body: dict[str, Any]) -> Recipe:
+        """The recipe of a request, which has names for data and runs; raises `UserError`."""
+        values = body.get("recipe")
         if not isinstance(values, dict):
             raise UserError("expected the fields of a recipe, got something else")
-        known = {"data": self.data_of(values.get("data"))}
+        paths = {"data": self.data_of(values.get("data"))}
         for field in ("warm_start", "pretrained", "continues"):
-            known[field] = str(self.path_of(values[field])) if values.get(field) else ""
-        return Recipe.from_json(json.dumps(values | known))
+            paths[field] = str(self.path_of(values[field])) if values.get(field) else ""
+        return Recipe.from_json(json.dumps(values | paths))
 
-    def check(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """What is wrong with a recipe that is being typed; None if nothing is."""
+    def check(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The error of a recipe, None if it is valid."""
         try:
-            self.recipe_from(asked)
+            self._recipe(body)
         except ValueError as error:
             return {"error": one_line(error)}
         return {"error": None}
 
-    def start(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """Begin a run of the recipe that is asked for, as `vgg train` does; gives its name."""
-        recipe = self.recipe_from(asked)
+    def start(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Start `vgg train` with a recipe; returns the name of the run."""
+        recipe = self._recipe(body)
         with self._lock:
             self._check_room()
             taken = {*self._started, *(path.name for path in self.folder.glob("*"))}
             folder = next(name for n in range(1, 10**6) if (name := f"{recipe.name}-{n}") not in taken)
-            file, name = self._own / f"{folder}.json", known_as(folder)
+            file, name = self._recipes / f"{folder}.json", name_of(folder)
             file.write_text(recipe.to_json())
             self._launch(name, "--recipe", str(file), "--out", str(self.folder / folder))
         return {"name": name}
 
-    def resume(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """Go on with a run that was stopped; gives its name."""
-        path = self.path_of(asked.get("run"))
-        name = known_as(path.name)
+    def resume(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Resume a stopped run; returns its name."""
+        path = self.path_of(body.get("run"))
+        name = name_of(path.name)
         with self._lock:
             if (state := self._state(name, path)["state"]) in ("file", "starting", "training"):
                 what = "a weight file" if state == "file" else "a run that goes on"
@@ -110,25 +110,25 @@ class Runs:
             self._launch(name, "--resume", str(path))
         return {"name": name}
 
-    def stop(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """Ask a run, of the page or of a terminal, to end after its step, with a checkpoint."""
-        name = asked.get("run")
+    def stop(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Ask a run, of the page or of a terminal, to end with a checkpoint after the current step."""
+        name = body.get("run")
         with self._lock:
             started = self._started.get(name) if isinstance(name, str) else None
-        if started and started.goes_on:
+        if started and started.is_running:
             started.stop()
-        elif number := trainer_of(self.path_of(name)):
-            os.kill(number, signal.SIGTERM)
+        elif process_id := _trainer_of(self.path_of(name)):
+            os.kill(process_id, signal.SIGTERM)
         else:
             raise RunError(f"expected a run that this machine trains, got {shown(str(name))}, try Ctrl-C where it runs")
         return {"name": name}
 
     def followed(self, names: list[str]) -> dict[str, dict[str, Any]]:
-        """The curves and the state of some runs, by name; without those that are not there or cannot be read."""
-        found, answers = self._found(), {}
+        """The curves and the state of runs, by name; without missing and unreadable ones."""
+        paths, answers = self._paths(), {}
         for name in names:
-            if name in found or name in self._started:
-                path = found.get(name, self.folder / name)
+            if name in paths or name in self._started:
+                path = paths.get(name, self.folder / name)
                 with contextlib.suppress(OSError):
                     has_weights = self._has_weights(path)
                     answers[name] = {**self._state(name, path), "has_weights": has_weights, **self._curves(name, path)}
@@ -139,21 +139,21 @@ class Runs:
             return self._metrics.setdefault(name, Metrics(path)).read()
 
     def _check_room(self) -> None:
-        going_on = [name for name, started in self._started.items() if started.goes_on]
-        if len(going_on) >= MAX_STARTED:
-            raise RunError(f"expected at most {MAX_STARTED} runs at once, got {', '.join(going_on)}, try to stop one")
+        running = [name for name, started in self._started.items() if started.is_running]
+        if len(running) >= MAX_STARTED:
+            raise RunError(f"expected at most {MAX_STARTED} runs at once, got {', '.join(running)}, try to stop one")
 
     def _launch(self, name: str, *arguments: str) -> None:
         self._started[name] = Started("train", *arguments, "--save-seconds", str(SAVE_SECONDS))
 
-    def _found(self) -> dict[str, Path]:
-        """Every run and weight file that can be looked into, the newest first."""
-        written = {}
+    def _paths(self) -> dict[str, Path]:
+        """Each run and weight file by its name, the newest first."""
+        modified = {}
         for path in self.folder.iterdir() if self.folder.is_dir() else ():
-            with contextlib.suppress(OSError):  # it was removed meanwhile
+            with contextlib.suppress(OSError):  # removed meanwhile
                 if os.path.lexists(path / RECIPE) or (path.suffix == ".safetensors" and path.is_file()):
-                    written[path] = path.lstat().st_mtime
-        return {known_as(path.name): path for path in sorted(written, key=written.__getitem__, reverse=True)}
+                    modified[path] = path.lstat().st_mtime
+        return {name_of(path.name): path for path in sorted(modified, key=modified.__getitem__, reverse=True)}
 
     def _described(self, name: str, path: Path) -> dict[str, Any]:
         try:
@@ -163,19 +163,19 @@ class Runs:
             recipe, curves = asdict(read_recipe(path)), self._curves(name, path)
         except (RunError, OSError):
             return {"state": "damaged", "error": None}
-        known = {"last": next(reversed(curves["epochs"]), None), "examples_per_second": curves["examples_per_second"]}
-        return {**state, "recipe": recipe, "has_weights": has_weights, **known}
+        latest = {"last": next(reversed(curves["epochs"]), None), "examples_per_second": curves["examples_per_second"]}
+        return {**state, "recipe": recipe, "has_weights": has_weights, **latest}
 
     @staticmethod
     def _has_weights(path: Path) -> bool:
         return path.is_file() or (path / MODEL).is_file() or bool(checkpoints_of(path))
 
     def _state(self, name: str, path: Path) -> dict[str, Any]:
-        """Whether a run is starting, training, stopped, finished or has failed, and why; raises `OSError`."""
+        """The state (file, starting, training, stopped, finished or failed) and its error; raises `OSError`."""
         started, state, error = self._started.get(name), "stopped", None
         if path.is_file():
             state = "file"
-        elif started and started.goes_on:
+        elif started and started.is_running:
             state = "training" if path.is_dir() else "starting"
         elif path.is_dir() and is_locked(path):
             state = "training"
@@ -186,26 +186,26 @@ class Runs:
         return {"state": state, "error": error}
 
 
-def known_as(name: str) -> str:
-    """What the page calls a folder or a file: printable, and without the comma that stands between names."""
+def name_of(name: str) -> str:
+    """The name of a folder or file on the page: printable, without commas, which separate names in a query."""
     return shown(name, 10_000).replace(",", "\\x2c")
 
 
-def trainer_of(run: Path) -> int | None:
-    """The process that holds the lock of a run folder, as Linux tells it; None if it tells of none."""
+def _trainer_of(run: Path) -> int | None:
+    """The id of the process that holds the lock of a run folder; None if unknown, as on other systems than Linux."""
     try:
-        found, lines = run.stat(), Path("/proc/locks").read_text().splitlines()
+        status, lines = run.stat(), Path("/proc/locks").read_text().splitlines()
     except OSError:
         return None
-    place = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
-    for _, kind, _, mode, number, held, *_ in map(str.split, lines):
-        if (kind, mode, held) == ("FLOCK", "WRITE", place) and int(number) > 0:
-            return int(number)
+    inode = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    for _, kind, _, mode, process_id, locked, *_ in map(str.split, lines):
+        if (kind, mode, locked) == ("FLOCK", "WRITE", inode) and int(process_id) > 0:
+            return int(process_id)
     return None
 
 
 def recipes() -> dict[str, Any]:
-    """The named recipes, and of each field its kind, its choices, its help and where it belongs."""
+    """The named recipes, and the fields of a recipe; see `described_fields`."""
     from vggkit.app.fields import described_fields
 
     return {"recipes": {name: asdict(recipe) for name, recipe in RECIPES.items()}, "fields": described_fields()}

@@ -58,7 +58,7 @@ def run(arguments: list[str]) -> None:
     from vggkit.app.guard import is_loopback
     from vggkit.app.machine import Machine
     from vggkit.app.runs import Runs
-    from vggkit.app.server import Place, serve
+    from vggkit.app.server import Address, serve
 
     if not is_loopback(flags.host) and flags.certificate is None:
         if not flags.insecure:
@@ -68,10 +68,10 @@ def run(arguments: list[str]) -> None:
             )
         print_to_stderr("WARNING: without TLS, whoever sees the traffic can do what the page can")
 
-    def ready(address: str) -> None:
-        print(address, flush=True)
+    def ready(url: str) -> None:
+        print(url, flush=True)
         if not flags.no_browser:
-            webbrowser.open(address)
+            webbrowser.open(url)
 
-    place = Place(flags.host, flags.port, flags.certificate, flags.key)
-    serve(Machine(), Runs(flags.runs, flags.data), place, secrets.token_urlsafe(24), ready)
+    address = Address(flags.host, flags.port, flags.certificate, flags.key)
+    serve(Machine(), Runs(flags.runs, flags.data), address, secrets.token_urlsafe(24), ready)

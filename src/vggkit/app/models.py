@@ -1,0 +1,160 @@
+"""Answers of networks, trained or still training, on images. torch is imported at the first call."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
+
+from vggkit.app.addresses import as_address, as_png, pixels_address
+from vggkit.errors import UserError
+from vggkit.inference.explain_names import Method
+
+if TYPE_CHECKING:
+    from vggkit.data.samples import ImageSource, Sample
+    from vggkit.inference.predict import Classifier
+
+SAMPLES, THUMBNAIL_PIXELS = 20, 64
+MAX_FILTERS = 64
+TOP = 10
+MAX_OPEN = 2
+"""Networks, and data sets, that stay open."""
+Opened = TypeVar("Opened")
+
+
+class Models:
+    """The networks and data sets used last, kept in memory. Not thread-safe: the server calls one method at a time."""
+
+    def __init__(self) -> None:
+        self._networks: OrderedDict[object, Classifier] = OrderedDict()
+        self._data: OrderedDict[object, ImageSource] = OrderedDict()
+
+    def classifier(self, path: Path) -> "Classifier":
+        """The newest saved network of a run, or that of a weight file; raises `WeightsError`."""
+        from vggkit.inference.predict import load_classifier
+        from vggkit.training.hardware import choose_device
+        from vggkit.weights.runs import find_weights
+
+        weights = find_weights(path)
+        if not weights.is_file():
+            raise UserError(f"expected a run with a checkpoint, got {path.name}, which has none yet, try again later")
+        key = (weights, weights.stat().st_mtime_ns)
+        return _cached(self._networks, key, lambda: load_classifier(weights, choose_device(None)))
+
+    def data_of(self, path: Path, data: str | None = None) -> "ImageSource":
+        """The data of the run at `path`, split as for its training, or the data set `data`; raises `DataError`."""
+        from vggkit.data.sources import open_data
+        from vggkit.inference.evaluate import data_of_run
+
+        return _cached(self._data, data or path, lambda: open_data(data, holdout=0) if data else data_of_run(path))
+
+    def sample(self, path: Path, index: object) -> bytes:
+        """One of the images kept out of a run's training, as an image file; `index` wraps around."""
+        from vggkit.data.files import read_image_file
+
+        if type(index) is not int:
+            raise UserError("expected the number of an image, got something else")
+        held_out = randomly_readable(self.data_of(path)).held_out
+        content = held_out.reader(0, 0)(index % len(held_out)).content
+        if isinstance(content, Path):
+            return read_image_file(content, "the image")
+        return content if isinstance(content, bytes) else as_png(content)
+
+    def classify(self, path: Path, content: bytes) -> dict[str, Any]:
+        """The most probable classes of an image, as `vgg predict` prints them, and the network's input as a picture."""
+        from vggkit.data.images import fitted
+        from vggkit.inference.predict import predict
+
+        classifier = self.classifier(path)
+        pixels = fitted(content, classifier.preprocessing).transpose(1, 2, 0)
+        top = [prediction._asdict() for prediction in predict(classifier, content, top=TOP)]
+        return {"top": top, "seen": pixels_address(pixels)}
+
+    def look(self, path: Path) -> dict[str, Any]:
+        """The predictions for the same few images at every call, and the weights of the first layer."""
+        from vggkit.inference.explain_units import first_filters
+        from vggkit.inference.predict import predict
+
+        classifier, source = self.classifier(path), randomly_readable(self.data_of(path))
+        read = source.held_out.reader(0, 0)
+        samples = [read(index) for index in range(min(SAMPLES, len(source.held_out)))]
+        predictions = predict(classifier, [sample.content for sample in samples], top=3)
+        channels = classifier.preprocessing.channels
+        images = [
+            {
+                "picture": _thumbnail(sample, channels),
+                "label": source.classes[sample.label],
+                "top": [prediction._asdict() for prediction in top],
+            }
+            for sample, top in zip(samples, predictions, strict=True)
+        ]
+        filters = (255 * first_filters(classifier)[:MAX_FILTERS]).round().astype("uint8")
+        return {"images": images, "filters": [pixels_address(pixels) for pixels in filters]}
+
+    def confusion(self, path: Path) -> dict[str, Any]:
+        """The confusion matrix and the accuracy, on all images kept out of training."""
+        from vggkit.inference.evaluate import evaluate
+
+        evaluation = evaluate(self.classifier(path), self.data_of(path))
+        low, high = evaluation.interval
+        return {
+            "classes": evaluation.classes,
+            "counts": evaluation.confusion.tolist(),
+            "accuracy": evaluation.accuracy,
+            "low": low,
+            "high": high,
+            "images": len(evaluation.labels),
+            "measured_on": evaluation.measured_on,
+        }
+
+    def compared(self, paths: list[Path]) -> dict[str, Any]:
+        """What `vgg compare` finds, the differences of the recipes, and images on which the networks disagree."""
+        from vggkit.lab.compare import compare
+
+        comparison = compare(paths)
+        differences, disagreements = comparison.differences(), comparison.disagreements()
+        read = comparison.data.held_out.reader(0, 0)
+        channels = comparison.networks[0].classifier.preprocessing.channels
+        return {
+            **comparison.to_json(),
+            "differences": [list(row) for row in differences.sections[0]] if differences else [],
+            "disagreements": [
+                {"picture": _thumbnail(read(index), channels), "label": label, "taken_for": predicted}
+                for index, label, predicted in disagreements
+            ],
+        }
+
+    def described(self, path: Path) -> dict[str, Any]:
+        """The classes and layers of a network, and the methods that can explain its predictions."""
+        from vggkit.design.network import costs
+
+        classifier = self.classifier(path)
+        return {
+            "classes": classifier.classes,
+            "layers": [asdict(layer) for layer in costs(classifier.net.architecture).layers],
+            "methods": get_args(Method),
+            "has_data": path.is_dir(),
+        }
+
+
+def randomly_readable(source: "ImageSource") -> "ImageSource":
+    """`source`, unless it is a stream, which is a `UserError`."""
+    if source.held_out.is_stream:
+        raise UserError("expected images that can be read in any order, got a stream")
+    return source
+
+
+def _thumbnail(sample: "Sample", channels: int) -> str:
+    from vggkit.data.images import thumbnail
+
+    return as_address(thumbnail(sample.content, channels, sample.name, THUMBNAIL_PIXELS))
+
+
+def _cached(cache: OrderedDict[object, Opened], key: object, opened: Callable[[], Opened]) -> Opened:
+    """`cache[key]`, opened if missing; the least recently used one is dropped."""
+    if key not in cache:
+        cache[key] = opened()
+        while len(cache) > MAX_OPEN:
+            cache.popitem(last=False)
+    cache.move_to_end(key)
+    return cache[key]
