@@ -3,8 +3,10 @@
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -46,11 +48,15 @@ def folder(tmp_path_factory):
     return folder
 
 
-def run(command, cwd):
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+def environment():
+    variables = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     for inherited in ("MAKEFLAGS", "MAKELEVEL"):  # `make test` may be running us
-        environment.pop(inherited, None)
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+        variables.pop(inherited, None)
+    return variables
+
+
+def run(command, cwd):
+    return subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=300)
 
 
 def run_here(arguments, folder, monkeypatch, capfd):
@@ -60,6 +66,20 @@ def run_here(arguments, folder, monkeypatch, capfd):
     code = main(arguments)
     torch.set_num_threads(threads)
     return subprocess.CompletedProcess(arguments, code, *capfd.readouterr())
+
+
+def answer_of_the_page(folder):
+    """What `make app` serves at the address that it prints; it is then stopped."""
+    arguments = shlex.join(["--no-browser", "--port", "0", "--runs", str(folder / "runs")])
+    command = ["make", "app", f"ARGS={arguments}"]
+    options = {"cwd": ROOT, "env": environment(), "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **options, start_new_session=True) as process:
+        try:
+            address = next(line for line in process.stdout if line.startswith("http://127.0.0.1:"))
+            with urllib.request.urlopen(address.strip(), timeout=60) as answer:
+                return subprocess.CompletedProcess(command, 0, answer.read().decode(), "")
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
 
 
 COMMANDS = [line for block in blocks("sh") for line in block.splitlines()]
@@ -72,6 +92,8 @@ def test_a_command_of_the_readme(line, folder, monkeypatch, capfd):
         command.append(f"ARGS={shlex.join([*SHORT, '--out', str(folder / 'runs/quick-1')])}")
         done = run(command, ROOT)
         assert done.stdout.splitlines()[-1] == str(folder / "runs/quick-1")
+    elif command == ["make", "app"]:
+        done = answer_of_the_page(folder)
     else:
         assert "--resume" not in command or "--recipe" in command  # SHORT would begin the run without it
         command = [STAND_IN if word == PUBLISHED else word for word in command]
@@ -100,7 +122,8 @@ def test_the_commands_leave_nothing_that_git_would_track(folder):
 
 def test_what_the_readme_shows_of_describe_is_what_it_prints(folder, monkeypatch, capfd):
     shown = next(block for block in blocks("") if block.startswith("vgg11/4: "))
-    printed = run_here(shlex.split(COMMANDS[1])[1:], folder, monkeypatch, capfd).stdout
+    command = next(line for line in COMMANDS if line.startswith("vgg describe vgg11/4"))
+    printed = run_here(shlex.split(command)[1:], folder, monkeypatch, capfd).stdout
     assert [line.rstrip() for line in shown.splitlines()] == [line.rstrip() for line in printed.splitlines()]
 
 
