@@ -13,6 +13,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEV := .venv-dev/bin
 ARGS ?=
+# Otherwise each of the hundreds of processes that the tests start compiles the modules of torch anew, in seconds.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL := -m pip install --quiet --quiet --disable-pip-version-check
 
 .PHONY: app bench gpu train test torture setup dev data lint types tests dist docs gallery clean
