@@ -1,13 +1,13 @@
-"""What does a busy neighbour cost, and what does it bring that threads sleep beside one?
+"""How much speed does a busy process on the same machine cost, and how much do sleeping threads regain?
 
     python benchmarks/busy.py [--repeats 3] [--save]
 
-The neighbour is a process that keeps one core busy. `spin` is how torch's threads wait for each other; `chosen` is what
+The busy process keeps one core at work. With `spin`, torch's threads wait for each other in a loop; `chosen` is what
 training and the fast engine do (`vggkit.engines.waiting`). Each figure is examples/s over some seconds: on the idle
-machine; beside the neighbour, from its start on, so with the time to notice it; and from 10 seconds after it has gone.
-It asks for an otherwise idle machine. Goals: `chosen` loses at most 3% on the idle machine, and keeps at least 0.55 of
-its speed beside one neighbour on two cores.
-Prints a JSON line for each case. `--seconds` of each figure, fewer ones, are to try it.
+machine; beside the busy process from its start on, which includes the time to notice it; and from 10 seconds after it
+has gone. Run it on an otherwise idle machine. Goals: `chosen` loses at most 3% on the idle machine, and keeps at least
+0.55 of its speed beside one busy process on two cores.
+Prints a JSON line for each case. To try it, lower the `--seconds` of each figure.
 """
 
 import contextlib

@@ -1,12 +1,12 @@
-"""Is the doctor right? Its verdict on a network, and whether the loss of that network then moves.
+"""Is the doctor right? Compares its verdict on a network with whether the loss of that network then moves.
 
     python benchmarks/doctor.py [--steps 1000] [--only TEXT] [--save]
 
-VGG-11/8 and VGG-19/8 on Fashion-MNIST at 32 pixels, from every initialisation, with and without batch norm, with SGD
-(the paper's momentum and learning rate) and AdamW; LeNet; learning rates that are too high; and VGG-19/8 warm-started
-from a trained VGG-11/8. The doctor sees the first batch of 32. Then the network is trained until the mean loss of
-the last 20 steps is 0.1 below the entropy of the labels, ln(10), or for `--steps`. `agrees` says whether it then did
-what the verdict says; null for `slow`, which says neither.
+The networks are VGG-11/8 and VGG-19/8 on Fashion-MNIST at 32 pixels, from every initialisation, with and without batch
+norm, with SGD (the paper's momentum and learning rate) and AdamW; LeNet; learning rates that are too high; and VGG-19/8
+warm-started from a trained VGG-11/8. The doctor sees the first batch of 32. Then the network is trained until the mean
+loss of the last 20 steps is 0.1 below the entropy of the labels, ln(10), or for `--steps`. `agrees` says whether the
+verdict came true; it is null for `slow`, which predicts neither.
 Prints a JSON line for each case, or for those whose first words (as in "vgg11/8 xavier sgd") contain --only.
 """
 

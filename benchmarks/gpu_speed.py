@@ -1,12 +1,12 @@
-"""How fast is a CUDA GPU with vggkit, beside PyTorch eager and compiled?
+"""How fast is vggkit on a CUDA GPU, beside PyTorch eager and compiled?
 
     python benchmarks/gpu_speed.py [--cases TEXT ...] [--repeats 5] [--save]
     python benchmarks/gpu_speed.py --device cpu --quick
 
-Training as `vgg train` takes its steps, and inference as `vgg predict` does: beside them torch's own layers in
-channels_last under bfloat16 autocast, eager and by torch.compile, with the same fused optimizer. Random images on the
-device; the ways take turns in one process. `start_seconds` is what passes until the first step is done: capturing for
-vggkit, compiling for torch.compile. The chapter's way, data included, is measured in the same run.
+Measures training as `vgg train` takes its steps, and inference as `vgg predict` does. The peers are torch's own layers
+in channels_last under bfloat16 autocast, eager and compiled by torch.compile, with the same fused optimizer. All take
+turns in one process, on random images on the device. `start_seconds` is the time until the first step is done, which
+includes capturing for vggkit and compiling for torch.compile. The same run measures the chapter's code, data included.
 `share_of_product_rate` is the operations of a step (2 per MAC, forward once and backward twice) over the measured rate
 of a large bfloat16 matrix product.
 Prints a JSON line for each case.

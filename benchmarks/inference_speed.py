@@ -2,18 +2,18 @@
 
     python benchmarks/inference_speed.py [--cases TEXT ...] [--ways ours ncnn ...] [--repeats 7] [--threads N] [--save]
 
-Every way holds the same weights (Kaiming's initialisation, which keeps the scale of activations) and the same random
-images, in float32, with the same threads, in a process of its own; all processes of a case are there at once and take
-turns, a turn being a warm-up and then forward passes for half a second, so that what disturbs the machine disturbs them
-alike. A row holds the spread over the turns, the ratio of the best way of torch, ONNX Runtime and OpenVINO to ours in
-the same turn, that of ncnn, the greatest difference of the logits from torch's in float64 (relative to their largest),
-the peak of resident memory, the weights and what a way made of them included, and the peak after the first images.
-`head_ms` is the fully connected layers alone.
+All ways use the same weights (Kaiming's initialisation, which keeps the scale of activations), the same random images,
+float32 and the same number of threads, each in its own process. The processes of a case run at the same time and take
+turns, a turn being a warm-up and then forward passes for half a second, so that disturbances affect all alike.
+A row holds the spread over the turns; the ratio of the best of torch, ONNX Runtime and OpenVINO to ours in the same
+turn, and that of ncnn; the greatest difference of the logits from torch's in float64 (relative to their largest); the
+peak of resident memory, with the weights and what a way made of them; and the peak after the first images. `head_ms` is
+the time of the fully connected layers alone.
 
 The ways: `ours`, as `vgg predict` runs; `torch`, `torch channels_last` and `torch compiled` (channels_last, inductor);
-`onnxruntime`; `openvino` (latency hint, float32); `ncnn`. One that is not installed is left out, and the row says so.
-`ours bfloat16` and `ours int8`, with the weights of the fully connected layers kept so, run if they are named; their
-rows are saved as `inference_head`.
+`onnxruntime`; `openvino` (latency hint, float32); `ncnn`. The row names those that are not installed. `ours bfloat16`
+and `ours int8`, with fully connected weights in those types, run only if you name them; their rows are saved as
+`inference_head`.
 
 Prints a JSON line for each case.
 """

@@ -2,15 +2,15 @@
 
     python benchmarks/loading.py [--only TEXT] [--save]
 
-Trains with `vgg train` on folders that are made first, from Fashion-MNIST:
+Makes folders of images from Fashion-MNIST, then trains on them with `vgg train`:
 
 * `small`: 60,000 JPEGs of 28x28 and the quick recipe's network at 32 px, 3 epochs. They are decoded once.
 * `photos`: 5,000 JPEGs of 500x375 (enlarged, with noise, 40 to 60 kB each) and VGG-16 at 224 px in batches of 16, with
   the random crops of the recipe `paper`, stopped by a signal after --seconds.
-* `many epochs`: the same photos and a network so small that loading is all there is, 4 epochs: what the threads decode
-  a second, and the resident memory at the end of each epoch.
+* `many epochs`: the same photos, and a network so small that almost all time is loading, 4 epochs: images decoded per
+  second, and resident memory at the end of each epoch.
 
-Prints a JSON line for each. `--images`, fewer ones, is to try it.
+Prints a JSON line for each. To try it, lower `--images`.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What the benchmarks share: what every row says about where it was measured, and where rows go."""
+"""What the benchmarks share: the description of the machine in every row, and the place where rows are saved."""
 
 import argparse
 import datetime

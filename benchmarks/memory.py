@@ -1,14 +1,14 @@
-"""Is the memory that training takes what `training_memory` predicts?
+"""Does training take as much memory as `training_memory` predicts?
 
     python benchmarks/memory.py [--cases vgg11/4 ...] [--device cpu] [--repeats 3] [--save]
 
-Each case runs two steps of training on random images, each time in a process of its own. On a CPU it compares resident
-memory: the most of the process, less what was resident before the network was built, with torch's libraries loaded
-and warm from a step of a tiny network; huge pages as in training. Once with freed memory given back at once, where
-what is left over is the libraries' workspace, and once as glibc does by itself, which keeps some of what is freed.
-Layers are torch's own, of which the prediction is; this engine's kernels keep less. On CUDA it compares
+Each case runs two training steps on random images, in a new process each time. On a CPU it compares resident memory:
+the peak of the process, minus what was resident before the network was built, with torch's libraries loaded and warmed
+up by a step of a tiny network, and huge pages as in training. It measures once with freed memory returned at once, so
+that only the libraries' workspace remains, and once as glibc behaves by default, which keeps some of what is freed. The
+layers are torch's own, which the prediction describes; this engine's kernels keep less. On CUDA it compares
 `torch.cuda.max_memory_allocated`, in bfloat16, with torch's layers and with the engine's.
-Prints a JSON line for each case. The case `quick`, of seconds, is measured if it is named.
+Prints a JSON line for each case. The case `quick`, which takes seconds, runs only if you name it.
 """
 
 import ctypes

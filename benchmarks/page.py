@@ -1,13 +1,13 @@
-"""How fast is the page? In a real browser, beside whatever else the machine does.
+"""How fast is the page, in a real browser?
 
     python benchmarks/page.py [--repeats 15] [--save]
 
 ready_seconds: from the start of the process to the address. design_ms: from a key that changes the design between
-VGG-16 and VGG-19 until that is painted. maps_ms: a layer of VGG-16 (without its fully connected layers), with its pass.
-replay_ms: 10,000 steps of metrics, from the click until their curves are painted. page_bytes: everything that the
-browser fetches before an image. hostile_refused and hostile_growth_mb: 200 uploads that are refused, and by how much
-memory grows. slowdown: how much longer an epoch of training takes beside such uploads without end than beside the
-page alone, each in turns; the median of the ratios. Prints one JSON line.
+VGG-16 and VGG-19 until the change is painted. maps_ms: a layer of VGG-16 (without its fully connected layers), with its
+forward pass. replay_ms: 10,000 steps of metrics, from the click until their curves are painted. page_bytes: everything
+that the browser fetches before an image. hostile_refused and hostile_growth_mb: 200 uploads that are refused, and how
+much memory grows. slowdown: how much longer an epoch of training takes beside an endless stream of such uploads than
+beside the page alone, in turns; the median of the ratios. Prints one JSON line.
 """
 
 import contextlib

@@ -1,10 +1,10 @@
-"""What do recipes reach, and how long does `vgg train` take, start-up and evaluation included?
+"""What accuracy do recipes reach, and how long does `vgg train` take, with start-up and evaluation?
 
     [VGGKIT_ENGINE=torch] python benchmarks/quick_accuracy.py [--recipe quick five-minutes] [--seeds 5] [--save]
 
-Runs the command itself, in a process of its own for each seed, on the device that it chooses. The accuracy is the
-test set's after the last epoch. With VGGKIT_ENGINE=torch the convolutions are torch's own.
-Prints a JSON line for each recipe. `--epochs`, fewer ones, is to try it.
+Runs the command itself, in a new process for each seed, on the device that it chooses. The accuracy is that of the test
+set after the last epoch. With VGGKIT_ENGINE=torch the convolutions are torch's own.
+Prints a JSON line for each recipe. To try it, lower `--epochs`.
 """
 
 import json

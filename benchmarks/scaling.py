@@ -1,13 +1,13 @@
-"""Is a step of data-parallel training as long as `predict_step` says?
+"""Does a step of data-parallel training take as long as `predict_step` says?
 
     python benchmarks/scaling.py [--only TEXT | --quick] [--repeats 5] [--save]
 
-Two processes of one thread each train a VGG on random images, first apart and then with DistributedDataParallel over
-gloo on loopback, sending gradients as they are, in bfloat16, and by PowerSGD, as `vgg train --compression` does. The
-model is told what was measured in the same two processes: a step apart (forward, backward and update in float32, as
+Two processes of one thread each train a VGG on random images, first separately and then with DistributedDataParallel
+over gloo on loopback. They send gradients as they are, in bfloat16, and by PowerSGD, as `vgg train --compression` does.
+The model gets what was measured in the same two processes: a separate step (forward, backward and update in float32, as
 `vgg train` takes it), the update alone, and the all-reduce of 4 KiB and of a bucket. `one_process_seconds` is a step
-with no other process beside it. The network is the work of the same cores, and the model takes it for a resource of
-its own: a row holds the prediction with overlap and the one without, which is PowerSGD's over gloo.
+with no other process beside it. The same cores compute and run the network, which the model takes for separate
+resources; a row therefore holds the prediction with overlap and the one without, which is PowerSGD's over gloo.
 Prints a JSON line for each case (or those whose words, as in "vgg11/4 64 px", contain --only) and compression. A repeat
 is a new pair of processes. Leave the machine idle.
 """

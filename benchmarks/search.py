@@ -1,16 +1,16 @@
-"""Does `vgg search` find better networks than random search and Optuna, and than the hand-made `quick`, in equal time?
+"""In equal time, does `vgg search` find better networks than random search, Optuna, and the hand-made `quick`?
 
     OMP_NUM_THREADS=1 python benchmarks/search.py FOLDER [--seconds 180] [--repeats 3] [--save]
 
-All look for a network at the parameters and MACs of `quick` at 32 px, among the same designs, on 2,000 images of
-Fashion-MNIST in at most 9 epochs of `quick` in batches of 64, and choose by 2,000 others. Random search trains each
-design to the end. Optuna has TPE and its SuccessiveHalvingPruner, with rungs at 1, 3 and 9 epochs as ours, and begins
-with 10 of the designs that random search draws; one outside the budget costs it no time. Time is that of the process
-on one thread, so that other programs take none of it. Each winner is then trained on all 4,000 images, from 3 seeds,
-and measured on 5,000 of the test set, as `quick` is.
+All methods look for a network within the parameters and MACs of `quick` at 32 px, among the same designs. They train on
+2,000 images of Fashion-MNIST for at most 9 epochs of `quick` in batches of 64, and choose by 2,000 others. Random
+search trains each design to the end. Optuna uses TPE and its SuccessiveHalvingPruner, with our rungs at 1, 3 and 9
+epochs, and begins with 10 of the designs that random search draws; a design outside the budget costs it no time. Time
+is the process's CPU time on one thread, so that other programs take none of it. Each winner, and `quick`, is then
+trained on all 4,000 images, from 3 seeds, and measured on 5,000 of the test set.
 
-FOLDER keeps what is done: a benchmark that was stopped goes on, where random search and Optuna begin the search that
-was stopped anew; a finished one prints its row again.
+FOLDER keeps finished work, and a stopped benchmark continues from it, except that random search and Optuna begin an
+unfinished search anew; a finished benchmark prints its row again.
 """
 
 import json

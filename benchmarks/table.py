@@ -1,4 +1,4 @@
-"""The tables of README.md and docs/, from the rows that the benchmarks saved: `python benchmarks/table.py`."""
+"""`python benchmarks/table.py`: the tables of README.md and docs/, from the rows that the benchmarks saved."""
 
 import json
 import statistics

@@ -1,20 +1,20 @@
-"""How fast is a training step, against what a learner of the chapter would run, and against PyTorch at its best?
+"""How fast is a training step, beside a chapter reader's code and PyTorch at its best?
 
     python benchmarks/train_speed.py [--cases TEXT ...] [--repeats 5] [--device cpu] [--save]
 
-All train on Fashion-MNIST, in turn, on one device with the same threads, each time in a process of its own, since how
-a process gets its memory decides much of a CPU step and is set once:
+All train on Fashion-MNIST, in turns, on one device with the same number of threads. Each turn is a new process, since
+how a process gets its memory is decided once and affects much of a step on a CPU:
 
 * ours: `vggkit.train`'s own step, as the `d2l` recipe runs it, batches made on the device;
 * PyTorch: the same step and batches with torch's own modules, channels_last, and its own operators;
 * the chapter's way: torch's DataLoader with 4 workers, a PIL resize per image, ToTensor, an eager NCHW network of
   torch's own modules, plain SGD, and the loss and accuracy read after every step. It uses torchvision's transforms
-  where torchvision is installed, else the same calls to Pillow and torch by hand; the row says which.
+  if torchvision is installed, and otherwise the same calls to Pillow and torch; the row says which.
 
-examples/s is wall time, data included; the peak is of resident memory, on a GPU of what torch allocated. Beside it
-stands the direct floor: the step's operations, with convolutions computed as they are defined (2 per MAC; forward once,
-backward twice, but for the first convolution's input), over the measured rate of a large matrix product. Winograd's
-minimal filtering saves up to 3 of 4 multiplications, so that it may fall below.
+examples/s is wall time, data included; the peak is that of resident memory, or on a GPU of what torch allocated. The
+direct floor is the step's operations, with convolutions computed as they are defined (2 per MAC; forward once,
+backward twice, except for the first convolution's input), over the measured rate of a large matrix product. A step can
+beat it, since Winograd's minimal filtering saves up to 3 of 4 multiplications.
 Prints a JSON line for each case.
 """
 

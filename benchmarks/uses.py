@@ -1,7 +1,7 @@
 """`python benchmarks/uses.py [NAME ...]`: seconds for each use of a VGG-16 in docs/uses.md and docs/explain.md.
 
-One image of 640x480 pixels, which the network sees at 224 where a use has no size of its own. The weights are drawn
-anew: the time does not depend on them. LPIPS is compared with its package, in turns.
+Each use gets one image of 640x480 pixels, which the network sees at 224 unless the use has a size of its own. The
+weights are random, since the time does not depend on them. LPIPS takes turns with the package lpips.
 """
 
 import time

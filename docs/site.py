@@ -1,6 +1,6 @@
 """`make docs`: the README, the pages of docs/ and the API from the docstrings, as a static site in site/.
 
-pdoc makes pages of modules, so each page of ours becomes the docstring of a module of the package `guide`.
+pdoc makes pages from modules, so each of our pages becomes the docstring of a module in the package `guide`.
 """
 
 import re
