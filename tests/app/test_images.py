@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import struct
 import subprocess
 import sys
@@ -12,11 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.app.test_page import expect
 from vggkit import cli, features
 from vggkit.inference.explain import explain
 from vggkit.inference.explain_check import check
 
-BOOT = (Path(__file__).parents[2] / "docs/pictures/ankle-boot.png").read_bytes()
+BOOT_FILE = Path(__file__).parents[2] / "docs/pictures/ankle-boot.png"
+BOOT = BOOT_FILE.read_bytes()
 
 
 @pytest.fixture
@@ -142,6 +145,32 @@ def test_uploads_that_are_refused(app, content, kind, status, told):
 def test_requests_about_nothing_are_refused(app, model, image, path, asked, told):
     status, _, answer = app.ask("POST", path, {"run": model, "image": image} | asked)
     assert status == 400 and told in json.loads(answer)["error"]
+
+
+def test_the_first_test_image_is_shown_by_itself_and_an_own_one_stays(tab, app, model, runs):
+    """Where there is one: a weight file, and a run whose data is gone, leave the hint."""
+    gone = app.folder / "runs" / "gone"
+    shutil.copytree(app.folder / "runs" / runs[0], gone)
+    text = (gone / "recipe.json").read_text()
+    (gone / "recipe.json").write_text(text.replace("fashion-mnist-sample", "/nowhere"))
+    choose, preview = tab.locator("select[name=model]").select_option, tab.locator(".preview")
+    tab.goto(f"http://{app.host}/#/classify?model={model}")
+    with tab.expect_response("**/api/first"):
+        choose("gone")
+    expect(tab.get_by_text("No image yet.")).to_be_visible()
+    expect(tab.get_by_role("alert")).to_have_count(0)
+    choose(runs[0])
+    tab.locator(".bar-row").first.wait_for()
+    expect(preview).to_contain_text("a test image, 28 × 28")
+    shutil.rmtree(gone)
+    tab.locator("#file").set_input_files(BOOT_FILE)
+    expect(preview).to_contain_text("your image")
+    with tab.expect_response("**/api/classify"):
+        choose(runs[1])
+    expect(preview).to_contain_text("your image")
+    tab.reload()
+    tab.get_by_role("link", name="Look inside").click()
+    tab.get_by_text("maps of relu1_1").wait_for()
 
 
 def test_the_last_images_are_kept_and_older_ones_forgotten(app, model, image):

@@ -52,6 +52,7 @@ def test_a_network_is_designed_and_an_image_looked_into(tab, app, model):
     reach(tab, "Classify", "a", key="Shift+Tab")
     tab.keyboard.press("Enter")
     tab.get_by_role("heading", name="Classify an image").wait_for()
+    assert tab.evaluate("scrollY") == 0  # nothing of the new view is behind the bar
     reach(tab, "Run or weight file")
     tab.keyboard.type("tiny")
     expect(tab.locator("select[name=model]")).to_have_value(model)
@@ -84,17 +85,24 @@ def test_a_run_from_the_form_to_its_curves_its_stop_and_on(tab, app):
     tab.goto(f"http://{app.host}/#/design?network=1x4+1x8&image_size=8&hidden=16&dropout=0")
     reach(tab, "Train", "a")
     tab.keyboard.press("Enter")
-    reach(tab, "Recipe")
+    reach(tab, "Preparation and augmentation")
+    tab.keyboard.press("Enter")
+    expect(tab.locator("input[name=cutmix]")).to_be_visible()
+    reach(tab, "Recipe", key="Shift+Tab")
     tab.keyboard.type("d2l")
     expect(tab.locator("select[name=recipe]")).to_have_value("d2l")
     on(tab, "Recipe")
     reach(tab, "Take the network from Design")
     tab.keyboard.press("Enter")
     on(tab, "Take the network from Design")
-    reach(tab, "data", "select")
+    expect(tab.locator("input[name=cutmix]")).to_be_visible()  # its group stays open
+    reach(tab, "Data", "select")
     tab.keyboard.type("fashion-mnist-s")
     expect(tab.locator("select[name=data]")).to_have_value("fashion-mnist-sample")
-    reach(tab, "epochs")
+    reach(tab, "Epochs")
+    about = "Passes over the training images."
+    expect(tab.locator("input[name=epochs]")).to_have_accessible_description(about)
+    expect(tab.get_by_text(about)).to_be_visible()
     replace(tab, "0")
     tab.get_by_role("alert").get_by_text("expected epochs to be a whole number from 1").wait_for()
     replace(tab, "300")
@@ -171,3 +179,20 @@ def test_the_tour_leads_on_and_the_exercises_are_answered(tab, app):
     reach(tab, "English", key="Shift+Tab")
     tab.keyboard.press("Space")
     tab.get_by_role("heading", name="Design a network of blocks").wait_for()
+
+
+def test_an_exercise_is_measured_here_and_stopped(tab, app):
+    """It says how far it is; stopped, it is neither going on nor failed, and the focus stays."""
+    tab.goto(f"http://{app.host}/#/learn")
+    question = tab.locator("section", has_text="two or three convolutions of 3x3").last
+    question.get_by_text("Answer", exact=True).focus()
+    tab.keyboard.press("Enter")
+    question.get_by_text("vgg experiment kernel-size").wait_for()
+    reach(tab, "Measure it here")
+    tab.keyboard.press("Enter")
+    question.get_by_text("Measuring").wait_for()
+    on(tab, "Stop")
+    tab.keyboard.press("Enter")
+    on(tab, "Measure it here")
+    expect(question.get_by_role("alert")).to_have_count(0)
+    assert not app.post("/api/exercise", {"name": "kernel-size"})["is_measuring"]

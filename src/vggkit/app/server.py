@@ -128,6 +128,12 @@ def _model_work(runs: Runs, uploads: Uploads) -> dict[str, Work]:
     def image(body: Body) -> bytes:
         return uploads.content(body.get("image"))
 
+    def first_image(body: Body) -> Body:
+        try:
+            return uploads.add(models.sample(run(body), 0))
+        except (VggkitError, OSError):  # of a weight file, a stream, or data that is gone
+            return {"image": None}
+
     def patches(body: Body) -> Body:
         data = models.data_of(run(body), runs.data_of(body["data"]) if body.get("data") else None)
         return exciting(models.classifier(run(body)), randomly_readable(data), str(body.get("unit")))
@@ -147,6 +153,7 @@ def _model_work(runs: Runs, uploads: Uploads) -> dict[str, Work]:
 
     work: dict[str, Work] = {
         "sample": lambda body: uploads.add(models.sample(run(body), body.get("index"))),
+        "first": first_image,
         "model": lambda body: models.described(run(body)),
         "classify": lambda body: models.classify(run(body), image(body)),
         "maps": lambda body: outputs(models.classifier(run(body)), image(body), body.get("layer")),

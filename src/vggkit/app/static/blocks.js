@@ -1,63 +1,61 @@
 // The blocks of a design as cards: typed into, dragged, moved by keys, removed.
 
-import { arrow, h, repaint } from "./dom.js";
+import { arrow, button, droppable, h, repaint } from "./dom.js";
 import { t } from "./words.js";
 
-/** Paint the cards of `blocks` into `list`; `set` is told the blocks after each change. */
+/** Paint the cards of `blocks` into `list`; `set` gets the blocks after each change. */
 export function blockCards(list, blocks, set) {
-  const names = h("li", { class: "block-names small muted", "aria-hidden": "true" }, h("span"), h("span", {}, t("convolutions")), h("span", {}, t("channels")), h("span", {}, t("kernels")), h("span"));
-  repaint(list, names, ...blocks.map((block, index) => card(block, index, blocks, set)));
+  const names = ["", t("convolutions"), t("channels"), t("kernels"), ""].map((name) => h("span", {}, name));
+  repaint(list, h("li", { class: "block-names small muted", "aria-hidden": "true" }, names),
+    ...blocks.map((_, index) => card(list, blocks, index, set)));
 }
 
-function card(block, index, blocks, set) {
-  const changed = (values) => set(blocks.map((each, other) => (other === index ? { ...each, ...values } : each)));
-  const moved = (to) => {
-    if (to < 0 || to >= blocks.length || to === index) return;
-    const rest = blocks.filter((_, other) => other !== index);
+function card(list, blocks, index, set) {
+  const block = blocks[index], isUniform = new Set(block.kernels).size === 1;
+  const changed = (values) => set(blocks.with(index, { ...block, ...values }));
+
+  function moved(from, to) {
+    if (!blocks[from] || !blocks[to] || to === from) return;
     const grip = list.querySelector(`[data-key="grip-${to}"]`);
-    set([...rest.slice(0, to), block, ...rest.slice(to)]);
-    grip?.focus();
-  };
-  const number = (name, label, made) => h("input", {
-    type: "text", inputmode: "numeric", value: block[name], "data-key": `${name}-${index}`, "aria-label": `${t("block", index + 1)}, ${label}`,
-    onchange: (event) => changed(made(event.target.value.trim())),
+    set(blocks.toSpliced(from, 1).toSpliced(to, 0, blocks[from]));
+    grip.focus();
+  }
+
+  const input = (name, value, made, rest) => h("input", {
+    type: "text", value, "data-key": `${name}-${index}`, "aria-label": `${t("block", index + 1)}, ${t(name)}`,
+    onchange: (event) => changed(made(event.target.value.trim())), ...rest,
+  });
+  /** A number that the arrow keys change: `next` gives the one that follows, up (1) or down (-1). */
+  const number = (name, value, made, next) => input(name, value, made, {
+    inputmode: "numeric",
     onkeydown: (event) => {
       const by = { ArrowUp: 1, ArrowDown: -1 }[event.key];
       if (!by) return;
       event.preventDefault();
-      const value = name === "channels" ? (by > 0 ? 2 * block.channels : Math.max(1, Math.floor(block.channels / 2))) : Math.max(1, block.num_convs + by);
-      changed(made(String(value)));
+      changed(made(String(Math.max(1, next(by)))));
     },
   });
-  const kernelsOf = (count) => (new Set(block.kernels).size === 1 ? Array(Number(count) || 1).fill(block.kernels[0]) : block.kernels);
-  const grip = h("button", {
-    type: "button", class: "icon grip", "data-key": `grip-${index}`, "aria-label": t("moveBlock", index + 1), title: t("moveBlock", index + 1),
-    onkeydown: (event) => {
-      const step = arrow(event);
-      if (step) moved(index + step[0] + step[1]);
-    },
-  }, "⠿");
-  const same = new Set(block.kernels).size === 1;
-  const item = h("li", {
-    class: "block", draggable: "true",
+  const convolved = (text) => ({
+    num_convs: text, kernels: isUniform ? Array(Number(text) || 1).fill(block.kernels[0]) : block.kernels,
+  });
+  const widened = (by) => (by > 0 ? 2 * block.channels : Math.floor(block.channels / 2));
+  const words = t("moveBlock", index + 1), removal = t("removeBlock", index + 1);
+  const byKey = (event) => {
+    const step = arrow(event);
+    if (step) moved(index, index + step[0] + step[1]);
+  };
+  return h("li", {
+    class: "block", draggable: "true", ...droppable((data) => moved(Number(data.getData("text/plain")), index)),
     ondragstart: (event) => event.dataTransfer.setData("text/plain", String(index)),
-    ondragover: (event) => { event.preventDefault(); item.classList.add("over"); },
-    ondragleave: () => item.classList.remove("over"),
-    ondrop: (event) => {
-      event.preventDefault();
-      const from = Number(event.dataTransfer.getData("text/plain"));
-      const rest = blocks.filter((_, other) => other !== from);
-      if (blocks[from]) set([...rest.slice(0, index), blocks[from], ...rest.slice(index)]);
-    },
   },
-  grip,
-  number("num_convs", t("convolutions"), (text) => ({ num_convs: text, kernels: kernelsOf(text) })),
-  number("channels", t("channels"), (text) => ({ channels: text })),
-  h("input", {
-    type: "text", value: same ? block.kernels[0] : block.kernels.join(","), "data-key": `kernels-${index}`, "aria-label": `${t("block", index + 1)}, ${t("kernels")}`,
-    onchange: (event) => changed({ kernels: event.target.value.split(/[ ,]+/).filter(Boolean).map(Number) }),
+  button("⠿", null, {
+    class: "icon grip", "data-key": `grip-${index}`, "aria-label": words, title: words, onkeydown: byKey,
   }),
-  h("button", { type: "button", class: "icon quiet", "aria-label": t("removeBlock", index + 1), title: t("removeBlock", index + 1), disabled: blocks.length === 1, onclick: () => set(blocks.filter((_, other) => other !== index)) }, "×"));
-  const list = { querySelector: (selector) => item.parentElement?.querySelector(selector) };
-  return item;
+  number("convolutions", block.num_convs, convolved, (by) => block.num_convs + by),
+  number("channels", block.channels, (text) => ({ channels: text }), widened),
+  input("kernels", isUniform ? block.kernels[0] : block.kernels.join(","),
+    (text) => ({ kernels: text.split(/[ ,]+/).filter(Boolean).map(Number) })),
+  button("×", () => set(blocks.toSpliced(index, 1)), {
+    class: "icon quiet", "aria-label": removal, title: removal, disabled: blocks.length === 1,
+  }));
 }

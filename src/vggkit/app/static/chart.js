@@ -1,79 +1,134 @@
-// A chart of lines in SVG, with a cursor by mouse and by keys, and a table behind it for a reader of screens.
+// Charts in SVG: lines with a cursor (mouse and keys) and a table for screen readers, and a scatter plot.
 
-import { h, s, table } from "./dom.js";
+import { clamped, h, s, share, short, table, whole } from "./dom.js";
 import { t } from "./words.js";
 
 const WIDTH = 640, HEIGHT = 240, LEFT = 48, RIGHT = 12, TOP = 12, BOTTOM = 28;
-export const COLOURS = ["var(--action)", "var(--parameters)", "var(--macs)", "var(--warn)", "var(--normalisation)", "var(--muted)"];
+export const COLOURS = [
+  "var(--action)", "var(--parameters)", "var(--macs)", "var(--warn)", "var(--normalisation)", "var(--muted)"];
 
-/** Series are { name, x, y, colour, dots }; `options` say the names of the axes and the lowest and highest y. */
-export function chart(title, series, options = {}) {
-  const full = series.filter((line) => line.x.length);
-  const xs = full.flatMap((line) => line.x), ys = full.flatMap((line) => line.y).filter((y) => y !== null);
-  const figure = h("figure", { class: "chart-figure" }, h("h3", {}, title));
-  if (!ys.length) return h("figure", {}, h("h3", {}, title), h("p", { class: "muted small" }, t("nothingYet")));
-  const [x1, x2] = [Math.min(...xs), Math.max(...xs, Math.min(...xs) + 1)];
-  const low = options.low ?? Math.min(0, ...ys), high = options.high ?? Math.max(...ys);
+/** Series are { name, x, y, colour, dots, dashed }; the axis spans `low` to `high`, and values beyond it are clipped. */
+export function chart(title, series, { low, high }) {
+  const lines = series.filter((line) => line.x.length);
+  if (lines.every((line) => line.y.every((value) => value === null))) {
+    return h("figure", {}, h("h3", {}, title), h("p", { class: "muted small" }, t("nothingYet")));
+  }
+  const xs = lines.flatMap((line) => line.x), [x1, x2] = [Math.min(...xs), Math.max(...xs, Math.min(...xs) + 1)];
   const ticks = nice(low, high, 4), [y1, y2] = [Math.min(low, ticks[0]), Math.max(high, ticks.at(-1))];
   const px = (x) => LEFT + ((x - x1) / (x2 - x1)) * (WIDTH - LEFT - RIGHT);
-  const py = (y) => HEIGHT - BOTTOM - ((Math.min(Math.max(y, y1), y2) - y1) / (y2 - y1 || 1)) * (HEIGHT - TOP - BOTTOM);
-  const parts = ticks.flatMap((tick) => [
-    s("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: py(tick), y2: py(tick) }),
-    s("text", { x: LEFT - 6, y: py(tick) + 4, "text-anchor": "end" }, written(tick))]);
-  for (const tick of nice(x1, x2, 5)) {
-    if (tick >= x1 && tick <= x2) parts.push(s("text", { x: px(tick), y: HEIGHT - 8, "text-anchor": "middle" }, written(tick)));
-  }
-  for (const line of full) {
-    const points = line.x.map((x, index) => [px(x), line.y[index]]).filter(([, y]) => y !== null).map(([x, y]) => [x, py(y)]);
-    parts.push(s("path", { d: points.map(([x, y], index) => `${index ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join(""), color: line.colour, "stroke-dasharray": line.dashed ? "5 4" : null }));
-    if (points.length < 40 && line.dots) parts.push(...points.map(([x, y]) => s("circle", { cx: x, cy: y, r: 3, fill: line.colour })));
-  }
+  const py = (y) => HEIGHT - BOTTOM - (clamped(y - y1, y2 - y1) / (y2 - y1 || 1)) * (HEIGHT - TOP - BOTTOM);
+  const along = nice(x1, x2, 5).filter((tick) => tick >= x1 && tick <= x2);
   const cursor = s("line", { y1: TOP, y2: HEIGHT - BOTTOM, stroke: "var(--muted)", visibility: "hidden" });
-  const told = h("p", { class: "small muted", "aria-live": "polite" }, t("chartHelp", options.xName ?? t("trainStep")));
-  let at = null;
-  const move = (x) => {
+  const told = h("p", { class: "small muted", "aria-live": "polite" }, t("chartHelp", t("trainStep")));
+  let at = x2;
+
+  function move(x) {
     at = Math.max(x1, Math.min(x2, x));
     cursor.setAttribute("visibility", "visible");
     for (const end of ["x1", "x2"]) cursor.setAttribute(end, px(at));
-    told.textContent = [`${options.xName ?? t("trainStep")} ${Math.round(at)}`, ...full.map((line) => `${line.name} ${written(line.y[nearest(line.x, at)])}`)].join(" · ");
-  };
+    const values = lines.map((line) => `${line.name} ${written(line.y[nearest(line.x, at)])}`);
+    told.textContent = [`${t("trainStep")} ${Math.round(at)}`, ...values].join(" · ");
+  }
+
+  function pointed(event) {
+    const box = svg.getBoundingClientRect(), x = ((event.clientX - box.left) / box.width) * WIDTH;
+    move(x1 + ((x - LEFT) / (WIDTH - LEFT - RIGHT)) * (x2 - x1));
+  }
+
+  function keyed(event) {
+    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (!by) return;
+    event.preventDefault();
+    move(at + (by * (x2 - x1)) / 50);
+  }
+
+  const last = lines.map((line) => `${line.name} ${written(line.y.at(-1))}`).join(", ");
   const svg = s("svg", {
-    class: "chart", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, tabindex: "0", role: "img", "aria-label": `${title}: ${full.map((line) => `${line.name} ${written(line.y.at(-1))}`).join(", ")}`,
-    onpointermove: (event) => {
-      const box = svg.getBoundingClientRect();
-      move(x1 + (((event.clientX - box.left) / box.width) * WIDTH - LEFT) / (WIDTH - LEFT - RIGHT) * (x2 - x1));
-    },
-    onkeydown: (event) => {
-      const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-      if (by) { event.preventDefault(); move((at ?? x2) + (by * (x2 - x1)) / 50); }
-    },
-  }, ...parts, cursor);
-  const legend = h("p", { class: "row small" }, full.map((line) => {
+    class: "chart", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, tabindex: "0", role: "img", "aria-label": `${title}: ${last}`,
+    onpointermove: pointed, onkeydown: keyed,
+  },
+  ticks.map((tick) => [
+    s("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: py(tick), y2: py(tick) }),
+    s("text", { x: LEFT - 6, y: py(tick) + 4, "text-anchor": "end" }, written(tick))]),
+  along.map((tick) => s("text", { x: px(tick), y: HEIGHT - 8, "text-anchor": "middle" }, written(tick))),
+  lines.map((line) => drawn(line, px, py)), cursor);
+  return h("figure", {}, h("h3", {}, title), legend(lines), svg, told, behind(lines));
+}
+
+function drawn({ x, y, colour, dashed, dots }, px, py) {
+  const points = x.map((at, index) => [at, y[index]]).filter(([, value]) => value !== null)
+    .map(([at, value]) => [px(at), py(value)]);
+  const d = points.map(([at, value], index) => `${index ? "L" : "M"}${at.toFixed(1)} ${value.toFixed(1)}`).join("");
+  return [
+    s("path", { d, color: colour, "stroke-dasharray": dashed ? "5 4" : null }),
+    dots && points.length < 40 ? points.map(([cx, cy]) => s("circle", { cx, cy, r: 3, fill: colour })) : ""];
+}
+
+function legend(lines) {
+  return h("p", { class: "row small" }, lines.map((line) => {
     const key = h("span", { class: line.dashed ? "key hollow" : "key" });
     key.style.color = line.colour;
     return h("span", {}, key, line.name);
   }));
-  const behind = h("details", {}, h("summary", { class: "small" }, t("asTable")));
-  behind.addEventListener("toggle", () => {
-    if (!behind.open || behind.children.length > 1) return;
-    behind.append(...full.map((line) => table([options.xName ?? t("trainStep"), line.name], line.x.map((x, index) => [written(x), written(line.y[index])]))));
-  });
-  figure.append(legend, svg, told, behind);
-  return figure;
+}
+
+/** All points as tables, built when the reader opens them. */
+function behind(lines) {
+  const made = ({ name, x, y }) => table([t("trainStep"), name], x.map((at, index) => [at, y[index]].map(written)));
+  const details = h("details", {
+    ontoggle: () => details.open && details.children.length === 1 && details.append(...lines.map(made)),
+  }, h("summary", { class: "small" }, t("asTable")));
+  return details;
 }
 
 function nearest(xs, at) {
-  let best = 0;
-  xs.forEach((x, index) => { if (Math.abs(x - at) < Math.abs(xs[best] - at)) best = index; });
-  return best;
+  return xs.reduce((best, x, index) => (Math.abs(x - at) < Math.abs(xs[best] - at) ? index : best), 0);
 }
 
 function nice(low, high, count) {
   const raw = (high - low || 1) / count, power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 5, 10].map((times) => times * power).find((each) => each >= raw);
   const found = [];
-  for (let tick = Math.ceil(low / step) * step; tick <= high + step * 0.001; tick += step) found.push(Number(tick.toPrecision(12)));
+  for (let tick = Math.ceil(low / step) * step; tick <= high + step * 0.001; tick += step) {
+    found.push(Number(tick.toPrecision(12)));
+  }
   return found;
 }
 
-const written = (value) => (value === null || value === undefined ? "–" : Math.abs(value) >= 1000 ? value.toLocaleString("en-US") : String(Number(value.toPrecision(3))));
+function written(value) {
+  if (value === null || value === undefined) return "–";
+  return Math.abs(value) >= 1000 ? value.toLocaleString("en-US") : String(Number(value.toPrecision(3)));
+}
+
+/** A linear scale of `values` onto `from` to `to`, with a margin at both ends. */
+function scale(values, from, to) {
+  const [low, high] = [Math.min(...values), Math.max(...values)];
+  const room = (high - low) * 0.15 || Math.abs(high) * 0.1 || 1;
+  return (value) => from + ((value - low + room) / (high - low + 2 * room)) * (to - from);
+}
+
+/** Points are { name, x, y, size, isOnFront }: a circle's area shows its `size`; those on the front are filled. */
+export function scatter(points) {
+  const width = 560, height = 320, left = 76, bottom = 40, room = 40;
+  const xs = [...new Set(points.map((point) => point.x))], ys = [...new Set(points.map((point) => point.y))];
+  const px = scale(xs, left + room, width - room), py = scale(ys, height - bottom - room, room);
+  const most = Math.max(...points.map((point) => point.size));
+  const told = ({ name, x, y, size }) => t("pointTold", name, share(y), whole(x), short(size));
+  const text = (x, y, words, rest) => s("text", { x, y, "text-anchor": "middle", ...rest }, words);
+  const axis = (ends) => s("line", { class: "grid", ...ends });
+  const circle = (point, index) => {
+    const colour = COLOURS[index % COLOURS.length], cx = px(point.x), cy = py(point.y);
+    const r = Math.max(5, 30 * Math.sqrt(point.size / most));
+    return s("g", {}, s("title", {}, told(point)),
+      s("circle", { cx, cy, r, fill: colour, "fill-opacity": point.isOnFront ? 0.45 : 0.12, stroke: colour }),
+      text(cx, cy - r - 6, point.name, { class: "strong" }));
+  };
+  const foot = height - bottom, view = `0 0 ${width} ${height}`;
+  return h("figure", {}, h("h3", {}, t("scatterTitle")),
+    s("svg", { class: "chart", viewBox: view, role: "img", "aria-label": points.map(told).join("; ") },
+      axis({ x1: left, x2: left, y1: 8, y2: foot }), axis({ x1: left, x2: width, y1: foot, y2: foot }),
+      ys.map((y) => text(left - 6, py(y) + 4, share(y), { "text-anchor": "end" })),
+      xs.map((x) => text(px(x), foot + 16, whole(x))),
+      text((width + left) / 2, height - 6, t("speed")), points.map(circle)),
+    h("figcaption", {}, t("scatterHelp")));
+}

@@ -1,63 +1,55 @@
 // The view "Design": a network as text, as cards, as a drawing and as costs, all of which change together.
 
 import { blockCards } from "./blocks.js";
-import { costs, facts, memory, speedText } from "./figures.js";
-import { ask, field, h, repaint } from "./dom.js";
+import { costs, facts, measuredText, memory } from "./figures.js";
+import { ask, button, failure, field, h, panel, region, repaint } from "./dom.js";
 import { receptiveFields } from "./sees.js";
 import { readAddress, requestOf, writeAddress } from "./state.js";
-import { complaint } from "./terms.js";
+import { complaint, label } from "./terms.js";
 import { t } from "./words.js";
 
-const HEADS = ["flatten", "adaptive", "conv", "gap"];
 let view = null;
 
 export function open(main) {
-  const { values } = readAddress();
-  view = { byLayer: false, family: [] };
-  const left = h("div", { class: "stack" }, textPanel(values), restPanel(values));
-  const parts = { facts: h("div"), drawing: h("div", { class: "drawing", tabindex: "0", role: "region", "aria-label": t("drawing") }), costs: h("div"), memory: h("div"), sees: h("div") };
-  const panel = (title, body) => h("section", { class: "panel" }, h("h2", {}, t(title)), body);
-  view.parts = parts;
-  view.right = h("div", { class: "stack" },
+  const { values } = readAddress(), drawing = region(t("drawing"), [], "drawing");
+  const parts = { facts: h("div"), drawing, costs: h("div"), memory: h("div"), sees: h("div") };
+  view = { byLayer: false, family: [], parts };
+  view.right = h("div", { class: "stack", hidden: true },
     h("section", { class: "panel", "aria-live": "polite" }, parts.facts),
-    panel("drawing", parts.drawing), panel("costsTitle", parts.costs),
-    h("div", { class: "two" }, panel("memoryTitle", parts.memory), panel("seesTitle", parts.sees)));
-  main.append(h("h1", {}, t("designTitle")), h("p", { class: "lead" }, t("designLead")), h("div", { class: "split" }, left, view.right));
-  view.sees = receptiveFields(parts.sees, (layer) => light(layer));
-  parts.drawing.addEventListener("pointerover", pointed);
+    panel(t("drawing"), drawing), panel(t("costsTitle"), parts.costs),
+    h("div", { class: "two" }, panel(t("memoryTitle"), parts.memory), panel(t("seesTitle"), parts.sees)));
+  const left = h("div", { class: "stack" }, textPanel(values), restPanel(values));
+  main.append(h("div", { class: "split" }, left, view.right));
+  view.sees = receptiveFields(parts.sees, light);
+  drawing.addEventListener("pointerover", pointed);
   document.addEventListener("measured", measured);
   view.refreshed = refresh();
-  return () => { document.removeEventListener("measured", measured); view.abort?.abort(); view = null; };
+  return () => {
+    document.removeEventListener("measured", measured);
+    clearTimeout(view.later);
+    view.abort.abort();
+    view = null;
+  };
 }
 
-/** Known by one name, since an address that changes opens the view again, and a listener added twice is added once. */
-function measured() {
-  if (view.request) limits(view.request);
-}
-
-/** The address has changed: by the browser's own back and forward, or by hand. */
-export function update() {
-  const main = document.getElementById("view");
-  view.abort?.abort();
-  main.replaceChildren();
-  open(main);
-}
+const measured = () => view.request && limits(view.request);
 
 function textPanel(values) {
   view.error = h("p", { class: "error", role: "alert", id: "network-error" });
   view.input = h("input", {
-    class: "mono", value: values.network, spellcheck: "false", autocomplete: "off", "aria-describedby": "network-error network-help",
-    oninput: (event) => change({ network: event.target.value }),
+    class: "mono", value: values.network, spellcheck: "false", autocomplete: "off",
+    "aria-describedby": "network-error network-help", oninput: () => change({ network: view.input.value }),
   });
   view.chips = h("div", { class: "chips" });
   view.blocks = h("ul", { class: "blocks" });
-  view.norm = h("input", { type: "checkbox", onchange: (event) => { const { checked } = event.target; settled(() => setBlocks(view.first.blocks, checked)); } });
+  const add = () => settled(() => setBlocks([...view.first.blocks, added(view.first.blocks)]));
+  const normed = (checked) => settled(() => setBlocks(view.first.blocks, checked));
+  view.norm = h("input", { type: "checkbox", onchange: () => normed(view.norm.checked) });
   return h("section", { class: "panel" },
-    h("label", {}, t("network"), view.input), h("p", { class: "small muted", id: "network-help" }, t("networkHelp")), view.error,
-    view.chips, view.blocks,
+    h("label", {}, t("network"), view.input), h("p", { class: "small muted", id: "network-help" }, t("networkHelp")),
+    view.error, view.chips, view.blocks,
     h("div", { class: "stack" },
-      h("button", { type: "button", onclick: () => settled(() => setBlocks([...view.first.blocks, added(view.first.blocks)])) }, t("addBlock")),
-      h("label", { class: "check" }, view.norm, t("batchNorm"))));
+      button(t("addBlock"), add), h("label", { class: "check" }, view.norm, t("batchNorm"))));
 }
 
 const added = (blocks) => {
@@ -66,39 +58,40 @@ const added = (blocks) => {
 };
 
 function restPanel(values) {
-  const one = (name, options = {}) => field(t(name), values[name], { oninput: (value) => change({ [name]: value }), inputmode: options.choices ? null : "numeric", name, ...options });
+  const one = (name, choices, rest) => field(label(name), values[name], {
+    name, choices, inputmode: choices ? null : "numeric", change: (value) => change({ [name]: value }), ...rest,
+  });
   view.pooled = one("pooled_size");
   view.hidden = one("hidden");
-  view.besideError = h("p", { class: "error wide", role: "alert" });
+  view.besideError = failure("");
   return h("section", { class: "panel stack late" },
     h("div", {}, h("h3", {}, t("theRest")), h("div", { class: "fields" },
-      one("image_size"), one("in_channels"), one("num_classes"), one("head", { choices: HEADS }),
+      one("image_size"), one("in_channels"), one("num_classes"), one("head", ["flatten", "adaptive", "conv", "gap"]),
       view.hidden, one("dropout"), view.pooled)),
     h("div", {}, h("h3", {}, t("theStep")), h("div", { class: "fields" },
-      one("batch_size"), one("optimizer", { choices: ["sgd", "momentum", "adamw"] }), one("dtype", { choices: ["float32", "bfloat16"] }))),
-    h("div", {}, field(t("beside"), values.beside, { class: "mono", oninput: (value) => change({ beside: value }), name: "beside", placeholder: "vgg16_bn" }), view.besideError));
+      one("batch_size"), one("optimizer", ["sgd", "momentum", "adamw"]), one("dtype", ["float32", "bfloat16"]))),
+    h("div", {}, one("beside", null, { class: "mono", inputmode: null, placeholder: "vgg16_bn" }), view.besideError));
 }
 
-/** Something was changed by hand. */
-function change(values) {
-  writeAddress({ values });
-  view.refreshed = refresh();
-}
+/** Take over values that the person has changed. */
+const change = (values) => { writeAddress({ values }); view.refreshed = refresh(); };
 
-/** Once the server has answered for what was typed last: its blocks are those that `act` changes. */
+/** Run `act`, which changes the blocks, once the server has answered for what was typed last. */
 async function settled(act) {
   await view?.refreshed;
   if (view?.first && view.input.getAttribute("aria-invalid") !== "true") act();
 }
 
-function setBlocks(blocks, norm = view.first.batch_norm) {
-  const text = blocks.map((block) => {
-    const kernels = [...new Set(block.kernels)].length === 1 ? (block.kernels[0] === 3 ? "" : `k${block.kernels[0]}`) : `k${block.kernels}`;
-    return `${block.num_convs}x${block.channels}${kernels}${block.lrn ? "+lrn" : ""}`;
-  }).join(" ") + (norm ? "_bn" : "");
-  view.input.value = text;
-  change({ network: text });
+function written({ num_convs, channels, kernels, lrn }) {
+  const sizes = new Set(kernels).size === 1 ? kernels[0] : kernels;
+  return `${num_convs}x${channels}${sizes === 3 ? "" : `k${sizes}`}${lrn ? "+lrn" : ""}`;
 }
+
+function setBlocks(blocks, norm = view.first.batch_norm) {
+  setText(blocks.map(written).join(" ") + (norm ? "_bn" : ""));
+}
+
+const setText = (network) => { view.input.value = network; change({ network }); };
 
 async function refresh() {
   const { values } = readAddress();
@@ -115,24 +108,29 @@ async function refresh() {
   if (view) paint(answer, values, request);
 }
 
-/** What the server says is wrong, with the word of the notation that it is about. */
+/** Show an error of the server, and mark the word of the notation that it is about. */
 function tell(place, { error, character }, text = "") {
-  const start = character ? character - 1 : 0;
-  const word = character ? text.slice(start).split(/[ ,]/)[0] || " " : "";
-  place.replaceChildren(...(error ? [character ? h("span", { class: "mono" }, text.slice(0, start), h("mark", {}, word), text.slice(start + word.length), h("br")) : "", complaint(error)] : []));
+  place.replaceChildren();
+  if (character) {
+    const start = character - 1, word = text.slice(start).split(/[ ,]/)[0] || " ";
+    const marked = [text.slice(0, start), h("mark", {}, word), text.slice(start + word.length)];
+    place.append(h("span", { class: "mono" }, ...marked, h("br")));
+  }
+  if (error) place.append(complaint(error));
 }
 
 function paint(answer, values, request) {
-  const [first, second] = answer.designs;
+  const [first, second] = answer.designs, { parts } = view;
   if (!view.family.length) {
     view.family = answer.family;
-    view.chips.append(...answer.family.map((name) => h("button", { type: "button", class: "mono", onclick: () => { view.input.value = name; change({ network: name }); } }, name)));
+    view.chips.append(...answer.family.map((name) => button(name, () => setText(name), { class: "mono" })));
   }
   for (const chip of view.chips.children) chip.setAttribute("aria-pressed", String(chip.textContent === first.name));
   tell(view.error, first.error ? first : {}, values.network);
   tell(view.besideError, second?.error ? second : {}, values.beside);
   view.input.setAttribute("aria-invalid", String(Boolean(first.error)));
   if (first.error) return;
+  view.right.hidden = false;
   view.first = first;
   view.norm.checked = first.batch_norm;
   view.norm.disabled = !first.blocks.length;
@@ -140,28 +138,28 @@ function paint(answer, values, request) {
   view.hidden.hidden = first.options.head === "gap";
   blockCards(view.blocks, first.blocks, setBlocks);
   const drawn = new DOMParser().parseFromString(answer.svg, "image/svg+xml").documentElement;
-  view.parts.drawing.replaceChildren(document.importNode(drawn, true));
+  parts.drawing.replaceChildren(document.importNode(drawn, true));
   const good = answer.designs.filter((design) => !design.error);
-  view.parts.facts.replaceChildren(...facts(good, request.batch_size));
-  repaint(view.parts.costs, ...costs(good, view.byLayer, (byLayer) => { view.byLayer = byLayer; paint(answer, values, request); }, (layer) => view.sees.choose(layer)));
-  view.parts.memory.replaceChildren(...memory(good));
+  parts.facts.replaceChildren(...facts(good, request.batch_size));
+  const setByLayer = (byLayer) => { view.byLayer = byLayer; paint(answer, values, request); };
+  repaint(parts.costs, ...costs(good, view.byLayer, setByLayer, view.sees.choose));
+  parts.memory.replaceChildren(...memory(good));
   view.sees.show(first.layers, Number(first.options.image_size));
   view.request = good.length === answer.designs.length ? request : null;
   if (view.request) limits(request);
 }
 
-async function limits(request) {
-  clearTimeout(view?.later);
-  if (!view) return;
+function limits(request) {
+  clearTimeout(view.later);
   view.later = setTimeout(async () => {
     try {
       const answer = await ask("/api/limits", request, view.abort.signal);
-      if (view) speedText(view.right, answer);
+      if (view) measuredText(view.right, answer);
     } catch { /* the next change asks again */ }
   }, 60);
 }
 
-/** The layer whose cuboid is under the mouse. */
+/** Choose the layer whose cuboid is under the mouse. */
 function pointed(event) {
   const title = event.target.closest("g")?.querySelector(":scope > title");
   const name = title?.textContent.split(":")[0];
@@ -169,7 +167,7 @@ function pointed(event) {
 }
 
 function light(name) {
-  for (const title of view?.parts.drawing.querySelectorAll("g > title") ?? []) {
+  for (const title of view.parts.drawing.querySelectorAll("g > title")) {
     title.parentElement.classList.toggle("lit", title.textContent.startsWith(`${name}:`));
   }
 }

@@ -1,52 +1,108 @@
 // Elements, requests and numbers as the page writes them.
 
 import { complaint } from "./terms.js";
+import { t } from "./words.js";
 
-/** An element: `on…` attributes are listeners, `class` and others are set, null and false are left out. */
-export function h(tag, attributes = {}, ...children) {
-  const element = document.createElement(tag);
+/** An HTML element: attributes `on…` are listeners; those that are null or false are left out. */
+export const h = (tag, attributes, ...children) => filled(document.createElement(tag), attributes, children);
+
+/** An SVG element, with the same rules. */
+export const s = (tag, attributes, ...children) =>
+  filled(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
+
+function filled(element, attributes = {}, children = []) {
+  const isGiven = (value) => value !== null && value !== undefined && value !== false;
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else if (name === "value" || name === "checked" || name === "disabled" || name === "selected") element[name] = value;
-    else if (value !== null && value !== undefined && value !== false) element.setAttribute(name, value === true ? "" : value);
+    else if (["value", "checked", "disabled", "selected"].includes(name)) element[name] = value;
+    else if (isGiven(value)) element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.flat(9).filter((child) => child !== null && child !== undefined && child !== false));
+  element.append(...children.flat(9).filter(isGiven));
   return element;
 }
 
-/** An element of SVG. */
-export function s(tag, attributes = {}, ...children) {
-  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else if (value !== null && value !== undefined && value !== false) element.setAttribute(name, value);
-  }
-  element.append(...children.flat(9).filter((child) => child !== null && child !== undefined && child !== false));
-  return element;
+export const button = (words, onclick, rest = {}) => h("button", { type: "button", onclick, ...rest }, words);
+export const mono = (words) => h("span", { class: "mono" }, words);
+export const failure = (message) => h("p", { class: "error", role: "alert" }, message);
+export const panel = (title, ...children) => h("section", { class: "panel" }, h("h2", {}, title), ...children);
+export const coloured = (name, colour = name) => h("span", { class: `key ${colour}` }, t(name));
+
+/** A region that scrolls sideways, by mouse or keys, if its content is wider than the page. */
+export function region(label, content, kind = "scroll") {
+  return h("div", { class: kind, tabindex: "0", role: "region", "aria-label": label }, content);
+}
+
+/** A small picture, enlarged without smoothing, with its caption. */
+export function picture(src, alt, caption = alt, kind = "") {
+  return h("figure", {}, h("img", { src, alt, class: `pixels ${kind}` }), h("figcaption", {}, caption));
+}
+
+/** A term, its value, and a note below it. */
+export function fact(term, value, more = null, kind = "") {
+  return h("div", { class: kind }, h("dt", { class: kind && `key ${kind}` }, term), h("dd", {}, value),
+    more && h("dd", { class: "more" }, more));
+}
+
+/** A row with a name, a bar, and its length in words. */
+export function barRow(name, length, colour, words) {
+  return h("div", { class: "bar-row" }, h("span", {}, name), meter([[length, colour]], words), h("span", {}, words));
+}
+
+/** Listeners that make an element a drop target; `dropped` gets the data. */
+export function droppable(dropped) {
+  const over = (event, isOver) => {
+    event.preventDefault();
+    event.currentTarget.classList.toggle("over", isOver);
+  };
+  return {
+    ondragover: (event) => over(event, true),
+    ondragleave: (event) => over(event, false),
+    ondrop: (event) => {
+      over(event, false);
+      dropped(event.dataTransfer);
+    },
+  };
+}
+
+/** The options of a list; an empty choice is shown as `empty`. */
+export function options(choices, chosen, empty = "") {
+  return choices.map((value) => h("option", { value, selected: value === chosen }, value || empty));
+}
+
+/** A labelled text field, or a list of `choices`; `change` gets the new value. */
+export function field(label, value, { choices, change, ...rest }) {
+  const told = (event) => change(event.target.value);
+  return h("label", {}, label, choices
+    ? h("select", { onchange: told, ...rest }, options(choices, value))
+    : h("input", { value: value ?? "", oninput: told, autocomplete: "off", spellcheck: "false", ...rest }));
 }
 
 const REACHED = "a[href], button:not(:disabled), input, select, summary, [tabindex]";
 
-/** Replace what `place` holds. Whoever is in it by keyboard stays at the control with the same key, or at the one in its stead. */
+/** Replace what `place` holds; a focus inside it moves to the control with the same key, or at the same place. */
 export function repaint(place, ...children) {
   const held = () => [...place.querySelectorAll(REACHED)].filter((each) => each.checkVisibility());
-  const old = document.activeElement, at = held().indexOf(old), key = old.dataset.key, caret = old.selectionStart;
+  const old = document.activeElement, at = held().indexOf(old), { key } = old.dataset, caret = old.selectionStart;
   place.replaceChildren(...children);
   if (at < 0) return;
-  const now = held(), next = now.find((each) => key && each.dataset.key === key) ?? now[Math.min(at, now.length - 1)] ?? place;
+  const now = held(), same = now.find((each) => key && each.dataset.key === key);
+  const next = same ?? now[Math.min(at, now.length - 1)] ?? place;
   if (next === place) place.tabIndex = -1;
   next.focus({ preventScroll: true });
   if (next.type === "text" && typeof caret === "number") next.setSelectionRange(caret, caret);
 }
 
-/** The step [down, right] of an arrow key, which then does not scroll; nothing for other keys. */
+/** `value`, limited to the range from 0 to `most`. */
+export const clamped = (value, most) => Math.max(0, Math.min(most, value));
+
+/** The step [down, right] of an arrow key, whose scrolling is prevented; undefined for other keys. */
 export function arrow(event) {
   const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
   if (step) event.preventDefault();
   return step;
 }
 
-/** A bar that is full at 1; its length is said beside it, in words. */
+/** A bar of [length, colour] pieces that is full at a total length of 1. */
 export function meter(parts, label = "") {
   const pieces = parts.map(([share, colour]) => {
     const piece = h("i", { class: colour });
@@ -56,7 +112,7 @@ export function meter(parts, label = "") {
   return h("span", { class: "meter", role: "img", "aria-label": label }, pieces);
 }
 
-/** The server's answer; what it refuses is an Error with its line. */
+/** The server's answer, as JSON; throws an Error with the server's message if it refuses. */
 export async function ask(path, body, signal) {
   const options = { signal, headers: {} };
   if (body !== undefined) {
@@ -76,8 +132,17 @@ export async function ask(path, body, signal) {
   return answer;
 }
 
-/** Show how long it takes to `work`, in `words`, then what `paint` makes of the answer, or the error. */
-export async function counted(place, words, work, paint) {
+const latest = new WeakMap();
+
+/** Show in `place` the parts that `work` resolves to, or its error, unless a later call has replaced it. */
+export async function into(place, work) {
+  latest.set(place, work);
+  const parts = await work.catch((error) => [failure(error.message)]);
+  if (latest.get(place) === work) repaint(place, ...parts);
+}
+
+/** Count the seconds in `place`, in `words`, while `work` runs; then show what `paint` makes of its answer, or the error. */
+export async function counted(place, work, paint, words = (taken) => t("measuringFor", taken)) {
   const begin = Date.now(), told = h("p", { class: "panel", role: "status", tabindex: "-1" });
   const count = () => { told.textContent = words(Math.round((Date.now() - begin) / 1000)); };
   count();
@@ -96,20 +161,15 @@ export async function counted(place, words, work, paint) {
 export const whole = (value) => value.toLocaleString("en-US", { maximumFractionDigits: 0 });
 export const share = (value) => (value > 0 && value < 0.0005 ? "< 0.1%" : `${(100 * value).toFixed(1)}%`);
 
-/** A number of many digits with three of them: 138 M, 15.5 G. */
-export function short(value) {
-  for (const [unit, name] of [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]]) {
-    if (value >= unit) return `${(value / unit).toPrecision(3)} ${name}`;
-  }
-  return String(Math.round(value * 100) / 100);
+/** A number from 1,000 with three digits and its unit; undefined below. */
+function scaled(value, suffix = "") {
+  const unit = [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]].find(([size]) => value >= size);
+  return unit && `${(value / unit[0]).toPrecision(3)} ${unit[1]}${suffix}`;
 }
 
-export function bytes(value) {
-  for (const [unit, name] of [[1e12, "TB"], [1e9, "GB"], [1e6, "MB"], [1e3, "kB"]]) {
-    if (value >= unit) return `${(value / unit).toPrecision(3)} ${name}`;
-  }
-  return `${value} B`;
-}
+/** A number with three digits: 138 M, 15.5 G. */
+export const short = (value) => scaled(value) ?? String(Math.round(value * 100) / 100);
+export const bytes = (value) => scaled(value, "B") ?? `${value} B`;
 
 export function seconds(value) {
   const minutes = Math.floor(value / 60);
@@ -118,26 +178,10 @@ export function seconds(value) {
   return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 
-/** A table with a header; each row is a list of cells, texts or elements. */
-export function table(header, rows, options = {}) {
-  const cell = (tag) => (value) => h(tag, tag === "th" ? { scope: "col" } : {}, value);
-  return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": options.label || header[0] },
-    h("table", {}, options.caption ? h("caption", { class: "small muted left" }, options.caption) : null,
-      h("thead", {}, h("tr", {}, header.map(cell("th")))),
-      h("tbody", {}, rows.map((row) => h("tr", {}, row.map(cell("td"))))),
-      options.foot ? h("tfoot", {}, h("tr", {}, options.foot.map(cell("td")))) : null));
-}
-
-/** A labelled field; `choices` make it a list. `onchange` is told the value. */
-export function field(label, value, options = {}) {
-  const { choices, type = "text", oninput, help, ...rest } = options;
-  const change = (event) => oninput?.(type === "checkbox" ? event.target.checked : event.target.value);
-  if (type === "checkbox") return h("label", { class: "check", title: help }, h("input", { type, checked: Boolean(value), onchange: change, ...rest }), label);
-  const input = choices
-    ? h("select", { onchange: change, ...rest }, choices.map((choice) => {
-      const [key, name] = Array.isArray(choice) ? choice : [choice, choice];
-      return h("option", { value: key, selected: String(key) === String(value) }, name);
-    }))
-    : h("input", { type, value: value ?? "", oninput: change, autocomplete: "off", spellcheck: "false", ...rest });
-  return h("label", { title: help }, label, input);
+/** A table; each row is a list of cells, which are texts or elements. */
+export function table(header, rows, { label = header[0], caption, foot } = {}) {
+  const cells = (row) => h("tr", {}, row.map((value) => h("td", {}, value)));
+  return region(label, h("table", {}, caption && h("caption", { class: "small muted left" }, caption),
+    h("thead", {}, h("tr", {}, header.map((name) => h("th", { scope: "col" }, name)))),
+    h("tbody", {}, rows.map(cells)), foot && h("tfoot", {}, cells(foot))));
 }

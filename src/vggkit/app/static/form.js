@@ -1,43 +1,61 @@
-// The fields of a recipe, grouped, with their help; what differs from the named recipe is marked.
+// The fields of a recipe, in groups, with their help; those that differ from the named recipe are marked.
 
-import { h } from "./dom.js";
+import { h, options } from "./dom.js";
 import { fieldWords } from "./terms.js";
 import { t } from "./words.js";
 
-const OPEN = ["data", "network", "optimization"];
-const LONG = new Set(["data", "architecture", "warm_start", "pretrained", "continues"]); // whose values need the whole width
+const LONG = new Set(["data", "architecture", "warm_start", "pretrained", "continues"]); // need the whole width
+const open = new Set(["data", "network", "optimization"]); // groups, as the person has left them
 
-/** A form for `recipe`, which it changes; `named` is the recipe that it is compared with. */
+/** A form that edits `recipe`; `named` is the recipe to compare it with. */
 export function recipeForm(fields, recipe, named, choices, changed) {
-  const groups = new Map();
-  for (const each of fields) groups.set(each.group, [...(groups.get(each.group) ?? []), each]);
-  return [...groups].map(([group, members]) => {
-    const differing = members.filter((each) => differs(each.name)).length;
-    return h("details", { open: OPEN.includes(group) },
-      h("summary", {}, t(`group ${group}`), differing ? h("span", { class: "badge" }, t("changedFields", differing)) : ""),
-      h("div", { class: "fields" }, members.map(input)));
+  const differs = (name) => JSON.stringify(recipe[name]) !== JSON.stringify(named[name]);
+  return [...Map.groupBy(fields, (each) => each.group)].map(([group, members]) => {
+    const badge = h("span", { class: "badge" }), helps = members.map(help);
+    const count = () => {
+      const differing = members.filter(({ name }) => differs(name)).length;
+      badge.hidden = !differing;
+      badge.textContent = t("changedFields", differing);
+    };
+    /** Show the help of the field in use. Also on change: in Safari a clicked checkbox gets no focus. */
+    const explain = ({ target }) => {
+      for (const each of helps) each.hidden = each.id !== target.getAttribute("aria-describedby");
+    };
+    const kept = ({ target }) => (target.open ? open.add(group) : open.delete(group));
+    const edited = () => { count(); changed(); };
+    count();
+    return h("details", { open: open.has(group), ontoggle: kept },
+      h("summary", {}, t(`group ${group}`), " ", badge),
+      h("div", { class: "fields", onfocusin: explain, onchange: explain }, members.map((each) => input(each, edited))),
+      h("div", { class: "helps small" }, helps));
   });
 
-  function differs(name) {
-    return JSON.stringify(recipe[name]) !== JSON.stringify(named[name]);
-  }
-
-  function input({ name, kind, choices: own, help }) {
-    const options = own ?? choices[name];
-    const set = (value) => {
-      recipe[name] = value;
+  function input({ name, kind, choices: own, help: about }, edited) {
+    const [words, told] = fieldWords(name, about), value = recipe[name];
+    const shared = { name, "aria-describedby": `help-${name}` };
+    const set = (made) => {
+      recipe[name] = made;
       label.classList.toggle("changed", differs(name));
-      changed();
+      edited();
     };
-    const read = (text) => {
-      if (kind === "numbers") return text.split(/[ ,]+/).filter(Boolean).map(Number);
-      return kind === "whole" || kind === "number" ? (text.trim() === "" ? null : Number(text)) : text;
-    };
-    const [words, about] = fieldWords(name, help);
-    const control = kind === "flag" ? h("input", { type: "checkbox", name, checked: recipe[name], onchange: (event) => set(event.target.checked) })
-      : options ? h("select", { name, onchange: (event) => set(event.target.value) }, options.map((value) => h("option", { value, selected: value === recipe[name] }, value || t("none"))))
-        : h("input", { name, value: kind === "numbers" ? recipe[name].join(" ") : recipe[name], spellcheck: "false", autocomplete: "off", oninput: (event) => set(read(event.target.value)) });
-    const label = h("label", { class: `${kind === "flag" ? "check" : ""} ${LONG.has(name) ? "wide" : ""} ${differs(name) ? "changed" : ""}`, title: about }, ...(kind === "flag" ? [control, h("span", {}, words)] : [h("span", {}, words), control]));
+    const list = own ?? choices[name], isFlag = kind === "flag", text = kind === "numbers" ? value.join(" ") : value;
+    const typed = () => set(read(control.value, kind));
+    const control = isFlag
+      ? h("input", { type: "checkbox", checked: value, onchange: () => set(control.checked), ...shared })
+      : list ? h("select", { onchange: () => set(control.value), ...shared }, options(list, value, t("none")))
+        : h("input", { value: text, spellcheck: "false", autocomplete: "off", oninput: typed, ...shared });
+    const called = h("span", {}, words);
+    const label = h("label", { title: told }, ...(isFlag ? [control, called] : [called, control]));
+    label.classList.toggle("check", isFlag);
+    label.classList.toggle("wide", LONG.has(name));
+    label.classList.toggle("changed", differs(name));
     return label;
   }
+}
+
+const help = ({ name, help: about }) => h("p", { id: `help-${name}`, hidden: true }, fieldWords(name, about)[1]);
+
+function read(text, kind) {
+  if (kind === "numbers") return text.split(/[ ,]+/).filter(Boolean).map(Number);
+  return kind === "whole" || kind === "number" ? (text.trim() === "" ? null : Number(text)) : text;
 }

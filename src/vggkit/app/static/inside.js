@@ -1,115 +1,115 @@
 // The view "Look inside": what any layer makes of an image, the most active maps first, one of them enlarged.
 
-import { ask, h, repaint } from "./dom.js";
-import { exciting } from "./excites.js";
-import { heatMaps } from "./heat.js";
-import { enlarged } from "./map.js";
+import { ask, button, h, panel, region, repaint } from "./dom.js";
+import { exciting, heatMaps } from "./explain.js";
+import { enlarged, taken, values } from "./layer.js";
 import { modelList, picker } from "./picker.js";
-import { readAddress, writeAddress } from "./state.js";
-import { taken } from "./unit.js";
-import { values } from "./values.js";
 import { t } from "./words.js";
 
 const FIRST = 48;
 
 export function open(main) {
-  const left = h("section", { class: "panel stack" }), chips = h("div", { class: "layers" }), gallery = h("div", { class: "maps" });
-  const large = h("div"), apart = h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": t("apartTitle") }), told = h("p", { class: "small muted", role: "status" });
-  const heat = heatMaps(() => ({ run: view.run, image: images.current().image }));
+  const view = { run: null, image: null, model: null, layer: null, unit: 0, count: FIRST, asked: 0 };
+  const heat = heatMaps(() => ({ run: view.run, image: view.image }));
   const excites = exciting(() => ({ run: view.run, unit: `${view.layer}:${view.unit}` }));
-  const one = h("section", { class: "panel two" }, h("div", {}, h("h2", {}, t("oneMap")), large), h("div", {}, h("h2", {}, t("apartTitle")), apart));
-  const panels = h("div", { class: "stack", hidden: true }, h("section", { class: "panel" }, h("h2", {}, t("mapsTitle")), chips, told, gallery), one, excites.element, heat.element);
-  const hint = h("p", { class: "panel muted" }, t("noImage"));
-  main.append(h("h1", {}, t("insideTitle")), h("p", { class: "lead" }, t("insideLead")), h("div", { class: "split" }, left, h("div", { class: "stack" }, hint, panels)));
-  const view = { run: null, model: null, layer: null, unit: 0, count: FIRST, asked: 0, datasets: [] };
-  const images = picker(() => view.run, () => { heat.clear(); look(); });
+  const chips = h("div", { class: "layers" }), gallery = h("div", { class: "maps" }), large = h("div");
+  const left = h("section", { class: "panel stack" }), apart = region(t("apartTitle"), []);
+  const told = h("p", { class: "small muted", role: "status" }), hint = h("p", { class: "panel muted" }, t("noImage"));
+  const one = h("section", { class: "panel two" },
+    h("div", {}, h("h2", {}, t("oneMap")), large), h("div", {}, h("h2", {}, t("apartTitle")), apart));
+  const panels = h("div", { class: "stack", hidden: true },
+    panel(t("mapsTitle"), chips, told, gallery), one, excites.element, heat.element);
+  main.append(h("div", { class: "split" }, left, h("div", { class: "stack" }, hint, panels)));
+  const images = picker(({ image }) => { view.image = image; heat.clear(); look(); });
+  modelList(left, images, choose);
 
-  modelList(readAddress().values.model, (name) => { writeAddress({ values: { model: name } }); choose(name); }).then(({ name, element, datasets }) => {
-    view.datasets = datasets;
-    left.append(element, ...(name ? [images.element] : []));
-    if (name) choose(name);
-  }, (error) => left.append(h("p", { class: "error" }, error.message)));
+  const fail = (error) => { hint.hidden = false; hint.textContent = error.message; };
+  const pick = (unit) => { view.unit = unit; excites.show(); };
 
-  async function choose(name) {
-    view.run = name;
-    try {
-      view.model = await ask("/api/model", { run: name });
-    } catch (error) {
-      hint.textContent = error.message;
-      return;
+  async function choose(run, datasets) {
+    Object.assign(view, { run, model: null });
+    const model = await ask("/api/model", { run }).catch(fail);
+    if (!model || run !== view.run) return;
+    view.model = model;
+    const { layers, methods, has_data: hasData } = model;
+    heat.offer(methods);
+    excites.offer(hasData, datasets);
+    if (!layers.some(({ name }) => name === view.layer)) {
+      view.layer = (layers.find(({ kind }) => kind === "relu") ?? layers[0]).name;
     }
-    heat.offer(view.model.methods);
-    excites.offer(view.model.has_data, view.datasets);
-    const { layers } = view.model;
-    if (!layers.some((layer) => layer.name === view.layer)) view.layer = layers.find((layer) => layer.kind === "relu")?.name ?? layers[0].name;
-    const parts = [...new Set(layers.map((layer) => layer.part))];
-    chips.replaceChildren(...parts.map((part) => h("div", { class: "chips" }, layers.filter((layer) => layer.part === part).map((layer) =>
-      h("button", { type: "button", class: `mono ${layer.kind}`, "aria-pressed": "false", onclick: () => { view.layer = layer.name; view.count = FIRST; look(); } }, layer.name)))));
+    const show = (layer) => { Object.assign(view, { layer, count: FIRST }); look(); };
+    const chip = ({ name, kind }) => button(name, () => show(name), { class: `mono ${kind}`, "aria-pressed": "false" });
+    const parts = [...Map.groupBy(layers, (layer) => layer.part).values()];
+    chips.replaceChildren(...parts.map((part) => h("div", { class: "chips" }, part.map(chip))));
     look();
   }
 
   async function look() {
-    const image = images.current();
-    if (!image || !view.model) return;
-    const asked = ++view.asked, begin = performance.now();
-    for (const chip of chips.querySelectorAll("button")) chip.setAttribute("aria-pressed", String(chip.textContent === view.layer));
+    if (!view.image || !view.model) return;
+    const asked = ++view.asked, begin = performance.now(), { run, image, layer } = view;
+    for (const chip of chips.querySelectorAll("button")) {
+      chip.setAttribute("aria-pressed", String(chip.textContent === layer));
+    }
     try {
-      const found = await ask("/api/maps", { run: view.run, image: image.image, layer: view.layer });
-      if (asked !== view.asked) return;
+      const found = await ask("/api/maps", { run, image, layer });
       const picture = new Image();
       picture.src = found.picture;
       await picture.decode();
-      hint.hidden = true;
-      panels.hidden = false;
-      const took = Math.round(performance.now() - begin);
-      one.hidden = !found.maps;
-      told.textContent = found.maps ? t("mapsTold", found.maps.length, view.layer, found.size.join(" × "), took)
-        : t("valuesTold", found.count, view.layer, found.least.toPrecision(3), found.most.toPrecision(3), took);
-      gallery.className = found.maps ? "maps" : "values";
-      if (found.maps) paint(found, picture);
-      else {
-        repaint(gallery, ...values(found, view.layer, pick));
-        pick(found.largest[0].unit);
-      }
+      if (asked === view.asked) paint(found, picture, Math.round(performance.now() - begin));
     } catch (error) {
-      hint.hidden = false;
-      hint.textContent = error.message;
+      if (asked === view.asked) fail(error);
     }
   }
 
-  function pick(unit) {
-    view.unit = unit;
-    excites.show();
+  function paint(found, picture, took) {
+    hint.hidden = true;
+    panels.hidden = false;
+    one.hidden = !found.maps;
+    gallery.className = found.maps ? "maps" : "values";
+    if (found.maps) {
+      told.textContent = t("mapsTold", found.maps.length, view.layer, found.size.join(" × "), took);
+      paintMaps(found, picture);
+      return;
+    }
+    const [least, most] = [found.least, found.most].map((value) => value.toPrecision(3));
+    told.textContent = t("valuesTold", found.count, view.layer, least, most, took);
+    repaint(gallery, ...values(found, view.layer, pick));
+    pick(found.largest[0].unit);
   }
 
-  function paint(found, picture) {
-    const [height, width] = found.size;
+  function paintMaps(found, picture) {
+    const { run, image, layer } = view, [height, width] = found.size;
     const cut = (index, attributes) => {
       const canvas = h("canvas", { width, height, class: "pixels", ...attributes });
-      canvas.getContext("2d").drawImage(picture, (index % found.columns) * width, Math.floor(index / found.columns) * height, width, height, 0, 0, width, height);
+      const [x, y] = [(index % found.columns) * width, Math.floor(index / found.columns) * height];
+      canvas.getContext("2d").drawImage(picture, x, y, width, height, 0, 0, width, height);
       return canvas;
     };
-    const tiles = found.maps.slice(0, view.count).map((map, index) => h("button", {
-      type: "button", "aria-label": t("mapNumber", map.channel, map.mean.toPrecision(3)), title: t("mapNumber", map.channel, map.mean.toPrecision(3)),
-      onclick: () => enlarge(index), onpointerenter: () => enlarge(index),
-    }, cut(index, { "aria-hidden": "true" })));
-    const more = found.maps.length > view.count ? h("button", { type: "button", class: "all", onclick: () => { view.count = found.maps.length; paint(found, picture); } }, t("showAll", found.maps.length)) : "";
-    repaint(gallery, ...tiles, more);
-    const layer = view.model.layers.find(({ name }) => name === view.layer), canTake = layer.kind === "conv" && layer.part.startsWith("block");
+    const tile = (map, index) => {
+      const words = t("mapNumber", map.channel, map.mean.toPrecision(3)), show = () => enlarge(index);
+      const attributes = { "aria-label": words, title: words, onpointerenter: show };
+      return button(cut(index, { "aria-hidden": "true" }), show, attributes);
+    };
+    const all = () => { view.count = found.maps.length; paintMaps(found, picture); };
+    repaint(gallery, ...found.maps.slice(0, view.count).map(tile),
+      found.maps.length > view.count ? button(t("showAll", found.maps.length), all, { class: "all" }) : "");
+    const { kind, part } = view.model.layers.find(({ name }) => name === layer);
+    const canTake = kind === "conv" && part.startsWith("block");
     let shown = null;
     enlarge(0);
 
     function enlarge(index) {
       if (shown === index) return;
       shown = index;
-      const map = found.maps[index];
-      const take = (place) => canTake && taken(apart, { run: view.run, image: images.current().image, layer: view.layer, channel: map.channel, ...place });
-      const { place, parts } = enlarged(cut(index, { tabindex: "0", role: "application", "aria-label": t("mapHelp") }), map, take);
+      const map = found.maps[index], { channel } = map;
+      const canvas = cut(index, { tabindex: "0", role: "application", "aria-label": t("mapHelp") });
+      const take = (place) => canTake && taken(apart, { run, image, layer, channel, ...place });
+      const { place, parts } = enlarged(canvas, map, take);
       large.replaceChildren(...parts);
       apart.replaceChildren(h("p", { class: "muted" }, t(canTake ? "apartHelp" : "apartOnlyConv")));
-      pick(map.channel);
+      pick(channel);
       if (index === 0) take(place);
     }
   }
-  return () => images.close();
+  return images.close;
 }

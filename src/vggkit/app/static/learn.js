@@ -1,68 +1,62 @@
 // The view "Learn": the chapter as a tour through the other views, and its exercises, answered by this machine.
 
-import { ask, bytes, h, share, short, table, whole } from "./dom.js";
+import { ask, h, into } from "./dom.js";
+import { comparison, measuredText, partTable } from "./figures.js";
 import { lessons } from "./lessons.js";
-import { DEFAULTS } from "./state.js";
+import { addressOf } from "./state.js";
 import { t } from "./words.js";
 
-const BOOK = { in_channels: 1, num_classes: 10 };
-const link = (view, values) => `#/${view}?${new URLSearchParams(Object.fromEntries(Object.entries(values).filter(([name, value]) => String(value) !== (DEFAULTS[name] ?? ""))))}`;
+const BOOK = { in_channels: 1, num_classes: 10 }, BATCH = 128;
 
-/** Each step: what it is called in the texts, and where it leads. */
+/** Each step: its name in the texts, its view, and the values that the view opens with. */
 const STEPS = [
   ["blocks", "design", { network: "vgg11" }],
   ["small", "design", { network: "2x64", beside: "1x64k5", in_channels: 64, image_size: 32, head: "gap" }],
   ["sees", "design", { network: "vgg16" }],
-  ["start", "doctor", { network: "vgg11/4", image_size: 32 }],
+  ["doctor", "doctor", { network: "vgg11/4", image_size: 32 }],
   ["train", "train", { network: "vgg11_bn/4", image_size: 32, hidden: "", dropout: 0 }],
   ["inside", "inside", {}]];
 
-/** Each exercise: the designs whose figures answer it, and what it leads to. */
+/** Each exercise: its name in the texts, the designs whose figures answer it, and the design that it opens. */
 const EXERCISES = [
   ["layers", [["vgg11", {}]]],
   ["alexnet", [["alexnet", {}], ["vgg11", {}]], { network: "vgg11", beside: "alexnet" }],
   ["size", [["vgg11", { image_size: 224 }], ["vgg11", { image_size: 96 }]], { network: "vgg11", image_size: 96 }],
   ["deeper", [["vgg16", {}], ["vgg19", {}]], { network: "vgg16", beside: "vgg19" }]];
 
+const link = (view, values) => h("a", { href: addressOf(view, values) }, t("openIn", t(view)));
+
 export function open(main) {
-  const step = ([name, view, values], index) => h("li", { class: "panel" }, h("h2", {}, `${index + 1}. ${t(`tour ${name}`)}`), h("p", {}, t(`tour ${name} text`)), h("a", { href: link(view, values) }, t("openIn", t(view))));
+  const step = ([name, view, values], index) => h("li", { class: "panel" },
+    h("h2", {}, `${index + 1}. ${t(name === view ? name : `tour ${name}`)}`),
+    h("p", {}, t(`tour ${name} text`)), link(view, values));
   const trained = h("div", { class: "stack" });
-  main.append(h("h1", {}, t("learnTitle")), h("p", { class: "lead" }, t("learnLead")),
-    h("ol", { class: "tour" }, STEPS.map(step)), h("h2", { class: "above" }, t("exercises")),
-    h("div", { class: "stack" }, EXERCISES.map(exercise)), h("h2", { class: "above" }, t("trainedExercises")), h("p", { class: "lead" }, t("trainedLead")), trained);
+  main.append(
+    h("ol", { class: "tour" }, STEPS.map(step)),
+    h("h2", { class: "above" }, t("exercises")), h("div", { class: "stack" }, EXERCISES.map(exercise)),
+    h("h2", { class: "above" }, t("trainedExercises")), h("p", { class: "lead" }, t("trainedLead")), trained);
   let isOpen = true;
-  lessons(() => isOpen).then((sections) => trained.replaceChildren(...sections), (error) => trained.replaceChildren(h("p", { class: "error" }, error.message)));
+  into(trained, lessons(() => isOpen));
   return () => { isOpen = false; };
 }
 
 function exercise([name, designs, values]) {
   const answer = h("div", { "aria-live": "polite" });
-  const show = async () => {
-    try {
-      const asked = { designs: designs.map(([text, options]) => ({ text, options: { ...BOOK, ...options } })), batch_size: 128 };
-      const [counted, speeds] = await Promise.all([ask("/api/design", asked), ask("/api/limits", asked)]);
-      const names = designs.map(([text, options]) => (options.image_size ? `${text}, ${options.image_size} px` : text));
-      answer.replaceChildren(h("p", {}, t(`exercise ${name} answer`)), name === "layers" ? parts(counted.designs[0]) : figures(names, counted.designs, speeds.designs),
-        values ? h("p", {}, h("a", { href: link("design", values) }, t("openIn", t("design")))) : "");
-    } catch (error) {
-      answer.replaceChildren(h("p", { class: "error", role: "alert" }, error.message));
-    }
+  const booked = ([text, options]) => ({ text, options: { ...BOOK, ...options } });
+  const asked = { designs: designs.map(booked), batch_size: BATCH };
+
+  async function figured() {
+    const [counted, limits] = await Promise.all([ask("/api/design", asked), ask("/api/limits", asked)]);
+    const tables = name === "layers" ? [partTable(counted.designs[0])] : comparison(counted.designs.map(named), BATCH);
+    tables.forEach((each) => measuredText(each, limits));
+    return [h("p", {}, t(`exercise ${name} answer`)), ...tables, values ? h("p", {}, link("design", values)) : ""];
+  }
+
+  const named = (design, index) => {
+    const [text, { image_size: size }] = designs[index];
+    return { ...design, name: size ? `${text}, ${size} px` : text };
   };
-  return h("section", { class: "panel" }, h("h3", {}, t(`exercise ${name}`)), h("details", { ontoggle: (event) => event.target.open && show() }, h("summary", {}, t("answer")), answer));
-}
-
-function parts(design) {
-  return table([t("part"), "", t("output"), t("parameters")], design.parts.map((part) => [h("span", { class: "mono" }, part.name), part.kinds, part.output_shape.join(" × "), `${whole(part.parameters)} (${share(part.parameters_share)})`]),
-    { foot: [t("total"), whole(design.total.weight_layers), "", whole(design.total.parameters)], label: design.name });
-}
-
-function figures(names, designs, speeds) {
-  const row = (name, of) => [name, ...designs.map(of)];
-  return table([t("quantity"), ...names.map((name) => h("span", { class: "mono" }, name))], [
-    row(t("parameters"), (design) => whole(design.total.parameters)),
-    row(`${t("macs")}, ${t("perBatch", 128)}`, (design) => short(design.total.macs)),
-    row(t("activations"), (design) => bytes(design.total.activation_bytes)),
-    row(t("toTrain"), (design) => bytes(design.memory.peak_bytes)),
-    row(t("largestHere"), (_, index) => whole(speeds[index].largest_batch)),
-    row(t("speedPredicted"), (_, index) => (speeds[index].examples_per_second === null ? t("measuring") : speeds[index].examples_per_second.toPrecision(3)))]);
+  return h("section", { class: "panel" }, h("h3", {}, t(`exercise ${name}`)),
+    h("details", { ontoggle: (event) => event.target.open && into(answer, figured()) },
+      h("summary", {}, t("answer")), answer));
 }

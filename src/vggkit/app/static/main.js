@@ -1,4 +1,4 @@
-// The page: which view is shown, in which language; the address holds both the view and the design.
+// The page: shows the view that the address names, in the chosen language.
 
 import { ask, h, seconds } from "./dom.js";
 import { language, setLanguage, t } from "./words.js";
@@ -13,58 +13,56 @@ import * as learn from "./learn.js";
 import * as train from "./train.js";
 
 const VIEWS = { design, doctor, train, classify, inside, compare, learn };
-
+const IDS = ["view", "views", "skip", "language", "foot"];
+const [main, views, skip, toggle, footer] = IDS.map((id) => document.getElementById(id));
 let close = null;
-let shown = null;
 
 function show() {
   const { view } = readAddress();
-  const name = view in VIEWS ? view : "design";
-  if (name === shown && VIEWS[name].update) return VIEWS[name].update();
+  const shown = Object.hasOwn(VIEWS, view) ? view : "design";
   close?.();
-  shown = name;
-  const main = document.getElementById("view");
-  main.replaceChildren();
-  close = VIEWS[name].open(main) || null;
-  document.title = `${t(name)} · vggkit`;
-  document.getElementById("views").replaceChildren(...Object.keys(VIEWS).map((each) =>
-    h("a", { href: `#/${each}`, "aria-current": each === name ? "page" : null, onclick: (event) => go(event, each) }, t(each))));
-  document.querySelector("#views [aria-current]").scrollIntoView({ inline: "center", block: "nearest" });
+  main.replaceChildren(h("h1", {}, t(`${shown}Title`)), h("p", { class: "lead" }, t(`${shown}Lead`)));
+  close = VIEWS[shown].open(main);
+  document.title = `${t(shown)} · vggkit`;
+  views.replaceChildren(...Object.keys(VIEWS).map((name) => h("a", {
+    href: `#/${name}`, "aria-current": name === shown ? "page" : null, onclick: (event) => go(event, name),
+  }, t(name))));
+  views.querySelector("[aria-current]").scrollIntoView({ inline: "center", block: "nearest" });
 }
 
-/** Show what the address now says; a focus that went with the view of before is at the start of the new one. */
+/** Show the view that the address now names, from its top; a focus that was in the old view moves to the new one. */
 function moved() {
   show();
-  if (document.activeElement === document.body) document.getElementById("view").focus();
+  scrollTo(0, 0);
+  if (document.activeElement === document.body) main.focus({ preventScroll: true });
 }
 
-function go(event, name) {
+function go(event, view) {
   event.preventDefault();
-  writeAddress({ view: name }, true);
+  writeAddress({ view }, true);
   moved();
 }
 
 async function foot() {
   const machine = await ask("/api/machine");
   const loaded = machine.torch_seconds === null ? t("torchLoading") : t("torchLoaded", seconds(machine.torch_seconds));
-  document.getElementById("foot").textContent = [translated(machine.hardware), loaded].filter(Boolean).join(" · ");
+  footer.textContent = [translated(machine.hardware), loaded].filter(Boolean).join(" · ");
   if (machine.macs_per_second === null) setTimeout(() => foot().catch(() => {}), 1000);
   else document.dispatchEvent(new CustomEvent("measured"));
 }
 
 function speak() {
-  document.documentElement.lang = language() === "zh" ? "zh-Hans" : "en";
-  document.getElementById("language").textContent = language() === "zh" ? "English" : "中文";
-  document.getElementById("language").lang = language() === "zh" ? "en" : "zh-Hans";
-  document.getElementById("skip").textContent = t("skip");
-  document.getElementById("views").setAttribute("aria-label", t("views"));
-  shown = null;
+  const isChinese = language() === "zh", tags = ["en", "zh-Hans"];
+  [document.documentElement.lang, toggle.lang] = isChinese ? tags.toReversed() : tags;
+  toggle.textContent = isChinese ? "English" : "中文";
+  skip.textContent = t("skip");
+  views.setAttribute("aria-label", t("views"));
   show();
   foot().catch(() => {});
 }
 
-document.getElementById("language").addEventListener("click", () => { setLanguage(language() === "zh" ? "en" : "zh"); speak(); });
-document.getElementById("skip").addEventListener("click", (event) => { event.preventDefault(); document.getElementById("view").focus(); });
+toggle.addEventListener("click", () => { setLanguage(language() === "zh" ? "en" : "zh"); speak(); });
+skip.addEventListener("click", (event) => { event.preventDefault(); main.focus(); });
 addEventListener("hashchange", moved);
-if (location.search) history.replaceState(null, "", location.pathname + location.hash); // the token has done its work
+if (location.search) history.replaceState(null, "", location.pathname + location.hash); // the cookie has replaced the token
 speak();

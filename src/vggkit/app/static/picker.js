@@ -1,75 +1,78 @@
-// Where images come from: dropped, pasted, chosen, drawn, taken by camera, or a test image of the run.
+// Brings an image: dropped, pasted, chosen, drawn, taken by camera, or a test image of the run.
 
-import { arrow, ask, h } from "./dom.js";
+import { ask, button, droppable, failure, field, h, into } from "./dom.js";
+import { sketch } from "./sketch.js";
+import { readAddress, writeAddress } from "./state.js";
+import { complaint } from "./terms.js";
 import { t } from "./words.js";
 
 const TYPES = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp", "image/tiff"];
-let current = null; // the image that was sent last: kept while views change
+const MOST_BYTES = 20_000_000;
+let current = null; // the image in use, which stays when the view changes
+let index = 0; // of the test image that comes next
 
-/** A panel to bring an image; `told` gets what the server knows it as. */
-export function picker(runOf, told) {
-  const error = h("p", { class: "error", role: "alert" });
-  const preview = h("div", { class: "preview" });
+/** A panel to bring an image; `told` gets what the server knows of it, and the name of the run. */
+export function picker(told) {
+  const error = failure(""), preview = h("div", { class: "preview" });
   const extra = h("div", { onkeydown: (event) => event.key === "Escape" && shut() });
-  let index = 0, camera = null, opener = null;
+  let run = null, camera = null, opener = null;
 
-  const take = async (work) => {
+  const use = (image) => { current = image; paint(); if (run) told(image, run); };
+
+  async function take(work) {
     error.textContent = "";
     try {
-      current = await work();
-      paint();
-      told(current);
+      use(await work());
     } catch (found) {
       error.textContent = found.message;
     }
-  };
-  const send = (file) => take(async () => {
-    if (!TYPES.includes(file.type)) throw new Error(t("notAnImage", file.type || file.name));
-    if (file.size > 20e6) throw new Error(t("tooLarge"));
+  }
+
+  const send = (file) => take(() => {
+    const expected = "expected a PNG, JPEG, WebP, GIF, BMP or TIFF image, got";
+    if (!TYPES.includes(file.type)) throw new Error(complaint(`${expected} ${file.type || file.name}`));
+    if (file.size > MOST_BYTES) throw new Error(complaint("expected at most 20,000,000 bytes, got more"));
     return ask("/api/images", file);
   });
-  const paint = () => preview.replaceChildren(...(current ? [h("img", { src: current.preview, alt: t("yourImage"), class: Math.max(current.width, current.height) < 100 ? "pixels" : "" }), h("small", { class: "muted" }, `${current.width} × ${current.height}`)] : []));
+  const sample = async () => ({ ...await ask("/api/sample", { run, index: index++ }), isTest: true });
 
-  const input = h("input", { type: "file", accept: TYPES.join(","), class: "visually-hidden", id: "file", tabindex: "-1", "aria-label": t("chooseFile"), onchange: (event) => event.target.files[0] && send(event.target.files[0]) });
-  const drop = h("div", {
-    class: "drop",
-    ondragover: (event) => { event.preventDefault(); drop.classList.add("over"); },
-    ondragleave: () => drop.classList.remove("over"),
-    ondrop: (event) => { event.preventDefault(); drop.classList.remove("over"); if (event.dataTransfer.files[0]) send(event.dataTransfer.files[0]); },
-  }, preview, h("p", {}, t("dropHere")), h("div", { class: "row centre" },
-    input, h("button", { type: "button", onclick: () => input.click() }, t("chooseFile")),
-    h("button", { type: "button", onclick: () => take(() => ask("/api/sample", { run: runOf(), index: index++ })) }, t("testImage")),
-    h("button", { type: "button", onclick: draw }, t("drawOne")),
-    navigator.mediaDevices ? h("button", { type: "button", onclick: film }, t("camera")) : ""));
+  /** Switch to a run. Without an image of the person's own, show the run's first test image, if there is one. */
+  async function begin(name) {
+    const before = current, isOwn = before && !before.firstOf;
+    run = name;
+    if (!isOwn && before?.firstOf !== run) {
+      const found = await ask("/api/first", { run }).catch(() => ({}));
+      if (run !== name) return;
+      index = 1;
+      if (found.image && current === before) current = { ...found, firstOf: run, isTest: true };
+    }
+    if (current) use(current);
+  }
+
+  function paint() {
+    if (!current) return;
+    const { preview: src, width, height, isTest } = current, words = t(isTest ? "aTestImage" : "yourImage");
+    preview.replaceChildren(
+      h("img", { src, alt: words, class: Math.max(width, height) < 100 ? "pixels" : "" }),
+      h("small", { class: "muted" }, `${words}, ${width} × ${height}`));
+  }
+
+  const input = h("input", {
+    type: "file", accept: TYPES.join(","), class: "visually-hidden", id: "file", tabindex: "-1",
+    "aria-label": t("chooseFile"), onchange: () => received(input),
+  });
+  const received = ({ files: [file] }) => file && run && send(file);
+  const drop = h("div", { class: "drop", ...droppable(received) }, preview, h("p", {}, t("dropHere")),
+    h("div", { class: "row centre" }, input, button(t("chooseFile"), () => input.click()),
+      button(t("testImage"), () => take(sample)), button(t("drawOne"), draw),
+      navigator.mediaDevices && button(t("camera"), film)));
 
   function draw(event) {
     stop();
     opener = event.currentTarget;
-    const canvas = h("canvas", { width: 28, height: 28, class: "pixels sketch", tabindex: "0", role: "application", "aria-label": t("canvas") });
-    const pen = canvas.getContext("2d");
-    pen.fillRect(0, 0, 28, 28);
-    const at = (event) => { const box = canvas.getBoundingClientRect(); return [((event.clientX - box.left) / box.width) * 28, ((event.clientY - box.top) / box.height) * 28]; };
-    Object.assign(pen, { strokeStyle: "#fff", lineWidth: 3, lineCap: "round", lineJoin: "round" });
-    canvas.addEventListener("pointerdown", (event) => { canvas.setPointerCapture(event.pointerId); pen.beginPath(); pen.moveTo(...at(event)); pen.lineTo(...at(event)); pen.stroke(); });
-    canvas.addEventListener("pointermove", (event) => { if (event.buttons) { pen.lineTo(...at(event)); pen.stroke(); } });
-    const done = () => canvas.toBlob((blob) => send(blob), "image/png");
-    canvas.addEventListener("pointerup", done);
-    const place = [14, 14], where = h("p", { class: "small muted", "aria-live": "polite" }, t("penUp", 14, 14));
-    let isDown = false;
-    canvas.addEventListener("keydown", (event) => {
-      const move = event.key === " " ? [0, 0] : arrow(event);
-      if (!move) return;
-      event.preventDefault();
-      if (event.key === " ") isDown = !isDown;
-      pen.beginPath();
-      pen.moveTo(...place);
-      place.forEach((at, axis) => { place[axis] = Math.max(0, Math.min(27, at + move[1 - axis])); });
-      pen.lineTo(...place);
-      if (isDown) pen.stroke();
-      where.textContent = t(isDown ? "penDown" : "penUp", ...place);
-    });
-    canvas.addEventListener("keyup", (event) => isDown && event.key.startsWith("Arrow") && done());
-    extra.replaceChildren(h("p", { class: "small muted" }, t("drawHelp")), canvas, where, h("div", { class: "row centre" }, h("button", { type: "button", onclick: () => pen.fillRect(0, 0, 28, 28) }, t("clear")), h("button", { type: "button", onclick: shut }, t("close"))));
+    const { canvas, where, clear } = sketch((drawn) => drawn.toBlob(send, "image/png"));
+    extra.replaceChildren(h("p", { class: "small muted" }, t("drawHelp")), canvas, where,
+      h("div", { class: "row centre" }, button(t("clear"), clear), button(t("close"), shut)));
     canvas.focus();
   }
 
@@ -87,9 +90,11 @@ export function picker(runOf, told) {
     const shoot = () => {
       const canvas = h("canvas", { width: video.videoWidth, height: video.videoHeight });
       canvas.getContext("2d").drawImage(video, 0, 0);
-      canvas.toBlob((blob) => { shut(); send(blob); }, "image/jpeg", 0.95);
+      shut();
+      canvas.toBlob(send, "image/jpeg", 0.95);
     };
-    extra.replaceChildren(video, h("div", { class: "row centre" }, h("button", { type: "button", class: "primary", onclick: shoot }, t("shoot")), h("button", { type: "button", onclick: shut }, t("close"))));
+    extra.replaceChildren(video, h("div", { class: "row centre" },
+      button(t("shoot"), shoot, { class: "primary" }), button(t("close"), shut)));
   }
 
   function stop() {
@@ -98,23 +103,23 @@ export function picker(runOf, told) {
     extra.replaceChildren();
   }
 
-  /** Closed by hand: on with the button that opened it. */
-  function shut() {
-    stop();
-    opener.focus();
-  }
-
-  const pasted = (event) => { const file = [...event.clipboardData.files][0]; if (file) send(file); };
+  const shut = () => { stop(); opener.focus(); }; // the focus returns to the button that opened it
+  const close = () => { stop(); run = null; document.removeEventListener("paste", pasted); };
+  const pasted = (event) => received(event.clipboardData);
   document.addEventListener("paste", pasted);
   paint();
-  return { element: h("div", { class: "stack" }, drop, extra, error), current: () => current, close: () => { stop(); document.removeEventListener("paste", pasted); } };
+  return { element: h("div", { class: "stack" }, drop, extra, error), begin, close };
 }
 
-/** A list of the runs and weight files that can be looked at; the address holds the choice. */
-export async function modelList(chosen, told) {
-  const { runs, datasets } = await ask("/api/runs");
-  const names = runs.filter((run) => run.has_weights).map((run) => run.name);
-  const name = names.includes(chosen) ? chosen : names[0];
-  const select = h("select", { name: "model", onchange: (event) => told(event.target.value) }, names.map((each) => h("option", { value: each, selected: each === name }, each)));
-  return { name, datasets, element: names.length ? h("label", {}, t("model"), select) : h("p", { class: "muted" }, t("noModels")) };
+/** Show in `place` a list of the runs and weight files, and `images`; `told` gets the chosen name and the data sets. */
+export function modelList(place, images, told = () => {}) {
+  into(place, ask("/api/runs").then(({ runs, datasets }) => {
+    const names = runs.filter((run) => run.has_weights).map((run) => run.name);
+    if (!names.length) return [h("p", { class: "muted" }, t("noModels"))];
+    const { model } = readAddress().values, first = names.includes(model) ? model : names[0];
+    const choose = (name) => { told(name, datasets); images.begin(name); };
+    const change = (name) => { writeAddress({ values: { model: name } }); choose(name); };
+    choose(first);
+    return [field(t("model"), first, { choices: names, change, name: "model" }), images.element];
+  }));
 }

@@ -1,27 +1,29 @@
 // What one unit of a map sees of the image: its receptive field, moved by the mouse and by the arrow keys.
 
-import { arrow, h, s } from "./dom.js";
+import { arrow, clamped, h, options, s } from "./dom.js";
 import { t } from "./words.js";
 
-const SIDE = 240;
+const SIDE = 240, VIEW = `0 0 ${SIDE} ${SIDE}`;
 
 export function receptiveFields(place, chosen) {
   const state = { layers: [], size: 0, name: null, y: 0, x: 0 };
-  const select = h("select", { "aria-label": t("layer"), onchange: (event) => choose(event.target.value) });
-  const map = s("svg", { viewBox: `0 0 ${SIDE} ${SIDE}`, tabindex: "0", role: "application", onpointermove: point, onpointerdown: point, onkeydown: key });
-  const image = s("svg", { viewBox: `0 0 ${SIDE} ${SIDE}`, role: "img" });
+  const select = h("select", { "aria-label": t("layer"), onchange: () => choose(select.value) });
+  const image = s("svg", { viewBox: VIEW, role: "img" }), map = s("svg", {
+    viewBox: VIEW, tabindex: "0", role: "application", onpointermove: point, onpointerdown: point, onkeydown: key,
+  });
   const mapCaption = h("figcaption"), text = h("p", { "aria-live": "polite" });
   place.replaceChildren(h("p", { class: "small muted" }, t("seesHelp")), select,
-    h("div", { class: "sees", }, h("figure", {}, map, mapCaption), h("figure", {}, image, h("figcaption", {}, t("theImage")))), text);
+    h("div", { class: "sees" }, h("figure", {}, map, mapCaption),
+      h("figure", {}, image, h("figcaption", {}, t("theImage")))), text);
 
   const layerOf = (name) => state.layers.find((layer) => layer.name === name);
-  const sideOf = (layer) => layer.output_shape[2] ?? 1;
+  const sideOf = (layer) => layer.output_shape[2];
 
   function show(layers, size) {
     state.layers = layers.filter((layer) => layer.output_shape.length === 4);
     state.size = size;
     const last = state.layers.findLast((layer) => layer.kind === "conv") ?? state.layers[0];
-    select.replaceChildren(...state.layers.map((layer) => h("option", { value: layer.name }, layer.name)));
+    select.replaceChildren(...options(state.layers.map((layer) => layer.name)));
     choose(layerOf(state.name) ? state.name : last.name);
   }
 
@@ -31,44 +33,47 @@ export function receptiveFields(place, chosen) {
     if (name !== state.name) state.y = state.x = Math.floor(sideOf(layer) / 2);
     state.name = select.value = name;
     chosen(name);
-    paint();
+    put(state.y, state.x);
   }
 
   function point(event) {
     const box = map.getBoundingClientRect(), side = sideOf(layerOf(state.name));
-    const at = (value, length) => Math.max(0, Math.min(side - 1, Math.floor((value / length) * side)));
-    state.x = at(event.clientX - box.left, box.width);
-    state.y = at(event.clientY - box.top, box.height);
-    paint();
+    const at = (value, length) => Math.floor((value / length) * side);
+    put(at(event.clientY - box.top, box.height), at(event.clientX - box.left, box.width));
   }
 
   function key(event) {
     const move = arrow(event);
-    if (!move) return;
-    const side = sideOf(layerOf(state.name));
-    state.y = Math.max(0, Math.min(side - 1, state.y + move[0]));
-    state.x = Math.max(0, Math.min(side - 1, state.x + move[1]));
-    paint();
+    if (move) put(state.y + move[0], state.x + move[1]);
   }
 
-  function paint() {
+  /** Choose the unit at a row and a column, or the nearest one inside the map. */
+  function put(row, column) {
     const layer = layerOf(state.name), side = sideOf(layer);
-    state.y = Math.min(state.y, side - 1);
-    state.x = Math.min(state.x, side - 1);
-    const cell = SIDE / side, pixel = SIDE / state.size;
-    const lines = side <= 32 ? Array.from({ length: side - 1 }, (_, i) => (i + 1) * cell).flatMap((at) => [
-      s("line", { x1: at, x2: at, y1: 0, y2: SIDE, stroke: "var(--line)" }), s("line", { y1: at, y2: at, x1: 0, x2: SIDE, stroke: "var(--line)" })]) : [];
-    const frame = () => s("rect", { x: 0.5, y: 0.5, width: SIDE - 1, height: SIDE - 1, fill: "var(--shade)", stroke: "var(--line)" });
-    const mark = Math.max(cell, 4);
-    map.replaceChildren(frame(), ...lines, s("rect", { x: (state.x + 0.5) * cell - mark / 2, y: (state.y + 0.5) * cell - mark / 2, width: mark, height: mark, fill: "var(--convolution)" }));
-    const [top, left] = [layer.first + layer.stride * state.y, layer.first + layer.stride * state.x];
-    const clip = (value) => Math.max(0, Math.min(state.size, value));
-    const [y1, y2, x1, x2] = [clip(top), clip(top + layer.receptive_field), clip(left), clip(left + layer.receptive_field)];
-    image.replaceChildren(frame(), s("rect", { x: x1 * pixel, y: y1 * pixel, width: Math.max(1, (x2 - x1) * pixel), height: Math.max(1, (y2 - y1) * pixel), fill: "var(--convolution)", "fill-opacity": 0.55, stroke: "var(--action)" }));
-    mapCaption.textContent = `${t("mapOf", state.name)}, ${side} × ${side}`;
-    text.textContent = t("seesText", state.name, state.y + 1, state.x + 1, layer.receptive_field, state.size, layer.stride);
-    map.setAttribute("aria-label", text.textContent);
-    image.setAttribute("aria-label", text.textContent);
+    Object.assign(state, { y: clamped(row, side - 1), x: clamped(column, side - 1) });
+    paint(layer, side);
+  }
+
+  function paint({ receptive_field: field, stride, first }, side) {
+    const cell = SIDE / side, pixel = SIDE / state.size, { name, y, x } = state;
+    const frame = () => s("rect", {
+      x: 0.5, y: 0.5, width: SIDE - 1, height: SIDE - 1, fill: "var(--shade)", stroke: "var(--line)",
+    });
+    const line = (ends) => s("line", { x1: 0, x2: SIDE, y1: 0, y2: SIDE, stroke: "var(--line)", ...ends });
+    const lines = Array.from({ length: side <= 32 ? side - 1 : 0 }, (_, index) => (index + 1) * cell)
+      .map((at) => [line({ x1: at, x2: at }), line({ y1: at, y2: at })]);
+    const width = Math.max(cell, 4), corner = (at) => (at + 0.5) * cell - width / 2;
+    const mark = { x: corner(x), y: corner(y), width, height: width, fill: "var(--convolution)" };
+    map.replaceChildren(frame(), ...lines.flat(), s("rect", mark));
+    const seen = (at) => [0, field].map((end) => clamped(first + stride * at + end, state.size));
+    const [[top, bottom], [left, right]] = [seen(y), seen(x)], drawn = (pixels) => Math.max(1, pixels * pixel);
+    image.replaceChildren(frame(), s("rect", {
+      x: left * pixel, y: top * pixel, width: drawn(right - left), height: drawn(bottom - top),
+      fill: "var(--convolution)", "fill-opacity": 0.55, stroke: "var(--action)",
+    }));
+    mapCaption.textContent = `${t("mapOf", name)}, ${side} × ${side}`;
+    text.textContent = t("seesText", name, y + 1, x + 1, field, state.size, stride);
+    for (const each of [map, image]) each.setAttribute("aria-label", text.textContent);
   }
   return { show, choose };
 }

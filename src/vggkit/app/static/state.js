@@ -1,4 +1,4 @@
-// The design, held in the address: `#/design?network=vgg16&image_size=224&…`, to be copied, sent and gone back to.
+// The view and the design, held in the address: `#/design?network=vgg16&image_size=224&…`.
 
 export const DEFAULTS = {
   network: "vgg11", in_channels: "1", image_size: "224", num_classes: "10", head: "flatten", pooled_size: "7",
@@ -10,13 +10,16 @@ export function readAddress() {
   return { view: path || "design", values: { ...DEFAULTS, ...Object.fromEntries(new URLSearchParams(query)) } };
 }
 
-/** Change the view or some values; only what differs from the defaults is written. */
-export function writeAddress({ view, values }, isStep = false) {
-  const now = readAddress();
-  const all = { ...now.values, ...values };
-  const told = Object.entries(all).filter(([name, value]) => String(value) !== (DEFAULTS[name] ?? ""));
+/** The address of a view; only values that differ from the defaults are written. */
+export function addressOf(view, values) {
+  const told = Object.entries(values).filter(([name, value]) => String(value) !== (DEFAULTS[name] ?? ""));
   const query = new URLSearchParams(told).toString();
-  const address = `#/${view ?? now.view}${query ? `?${query}` : ""}`;
+  return `#/${view}${query ? `?${query}` : ""}`;
+}
+
+/** Change the view or some values. */
+export function writeAddress({ view, values }, isStep = false) {
+  const now = readAddress(), address = addressOf(view ?? now.view, { ...now.values, ...values });
   if (address !== location.hash) history[isStep ? "pushState" : "replaceState"](null, "", address);
 }
 

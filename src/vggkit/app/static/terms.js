@@ -1,7 +1,8 @@
-// What the library says in English, in Chinese: a blank is any text, which is translated too.
+// The library's English messages in Chinese; a blank is any text, which is translated too.
 
 import { FIELDS } from "./fields-zh.js";
 import { TERMS } from "./terms-zh.js";
+import { WORDS } from "./texts.js";
 import { language, t } from "./words.js";
 
 let patterns = null;
@@ -14,24 +15,28 @@ function compiled() {
   });
 }
 
-/** A line of the library in the page's language; what is not known stays as it is. */
+/** A message of the library in the page's language; an unknown one stays as it is. */
 export function translated(line) {
   if (language() !== "zh") return line;
   patterns ??= compiled();
   for (const [pattern, blanks, chinese] of patterns) {
     const found = line.match(pattern);
-    if (found) return blanks.reduce((text, blank, index) => text.replaceAll(`{${blank}}`, () => translated(found[index + 1])), chinese);
+    const filled = (text, blank, at) => text.replaceAll(`{${blank}}`, () => translated(found[at + 1]));
+    if (found) return blanks.reduce(filled, chinese);
   }
   return FIELDS[line]?.[0] ?? line;
 }
 
-/** An error of the library in the page's language; one without Chinese words is quoted whole, not half translated. */
+/** An error of the library in the page's language; one that is not fully translated is quoted in English. */
 export function complaint(line) {
   const said = translated(line);
   return language() === "zh" && /[a-z]+ [a-z]+ [a-z]+/.test(said) ? t("quoted", line) : said;
 }
 
-/** A field of a recipe: what it is called and its help, which the library gives in English. */
+/** The name and the help of a field of a recipe; `help` is the library's, in English. */
 export function fieldWords(name, help) {
-  return (language() === "zh" && FIELDS[name]) || [name.replaceAll("_", " "), help];
+  return (language() === "zh" && FIELDS[name]) || [name[0].toUpperCase() + name.slice(1).replaceAll("_", " "), help];
 }
+
+/** The label of a field of a design or of a recipe. */
+export const label = (name) => (name in WORDS ? t(name) : fieldWords(name)[0]);

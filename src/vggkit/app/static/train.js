@@ -1,9 +1,10 @@
-// The view "Train": a recipe, its runs, and how the chosen ones go on.
+// The view "Train": a recipe, the runs, and the progress of the chosen ones.
 
-import { ask, h, repaint, share, table, whole } from "./dom.js";
+import { ask, button, failure, field, h, repaint, table } from "./dom.js";
 import { recipeForm } from "./form.js";
-import { follow, painted } from "./live.js";
+import { painted } from "./live.js";
 import { looks } from "./looks.js";
+import { COLUMNS, MOST, runRow } from "./runs.js";
 import { designOf, readAddress, writeAddress } from "./state.js";
 import { complaint } from "./terms.js";
 import { t } from "./words.js";
@@ -11,81 +12,78 @@ import { t } from "./words.js";
 let kept = null;
 
 export function open(main) {
-  const form = h("section", { class: "panel stack late" }), list = h("section", { class: "panel" }), live = h("div", { class: "stack", "aria-live": "off" }), seen = h("div", { class: "stack" });
-  const view = { runs: [], datasets: [], source: null, followed: {}, timer: null };
-  main.append(h("h1", {}, t("trainTitle")), h("p", { class: "lead" }, t("trainLead")),
-    h("div", { class: "split" }, h("div", { class: "stack" }, form), h("div", { class: "stack" }, list, live, seen)));
+  const form = h("section", { class: "panel stack late" }), list = h("section", { class: "panel" });
+  const live = h("div", { class: "stack", "aria-live": "off" }), seen = h("div", { class: "stack" });
+  const view = { runs: [], datasets: [], source: null, followed: {} };
+  const columns = [[form], [list, live, seen]].map((parts) => h("div", { class: "stack" }, parts));
+  main.append(h("div", { class: "split" }, columns));
   const chosen = () => (readAddress().values.run ?? "").split(",").filter(Boolean);
-  const looking = looks(seen);
+  const looking = looks(seen), problem = failure("");
 
   async function fill() {
     view.known ??= await ask("/api/recipes");
     await refresh();
-    kept ??= { base: "quick", recipe: structuredClone(view.known.recipes.quick) };
+    if (kept) paintForm();
+    else take("quick");
+  }
+
+  function take(base) {
+    kept = { base, recipe: structuredClone(view.known.recipes[base]) };
     paintForm();
   }
 
   function paintForm() {
-    const named = view.known.recipes[kept.base];
-    const error = h("p", { class: "error", role: "alert" });
+    const { recipe, base } = kept, { recipes, fields } = view.known, error = failure("");
     const models = ["", ...view.runs.filter((run) => run.has_weights).map((run) => run.name)];
     const choices = { data: view.datasets, warm_start: models, pretrained: models, continues: models };
-    if (!view.datasets.includes(kept.recipe.data)) [kept.recipe.data] = view.datasets;
+    if (!view.datasets.includes(recipe.data)) [recipe.data] = view.datasets;
     const check = () => {
       clearTimeout(view.checking);
-      view.checking = setTimeout(() => ask("/api/check", { recipe: kept.recipe }).then((found) => { error.textContent = complaint(found.error ?? ""); }, (found) => { error.textContent = found.message; }), 150);
+      view.checking = setTimeout(async () => {
+        const found = await ask("/api/check", { recipe }).catch((unanswered) => ({ error: unanswered.message }));
+        error.textContent = complaint(found.error ?? "");
+      }, 150);
     };
     repaint(form,
-      h("label", {}, t("recipe"), h("select", { name: "recipe", onchange: (event) => { kept = { base: event.target.value, recipe: structuredClone(view.known.recipes[event.target.value]) }; paintForm(); } },
-        Object.keys(view.known.recipes).map((name) => h("option", { value: name, selected: name === kept.base }, name)))),
-      h("button", { type: "button", onclick: useDesign }, t("useDesign")),
-      h("div", {}, recipeForm(view.known.fields, kept.recipe, named, choices, check)), error,
-      h("button", { type: "button", class: "primary", onclick: () => act("/api/start", { recipe: kept.recipe }, error) }, t("startRun")));
+      field(t("recipe"), base, { choices: Object.keys(recipes), change: take, name: "recipe" }),
+      button(t("useDesign"), useDesign),
+      h("div", {}, recipeForm(fields, recipe, recipes[base], choices, check)), error,
+      button(t("startRun"), () => act("/api/start", { recipe }, error), { class: "primary" }));
     check();
   }
 
   function useDesign() {
     const { text, options } = designOf(readAddress().values);
-    kept.recipe = { ...kept.recipe, architecture: text, image_size: options.image_size, head: options.head, hidden: options.hidden ?? [], dropout: options.dropout, ...(options.pooled_size ? { pooled_size: options.pooled_size } : {}) };
+    const { image_size, head, hidden = [], dropout, pooled_size = kept.recipe.pooled_size } = options;
+    kept.recipe = { ...kept.recipe, architecture: text, image_size, head, hidden, dropout, pooled_size };
     paintForm();
   }
 
   async function act(path, body, place) {
+    place.textContent = "";
     try {
       const { name } = await ask(path, body);
-      place?.replaceChildren();
-      choose([...new Set([name, ...chosen()])].slice(0, 6));
+      choose([...new Set([name, ...chosen()])].slice(0, MOST));
     } catch (error) {
-      if (place) place.textContent = error.message;
+      place.textContent = error.message;
     }
     setTimeout(() => refresh().catch(() => {}), 500);
   }
 
-  async function refresh() {
-    const answer = await ask("/api/runs");
-    view.runs = answer.runs;
-    view.datasets = answer.datasets;
-    paintList();
-  }
-
-  function choose(names) {
-    writeAddress({ values: { run: names.join(",") } });
-    paintList();
-    listen();
-  }
+  const refresh = async () => { Object.assign(view, await ask("/api/runs")); paintList(); };
+  const choose = (names) => { writeAddress({ values: { run: names.join(",") } }); paintList(); listen(); };
 
   function paintList() {
-    const names = chosen(), problem = h("p", { class: "error", role: "alert" });
-    const rows = view.runs.filter((run) => run.state !== "file").map((run) => [
-      h("label", { class: "check mono" }, h("input", { type: "checkbox", "data-key": run.name, checked: names.includes(run.name), onchange: (event) => choose(event.target.checked ? [run.name, ...names].slice(0, 6) : names.filter((name) => name !== run.name)) }), run.name),
-      h("span", { class: `badge ${{ training: "macs", failed: "bad", damaged: "bad", finished: "good" }[run.state] ?? ""}` }, t(`state ${run.state}`)),
-      h("span", { class: "mono" }, run.recipe?.architecture ?? ""), run.recipe?.data.split("/").at(-1) ?? "",
-      run.last ? `${run.last.epoch} / ${run.recipe.epochs}` : "", run.last ? share(run.last.test_accuracy) : "", run.last ? whole(run.examples_per_second) : "",
-      run.state === "training" ? h("button", { type: "button", "data-key": `act ${run.name}`, onclick: () => act("/api/stop", { run: run.name }, problem) }, t("stop"))
-        : run.state === "stopped" ? h("button", { type: "button", "data-key": `act ${run.name}`, onclick: () => act("/api/resume", { run: run.name }, problem) }, t("resume")) : ""]);
-    repaint(list, h("h2", {}, t("runs")), rows.length
-      ? table([t("run"), t("state"), t("column network"), t("column data"), t("epochs"), t("testAccuracy"), t("speed"), ""], rows, { label: t("runs") })
+    const runs = view.runs.filter((run) => run.state !== "file");
+    const head = [...COLUMNS.map(([name]) => t(name)), ""];
+    repaint(list, h("h2", {}, t("runs")), runs.length ? table(head, runs.map(row), { label: t("runs") })
       : h("p", { class: "muted" }, t("noRuns")), problem);
+  }
+
+  function row(run) {
+    const { name, state } = run, verb = { training: "stop", stopped: "resume" }[state];
+    const acted = () => act(`/api/${verb}`, { run: name }, problem);
+    return [...runRow(run, chosen(), choose), verb && button(t(verb), acted, { "data-key": `act ${name}` })];
   }
 
   function listen() {
@@ -95,17 +93,20 @@ export function open(main) {
     const names = chosen();
     looking.show(names[0]);
     if (!names.length) return;
-    view.source = follow(names, (runs) => {
-      const before = JSON.stringify(Object.values(view.followed).map((run) => run.state));
+    view.source = new EventSource(`/api/events?runs=${encodeURIComponent(names.join(","))}`);
+    view.source.onmessage = ({ data }) => {
+      const runs = JSON.parse(data);
+      const states = (all) => JSON.stringify(Object.values(all).map((run) => run.state));
+      const hasChanged = states(view.followed) !== states(runs), parts = painted(names, runs);
       view.followed = runs;
-      const parts = painted(names, runs);
-      if (live.querySelector("svg.chart:hover, svg.chart:focus, details[open]")) [...live.children].slice(0, -1).forEach((old, index) => old.replaceWith(parts[index]));
+      const isRead = live.querySelector("svg.chart:hover, svg.chart:focus, details[open]"); // then the charts stay
+      if (isRead) [...live.children].slice(0, -1).forEach((old, index) => old.replaceWith(parts[index]));
       else repaint(live, ...parts);
       looking.follow(runs[names[0]]);
-      if (before !== JSON.stringify(Object.values(runs).map((run) => run.state))) refresh().catch(() => {});
-    });
+      if (hasChanged) refresh().catch(() => {});
+    };
   }
 
-  fill().then(listen, (error) => form.replaceChildren(h("p", { class: "error" }, error.message)));
+  fill().then(listen, (error) => form.replaceChildren(failure(error.message)));
   return () => { view.source?.close(); looking.close(); };
 }
