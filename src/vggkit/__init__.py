@@ -1,7 +1,6 @@
 """vggkit: design, cost, train, use and compare networks made of VGG blocks.
 
-The public names are those of `__init__.pyi`. Each is imported when it is first used, so that what needs no torch starts
-without it.
+The public names are those of `__init__.pyi`. Each is imported at first use, so that designs and costs need no torch.
 """
 
 import ast

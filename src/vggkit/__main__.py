@@ -1,4 +1,4 @@
-"""`python -m vggkit` is `vgg`. Training handles signals from before its slow imports on."""
+"""`python -m vggkit` is `vgg`. For `train`, signals are handled before the slow imports begin."""
 
 import sys
 from contextlib import nullcontext

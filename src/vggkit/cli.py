@@ -26,26 +26,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb, *arguments = list(sys.argv[1:] if argv is None else argv) or ["help"]
     stopping.ends_with_run = argv is None
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal without UTF-8 gets escapes, and not an error
+        if isinstance(stream, io.TextIOWrapper):  # escapes instead of errors on a terminal without UTF-8
             stream.reconfigure(errors="backslashreplace")
     try:
         try:
             code = _run(verb, arguments)
-        except SystemExit as leaving:  # tyro's, once it has printed what was asked for
-            code = leaving.code if isinstance(leaving.code, int) else DONE
+        except SystemExit as exit_request:  # tyro's, after --help and after a wrong flag
+            code = exit_request.code if isinstance(exit_request.code, int) else DONE
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # `vgg ... | head`: what Python still holds goes nowhere, without a complaint
+    except BrokenPipeError:  # `vgg ... | head`: discard what is still buffered
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
-    except KeyboardInterrupt as interrupt:  # `vgg train` says by which signal
+    except KeyboardInterrupt as interrupt:  # `vgg train` gives the code of its signal
         return interrupt.args[0] if interrupt.args else INTERRUPTED
     except (VggkitError, ValueError, OSError, MemoryError, RuntimeError) as error:
-        return _told(verb, error)
+        return _report(verb, error)
 
 
-def _told(verb: str, error: Exception) -> int:
-    """The exit code for `error`, once it is told in one line; one that nobody expects is raised again."""
+def _report(verb: str, error: Exception) -> int:
+    """Print `error` in one line and return its exit code; an unexpected error is raised again."""
     message = one_line(error)
     if isinstance(error, VggkitError):
         code = error.exit_code
@@ -55,8 +55,8 @@ def _told(verb: str, error: Exception) -> int:
         code = FAILED
         message = f"expected enough memory, got: {message}, try a smaller --batch-size, --image-size or --hidden"
     else:
-        is_mistake = isinstance(error, ValueError) or getattr(error, "errno", None) == errno.ENAMETOOLONG
-        code = USER_ERROR if is_mistake else FAILED
+        is_user_error = isinstance(error, ValueError) or getattr(error, "errno", None) == errno.ENAMETOOLONG
+        code = USER_ERROR if is_user_error else FAILED
     rank, num_processes = os.environ.get("RANK", "0"), int(os.environ.get("WORLD_SIZE", "1"))
     if num_processes == 1 or rank == "0" or not isinstance(error, DivergedError):
         where = f"rank {rank}: " if num_processes > 1 else ""

@@ -1,4 +1,4 @@
-"""The errors of vggkit, each one line (expected, got, try), and the one way to print text that is not ours."""
+"""The errors of vggkit, each one line (expected, got, try), and safe printing of text from files and users."""
 
 import difflib
 import os
@@ -17,7 +17,7 @@ class VggkitError(Exception):
 
 
 class UserError(VggkitError, ValueError):
-    """Something that the user asked for or passed in cannot be."""
+    """An argument or a request of the user is invalid."""
 
     exit_code = 2
 
@@ -55,11 +55,11 @@ class CheckpointError(VggkitError, RuntimeError):
 
 
 class ExportError(VggkitError, RuntimeError):
-    """What was exported does not give the answers of the network that it was made from."""
+    """An exported network does not give the same outputs as the original."""
 
 
 class DivergedError(VggkitError, RuntimeError):
-    """The loss, the gradients or the outputs of a run are no longer finite. Every process of a run raises it."""
+    """The loss, gradients or outputs of a run are not finite. Every process of the run raises it."""
 
 
 class LostError(VggkitError, RuntimeError):
@@ -73,7 +73,7 @@ def check_type(value: object, kinds: Any, expected: str, example: str) -> None:
 
 
 def check_utf8(path: str | os.PathLike[str]) -> None:
-    """Raise `UserError` unless the name of a file to write is UTF-8, as the libraries that write it take names."""
+    """Raise `UserError` unless `path` is valid UTF-8, which the libraries that write files require."""
     try:
         os.fspath(path).encode()
     except UnicodeEncodeError:
@@ -83,13 +83,13 @@ def check_utf8(path: str | os.PathLike[str]) -> None:
 def shown(text: str | bytes | os.PathLike[str], limit: int = 80) -> str:
     r"""`text` from a file, a file name or a user, safe to print: one line of at most `limit` characters.
 
-    Control characters and escape sequences, line breaks, marks that change the direction of writing, and bytes that are
-    no UTF-8 are written as Python escapes. Text that was escaped before stays as it is.
+    Control characters, escape sequences, line breaks, bidirectional marks and bytes that are not UTF-8 become Python
+    escapes.
 
     >>> shown("cat\x1b[31m\u202e.png"), shown("x" * 100, limit=6)
     ('cat\\x1b[31m\\u202e.png', 'xxx...')
     """
-    name = os.fsdecode(text)[: limit + 1]  # a text of many megabytes is cut before it is looked at
+    name = os.fsdecode(text)[: limit + 1]  # cut first: the text may have many megabytes
     if not name.isprintable():
         name = "".join(c if c.isprintable() else _escaped(c) for c in name)
     return name if len(name) <= limit else name[: limit - 3] + "..."
@@ -101,9 +101,9 @@ def one_line(error: BaseException, limit: int = ERROR_CHARACTERS) -> str:
 
 
 def nearest(word: str, names: Iterable[str]) -> str | None:
-    """The one of `names` that `word` was probably meant to be: misspelt, cut short or given by its initials.
+    """The one of `names` that `word` probably misspells, abbreviates or gives by its initials.
 
-    Exchanged letters come first, then the likest name, and of names equally like, that of the nearest characters.
+    A name with the same letters comes first, then the most similar one; ties go to the nearest characters.
 
     >>> nearest("--epoch", ["--epoch-images", "--epochs"])
     '--epochs'
@@ -114,27 +114,28 @@ def nearest(word: str, names: Iterable[str]) -> str | None:
     >>> [nearest(word, ["vgg11", "vgg16", "vgg19"]) for word in ("vgg1l", "vgg61", "vgg18")]
     ['vgg11', 'vgg16', 'vgg19']
     """
-    asked = _plain(word[:60])
-    known = {_plain(name): name for name in sorted(names, key=len)}
-    for plain, name in known.items():
-        if len(asked) > 1 and (plain.startswith(asked) or asked == "".join(part[:1] for part in plain.split("-"))):
+    target = _normalized(word[:60])
+    candidates = {_normalized(name): name for name in sorted(names, key=len)}
+    for candidate, name in candidates.items():
+        initials = "".join(part[:1] for part in candidate.split("-"))
+        if len(target) > 1 and (candidate.startswith(target) or target == initials):
             return name
 
-    def likeness(plain: str) -> tuple[bool, float, int]:
-        distance = sum(abs(ord(a) - ord(b)) for a, b in zip(asked, plain, strict=False))
-        return sorted(asked) == sorted(plain), difflib.SequenceMatcher(None, asked, plain).ratio(), -distance
+    def similarity(candidate: str) -> tuple[bool, float, int]:
+        distance = sum(abs(ord(a) - ord(b)) for a, b in zip(target, candidate, strict=False))
+        return sorted(target) == sorted(candidate), difflib.SequenceMatcher(None, target, candidate).ratio(), -distance
 
-    best = max(known, key=likeness, default="")
-    has_same_letters, ratio, _ = likeness(best)
-    return known[best] if best and (has_same_letters or ratio >= 0.75) else None
+    best = max(candidates, key=similarity, default="")
+    has_same_letters, ratio, _ = similarity(best)
+    return candidates[best] if best and (has_same_letters or ratio >= 0.75) else None
 
 
-def _plain(name: str) -> str:
-    """`name` without what is often mistyped: case, dashes, and the letters that look like digits."""
+def _normalized(name: str) -> str:
+    """`name` in lower case, without outer dashes, and with digits for the letters that look like them."""
     return name.lower().replace("_", "-").strip("-").translate(str.maketrans("lio", "110"))
 
 
 def _escaped(character: str) -> str:
-    if "\udc80" <= character <= "\udcff":  # os.fsdecode's stand-in for a byte that is no UTF-8
+    if "\udc80" <= character <= "\udcff":  # os.fsdecode's surrogate for a byte that is not UTF-8
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode("ascii")

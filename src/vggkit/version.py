@@ -1,3 +1,3 @@
-"""The version of vggkit, which is said nowhere else."""
+"""The version of vggkit; everything else reads it here."""
 
 __version__ = "0.6.0"

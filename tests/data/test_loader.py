@@ -173,7 +173,7 @@ def test_bad_images_are_refused():
 
 
 def test_data_that_goes_away_is_said_and_not_skipped_for_ever(monkeypatch):
-    monkeypatch.setattr(loading, "MOST_BAD_IN_A_ROW", 20)
+    monkeypatch.setattr(loading, "MAX_BAD_IN_A_ROW", 20)
     opened = loader(Crop(), Pictures(cut=frozenset(range(16, 40))), 2, "skip")
     read = [labels for _, labels in opened.batches(PARTS, 0)]  # in its order, where bad ones may lie together
     assert len(torch.cat(read)) == 40

@@ -12,7 +12,7 @@ import pytest
 
 from tests.own_images import SAMPLE, names, open_images, pixels, png, read_all, touch, write
 from vggkit import Recipe, cli, train
-from vggkit.data.samples import kept_out
+from vggkit.data.samples import holdout_mask
 from vggkit.errors import DataError
 
 
@@ -59,7 +59,7 @@ def test_a_share_of_each_class_is_kept_out(tmp_path):
 
 
 def test_the_choice_is_the_same_everywhere_and_for_ever():
-    chosen = kept_out(np.repeat(np.arange(2, dtype=np.uint16), 10), 0.3, seed=3)
+    chosen = holdout_mask(np.repeat(np.arange(2, dtype=np.uint16), 10), 0.3, seed=3)
     assert np.flatnonzero(chosen).tolist() == [0, 1, 9, 11, 13, 15]  # a run that is resumed in years needs it
 
 

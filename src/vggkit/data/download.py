@@ -1,4 +1,4 @@
-"""A file from the network, in whole."""
+"""Downloads of whole files."""
 
 import urllib.request
 from collections.abc import Callable
@@ -12,10 +12,10 @@ TRIES = 3
 
 
 def download(url: str, target: Path, max_bytes: int, report: Callable[[str], None]) -> None:
-    """Write what lies at `url` to `target`; of three tries, the last one's error is raised.
+    """Download `url` to `target` in at most three tries.
 
     Raises:
-        OSError, HTTPException: it could not be had, is cut, or is larger than `max_bytes`.
+        OSError, HTTPException: the last try failed, or the file is truncated or larger than `max_bytes`.
     """
     for attempt in range(1, TRIES + 1):
         try:

@@ -1,4 +1,4 @@
-"""Fashion-MNIST: find it, fetch it, verify it, read it. Trusts no header and no file that it has not checked.
+"""Fashion-MNIST: finding, fetching, verifying and reading it without trusting its files.
 
 Source: Xiao, Rasul & Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning
 Algorithms", arXiv 1708.07747. Its files are in LeCun's IDX format: a zero, a zero, the type (8 is uint8), the
@@ -67,28 +67,27 @@ SAMPLE_WARNING = (
 )
 
 MAX_IDX_BYTES = 2**28
-"""Far above the 47 MB of Fashion-MNIST: what a file that says more is refused for before it is unpacked."""
-
+"""Far above the 47 MB of Fashion-MNIST; a larger file is refused before it is unpacked."""
 
 Array = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images and labels, as they are in the files."""
+    """Images and labels as stored in the files."""
 
     name: str
-    train_images: npt.NDArray[np.uint8]
+    train_images: Array
     """(images, height, width)."""
-    train_labels: npt.NDArray[np.uint8]
+    train_labels: Array
     """(images,)."""
-    test_images: npt.NDArray[np.uint8]
-    test_labels: npt.NDArray[np.uint8]
+    test_images: Array
+    test_labels: Array
     classes: tuple[str, ...]
 
     @property
     def source(self) -> ImageSource:
-        """These images as the kind of data that `open_data` gives."""
+        """These images in the form that `open_data` returns."""
         digest = hashlib.sha256()
         for array in (self.train_images, self.train_labels, self.test_images, self.test_labels):
             digest.update(f"{array.shape}".encode() + array.tobytes())
@@ -101,13 +100,13 @@ def load(name: str = FULL_NAME, data_dir: str | os.PathLike[str] | None = None) 
     """The data set `name`, verified.
 
     Args:
-        name: `fashion-mnist`; `fashion-mnist-sample`, the 3,000 images that come with vggkit (the first 200 of
-            each class of the training set and the first 100 of each class of the test set); or a folder of your own
-            with the same four file names, such as MNIST's, which is checked for consistency only.
-        data_dir: where to look for `fashion-mnist` first.
+        name: `fashion-mnist`; `fashion-mnist-sample`, the 3,000 images that come with vggkit (the first 200 of each
+            class of the training set and the first 100 of each class of the test set); or a folder with the same four
+            file names, such as MNIST's, which is only checked for consistency.
+        data_dir: the folder of `fashion-mnist`; see `find`.
 
     Raises:
-        DataError: it is nowhere, or a file of it is not what it must be.
+        DataError: it is missing, or one of its files is damaged.
     """
     if name in SHA256:
         return verify(name, SAMPLE_PLACE if name == SAMPLE_NAME else find(Path(data_dir) if data_dir else None))
@@ -123,32 +122,24 @@ def load(name: str = FULL_NAME, data_dir: str | os.PathLike[str] | None = None) 
 
 
 def verify(name: str, place: Path) -> Dataset:
-    """The data set `name` in `place`, whose every file has the SHA-256 that is known.
-
-    Raises:
-        DataError: a file is missing, cut or different; it is named.
-    """
+    """The data set `name` in `place`, verified by SHA-256; raises `DataError` that names a missing or wrong file."""
     return Dataset(name, *_read_all(place, SHA256[name]), CLASSES)
 
 
 def cache_dir() -> Path:
-    """The folder that `fetch` writes to: `$XDG_CACHE_HOME/vggkit/fashion-mnist`, or below `~/.cache`."""
+    """The folder that `fetch` writes to, in the user's cache."""
     return user_cache() / FULL_NAME
 
 
 def find(data_dir: Path | None = None) -> Path:
-    """The first folder that has all four files, plain or as .gz, which are not verified yet.
+    """The first folder with all four files, plain or as .gz, not verified; raises `DataError` if there is none.
 
-    Args:
-        data_dir: is looked into alone, if it is given; else `$VGGKIT_DATA`, the user's cache and Debian's place are.
-
-    Raises:
-        DataError: none has them.
+    Candidates are `data_dir` alone if given, otherwise `$VGGKIT_DATA`, the user's cache and Debian's folder.
     """
     environment = os.environ.get("VGGKIT_DATA")
     places = [data_dir] if data_dir else [*([Path(environment)] if environment else []), cache_dir(), DEBIAN_PLACE]
     for place in places:
-        missing = [file for file in FILES if not _is_there(place, file)]
+        missing = [file for file in FILES if not _has_file(place, file)]
         if not missing:
             return place
     if data_dir:
@@ -157,19 +148,10 @@ def find(data_dir: Path | None = None) -> Path:
 
 
 def fetch(report: Callable[[str], None] = lambda line: None, url: str = OFFICIAL_URL) -> Path:
-    """Bring Fashion-MNIST into the user's cache: from its official address, else from the Debian package.
+    """Fetch Fashion-MNIST, unless it is there, into the user's cache and return its folder.
 
-    Both hold the same bytes, and only bytes of the pinned SHA-256 get the name of a data file.
-
-    Args:
-        report: is told in a line what is being done and what failed.
-        url: the folder to download from.
-
-    Returns:
-        The folder that holds it; nothing is fetched if it is in the cache already.
-
-    Raises:
-        DataError: neither could be had; the reasons are in the message.
+    It comes from `url` or else from the Debian package; only files with the pinned SHA-256 are stored. `report` takes
+    lines of progress. Raises `DataError` with the reasons if both fail.
     """
     target = cache_dir()
     with contextlib.suppress(DataError):
@@ -180,11 +162,11 @@ def fetch(report: Callable[[str], None] = lambda line: None, url: str = OFFICIAL
     except OSError as error:
         raise DataError(f"expected a cache folder that can be made, got {target}: {error.strerror}") from None
     reasons = []
-    for source, bring in ((url, _download), (f"the Debian package {DEBIAN_PACKAGE}", _unpack_debian_package)):
+    for source, fetch_into in ((url, _download), (f"the Debian package {DEBIAN_PACKAGE}", _unpack_debian_package)):
         report(f"fetching Fashion-MNIST from {source}")
         try:
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as temporary:
-                folder = bring(Path(temporary), url, report)
+                folder = fetch_into(Path(temporary), url, report)
                 verify(FULL_NAME, folder)
                 for file in FILES:
                     (folder / f"{file}.gz").replace(target / f"{file}.gz")
@@ -199,16 +181,15 @@ def fetch(report: Callable[[str], None] = lambda line: None, url: str = OFFICIAL
 
 
 def read_idx(path: Path, ndim: int, sha256: str | None = None) -> Array:
-    """The uint8 array in an IDX file, plain or gzip, of `ndim` dimensions.
+    """The uint8 array of `ndim` dimensions in an IDX file, plain or gzip.
 
-    The header is checked against what was asked for, against `MAX_IDX_BYTES`, and against the bytes that are
-    really there, before an array is made.
+    The header is checked against `ndim`, `MAX_IDX_BYTES` and the size of the content before an array is made.
 
     Raises:
         DataError: it is not such a file, or its content has another digest than `sha256`; the file is named.
     """
-    if found := why_not_a_file(path):
-        raise DataError(f"{path}: expected a whole, readable file, got {found}")
+    if reason := why_not_a_file(path):
+        raise DataError(f"{path}: expected a whole, readable file, got {reason}")
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
             content: bytes = file.read(MAX_IDX_BYTES + 1)
@@ -237,14 +218,14 @@ def read_idx(path: Path, ndim: int, sha256: str | None = None) -> Array:
 def _read_all(place: Path, digests: Sequence[str | None]) -> tuple[Array, Array, Array, Array]:
     arrays = []
     for file, digest in zip(FILES, digests, strict=True):
-        if not _is_there(place, file):
+        if not _has_file(place, file):
             raise DataError(f"expected {file} or {file}.gz in {place}, got neither")
         zipped = place / f"{file}.gz"
         arrays.append(read_idx(zipped if zipped.is_file() else place / file, 3 if "images" in file else 1, digest))
     return arrays[0], arrays[1], arrays[2], arrays[3]
 
 
-def _is_there(place: Path, file: str) -> bool:
+def _has_file(place: Path, file: str) -> bool:
     return (place / f"{file}.gz").is_file() or (place / file).is_file()
 
 
@@ -255,19 +236,19 @@ def _download(temporary: Path, url: str, report: Callable[[str], None]) -> Path:
 
 
 def _unpack_debian_package(temporary: Path, url: str, report: Callable[[str], None]) -> Path:
-    """Download and unpack the package without root, with package lists of our own if the system has none."""
+    """Download and unpack the package without root, with private package lists if the system has none."""
     for tool in ("apt-get", "dpkg"):
         if shutil.which(tool) is None:
             raise DataError(f"there is no {tool} on this machine")
     for folder in ("lists/partial", "cache/archives/partial"):
         (temporary / folder).mkdir(parents=True)
-    own = [f"Dir::State::Lists={temporary}/lists", f"Dir::Cache={temporary}/cache", "APT::Sandbox::User="]
-    own = [word for option in own for word in ("-o", option)]
+    options = [f"Dir::State::Lists={temporary}/lists", f"Dir::Cache={temporary}/cache", "APT::Sandbox::User="]
+    private_lists = [word for option in options for word in ("-o", option)]
     try:
         _run(["apt-get", "download", DEBIAN_PACKAGE], temporary)
     except DataError:
-        _run(["apt-get", *own, "update"], temporary)
-        _run(["apt-get", *own, "download", DEBIAN_PACKAGE], temporary)
+        _run(["apt-get", *private_lists, "update"], temporary)
+        _run(["apt-get", *private_lists, "download", DEBIAN_PACKAGE], temporary)
     (package,) = temporary.glob(f"{DEBIAN_PACKAGE}_*.deb")
     _run(["dpkg", "-x", str(package), "unpacked"], temporary)
     return temporary / "unpacked" / DEBIAN_PLACE.relative_to("/")

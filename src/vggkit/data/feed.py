@@ -1,4 +1,4 @@
-"""Where training and evaluation take their batches from: images on the device, or files that are decoded ahead."""
+"""The batches of training and evaluation, from images on the device or from files that are decoded ahead."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,11 +19,11 @@ DECODED_TOGETHER = 256
 
 
 class Share(Protocol):
-    """Which part of every batch a process takes, and where to; a `Team` is one."""
+    """The part of every batch that a process takes, and its device; `Team` is one."""
 
     @property
     def device(self) -> torch.device:
-        """Where the images go."""
+        """The device of the images."""
 
     @property
     def rank(self) -> int:
@@ -31,15 +31,15 @@ class Share(Protocol):
 
     @property
     def size(self) -> int:
-        """How many processes there are."""
+        """The number of processes."""
 
     def sum_(self, values: Tensor) -> Tensor:
-        """`values` with the sum over all processes, in place."""
+        """Sum `values` over all processes, in place."""
 
 
 @dataclass(frozen=True)
 class Whole:
-    """The share of a process that is alone."""
+    """The share of a single process: everything."""
 
     device: torch.device
     rank: int = 0
@@ -59,9 +59,9 @@ class Batch:
     labels: Tensor
     """int64 (images,); -100 for one that does not count."""
     part: slice
-    """Of the whole batch."""
+    """Which part of the whole batch this is."""
     size: int
-    """Images of the whole batch."""
+    """Images in the whole batch."""
 
 
 def open_feed(
@@ -74,16 +74,16 @@ def open_feed(
     num_workers: int = 0,
     bad_images: Literal["fail", "skip"] = "fail",
 ) -> "Feed":
-    """The feed of any split: arrays go to the device in whole, and image files are decoded ahead of their batch.
+    """The feed of a split: arrays are moved to the device at once, image files are decoded ahead of their batch.
 
     Args:
-        images: a split of what `open_data` gives.
-        read: how an image file becomes what the network takes; of arrays only its number of channels matters.
+        images: a split from `open_data`.
+        read: decodes an image file; for arrays only its number of channels matters.
         share: the device, and the part of each batch.
-        batch_size: images of a whole batch, in all processes together.
-        seed: of the order in each epoch.
-        num_workers: how many images are decoded at the same time.
-        bad_images: `fail` at a file that is no image or broken, or `skip` it: it comes as zeros with the label -100.
+        batch_size: images in a batch of all processes together.
+        seed: for the order of each epoch.
+        num_workers: threads that decode.
+        bad_images: `fail` at a file that is broken or no image, or `skip` it: zeros with the label -100.
     """
     if isinstance(images, ArrayImages):
         split = Split.on(share.device, images.pixels, images.labels)
@@ -95,22 +95,22 @@ def open_feed(
 
 
 def network_input(feed: "Feed", images: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """`images` of `feed`, perhaps augmented, as the network takes them: normalised, and resized unless they are."""
+    """The network's input for `images` of `feed`: normalised, and resized if necessary."""
     return preprocessing.scaled(images) if feed.is_fitted else preprocessing(images)
 
 
 @dataclass(frozen=True)
 class DeviceFeed:
-    """Images that live on the device as uint8."""
+    """Images on the device as uint8."""
 
     split: Split
     batch_size: int
     seed: int
     share: Share
     is_fitted: bool
-    """Whether the images have the network's size already, so that they are only normalised."""
+    """Whether the images have the network's size."""
     content: dict[str, int] = field(default_factory=dict)
-    """What is known of the images' content: an epoch, and the sum of the digests of the images in it."""
+    """If known, `epoch` and the `sum` of the digests of the images in it."""
 
     @property
     def num_images(self) -> int:
@@ -118,13 +118,13 @@ class DeviceFeed:
         return len(self.split)
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch, from the one numbered `first`; epoch 0 is all images in their own order."""
+        """The batches of an epoch from number `first` on; epoch 0 is not shuffled."""
         order = epoch_order(len(self.split), self.seed, epoch).to(self.share.device) if epoch else None
-        for start, part, counts, size in _parts(self.share, len(self.split), self.batch_size, first):
-            here = slice(start + part.start, start + size, part.step)
-            index: Tensor | slice = order[here] if order is not None else here
+        for start, part, is_counted, size in _batch_parts(self.share, len(self.split), self.batch_size, first):
+            positions = slice(start + part.start, start + size, part.step)
+            index: Tensor | slice = order[positions] if order is not None else positions
             images, labels = self.split.images[index], self.split.labels[index]
-            yield Batch(images, labels if counts else torch.full_like(labels, IGNORED_LABEL), part, size)
+            yield Batch(images, labels if is_counted else torch.full_like(labels, IGNORED_LABEL), part, size)
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class LoaderFeed:
     share: Share
     is_fitted: bool = True
     content: dict[str, int] = field(default_factory=dict)
-    """As of `DeviceFeed`, after the first whole epoch that was read."""
+    """As in `DeviceFeed`, after the first whole epoch."""
 
     @property
     def num_images(self) -> int:
@@ -145,54 +145,53 @@ class LoaderFeed:
         return len(self.loader.images)
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch, from the one numbered `first`; epoch 0 is all images in their own order."""
+        """The batches of an epoch from number `first` on; epoch 0 is not shuffled."""
         total, device = self.num_images, self.share.device
         in_order = self.loader.images.is_stream or not epoch  # a stream shuffles itself
         order = torch.arange(total) if in_order else epoch_order(total, self.seed, epoch)
-        parts = list(_parts(self.share, total, self.batch_size, first))
+        parts = list(_batch_parts(self.share, total, self.batch_size, first))
         positions = [order[start + part.start : start + size : part.step].numpy() for start, part, _, size in parts]
         content, sum_before = 0, self.loader.content
         self.loader.is_hashing = first == 0 and not self.content
         loaded = self.loader.batches(positions, epoch)
-        for (_, part, counts, size), (images, labels) in zip(parts, loaded, strict=True):
-            content = self.loader.content - sum_before if counts else content
-            on_device = labels.to(device, non_blocking=True)
-            on_device = on_device if counts else torch.full_like(on_device, IGNORED_LABEL)
-            yield Batch(images.to(device, non_blocking=True), on_device, part, size)
+        for (_, part, is_counted, size), (images, labels) in zip(parts, loaded, strict=True):
+            content = self.loader.content - sum_before if is_counted else content
+            labels = labels if is_counted else torch.full_like(labels, IGNORED_LABEL)
+            yield Batch(images.to(device, non_blocking=True), labels.to(device, non_blocking=True), part, size)
         if self.loader.is_hashing:
-            of_all = self.share.sum_(torch.tensor(_signed(content), device=device))
-            self.content.update(epoch=epoch, sum=int(of_all))
+            total_content = self.share.sum_(torch.tensor(_as_int64(content), device=device))
+            self.content.update(epoch=epoch, sum=int(total_content))
 
     def decoded(self) -> DeviceFeed:
-        """All images, decoded once and kept on the device, in their order; bad ones are black and do not count."""
+        """All images decoded once and kept on the device; bad ones are black and do not count."""
         device, total = self.share.device, self.num_images
         pixels = torch.empty((total, *self.loader.read.shape), dtype=torch.uint8, device=device)
         labels = torch.empty(total, dtype=torch.int64, device=device)
         self.loader.is_hashing = True
         parts = in_parts(np.arange(total), DECODED_TOGETHER)
-        for positions, (some, their_labels) in zip(parts, self.loader.batches(parts, epoch=0), strict=True):
-            here = slice(positions[0], positions[-1] + 1)
-            pixels[here], labels[here] = some.to(device), their_labels.to(device)
+        for positions, (part_pixels, part_labels) in zip(parts, self.loader.batches(parts, epoch=0), strict=True):
+            part = slice(positions[0], positions[-1] + 1)
+            pixels[part], labels[part] = part_pixels.to(device), part_labels.to(device)
         if (labels == IGNORED_LABEL).all():
             raise DataError("expected an image that can be read, got none")
-        content = {"epoch": 0, "sum": _signed(self.loader.content)}
+        content = {"epoch": 0, "sum": _as_int64(self.loader.content)}
         return DeviceFeed(Split(pixels, labels), self.batch_size, self.seed, self.share, True, content)
 
 
 Feed = DeviceFeed | LoaderFeed
 
 
-def _signed(number: int) -> int:
-    """`number` modulo 2^64, as an int64 has it."""
+def _as_int64(number: int) -> int:
+    """`number` modulo 2^64 as a signed 64-bit integer."""
     return (number + 2**63) % 2**64 - 2**63
 
 
-def _parts(share: Share, num_images: int, batch_size: int, first: int) -> Iterator[tuple[int, slice, bool, int]]:
-    """For each batch from `first` on: its start, this process's part of it, whether that counts, and its size.
+def _batch_parts(share: Share, num_images: int, batch_size: int, first: int) -> Iterator[tuple[int, slice, bool, int]]:
+    """For each batch from number `first` on: its start, this process's part, whether that counts, and its size.
 
-    If there are more processes than images, those left over take the first one, uncounted, so that all take part.
+    A process without an image of its own takes the first one, uncounted, since all must take part in each step.
     """
     for start in range(first * batch_size, num_images, batch_size):
         size = min(batch_size, num_images - start)
-        counts = share.rank < size
-        yield start, slice(share.rank if counts else 0, size, share.size if counts else size), counts, size
+        is_counted = share.rank < size
+        yield start, slice(share.rank if is_counted else 0, size, share.size if is_counted else size), is_counted, size

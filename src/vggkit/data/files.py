@@ -1,4 +1,4 @@
-"""Files that are never half written, and what is asked of a path before it is opened."""
+"""Atomic writes, and reads that accept only regular files of a bounded size."""
 
 import errno
 import io
@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, BinaryIO
 from vggkit.errors import DataError
 
 MAX_IMAGE_BYTES = 2**29
-"""Of an image file: more than 64 million pixels of 16 bits take without compression."""
+"""Of an image file: above the size of 64 million uncompressed pixels of 16 bits."""
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 def why_not_a_file(path: Path) -> str | None:
-    """What `path` is if it is no regular file, in words; None if it is one. A FIFO would be waited for."""
+    """Why `path` is not a regular file, for an error message; None if it is one. Opening a FIFO would block."""
     try:
         if path.is_file():
             return None
@@ -33,44 +33,36 @@ def why_not_a_file(path: Path) -> str | None:
 
 
 def read_image_file(path: Path, name: str) -> bytes:
-    """The content of an image file, which `name` calls it; raises `DataError`. A FIFO or a device is not opened."""
-    if found := why_not_a_file(path):
-        raise DataError(f"{name}: expected an image file, got {found}")
+    """The content of the image file at `path`, called `name` in messages; raises `DataError`."""
+    if reason := why_not_a_file(path):
+        raise DataError(f"{name}: expected an image file, got {reason}")
     return read_at_most(path, name, MAX_IMAGE_BYTES)
 
 
-def read_at_most(path: Path, name: str, most_bytes: int, kind: str = "") -> bytes:
-    """The content of a file of at most `most_bytes`, which `name` and `kind` describe in the `DataError` of others."""
+def read_at_most(path: Path, name: str, max_bytes: int, kind: str = "") -> bytes:
+    """The content of a file of at most `max_bytes`; raises `DataError`, whose message has `name` and `kind`."""
     try:
         with path.open("rb") as file:
-            content = file.read(most_bytes + 1)
+            content = file.read(max_bytes + 1)
     except OSError as error:
         raise DataError(f"{name}: expected to read it, got: {error.strerror}") from None
-    if len(content) > most_bytes:
-        raise too_long(name, most_bytes, kind)
+    if len(content) > max_bytes:
+        raise DataError(f"{name}: expected {kind}at most {max_bytes:,} bytes, got more")
     return content
 
 
-def too_long(name: str, most_bytes: int, kind: str = "") -> DataError:
-    """The error of a file that holds more than `most_bytes`."""
-    return DataError(f"{name}: expected {kind}at most {most_bytes:,} bytes, got more")
-
-
 def read_regular(path: Path) -> bytes:
-    """The content of a regular file; raises `OSError`.
-
-    Not of a link, which leads elsewhere, nor of a FIFO or a device, which may not end.
-    """
+    """The content of a regular file; raises `OSError`, also for a link, a FIFO or a device."""
     with open_regular(path) as file:
         return file.read()
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """A regular file, open for reading, and nothing else, also if it is replaced meanwhile; raises `OSError`."""
+    """Open a regular file for reading; raises `OSError` for anything else, even if it is exchanged meanwhile."""
     no_file = OSError(errno.EINVAL, "no regular file", str(path))
     if not stat.S_ISREG(path.lstat().st_mode):
         raise no_file
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a FIFO would be waited for
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # NONBLOCK: a FIFO
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise no_file
@@ -78,16 +70,12 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def user_cache() -> Path:
-    """The folder for what was downloaded: `$XDG_CACHE_HOME/vggkit`, or `~/.cache/vggkit`."""
+    """The folder for downloads and compiled kernels: `$XDG_CACHE_HOME/vggkit`, or `~/.cache/vggkit`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vggkit"
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write `content` to `path` so that a reader sees all of it or what was there before, also after a power cut.
-
-    Raises:
-        OSError: it could not be written; `path` is named, and is as it was before.
-    """
+    """Write `content` to `path` atomically and durably; raises `OSError` that names `path`, which is then unchanged."""
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
         try:
@@ -102,29 +90,29 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def write_synced(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
-    """Write `pieces` to a new file at `path`, and return once they are on the disk; raises `OSError`."""
-    with _opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as descriptor:
+    """Write `pieces` to a new file at `path` and sync it to the disk; raises `OSError`."""
+    with _descriptor(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as descriptor:
         for piece in pieces:
             write_all(descriptor, piece)
         os.fsync(descriptor)
 
 
 def write_all(descriptor: int, content: bytes | memoryview) -> None:
-    """Write all of `content`, of which one call may take a part; raises `OSError`."""
+    """Write all of `content`, in as many calls as it takes; raises `OSError`."""
     rest = memoryview(content)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
 
 
 def sync_folder(folder: Path) -> None:
-    """Return once the names in `folder` are on the disk; raises `OSError`."""
-    with _opened(folder, os.O_RDONLY) as descriptor:
+    """Sync the directory entries of `folder` to the disk; raises `OSError`."""
+    with _descriptor(folder, os.O_RDONLY) as descriptor:
         os.fsync(descriptor)
 
 
 @contextmanager
-def _opened(path: Path, flags: int) -> Iterator[int]:
-    """A descriptor of `path`, which the errors of its calls then name."""
+def _descriptor(path: Path, flags: int) -> Iterator[int]:
+    """A file descriptor of `path`; an `OSError` in the body names `path`."""
     try:
         descriptor = os.open(path, flags, 0o644)
         try:
@@ -136,7 +124,7 @@ def _opened(path: Path, flags: int) -> Iterator[int]:
 
 
 def as_png(figure: "Figure") -> bytes:
-    """The picture of `figure` as a PNG file's bytes; no display is needed."""
+    """`figure` as the content of a PNG file; needs no display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     buffer = io.BytesIO()

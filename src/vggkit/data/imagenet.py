@@ -1,65 +1,63 @@
 """ImageNet's 1000 classes (ILSVRC 2012), in the order of all published weights, and its validation images."""
 
 import re
+import struct
 import zlib
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-from vggkit.data.files import read_at_most, too_long
-from vggkit.data.folders import holds_runs, look_into
-from vggkit.data.samples import Account, ImageSource, StoredImages
+from vggkit.data.files import read_at_most
+from vggkit.data.folders import holds_runs, list_folder
+from vggkit.data.samples import ImageSource, SourceBuilder, StoredImages
 from vggkit.errors import DataError, shown
 
 VALIDATION = re.compile(r"ILSVRC2012_val_([0-9]{8})\.jpe?g", re.IGNORECASE)
 TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 DEVKIT, KIND = "ILSVRC2012_devkit_t12", "the file of ILSVRC 2012, "
-MOST_TRUTH_BYTES, MOST_META_BYTES = 2**20, 2**24
-"""Of the files of the development kit, and of what the second holds once it is decompressed."""
+MAX_TRUTH_BYTES, MAX_META_BYTES = 2**20, 2**24
+"""Of the files of the development kit, and of the decompressed second one."""
 
 
 def class_names(num_classes: int) -> list[str]:
     """ImageNet's names for 1000 classes; `class 0`, `class 1`, ... for any other number."""
-    names = _lines("imagenet_classes.txt")
+    names = _read_lines("imagenet_classes.txt")
     return names if num_classes == len(names) else [f"class {index}" for index in range(num_classes)]
 
 
 def synsets() -> list[str]:
-    """The WordNet numbers of the classes, such as `n01440764`, which ImageNet's folders are called by."""
-    return _lines("imagenet_synsets.txt")
+    """The WordNet identifiers of the classes, such as `n01440764`, which name ImageNet's folders."""
+    return _read_lines("imagenet_synsets.txt")
 
 
 def open_flat_validation(folder: Path) -> ImageSource | None:
-    """ImageNet's validation images as its archive has them, all in one folder; None if `folder` is no such folder.
+    """ImageNet's validation images, all in one folder as in its archive; None if `folder` is not such a folder.
 
-    The labels are in two files of the development kit, which lie in `folder`, beside it, or in the kit's own folder
-    there. Any part of the 50,000 images will do: their names hold their numbers. A folder with other folders in it, but
-    for the kit's own and those of runs, is one of classes, whatever images lie beside them.
+    The labels are in two files of the development kit, in `folder`, beside it, or in the kit's own folder there. Any
+    subset of the 50,000 images is accepted. A folder with subfolders other than the kit's and runs is one of classes.
 
     Raises:
-        DataError: those files are not there, or are not those of ILSVRC 2012; or two images have one number.
+        DataError: these files are missing or not those of ILSVRC 2012; or two images have the same number.
     """
-    found = _images_in(folder)
-    if not found:
+    files = _validation_images(folder)
+    if not files:
         return None
-    known = [kit / "data" for kit in (folder / DEVKIT, folder.parent / DEVKIT)]
-    places = [place for place in (folder, folder.parent, *known) if all((place / f).is_file() for f in (TRUTH, META))]
+    candidates = (folder, folder.parent, folder / DEVKIT / "data", folder.parent / DEVKIT / "data")
+    kits = [kit for kit in candidates if (kit / TRUTH).is_file() and (kit / META).is_file()]
     where = shown(str(folder), 200)
-    if not places:
+    if not kits:
         raise DataError(
             f"{where}: expected {TRUTH} and {META} of ImageNet's development kit in or beside a folder of validation "
             f"images, got none, try to unpack {DEVKIT} beside it"
         )
-    truth_file = places[0] / TRUTH
-    truth = read_at_most(truth_file, shown(str(truth_file), 200), MOST_TRUTH_BYTES, KIND)
-    classes = synsets()
-    order = _synsets_in(places[0] / META)
-    names = [name for name, _, _ in found]
+    truth = read_at_most(kits[0] / TRUTH, shown(str(kits[0] / TRUTH), 200), MAX_TRUTH_BYTES, KIND)
+    classes, order = synsets(), _read_synsets(kits[0] / META)
+    names = [name for name, _, _ in files]
     numbers = [int(match[1]) for match in map(VALIDATION.fullmatch, names) if match]
     if len(set(numbers)) < len(numbers):
-        (twice, _), *_ = Counter(numbers).most_common(1)
-        raise DataError(f"{where}: expected one image of each number, got several of {twice}, try to move all but one")
+        [(number, _)] = Counter(numbers).most_common(1)
+        raise DataError(f"{where}: expected one image of each number, got several of {number}, try to move all but one")
     try:
         ids = [int(line) if line.isdigit() else 0 for line in truth.split()]
         labels = [classes.index(order[ids[number - 1] - 1]) for number in numbers if number]
@@ -67,47 +65,47 @@ def open_flat_validation(folder: Path) -> ImageSource | None:
         labels = []
     if len(labels) != len(numbers) or sorted(order) != sorted(classes) or min(ids) < 1:
         raise DataError(f"{where}: expected the labels and classes of ILSVRC 2012 in {TRUTH} and {META}, got others")
-    account = Account()
-    account.add_files("", found)
-    account.digest.update(truth)
+    builder = SourceBuilder()
+    builder.add_files("", files)
+    builder.digest.update(truth)
     images = StoredImages(
         lambda: lambda number: (names[number], folder / names[number]),
         np.array(labels, np.uint16),
         np.arange(len(names)),
     )
-    return account.source(shown(folder.name, 200), tuple(classes), {"train": images})
+    return builder.build(shown(folder.name, 200), tuple(classes), {"train": images})
 
 
-def _images_in(folder: Path) -> list[tuple[str, int, int]]:
-    """The name, bytes and time of change of each image; none if there are folders of classes."""
+def _validation_images(folder: Path) -> list[tuple[str, int, int]]:
+    """Name, bytes and modification time of each image; none if there are folders of classes."""
     try:
-        found = look_into(str(folder))
+        listing = list_folder(str(folder))
     except DataError:
-        return []  # what it is, the reader of other folders says
-    for name in found.folders:
+        return []  # `open_folder` reports it
+    for name in listing.folders:
         if name != DEVKIT and not VALIDATION.fullmatch(name) and not holds_runs(f"{folder}/{name}"):
             return []
-    return [image for image in found.images if VALIDATION.fullmatch(image[0])]
+    return [image for image in listing.images if VALIDATION.fullmatch(image[0])]
 
 
-def _synsets_in(path: Path) -> list[str]:
-    """The synsets of the classes 1 to 1000, whose order is that of their entries in the kit's MATLAB file."""
+def _read_synsets(path: Path) -> list[str]:
+    """The synsets of the classes 1 to 1000, in the order of their entries in the kit's MATLAB file."""
     name, start, text = shown(str(path), 200), 128, bytearray()
-    content = read_at_most(path, name, MOST_META_BYTES, KIND)
+    content = read_at_most(path, name, MAX_META_BYTES, KIND)
     while start + 8 <= len(content):
-        kind, size = (int.from_bytes(content[start + at : start + at + 4], "little") for at in (0, 4))
+        kind, size = struct.unpack_from("<II", content, start)
         part = content[start + 8 : start + 8 + size]
         try:
-            most = MOST_META_BYTES - len(text) + 1
-            text += zlib.decompressobj().decompress(part, most) if kind == 15 else part
+            max_bytes = MAX_META_BYTES - len(text) + 1
+            text += zlib.decompressobj().decompress(part, max_bytes) if kind == 15 else part
         except zlib.error:
             break
-        if len(text) > MOST_META_BYTES:
-            raise too_long(name, MOST_META_BYTES, KIND)
+        if len(text) > MAX_META_BYTES:
+            raise DataError(f"{name}: expected {KIND}at most {MAX_META_BYTES:,} bytes, got more")
         start += 8 + size
-    letters = text.replace(b"\0", b"")  # MATLAB may write two bytes for each
+    letters = text.replace(b"\0", b"")  # MATLAB may write two bytes a letter
     return [match.decode() for match in re.findall(rb"n\d{8}", letters)][:1000]
 
 
-def _lines(file: str) -> list[str]:
+def _read_lines(file: str) -> list[str]:
     return (Path(__file__).parent / file).read_text().splitlines()

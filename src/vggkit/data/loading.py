@@ -1,4 +1,4 @@
-"""Batches, made where they are used: the images stay on the device as uint8 and are never expanded in memory."""
+"""Images on the device as uint8, their random augmentation, and seeds for every random draw."""
 
 import hashlib
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Split:
 
     @classmethod
     def on(cls, device: torch.device, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8]) -> "Split":
-        """Move grey images (images, height, width) and their labels (images,) to `device`."""
+        """Grey images (images, height, width) and their labels (images,) on `device`."""
         return cls(
             torch.from_numpy(images).unsqueeze(1).to(device),
             torch.from_numpy(labels.astype(np.int64)).to(device),
@@ -33,21 +33,21 @@ class Split:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random changes of training images, drawn anew for every image, on the images' own device."""
+    """Random changes of training images, drawn for each image on the images' device."""
 
     flip: bool = False
-    """Mirror left and right with probability 1/2."""
+    """Mirror horizontally with probability 1/2."""
     translate: int = 0
-    """Shift by up to so many pixels in each direction; black comes in."""
+    """Maximum shift in pixels in each direction; the border is black."""
     erase: int = 0
-    """Black out a square of so many pixels at a random place."""
+    """Side in pixels of a square that is blacked out at a random place."""
 
     def __call__(
         self, images: Tensor, generator: torch.Generator, part: slice = slice(None), batch_size: int | None = None
     ) -> Tensor:
         """Augmented images; uint8 (batch, channels, height, width) in and out.
 
-        Where `images` are only a `part` of a batch of `batch_size`, they become what they would in the whole batch.
+        If `images` are only a `part` of a batch of `batch_size`, the result is that part of the augmented whole batch.
         """
         batch, height, width = images.shape[0], *images.shape[-2:]
 
@@ -65,7 +65,7 @@ class Augmentation:
             # The advanced indices come first in the result: (batch, height, width, channels).
             images = images.permute(0, 2, 3, 1)[every, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
         if self.erase:
-            # The centre falls anywhere, so that a corner may lose as little as a quarter of the square.
+            # The centre is anywhere in the image, so that up to three quarters of the square may be outside.
             near_rows, near_columns = (
                 (torch.arange(side, device=images.device) + 0.5 - draw(side + 1).view(-1, 1)).abs() < self.erase / 2
                 for side in (height, width)
@@ -77,20 +77,20 @@ class Augmentation:
 def cutmix(
     images: Tensor, probability: float, generator: torch.Generator, part: slice = slice(None), batch_size: int = 0
 ) -> Tensor:
-    """Paste a random rectangle of the image before it into an image, with `probability`, in place.
+    """Replace a random rectangle of an image by that of the previous image, with `probability`, in place.
 
-    Its area is uniform from 0 to 1, and what lies outside the image is lost. Source: arXiv 1905.04899, where one
+    The rectangle's area is uniform from 0 to 1 and is clipped at the border. Source: arXiv 1905.04899, where one
     rectangle is drawn for a batch.
 
     Args:
         images: (images, channels, height, width); the first takes from the last.
         probability: for each image.
         generator: on the images' device.
-        part: of a batch of `batch_size` that `images` are, if they are not all of it.
-        batch_size: of the whole batch, for which numbers are drawn.
+        part: the part of a batch of `batch_size` that `images` are, if not all of it.
+        batch_size: size of the whole batch.
 
     Returns:
-        The share of each image's pixels that come from the image before it: float32 (images,).
+        The share of each image's pixels that come from the previous image: float32 (images,).
     """
     drawn = torch.rand((4, batch_size or len(images)), generator=generator, device=images.device)
     chance, area, *centre = drawn[:, part].unsqueeze(2)
@@ -105,15 +105,12 @@ def cutmix(
 
 
 def derived_seed(seed: int, *purpose: str | int) -> int:
-    """A seed of its own, 0 to 2^63 - 1, for each purpose: decided by `seed` and the purpose alone.
-
-    With it a draw belongs to a step or an image, whatever was drawn before, and by whom.
-    """
+    """A seed, 0 to 2^63 - 1, that `seed` and the purpose determine, so that a draw depends on no earlier ones."""
     digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
     return int.from_bytes(digest[:8]) >> 1
 
 
 def epoch_order(num_images: int, seed: int, epoch: int) -> Tensor:
-    """The order of the images in an epoch: int64 (num_images,), on the CPU, decided by `seed` and `epoch` alone."""
+    """The order of the images in an epoch: int64 (num_images,), on the CPU, a function of `seed` and `epoch`."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
     return torch.randperm(num_images, generator=generator)

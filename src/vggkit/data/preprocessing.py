@@ -1,4 +1,4 @@
-"""What is done to an image before the network sees it; it travels with the weights."""
+"""The preprocessing of images, which is stored with the weights."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 MAX_ASPECT = 16
-"""Longer images are cut to so many times their shorter side before they are resized; the square is in the middle."""
+"""Before a centre crop is resized, longer images are cut to this multiple of their shorter side."""
 
 MIN_STD = 1e-6
 MIN_CROP_FRACTION = 0.1
@@ -29,7 +29,7 @@ CAFFE_MEAN = (103.939, 116.779, 123.68)
 class Preprocessing:
     """Resize to a square of `image_size`, then (value - mean) / std per channel, with values in [0, scale].
 
-    Checked when made; what cannot be raises `ValueError`.
+    Checked on creation; raises `ValueError`.
     """
 
     image_size: int
@@ -41,18 +41,18 @@ class Preprocessing:
     std: tuple[float, ...]
     """One for each channel, above 0."""
     order: Order = "rgb"
-    """Of the channels that the network takes; images are always read as RGB."""
+    """The network's order of channels; images are always read as RGB."""
     scale: float = 1.0
-    """What white becomes: 1, or 255 for the networks that came from Caffe."""
+    """The value of white: 1, or 255 for networks from Caffe."""
     resize: Resize = "stretch"
-    """`stretch` both sides to `image_size`; or `crop`: the shorter side to `image_size / crop_fraction`, then the
-    square in the middle."""
+    """`stretch`: both sides to `image_size`. `crop`: the shorter side to `image_size / crop_fraction`, then the centre
+    square."""
     crop_fraction: float = 1.0
     """With `crop`: the side of the square as a share of the shorter side, 0.1 to 1."""
     interpolation: Interpolation = "bilinear"
-    """bilinear or bicubic, with antialiasing."""
+    """With antialiasing."""
     test_flip: bool = False
-    """Whether logits are averaged over an image and its mirror image."""
+    """Whether logits are averaged over an image and its horizontal mirror image."""
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 3) or self.image_size < 1:
@@ -79,24 +79,24 @@ class Preprocessing:
         """The network's input.
 
         Args:
-            images: uint8 (batch, channels, height, width), RGB, on any device, where the work is then done.
+            images: uint8 (batch, channels, height, width), RGB, on any device.
 
         Returns:
-            float32 (batch, channels, image_size, image_size) in channels_last. Before it is normalised it is
-            within 1/255 of what torchvision's Resize and ToTensor give, which round to uint8 in between.
+            float32 (batch, channels, image_size, image_size) in channels_last; before the normalisation within 1/255
+            of torchvision's Resize and ToTensor, which round to uint8 in between.
 
         Raises:
             ValueError: other values than uint8.
         """
         if images.dtype != torch.uint8:
             raise ValueError(f"expected images as uint8, got {images.dtype}, try normalize for floats in [0, 1]")
-        return self._standardised(self._resized(images.float()))
+        return self._standardize_(self._resize(images.float()))
 
     def scaled(self, images: Tensor) -> Tensor:
-        """The network's input for images that have its size: uint8 in, float32 in channels_last out.
+        """The network's input, float32 in channels_last, for images of its size.
 
         Raises:
-            ValueError: other values than uint8, or another shape than (batch, channels, image_size, image_size).
+            ValueError: not uint8 of shape (batch, channels, image_size, image_size).
         """
         expected = (self.channels, self.image_size, self.image_size)
         if images.dtype != torch.uint8 or images.shape[1:] != expected:
@@ -104,16 +104,13 @@ class Preprocessing:
                 f"expected images as uint8 of {expected}, got {images.dtype} of {tuple(images.shape[1:])}, "
                 "try calling the preprocessing for images of other sizes"
             )
-        return self._standardised(images.float())
+        return self._standardize_(images.float())
 
     def normalize(self, images: Tensor) -> Tensor:
-        """The network's input for images that have their size already; gradients flow.
-
-        Args:
-            images: float (batch, channels, height, width) in [0, 1], RGB.
+        """The network's input for float RGB images (batch, channels, height, width) in [0, 1]; differentiable.
 
         Raises:
-            ValueError: other values than floats.
+            ValueError: `images` are not floats.
         """
         if not images.is_floating_point():
             raise ValueError(f"expected images as floats in [0, 1], got {images.dtype}")
@@ -122,49 +119,49 @@ class Preprocessing:
         return (x * self.scale - mean) / std
 
     def for_channels(self, channels: int) -> "Preprocessing":
-        """This for a network of 1 or 3 channels: averages of the means and stds, or copies of the one."""
+        """This preprocessing for 1 or 3 channels: means and stds are averaged, or copied."""
         if channels == self.channels:
             return self
         mean, std = ((sum(values) / self.channels,) * channels for values in (self.mean, self.std))
         return replace(self, channels=channels, mean=mean, std=std)
 
-    def seen(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """The part of an image of `width` x `height` pixels that the network sees: left, top, right and bottom."""
+    def visible_box(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """The box (left, top, right, bottom) of a `width` x `height` image that the network sees."""
         if self.resize == "stretch":
             return 0, 0, width, height
-        wide, high = self._whole_size(width, height)
+        wide, high = self._resized_size(width, height)
         left, top = round((wide - self.image_size) / 2), round((high - self.image_size) / 2)
         across, down = width / wide, height / high
         return left * across, top * down, (left + self.image_size) * across, (top + self.image_size) * down
 
-    def _whole_size(self, width: int, height: int) -> tuple[int, int]:
-        """With `crop`: the size that an image is resized to before the square in its middle is cut out."""
+    def _resized_size(self, width: int, height: int) -> tuple[int, int]:
+        """With `crop`: the width and height of the resized image before the centre crop."""
         shorter = max(self.image_size, round(self.image_size / self.crop_fraction))
         return shorter * width // min(width, height), shorter * height // min(width, height)
 
-    def _resized(self, x: Tensor) -> Tensor:
+    def _resize(self, x: Tensor) -> Tensor:
         size = self.image_size
         if self.resize == "stretch":
-            return self._interpolated(x, size, size)
-        for axis in (-2, -1):  # of a strip the middle is enough: what is cut off here the network does not see
+            return self._interpolate(x, size, size)
+        for axis in (-2, -1):  # resize only the middle of a strip, which holds the crop
             excess = x.shape[axis] - MAX_ASPECT * min(x.shape[-2:])
             if excess > 1:
                 x = x.narrow(axis, excess // 2, x.shape[axis] - 2 * (excess // 2))
-        wide, high = self._whole_size(x.shape[-1], x.shape[-2])
-        x = self._interpolated(x, high, wide)
+        wide, high = self._resized_size(x.shape[-1], x.shape[-2])
+        x = self._interpolate(x, high, wide)
         top, left = round((high - size) / 2), round((wide - size) / 2)
         return x[..., top : top + size, left : left + size].contiguous()
 
-    def _standardised(self, x: Tensor) -> Tensor:
-        """float32 `x`, in [0, 255], is written to."""
+    def _standardize_(self, x: Tensor) -> Tensor:
+        """Normalise float32 `x` in [0, 255], in place."""
         if self.order == "bgr":
             x = x.flip(1)
-        # By plain numbers, channel by channel: a tensor of means would be copied to the device, which waits for it.
+        # Scalars for each channel: copying a tensor of means to the device would synchronise.
         for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
             x[:, channel].mul_(self.scale / (255 * std)).sub_(mean / std)
         return _channels_last(x)
 
-    def _interpolated(self, x: Tensor, height: int, width: int) -> Tensor:
+    def _interpolate(self, x: Tensor, height: int, width: int) -> Tensor:
         if x.shape[-2:] == (height, width):
             return x
         y = F.interpolate(x, size=(height, width), mode=self.interpolation, antialias=True)
@@ -176,10 +173,7 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, text: str) -> "Preprocessing":
-        """The preprocessing that `to_json` wrote; raises `ValueError` for anything else.
-
-        What has a default may be missing, as in files of version 0.1.
-        """
+        """The preprocessing from `to_json`; raises `ValueError`. Fields with defaults may be missing (version 0.1)."""
         try:
             match json.loads(text):
                 case {"image_size": int(size), "channels": int(channels), "mean": [*mean], "std": [*std], **others} if (
@@ -195,10 +189,10 @@ class Preprocessing:
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    """`x` (batch, channels, height, width) with strides that can only be channels_last.
+    """`x` (batch, channels, height, width) in strides that are unambiguously channels_last.
 
-    One channel in torch's usual strides is channels_last and contiguous alike; a convolution then takes it for
-    contiguous, and so does every layer behind it until the next one: 6 times slower pooling, on a CPU.
+    In torch's usual strides a single channel is both contiguous and channels_last; a convolution takes it for
+    contiguous, and the layers after it are slower: pooling on a CPU 6 times.
     """
     if x.shape[1] > 1:
         return x.contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""Parquet files and tar shards: which there are, of which split, and the images in them, at random or in a stream."""
+"""Parquet files and tar shards: finding them, their splits and classes, and random or sequential access to images."""
 
 import functools
 import os
@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 
 from vggkit.data.files import MAX_IMAGE_BYTES
-from vggkit.data.samples import MAX_CLASSES, SPLIT_WORDS, Account, Images, ImageSource, StoredImages, split_named
+from vggkit.data.samples import MAX_CLASSES, SPLIT_WORDS, Images, ImageSource, SourceBuilder, StoredImages, split_named
 from vggkit.data.streams import StreamImages
 from vggkit.data.tables import Table, describe, read_table
 from vggkit.data.tars import Label, Row, check_whole, read_tar
@@ -26,48 +26,49 @@ CLASSES_FILE = "classes.txt"
 
 @dataclass(frozen=True)
 class Shards:
-    """Files of one kind, by split."""
+    """Files of one kind by split."""
 
     name: str
     is_parquet: bool
-    """Parquet files, or else tars."""
+    """Whether these are parquet files; otherwise they are tars."""
     files: Mapping[str, list[str]]
-    """Paths, or addresses that `open_file` takes, by split."""
+    """Paths or addresses for `open_file`, by split."""
     other_files: list[str] = field(default_factory=list)
-    """Relative names of what was not taken, printable."""
+    """Printable relative names of ignored files."""
     class_names: tuple[str, ...] | None = None
     open_file: Callable[[str], BinaryIO] = lambda path: open(path, "rb")  # noqa: PTH123, SIM115
     totals: Mapping[str, int] = field(default_factory=dict)
-    """Images of each split, for files that are too far away to be counted."""
+    """Images in each split of remote files, if stated."""
     identity: str = ""
-    """What tells the content from others if the files are not the user's own; else their names and sizes do."""
+    """Identifies the content of files from the hub; local files are identified by names and sizes."""
     tables: Mapping[str, Table] = field(default_factory=dict)
-    """What each parquet file says of itself."""
+    """The metadata of each parquet file."""
 
-    def described(self) -> "Shards":
-        """These with their tables and names of classes; raises `DataError` for a file that is damaged."""
+    def with_metadata(self) -> "Shards":
+        """These shards with their tables and class names; raises `DataError` for a damaged file."""
         tables = {}
         for file in (file for part in self.files.values() for file in part):
-            if self.is_parquet:
-                with self._opened(file, shown(file, 200)) as opened:
-                    tables[file] = describe(opened, shown(file, 200))
-            elif not self.identity:  # near enough to look at its end
-                with self._opened(file, shown(file, 200)) as opened:
-                    check_whole(opened, shown(file, 200))
+            name = shown(file, 200)
+            if self.is_parquet or not self.identity:  # the end of a remote tar is not read
+                with self._open_named(file, name) as opened:
+                    if self.is_parquet:
+                        tables[file] = describe(opened, name)
+                    else:
+                        check_whole(opened, name)
         names = [table.class_names for table in tables.values() if table.class_names]
         return replace(self, tables=tables, class_names=self.class_names or (names[0] if names else None))
 
     def rows(self, file: str, with_content: bool = True) -> Iterator[Row]:
-        """The samples of a file, in order, perhaps without images; raises `DataError`."""
+        """The samples of a file in order, without images on request; raises `DataError`."""
         name = shown(file.rpartition("/")[2])
-        with self._opened(file, name) as opened:
+        with self._open_named(file, name) as opened:
             if self.is_parquet:
                 yield from read_table(opened, name, self.tables[file], with_content)
             else:
                 yield from read_tar(opened, name, with_content)
 
     @contextmanager
-    def _opened(self, file: str, name: str) -> Iterator[BinaryIO]:
+    def _open_named(self, file: str, name: str) -> Iterator[BinaryIO]:
         try:
             with self.open_file(file) as opened:
                 yield opened
@@ -78,10 +79,10 @@ class Shards:
 def find_shards(path: Path) -> Shards | None:
     """The parquet files or tar shards in the folder `path`, or the one file `path`; None if there are none.
 
-    In a folder they are looked for in itself and in those of its folders that are called `data` or like a split.
+    A folder is searched together with its subfolders that are called `data` or like a split.
 
     Raises:
-        DataError: there are both kinds, or a name says two splits.
+        DataError: there are both kinds, or a name contains two splits.
     """
     name, path = shown(path, 200), path.absolute()
     if _is_shard(path):
@@ -116,17 +117,17 @@ def _is_shard(path: Path) -> bool:
 
 
 def _split_of(name: str) -> str | None:
-    """The split that the folder in a relative name says, else the one that its file name says."""
+    """The split in the folder of a relative name, else the one in its file name; None without one."""
     folder, _, file_name = name.rpartition("/")
-    found = _splits_in(folder) or _splits_in(file_name)
-    if len(found) > 1:
-        raise DataError(f"{shown(name)}: expected the name of one split in it, got {' and '.join(found)}")
-    return found[0] if found else None
+    splits = _splits_in(folder) or _splits_in(file_name)
+    if len(splits) > 1:
+        raise DataError(f"{shown(name)}: expected the name of one split in it, got {' and '.join(splits)}")
+    return splits[0] if splits else None
 
 
 def _splits_in(name: str) -> list[str]:
-    found = {split_named(word) for word in re.split(r"[-._ 0-9/]+", name)}
-    return [split for split in SPLIT_WORDS if split in found]
+    named = {split_named(word) for word in re.split(r"[-._ 0-9/]+", name)}
+    return [split for split in SPLIT_WORDS if split in named]
 
 
 def _read_class_names(folder: Path) -> tuple[str, ...] | None:
@@ -146,40 +147,44 @@ def _read_class_names(folder: Path) -> tuple[str, ...] | None:
     return names
 
 
-def open_shards(shards: Shards, is_measured: bool, stream: bool, epoch_images: int) -> ImageSource:
-    """The images of `shards`; if a validation or test split alone will do, since it is measured, it is called train.
+def open_shards(shards: Shards, only_evaluate: bool, stream: bool, epoch_images: int) -> ImageSource:
+    """The images of `shards`; with `only_evaluate`, a validation or test split without a train split is called train.
 
     Raises:
-        DataError: a file is damaged, or its columns, fields, labels, classes or splits are not clear.
+        DataError: a file is damaged, or its columns, fields, labels, classes or splits are ambiguous.
     """
-    if "train" not in shards.files and shards.files and is_measured:
+    if "train" not in shards.files and shards.files and only_evaluate:
         shards = replace(shards, files={"train": next(iter(shards.files.values()))})
     if "train" not in shards.files:
         raise DataError(f"{shards.name}: expected a split called train, got {', '.join(shards.files) or 'none'}")
-    shards, account = shards.described(), Account(shards.other_files)
-    splits, classes = _streams(shards, epoch_images, account) if stream else _at_random(shards, account)
+    shards, builder = shards.with_metadata(), SourceBuilder(shards.other_files)
+    splits, classes = (
+        _stream_splits(shards, epoch_images, builder) if stream else _random_access_splits(shards, builder)
+    )
     root = os.path.commonpath([os.path.dirname(file) for part in shards.files.values() for file in part])  # noqa: PTH120
-    account.digest.update("\0".join([*classes, shards.identity]).encode())
-    account.stamp.update(shards.identity.encode())
+    builder.digest.update("\0".join([*classes, shards.identity]).encode())
+    builder.stamp.update(shards.identity.encode())
     for split, part in shards.files.items():
         files = []
         for file in part if not shards.identity else []:
             status = os.stat(file)  # noqa: PTH116
             files.append((os.path.relpath(file, root), status.st_size, status.st_mtime_ns))
-        account.add_files(split, files)
+        builder.add_files(split, files)
     for images in splits.values():
         if isinstance(images, StoredImages):
-            account.digest.update(images.labels.tobytes())
-    return account.source(shards.name, classes, splits)
+            builder.digest.update(images.labels.tobytes())
+    return builder.build(shards.name, classes, splits)
 
 
-def _classes(given: tuple[str, ...] | None, labels: list[list[Label]]) -> tuple[tuple[str, ...], Callable[..., int]]:
-    """The names of the classes, and the function from a label and its image's name to a class; it raises `DataError`.
+def _index_classes(
+    given: tuple[str, ...] | None, labels: list[list[Label]]
+) -> tuple[tuple[str, ...], Callable[..., int]]:
+    """The class names, and the function from a label and its image's name to a class index; it raises `DataError`.
 
-    If no names are `given`, the classes are the texts among all `labels`, or else the numbers up to the highest.
+    Unless names are `given`, the classes are the texts among all `labels`, or the numbers up to the highest.
     """
-    distinct = {label for some in labels for label in some if not isinstance(label, DataError)}
-    is_by_name = given is None and any(isinstance(label, str) for label in distinct)  # then a number is a name too
+    distinct = {label for of_split in labels for label in of_split if not isinstance(label, DataError)}
+    is_by_name = given is None and any(isinstance(label, str) for label in distinct)  # numbers then are names too
     if given is not None:
         names = given
     elif is_by_name:
@@ -202,38 +207,42 @@ def _classes(given: tuple[str, ...] | None, labels: list[list[Label]]) -> tuple[
     return names, index_of
 
 
-def _scanned(shards: Shards, file: str, account: Account) -> list[Row]:
-    """The samples of a file without their images."""
+def _rows_without_images(shards: Shards, file: str, builder: SourceBuilder) -> list[Row]:
+    """The samples of a file, to learn their labels."""
     rows = list(shards.rows(file, with_content=False))
-    account.unused += [name for row in rows for name in row.unused]
+    builder.unused_images += [name for row in rows for name in row.unused]
     return rows
 
 
-def _at_random(shards: Shards, account: Account) -> tuple[dict[str, Images], tuple[str, ...]]:
-    """The splits as images that can be read in any order, and the classes."""
-    found = {
-        split: [(file, row) for file in files for row in _scanned(shards, file, account)]
+def _random_access_splits(shards: Shards, builder: SourceBuilder) -> tuple[dict[str, Images], tuple[str, ...]]:
+    """The splits with random access to their images, and the classes."""
+    rows_of = {
+        split: [(file, row) for file in files for row in _rows_without_images(shards, file, builder)]
         for split, files in shards.files.items()
     }
-    classes, index_of = _classes(shards.class_names, [[row.label for _, row in rows] for rows in found.values()])
+    classes, index_of = _index_classes(
+        shards.class_names, [[row.label for _, row in rows] for rows in rows_of.values()]
+    )
     splits: dict[str, Images] = {}
-    for split, rows in found.items():
+    for split, rows in rows_of.items():
         try:
             labels = np.array([index_of(row.label, split) for _, row in rows], np.uint16)
         except DataError as error:
             if split != "test" or "validation" not in shards.files:
                 raise
-            account.remarks.append(f"the test split is left out: {error}")  # its labels may be a secret, as ImageNet's
+            builder.remarks.append(
+                f"the test split is left out: {error}"
+            )  # its labels may be withheld, like ImageNet's
         else:
-            copied = functools.cache(functools.partial(_copied, shards, shards.files[split]))
+            reader = functools.cache(functools.partial(_parquet_reader, shards, shards.files[split]))
             splits[split] = StoredImages(
-                copied if shards.is_parquet else _in_place(rows), labels, np.arange(len(labels))
+                reader if shards.is_parquet else _tar_reader(rows), labels, np.arange(len(labels))
             )
     return splits, classes
 
 
-def _in_place(rows: list[tuple[str, Row]]) -> Callable[[], Callable[[int], tuple[str, bytes]]]:
-    """Images that stay where they are, in tars; see `StoredImages.open`."""
+def _tar_reader(rows: list[tuple[str, Row]]) -> Callable[[], Callable[[int], tuple[str, bytes]]]:
+    """Reads images in place from tars; see `StoredImages.open`."""
     files = {file: number for number, file in enumerate(dict(rows))}
     paths, file_of = list(files), np.array([files[file] for file, _ in rows], np.int32)
     spans, names = np.array([row.span for _, row in rows], np.int64), np.array([row.name.encode() for _, row in rows])
@@ -252,11 +261,8 @@ def _in_place(rows: list[tuple[str, Row]]) -> Callable[[], Callable[[int], tuple
     return lambda: read
 
 
-def _copied(shards: Shards, files: list[str]) -> Callable[[int], tuple[str, bytes]]:
-    """The images of parquet files, copied to where they can be read in any order.
-
-    The copy is a file without a name in the folder for temporary files, and so ends with this process.
-    """
+def _parquet_reader(shards: Shards, files: list[str]) -> Callable[[int], tuple[str, bytes]]:
+    """Copies the images of parquet files into an unnamed temporary file, and reads them there in any order."""
     copy, names, ends = tempfile.TemporaryFile(prefix="vggkit-"), list[str](), [0]  # noqa: SIM115
 
     def read(number: int) -> tuple[str, bytes]:
@@ -280,8 +286,10 @@ def _copied(shards: Shards, files: list[str]) -> Callable[[int], tuple[str, byte
     return read
 
 
-def _streams(shards: Shards, epoch_images: int, account: Account) -> tuple[dict[str, Images], tuple[str, ...]]:
-    """The splits as images that are read in their order, and the classes; how many there are must be known before."""
+def _stream_splits(
+    shards: Shards, epoch_images: int, builder: SourceBuilder
+) -> tuple[dict[str, Images], tuple[str, ...]]:
+    """The splits as streams, and the classes, which must be known before reading."""
     if list(shards.files) == ["train"]:
         raise DataError(
             f"{shards.name}: expected a validation or test split, which a stream needs, got none, try without --stream"
@@ -293,16 +301,16 @@ def _streams(shards: Shards, epoch_images: int, account: Account) -> tuple[dict[
         elif not shards.is_parquet and (shards.identity or (split == "train" and epoch_images and given)):
             counts[split] = None
         else:
-            found = [_scanned(shards, file, account) for file in files]
-            counts[split] = list(map(len, found))
-            labels += [[row.label for row in rows] for rows in found]
+            rows_of_files = [_rows_without_images(shards, file, builder) for file in files]
+            counts[split] = list(map(len, rows_of_files))
+            labels += [[row.label for row in rows] for rows in rows_of_files]
     if not given and not labels:
         raise DataError(f"{shards.name}: expected the names of the classes, which a stream needs, got none")
-    classes, index_of = _classes(given, labels)
+    classes, index_of = _index_classes(given, labels)
     splits: dict[str, Images] = {}
     for split, files in shards.files.items():
-        known = counts[split]
-        total = sum(known) if known is not None else shards.totals.get(split, 0)
+        file_counts = counts[split]
+        total = sum(file_counts) if file_counts is not None else shards.totals.get(split, 0)
         if split == "train" and 0 < total < epoch_images:
             raise DataError(f"{shards.name}: expected at most its {total:,} images in an epoch, got {epoch_images:,}")
         length = epoch_images or total if split == "train" else total or epoch_images
@@ -310,5 +318,5 @@ def _streams(shards: Shards, epoch_images: int, account: Account) -> tuple[dict[
             raise DataError(
                 f"{shards.name}: expected a stream that says its length, got none, try --epoch-images 100000"
             )
-        splits[split] = StreamImages(split, files, known, length, shards.rows, index_of)
+        splits[split] = StreamImages(split, files, file_counts, length, shards.rows, index_of)
     return splits, classes

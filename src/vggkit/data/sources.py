@@ -1,4 +1,4 @@
-"""Your own images: from folders, parquet files, tar shards (WebDataset) and the Hugging Face hub."""
+"""`open_data`: images from folders, parquet files, tar shards (WebDataset), IDX files and the Hugging Face hub."""
 
 import os
 from dataclasses import replace
@@ -8,7 +8,7 @@ from vggkit.data.fashion_mnist import FILES, FULL_NAME, SAMPLE_NAME, load
 from vggkit.data.folders import open_folder
 from vggkit.data.hub import HUB_PREFIX, open_hub
 from vggkit.data.imagenet import open_flat_validation
-from vggkit.data.samples import MAX_CLASSES, ArrayImages, Images, ImageSource, Sample, StoredImages, kept_out
+from vggkit.data.samples import MAX_CLASSES, ArrayImages, Images, ImageSource, Sample, StoredImages, holdout_mask
 from vggkit.data.shards import SUFFIXES, find_shards, open_shards
 from vggkit.errors import DataError, check_type, nearest, one_line, shown
 
@@ -24,7 +24,7 @@ def open_data(
     stream: bool = False,
     epoch_images: int = 0,
 ) -> ImageSource:
-    """The labelled images that `data` names; of image files none is opened yet.
+    """The labelled images that `data` names; no image file is opened yet.
 
     Args:
         data: `fashion-mnist`, `fashion-mnist-sample`, or a folder with four IDX files; a folder with `train/<class>/`
@@ -33,14 +33,14 @@ def open_data(
             (WebDataset), whose names say the split, or one such file; or `hub:owner/name`, or
             `hub:owner/name:config`, for a data set on the Hugging Face hub.
         data_dir: where to look for Fashion-MNIST first.
-        holdout: if there is nothing to measure by, the share of each class that is kept out of training; with 0
-            nothing is kept out, for data that is only measured on, and any number of classes will do.
-        seed: of that choice, 0 to 2^32 - 1.
-        stream: read parquet files, tar shards and the hub in their order, without a copy on this machine.
-        epoch_images: images in an epoch of a stream; 0 for as many as it says it has.
+        holdout: if there is no validation or test split, the share of each class to keep out of training; 0 for data
+            that is only evaluated on, which may have any number of classes.
+        seed: for the choice of these images, 0 to 2^32 - 1.
+        stream: read parquet files, tar shards and the hub in their order, without a local copy.
+        epoch_images: images in an epoch of a stream; 0 for as many as it states.
 
     Raises:
-        DataError: there is nothing, or something else than expected, or what it means is not clear.
+        DataError: the data is missing, damaged, ambiguous or in an unknown layout.
 
     >>> source = open_data("fashion-mnist-sample")
     >>> source
@@ -61,7 +61,7 @@ def open_data(
     if name.startswith(HUB_PREFIX):
         source = open_hub(name, not holdout, stream, epoch_images)
     else:
-        _check_there(folder, where)
+        _check_exists(folder, where)
         shards = find_shards(folder)
         if stream and not shards:
             raise DataError(
@@ -75,13 +75,13 @@ def open_data(
     if list(source.splits) == ["train"] and isinstance(train, StoredImages):
         splits = {"all": train}
         if holdout:
-            chosen = kept_out(train.labels, holdout, seed)
+            chosen = holdout_mask(train.labels, holdout, seed)
             splits = {"train": train.subset(~chosen), "validation": train.subset(chosen)}
         source = replace(source, splits=splits)
-    return _checked(source, holdout)
+    return _check_usable(source, holdout)
 
 
-def _check_there(path: Path, where: str) -> None:
+def _check_exists(path: Path, where: str) -> None:
     try:
         path.stat()
     except (OSError, ValueError) as error:  # ValueError for a null character
@@ -93,8 +93,8 @@ def _check_there(path: Path, where: str) -> None:
         raise DataError(f"{where}: expected a folder of images, a .parquet or a .tar file, got another file")
 
 
-def _checked(source: ImageSource, holdout: float) -> ImageSource:
-    """`source`, if there is something to learn in it and something to measure by."""
+def _check_usable(source: ImageSource, holdout: float) -> ImageSource:
+    """`source` without empty splits; raises `DataError` if classes, training or evaluation images are missing."""
     num_classes = len(source.classes)
     if not (2 if holdout else 1) <= num_classes <= MAX_CLASSES:
         got = ", ".join(source.classes[:1]) if num_classes < 2 else f"{num_classes:,}"

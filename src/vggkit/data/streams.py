@@ -1,4 +1,4 @@
-"""Images of files that are read from their start to their end, shuffled on the way."""
+"""Images of files that are read sequentially and shuffled through a buffer."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from vggkit.data.tars import Label, Row
 from vggkit.errors import DataError
 
 NUM_LANES = 16
-"""Files are dealt to so many lanes, and images are taken from the lanes in turn. The order does not depend on how many
-processes share it, and of 2, 4, 8 or 16 processes with whole batches each reads only lanes of its own."""
+"""Files are distributed over this many lanes, from which images are taken in turn. The order is independent of the
+number of processes, and each of 2, 4, 8 or 16 processes with whole batches reads only its own lanes."""
 
 SHUFFLE_BUFFER_IMAGES = 1_000
 """Encoded images that a shuffled stream holds in memory, in all lanes together."""
@@ -21,16 +21,16 @@ SHUFFLE_BUFFER_IMAGES = 1_000
 
 @dataclass(frozen=True, eq=False)
 class StreamImages:
-    """Images that come one after another."""
+    """Images that are read in sequence."""
 
     split: str
     files: list[str]
     counts: list[int] | None
-    """Images in each file; None if nobody knows, and then there is one lane."""
+    """Images in each file; None if unknown, which makes one lane."""
     length: int
     """Images in an epoch."""
     rows: Callable[[str], Iterator[Row]]
-    """What is in a file."""
+    """Reads a file."""
     label_of: Callable[[Label, str], int]
     is_stream: bool = True
 
@@ -38,8 +38,8 @@ class StreamImages:
         return self.length
 
     def reader(self, seed: int, epoch: int) -> Callable[[int], Sample]:
-        """See `Images`; a position that is not above the last one raises `ValueError`."""
-        lanes, turns = self._dealt(seed, epoch)
+        """See `Images`; positions that do not ascend raise `ValueError`."""
+        lanes, places = self._assign_lanes(seed, epoch)
         streams = [self._lane(files, len(lanes), [seed, epoch, lane]) for lane, files in enumerate(lanes)]
         taken, next_position = [0] * len(lanes), 0
 
@@ -50,7 +50,7 @@ class StreamImages:
                     f"expected positions of a stream in ascending order, got {position} after {next_position - 1}"
                 )
             next_position = position + 1
-            lane, number = turns[position].tolist() if turns is not None else (0, position)
+            lane, number = places[position].tolist() if places is not None else (0, position)
             row = None
             while taken[lane] <= number:
                 row = next(streams[lane], None)
@@ -67,11 +67,11 @@ class StreamImages:
 
         return read
 
-    def _dealt(self, seed: int, epoch: int) -> tuple[list[list[str]], npt.NDArray[np.int64] | None]:
-        """The files of each lane; and for each position its lane and number in that, int64 (images, 2)."""
+    def _assign_lanes(self, seed: int, epoch: int) -> tuple[list[list[str]], npt.NDArray[np.int64] | None]:
+        """The files of each lane; and the lane and the number in it of each position, int64 (images, 2)."""
         order = list(range(len(self.files)))
         if epoch:
-            order = _random(seed, epoch).permutation(len(self.files)).tolist()
+            order = _random_state(seed, epoch).permutation(len(self.files)).tolist()
         if self.counts is None:
             return [[self.files[index] for index in order]], None
         lanes: list[list[str]] = [[] for _ in range(min(NUM_LANES, len(self.files)))]
@@ -82,17 +82,17 @@ class StreamImages:
             sizes[shortest] += self.counts[index]
         lane_of = np.repeat(np.arange(len(lanes)), sizes)
         number_in = np.concatenate([np.arange(size) for size in sizes])
-        in_turn = np.lexsort((lane_of, number_in))
-        return lanes, np.stack([lane_of[in_turn], number_in[in_turn]], axis=1)
+        round_robin = np.lexsort((lane_of, number_in))
+        return lanes, np.stack([lane_of[round_robin], number_in[round_robin]], axis=1)
 
     def _lane(self, files: list[str], num_lanes: int, seeds: list[int]) -> Iterator[Row]:
         rows = (row for file in files for row in self.rows(file))
         _, epoch, _ = seeds
-        return _shuffled(rows, SHUFFLE_BUFFER_IMAGES // num_lanes, _random(*seeds)) if epoch else rows
+        return _shuffled(rows, SHUFFLE_BUFFER_IMAGES // num_lanes, _random_state(*seeds)) if epoch else rows
 
 
 def _shuffled(rows: Iterator[Row], size: int, random: np.random.RandomState) -> Iterator[Row]:
-    """`rows`, each drawn from the next `size` of those that are left."""
+    """`rows`, shuffled through a buffer of `size`."""
     buffer: list[Row] = []
     for row in rows:
         if len(buffer) < size:
@@ -105,6 +105,6 @@ def _shuffled(rows: Iterator[Row], size: int, random: np.random.RandomState) -> 
         yield buffer[index]
 
 
-def _random(*seeds: int) -> np.random.RandomState:
-    # Not default_rng: NumPy promises RandomState's numbers for ever (NEP 19), and a resumed run needs them.
+def _random_state(*seeds: int) -> np.random.RandomState:
+    # Not default_rng: only RandomState's numbers are stable for ever (NEP 19), and a resumed run needs them.
     return np.random.RandomState([seed % 2**32 for seed in seeds])

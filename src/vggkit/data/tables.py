@@ -8,72 +8,80 @@ from typing import Any, BinaryIO, NamedTuple
 from vggkit.data.tars import LABEL_NAMES, Row, as_label
 from vggkit.errors import DataError, one_line, shown
 
-MOST_ROWS_TOGETHER = 1_000
+MAX_BATCH_ROWS = 1_000
 ROW_BYTES = 8
-"""That a row without a text or an image counts for."""
+"""Bytes that a row counts for beside its texts and images."""
 MAX_EXPANSION, SMALL_BYTES = 100, 2**26
-"""A file may unpack to so many times its size, and to so many bytes in any case; images are compressed already."""
+"""A file may unpack to 100 times its size, or to 64 MiB if that is more; images are compressed already."""
 
 
 class Table(NamedTuple):
-    """What a parquet file says of itself."""
+    """The metadata of a parquet file."""
 
     num_rows: int
     image: str
+    """Name of the column of images."""
     label: str
+    """Name of the column of labels."""
     class_names: tuple[str, ...] | None
-    """The names that its columns' description, of the library `datasets`, gives to numbers."""
+    """Names for integer labels, if the metadata of the library `datasets` has them."""
 
 
 def describe(file: BinaryIO, name: str) -> Table:
-    """Read the description at the end of a parquet file.
+    """Read the metadata at the end of a parquet file.
 
     Raises:
-        DataError: the file is damaged, its columns are not clear, or it would unpack to far more than its size.
+        DataError: the file is damaged, its columns are ambiguous, or it would unpack to far more than its size.
     """
-    parquet = _opened(file, name)
+    parquet = _open_parquet(file, name)
     schema = parquet.schema_arrow
     features: dict[str, Any] = {}
-    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):  # a table of another program
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):  # not written by `datasets`
         features = dict(json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"])
     images = _columns_of(features, "Image") or [field.name for field in schema if _may_hold_images(field.type)]
     if len(images) != 1:
-        raise DataError(f"{name}: expected one column of images, got {_listed(images)} among {_listed(schema.names)}")
-    described = _columns_of(features, "ClassLabel")
-    labels = described or [field.name for field in schema if _may_be_label(field)]
+        raise DataError(
+            f"{name}: expected one column of images, got {_join_names(images)} among {_join_names(schema.names)}"
+        )
+    class_labels = _columns_of(features, "ClassLabel")
+    labels = class_labels or [field.name for field in schema if _may_be_label(field)]
     if len(labels) != 1:
         raise DataError(
             f"{name}: expected one column of labels, as class labels or as numbers or names called "
-            f"{', '.join(LABEL_NAMES)}, got {_listed(labels)} among {_listed(schema.names)}"
+            f"{', '.join(LABEL_NAMES)}, got {_join_names(labels)} among {_join_names(schema.names)}"
         )
-    names = features[labels[0]].get("names") if described else None
+    names = features[labels[0]].get("names") if class_labels else None
     file_bytes, unpacked = file.seek(0, 2), max(_unpacked_bytes(parquet, [images[0], labels[0]]), default=0)
-    if unpacked > most_bytes(file_bytes):
+    if unpacked > max_unpacked_bytes(file_bytes):
         raise DataError(f"{name}: expected images, got a group of {unpacked:,} bytes in a file of {file_bytes:,}")
-    class_names = tuple(shown(str(each), 200) for each in names) if isinstance(names, list) and names else None
+    class_names = (
+        tuple(shown(str(class_name), 200) for class_name in names) if isinstance(names, list) and names else None
+    )
     return Table(parquet.metadata.num_rows, images[0], labels[0], class_names)
 
 
 def read_table(file: BinaryIO, name: str, table: Table, with_content: bool) -> Iterator[Row]:
-    """The rows of a parquet file, in order, perhaps without images; no other column is read.
+    """The rows of a parquet file in order; only the columns needed are read.
 
     Raises:
-        DataError: the file is damaged, or holds far more than encoded images of its size can.
+        DataError: the file is damaged, or unpacks to far more than encoded images of its size can.
     """
-    number, left = 0, most_bytes(file.seek(0, 2))
+    number, remaining_bytes = 0, max_unpacked_bytes(file.seek(0, 2))
     columns = [table.label, table.image] if with_content else [table.label]
-    parquet = _opened(file, name)
-    # A value that a dictionary holds once may stand in every row, and only then take memory.
-    together = max(1, min(MOST_ROWS_TOGETHER, SMALL_BYTES // max(1, *_unpacked_bytes(parquet, columns))))
+    parquet = _open_parquet(file, name)
+    # A value that a dictionary holds once may be repeated in every row, and take memory there.
+    batch_rows = max(1, min(MAX_BATCH_ROWS, SMALL_BYTES // max(1, *_unpacked_bytes(parquet, columns))))
     try:
-        for batch in parquet.iter_batches(together, columns=columns, use_threads=False):
+        for batch in parquet.iter_batches(batch_rows, columns=columns, use_threads=False):
             labels = batch.column(table.label).to_pylist()
             images = batch.column(table.image).to_pylist() if with_content else [None] * len(labels)
             for image, label in zip(images, labels, strict=True):
                 where = f"{name} row {number}"
                 content = image["bytes"] if isinstance(image, dict) else image
-                left -= ROW_BYTES + sum(len(value) for value in (content, label) if isinstance(value, bytes | str))
-                if left < 0:
+                remaining_bytes -= ROW_BYTES + sum(
+                    len(value) for value in (content, label) if isinstance(value, bytes | str)
+                )
+                if remaining_bytes < 0:
                     raise DataError(
                         f"{where}: expected images and labels, got far more bytes than a file of its size can hold"
                     )
@@ -81,7 +89,7 @@ def read_table(file: BinaryIO, name: str, table: Table, with_content: bool) -> I
                 number += 1
     except DataError:
         raise
-    except Exception as error:  # of damaged files the library raises almost anything
+    except Exception as error:  # pyarrow raises almost anything on a damaged file
         raise _damaged(name, error) from None
 
 
@@ -89,7 +97,7 @@ def _damaged(name: str, error: Exception) -> DataError:
     return DataError(f"{name}: expected a whole .parquet file, got: {one_line(error, 200)}")
 
 
-def _opened(file: BinaryIO, name: str) -> Any:
+def _open_parquet(file: BinaryIO, name: str) -> Any:
     try:
         import pyarrow.parquet
 
@@ -107,7 +115,7 @@ def _columns_of(features: dict[str, Any], kind: str) -> list[str]:
 
 
 def _may_hold_images(type_: Any) -> bool:
-    """A table that was not written by the library has bytes, or bytes and a path, without a word of images."""
+    """Whether a column has bytes, or the struct of bytes and path of `datasets` without its metadata."""
     import pyarrow.types as types
 
     if types.is_struct(type_):
@@ -123,19 +131,20 @@ def _may_be_label(field: Any) -> bool:
 
 
 def _unpacked_bytes(parquet: Any, columns: list[str]) -> list[int]:
-    """What the columns take in each group of rows, as the file says."""
+    """The uncompressed size of the columns in each row group according to the metadata."""
     groups = (parquet.metadata.row_group(group) for group in range(parquet.metadata.num_row_groups))
-    chunks = ([group.column(index) for index in range(group.num_columns)] for group in groups)
+    chunks_of_groups = ([group.column(index) for index in range(group.num_columns)] for group in groups)
     return [
-        sum(c.total_uncompressed_size for c in some if c.path_in_schema.partition(".")[0] in columns) for some in chunks
+        sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.partition(".")[0] in columns)
+        for chunks in chunks_of_groups
     ]
 
 
-def most_bytes(file_bytes: int) -> int:
-    """How many bytes the images in a file of `file_bytes` may take."""
+def max_unpacked_bytes(file_bytes: int) -> int:
+    """How many bytes the images in a file of `file_bytes` may take unpacked."""
     return max(SMALL_BYTES, MAX_EXPANSION * file_bytes)
 
 
-def _listed(names: list[str]) -> str:
-    """Names of columns, for a message."""
+def _join_names(names: list[str]) -> str:
+    """The first ten names of columns for a message."""
     return ", ".join([shown(name, 60) for name in names[:10]] + ["..."] * (len(names) > 10)) or "none"

@@ -1,4 +1,4 @@
-"""Tar shards of the WebDataset kind: files that share a key, up to the first dot of their name, are one sample."""
+"""Tar shards in WebDataset format: files whose names agree up to the first dot form one sample."""
 
 import json
 import os
@@ -12,34 +12,33 @@ from vggkit.data.samples import IMAGE_SUFFIXES
 from vggkit.errors import DataError, one_line, shown
 
 LABEL_NAMES = ("label", "labels", "cls", "class", "target")
-"""What a field of a sample, of its JSON file or of a table is called if it is the label."""
+"""Names of the label among the fields of a sample, of its JSON file or of a table."""
 
 MAX_LABEL_BYTES = 2**20
-"""Of a file that holds a label."""
 
 END_BYTES = 1_024
-"""Of zeros, at least, behind the last member (POSIX pax format)."""
+"""Zeros at the end of a tar, at least (POSIX pax format)."""
 
 Label = int | str | DataError
-"""A number, a name, or why there is none."""
+"""A number, a name, or the error of a missing label."""
 
 
 class Row(NamedTuple):
-    """A sample as it was found in a file."""
+    """A sample as it is stored."""
 
     name: str
     label: Label
     content: bytes | None
-    """None if it was not read."""
+    """The encoded image; None if it was not read."""
     span: tuple[int, int] = (0, 0)
-    """Where the encoded image begins in the file, and its bytes."""
+    """Offset and size in bytes of the encoded image in the file."""
     unused: tuple[str, ...] = ()
-    """Images that the sample has beside it, which are not taken."""
+    """Further images of the sample, which are ignored."""
 
 
 class _Member(NamedTuple):
     field: str
-    """What follows the first dot of the name."""
+    """The name after its first dot."""
     span: tuple[int, int]
     content: bytes | None
 
@@ -49,10 +48,10 @@ class _Member(NamedTuple):
 
 
 def check_whole(file: BinaryIO, name: str) -> None:
-    """Look at the end of a tar: one that was cut between two images would be read as a shorter one.
+    """Check the end of a tar: one that is truncated between two images would be read as a shorter one.
 
     Raises:
-        DataError: it is cut, compressed or something else; it is named.
+        DataError: it is truncated, compressed or not a tar; it is named.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - END_BYTES))
@@ -64,21 +63,16 @@ def check_whole(file: BinaryIO, name: str) -> None:
 
 
 def read_tar(file: BinaryIO, name: str, with_content: bool) -> Iterator[Row]:
-    """The samples of a tar, in order.
-
-    Args:
-        file: read from its start to its end; without content the images are passed over.
-        name: what errors and rows call it.
-        with_content: read the images.
+    """The samples of a tar in order; without content the images are skipped.
 
     Raises:
-        DataError: the file is damaged, or a sample has no image to be told from others.
+        DataError: the file is damaged, or the image of a sample is ambiguous.
     """
     key, members = "", list[_Member]()
     try:
         with tarfile.open(fileobj=file, mode="r|" if with_content else "r:", bufsize=2**20) as tar:
             for member in tar:
-                tar.members = []  # type: ignore[attr-defined]  # it would remember every member
+                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every member
                 folder, slash, file_name = member.name.rpartition("/")
                 if not member.isreg() or file_name.startswith((".", "__")) or "." not in file_name:
                     continue
@@ -95,16 +89,16 @@ def read_tar(file: BinaryIO, name: str, with_content: bool) -> Iterator[Row]:
 
 
 def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo, field: str, with_content: bool) -> _Member:
-    # A sparse member, which says that it is larger than it is, is as one that is too large.
-    found = _Member(field, (member.offset_data, MAX_IMAGE_BYTES + 1 if member.issparse() else member.size), None)
-    limit = MAX_IMAGE_BYTES if found.is_image else MAX_LABEL_BYTES
-    is_wanted = with_content if found.is_image else field in (*LABEL_NAMES, "json")
-    stream = tar.extractfile(member) if is_wanted and found.span[1] <= limit else None
-    return found._replace(content=stream.read()) if stream is not None else found
+    # A sparse member claims to be larger than it is; it counts as too large.
+    unread = _Member(field, (member.offset_data, MAX_IMAGE_BYTES + 1 if member.issparse() else member.size), None)
+    max_bytes = MAX_IMAGE_BYTES if unread.is_image else MAX_LABEL_BYTES
+    is_needed = with_content if unread.is_image else field in (*LABEL_NAMES, "json")
+    stream = tar.extractfile(member) if is_needed and unread.span[1] <= max_bytes else None
+    return unread._replace(content=stream.read()) if stream is not None else unread
 
 
 def _sample(file: str, key: str, members: list[_Member]) -> Iterator[Row]:
-    """The sample of the members with one key, if there is an image among them."""
+    """The sample of the members with one key, if they include an image."""
     images = [member for member in members if member.is_image]
     if not images:
         return
@@ -121,24 +115,24 @@ def _sample(file: str, key: str, members: list[_Member]) -> Iterator[Row]:
 
 
 def _label(where: str, members: list[_Member]) -> Label:
-    found = [member.content for member in members if member.field in LABEL_NAMES]
-    if len(found) == 1 and found[0] is not None:
-        return as_label(found[0], where)
+    labels = [member.content for member in members if member.field in LABEL_NAMES]
+    if len(labels) == 1 and labels[0] is not None:
+        return as_label(labels[0], where)
     texts = [member.content for member in members if member.field == "json" and member.content is not None]
     if texts:
         try:
             values = json.loads(texts[0])
         except (ValueError, RecursionError) as error:
             return DataError(f"{where}: expected JSON, got: {one_line(error, 100)}")
-        given = [values[name] for name in LABEL_NAMES if name in values] if isinstance(values, dict) else []
-        if len(given) == 1:
-            return as_label(given[0], where)
+        json_labels = [values[name] for name in LABEL_NAMES if name in values] if isinstance(values, dict) else []
+        if len(json_labels) == 1:
+            return as_label(json_labels[0], where)
     fields = ", ".join(shown(member.field, 40) for member in members[:10])
     return DataError(f"{where}: expected one label, in a field {', '.join(LABEL_NAMES)} or json, got {fields}")
 
 
 def as_label(value: object, where: str) -> Label:
-    """The label that a file or a table says: a whole number, or a name of a class."""
+    """A value from a file or a table as a label: a whole number or the name of a class."""
     if isinstance(value, bytes):
         value = value.decode("utf-8", "backslashreplace").strip()
     if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,18}", value):

@@ -23,7 +23,7 @@ from vggkit.design.layers import (
     as_tuple,
     check_int,
     check_one_of,
-    written,
+    short_repr,
 )
 from vggkit.design.notation import name_of, parse
 from vggkit.errors import ArchitectureError, shown
@@ -41,9 +41,7 @@ POOLED_SIZE = 7
 
 @dataclass(frozen=True)
 class Architecture:
-    """A network of VGG blocks and a head: everything that decides its shape.
-
-    Every value is checked when the architecture is made; an impossible one raises `ArchitectureError`.
+    """A network of VGG blocks and a head. Every value is checked on creation; raises `ArchitectureError`.
 
     >>> arch = Architecture(((1, 64), (1, 128), (2, 256), (2, 512), (2, 512)))
     >>> arch.name, arch == Architecture.parse("vgg11")
@@ -57,10 +55,10 @@ class Architecture:
     num_classes: int = 1000
     """Outputs of the last fully connected layer."""
     image_size: int = 224
-    """Height and width of the input, in pixels; each block halves it, rounding down. The head `flatten` takes only
-    this size; with another head, it is the size that costs and drawings assume."""
+    """Height and width of the input in pixels; each block halves it, rounding down. The head `flatten` takes only this
+    size; with the other heads, costs and drawings assume it."""
     hidden: tuple[int, ...] = (4096, 4096)
-    """Widths of the hidden fully connected layers; may be empty, and must be with `gap`."""
+    """Widths of the hidden fully connected layers; empty with `gap`."""
     dropout: float = 0.5
     """Probability of dropping a hidden unit in training, 0 to below 1."""
     norm: Norm = "none"
@@ -90,14 +88,14 @@ class Architecture:
         for width in self.hidden:
             check_int("hidden width", width, 1, MAX_WIDTH)
         if isinstance(self.dropout, bool) or not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
-            raise ArchitectureError(f"expected a dropout of at least 0 and below 1, got {written(self.dropout)}")
+            raise ArchitectureError(f"expected a dropout of at least 0 and below 1, got {short_repr(self.dropout)}")
         object.__setattr__(self, "dropout", float(self.dropout))
         check_one_of("norm", self.norm, Norm)
         check_one_of("head", self.head, Head)
         check_int("pooled_size", self.pooled_size, 1, MAX_KERNEL_SIZE)
         if self.head == "gap" and self.hidden:
             raise ArchitectureError(
-                f"expected no hidden layers with the head gap, got {written(self.hidden)}, "
+                f"expected no hidden layers with the head gap, got {short_repr(self.hidden)}, "
                 "try the head flatten, or hidden=()"
             )
         if self.head in ("flatten", "gap") and self.pooled_size != POOLED_SIZE:
@@ -129,7 +127,7 @@ class Architecture:
         """
         blocks, norm = parse(text)
         if options.setdefault("norm", norm) != norm and norm == "batch":
-            raise ArchitectureError(f"'{shown(text)}' has batch norm, got norm={written(options['norm'])} beside it")
+            raise ArchitectureError(f"'{shown(text)}' has batch norm, got norm={short_repr(options['norm'])} beside it")
         if options.get("head") == "gap":
             options.setdefault("hidden", ())
         return cls(blocks, **options)
@@ -155,7 +153,7 @@ class Architecture:
 
     @property
     def min_image_size(self) -> int:
-        """The least side of an image that the network takes; the head `flatten` takes only `image_size`."""
+        """The smallest image side that the network takes; the head `flatten` takes only `image_size`."""
         return self.image_size if self.head == "flatten" else 2 ** len(self.blocks)
 
     def layers(self) -> Iterator[Layer]:
@@ -209,10 +207,10 @@ class Architecture:
         try:
             values = json.loads(text)
         except (ValueError, TypeError, RecursionError) as error:
-            raise ArchitectureError(f"expected an architecture as JSON, got {written(text)}: {error}") from None
+            raise ArchitectureError(f"expected an architecture as JSON, got {short_repr(text)}: {error}") from None
         known = {"notation", *(field.name for field in fields(cls))} - {"blocks", "norm"}
         required = known - {"head", "pooled_size"}
         if not isinstance(values, dict) or not required <= set(values) <= known:
             got = sorted(values) if isinstance(values, dict) else values
-            raise ArchitectureError(f"expected the keys {', '.join(sorted(required))}, got {written(got)}")
+            raise ArchitectureError(f"expected the keys {', '.join(sorted(required))}, got {short_repr(got)}")
         return cls.parse(values.pop("notation"), **values)

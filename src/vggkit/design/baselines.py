@@ -27,12 +27,12 @@ _CONVOLUTIONS = {
 }
 _HIDDEN = {"lenet": (120, 84), "alexnet": (4096, 4096)}
 _IMAGE_SIZE = {"lenet": 28, "alexnet": 224}
-_LEAST_IMAGE_SIZE = {"lenet": 14, "alexnet": 65}  # of which the last pool leaves a pixel
+_MIN_IMAGE_SIZE = {"lenet": 14, "alexnet": 65}  # the last pool leaves one pixel
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """One of the book's other networks, for images of any size; checked as `Architecture` is.
+    """One of the book's other networks, for images of one size; checked on creation as `Architecture` is.
 
     >>> [layer.name for layer in Baseline.named("lenet").layers()][:6]
     ['conv1', 'sigmoid1', 'pool1', 'conv2', 'sigmoid2', 'pool2']
@@ -50,7 +50,7 @@ class Baseline:
         check_one_of("a baseline", self.name, BaselineName)
         check_int("in_channels", self.in_channels, 1, MAX_WIDTH)
         check_int("num_classes", self.num_classes, 1, MAX_WIDTH)
-        check_int(f"an image_size for {self.name}", self.image_size, _LEAST_IMAGE_SIZE[self.name], MAX_WIDTH)
+        check_int(f"an image_size for {self.name}", self.image_size, _MIN_IMAGE_SIZE[self.name], MAX_WIDTH)
 
     @classmethod
     def named(cls, name: str, **options: Any) -> "Baseline":

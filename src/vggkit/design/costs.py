@@ -3,9 +3,9 @@
 - Parameters: every trainable number, with biases and the two of batch norm for each channel.
 - MACs: the multiply-adds of convolutions and fully connected layers in one forward pass, biases excluded.
   FLOPs = 2 x MACs.
-- Activation bytes: the float32 output of a layer; 0 for a view (`flatten`, and `fit` if it stretches nothing).
+- Activation bytes: the float32 output of a layer; 0 for a view (`flatten`, and `fit` of a map that is large enough).
 - Receptive field: the side, in input pixels, of the square that one output value sees in an unbounded image.
-- Stride: the input pixels from one output value to the next.
+- Stride: the input pixels between neighbouring output values.
 
 A fully connected layer counts as the equivalent convolution: fc6 of VGG-16, 7x7, sees 404 pixels, more than the image.
 """
@@ -91,17 +91,17 @@ class Costs:
     def of(cls, network: AnyNetwork, batch_size: int = 1) -> "Costs":
         """The costs of `network`; raises `ArchitectureError` unless `batch_size` is a whole number from 1."""
         check_int("a batch_size", batch_size, 1, MAX_BATCH_SIZE)
-        counted: list[LayerCost] = []
+        layer_costs: list[LayerCost] = []
         size, is_map = network.image_size, True
-        receptive_field, stride, whole = 1, 1, network.image_size
+        receptive_field, stride, map_field = 1, 1, network.image_size  # map_field: input pixels that a whole map sees
         for layer in network.layers():
             before, size = size, layer.output_size(size)
             is_map = is_map and layer.kind != "flatten"
             match layer.kind:
                 case "conv":
-                    seen = receptive_field + (layer.kernel_size - 1) * stride
-                    # fc6 as a convolution over a map that was stretched for it sees the whole map, not more.
-                    receptive_field = seen if layer.padding else min(seen, whole)
+                    unbounded = receptive_field + (layer.kernel_size - 1) * stride
+                    # fc6 as a convolution over an enlarged map sees the whole map and no more.
+                    receptive_field = unbounded if layer.padding else min(unbounded, map_field)
                     stride *= layer.stride
                 case "pool" | "avgpool":
                     receptive_field += (layer.kernel_size - 1) * stride
@@ -110,12 +110,12 @@ class Costs:
                     receptive_field += (_widest_window(before, size) - 1) * stride
                     stride *= max(1, before // size)
                 case "flatten":
-                    receptive_field = whole
+                    receptive_field = map_field
             if layer.kind in ("conv", "pool", "avgpool"):
-                whole = receptive_field + (size - 1) * stride
+                map_field = receptive_field + (size - 1) * stride
             output_shape = (batch_size, layer.outputs, *((size, size) if is_map else ()))
             is_view = layer.kind == "flatten" or (layer.kind == "fit" and size == before)
-            counted.append(
+            layer_costs.append(
                 LayerCost(
                     name=layer.name,
                     kind=layer.kind,
@@ -128,27 +128,27 @@ class Costs:
                     stride=stride,
                 )
             )
-        return cls(network, batch_size, tuple(counted))
+        return cls(network, batch_size, tuple(layer_costs))
 
     @property
     def total(self) -> Sum:
-        """Everything."""
+        """The sum over all layers."""
         return Sum.of(self.layers)
 
     @property
     def convolutional(self) -> Sum:
-        """All before the first fully connected layer: the blocks."""
+        """The blocks: all layers before the first fully connected one."""
         return Sum.of(layer for layer in self.layers if not layer.part.startswith("fc"))
 
     @property
     def fully_connected(self) -> Sum:
-        """The fully connected layers, with their activations and dropout, also if they are written as convolutions."""
+        """The fully connected layers with their activations and dropout, in either form (`fc` or `conv`)."""
         return Sum.of(layer for layer in self.layers if layer.part.startswith("fc"))
 
     def table(self, by_layer: bool = False) -> Table:
         """The table that `print` shows: a row for each block and fully connected layer, or for each layer."""
         total = self.total
-        # A large batch has no room for a tenth and does not need one.
+        # No decimals for large batches, which would widen the columns.
         mmacs = ",.1f" if total.macs < 1e11 else ",.0f"
         megabytes = ",.1f" if total.activation_bytes < 1e10 else ",.0f"
 
@@ -197,7 +197,7 @@ class Costs:
 
 
 def _widest_window(size: int, outputs: int) -> int:
-    """The most inputs along a side that one output of adaptive average pooling from `size` to `outputs` averages."""
+    """The widest window, in inputs along a side, of adaptive average pooling from `size` to `outputs`."""
     return max(-(-(i + 1) * size // outputs) - i * size // outputs for i in range(outputs))
 
 

@@ -26,12 +26,12 @@ Style = Literal["scale", "blocks"]
 
 MAX_NETWORKS = 16
 
-MAX_SIDE, MAX_THICKNESS = 200.0, 46.0  # of the drawing's largest map and of its widest layer, in SVG's pixels
-SLANT_X, SLANT_Y = 0.31, 0.26  # where the back lies: foreshortened to 0.4, 40 degrees upwards
+MAX_SIDE, MAX_THICKNESS = 200.0, 46.0  # SVG pixels of the largest map and of the widest layer
+SLANT_X, SLANT_Y = 0.31, 0.26  # offset of the back face: foreshortened to 0.4, 40 degrees upwards
 MARGIN, CARD_GAP, COLUMN_GAP, BOX_GAP, LINE, BAR = 20.0, 28.0, 13.0, 3.0, 15.0, 48.0
 BOX_HEIGHT, ARROW, FRAME, PART_GAP, SHARES = 24.0, 12.0, 7.0, 22.0, 26.0
 PAGE_WIDTH = 880.0
-"""Where a row of networks ends: a README shows this width as it is."""
+"""Width at which a row of networks wraps; a README shows it unscaled."""
 
 HEADER = svg.TITLE + 3 * LINE + 2 * 19 + 16
 PANEL, EDGE, TRACK, FRAME_FILL, WHITE = "#fcfcfa", "#d5d7db", "#e3e5e8", "#edeff2", "#ffffff"
@@ -66,15 +66,15 @@ def drawing(networks: Sequence[AnyNetwork], style: Style = "scale") -> str:
     if not 1 <= len(networks) <= MAX_NETWORKS:
         raise ArchitectureError(f"expected 1 to {MAX_NETWORKS} networks to draw, got {len(networks)}")
     views = [view_of(network) for network in networks]
-    return _page(views, _to_scale(views) if style == "scale" else _as_blocks(views), style)
+    return _layout_page(views, _scale_cards(views) if style == "scale" else _block_cards(views), style)
 
 
-def _to_scale(views: Sequence[View]) -> list[_Card]:
+def _scale_cards(views: Sequence[View]) -> list[_Card]:
     boxes = [box for view in views for box in view.boxes]
     per_side = MAX_SIDE / math.sqrt(max(box.size for box in boxes))
     per_thickness = MAX_THICKNESS / math.sqrt(max(box.channels for box in boxes))
     half = MAX_SIDE * (1 + SLANT_Y) / 2
-    axis = HEADER + LINE + half  # what all cuboids are centred on
+    axis = HEADER + LINE + half  # the common centre line of all cuboids
     labels_top = axis + half + 1.6 * LINE
     shares_top = labels_top + (max(len(_labels(part)) for view in views for part in view.parts) + 0.6) * LINE
     cards = []
@@ -89,7 +89,7 @@ def _to_scale(views: Sequence[View]) -> list[_Card]:
             width = max(thickness + slant, BAR, *map(svg.text_width, words))
             middle = x + width / 2
             left = middle - thickness / 2
-            if part is view.parts[0]:  # it costs nothing: here is room for the headings
+            if part is view.parts[0]:  # the image has no costs: room for the headings
                 elements.append(svg.text(x, shares_top + 3, "parameters", fill=svg.MUTED))
                 elements.append(svg.text(x, shares_top + 2 * LINE + 3, "MACs", fill=svg.MUTED))
             else:
@@ -103,12 +103,12 @@ def _to_scale(views: Sequence[View]) -> list[_Card]:
             for row, label in enumerate(labels):
                 elements.append(svg.centred(middle, labels_top + row * LINE, *label))
             x += width + COLUMN_GAP
-        cards.append(_card(view, x - COLUMN_GAP, shares_top + 3 * LINE, elements))
+        cards.append(_card_with_header(view, x - COLUMN_GAP, shares_top + 3 * LINE, elements))
     return cards
 
 
 def _labels(part: Part) -> list[tuple[str, str, str]]:
-    """The lines below a part, as words, a grey tail and a colour: names with kernels, then the shape of the output."""
+    """The lines below a part as (words, grey tail, colour): names with kernels, then the shape of the output."""
     lines = []
     for shape, alike in itertools.groupby(part.boxes, key=lambda box: box.shape):
         lines += [(box.name, box.kernel, svg.INK) for box in alike] + [(shape, "", svg.MUTED)]
@@ -116,22 +116,22 @@ def _labels(part: Part) -> list[tuple[str, str, str]]:
 
 
 def _cuboid(x: float, axis: float, thickness: float, side: float, box: Box) -> str:
-    """A cuboid from `x` to the right, centred on `axis`; those to its right stand in front and are drawn later."""
+    """A cuboid whose left edge is `x`, centred on `axis`; cuboids are drawn from left to right, back to front."""
     back_x, back_y = side * SLANT_X, side * SLANT_Y
     x, y = x - back_x / 2, axis - (side - back_y) / 2
     end = x + thickness
-    colour, stroke = COLOURS[box.group], svg.mixed(COLOURS[box.group], svg.INK, 0.45)
+    colour, stroke = COLOURS[box.group], svg.blend(COLOURS[box.group], svg.INK, 0.45)
     top = [(x, y), (x + back_x, y - back_y), (end + back_x, y - back_y), (end, y)]
     face = [(end, y), (end + back_x, y - back_y), (end + back_x, y - back_y + side), (end, y + side)]
-    return svg.hinted(
+    return svg.with_tooltip(
         box.hint,
         svg.rect(x, y, thickness, side, colour, stroke=stroke),
-        svg.polygon(top, svg.mixed(colour, WHITE, 0.45), stroke=stroke),
-        svg.polygon(face, svg.mixed(colour, svg.INK, 0.14), stroke=stroke),
+        svg.polygon(top, svg.blend(colour, WHITE, 0.45), stroke=stroke),
+        svg.polygon(face, svg.blend(colour, svg.INK, 0.14), stroke=stroke),
     )
 
 
-def _as_blocks(views: Sequence[View]) -> list[_Card]:
+def _block_cards(views: Sequence[View]) -> list[_Card]:
     def height_of(part: Part, is_image: bool) -> float:
         return len(part.boxes) * (BOX_HEIGHT + ARROW) - ARROW + (0 if is_image else 2 * FRAME + SHARES)
 
@@ -159,16 +159,16 @@ def _as_blocks(views: Sequence[View]) -> list[_Card]:
             if part is not view.parts[-1]:
                 elements.append(svg.text(middle + 10, top - PART_GAP / 2 + 4, part.boxes[-1].shape, fill=svg.MUTED))
             y = top - PART_GAP
-        cards.append(_card(view, inner + 2 * FRAME, height, elements))
+        cards.append(_card_with_header(view, inner + 2 * FRAME, height, elements))
     return cards
 
 
 def _layer_box(x: float, y: float, width: float, box: Box) -> str:
     baseline, colour = y + BOX_HEIGHT / 2 + 4, COLOURS[box.group]
-    fill, stroke = svg.mixed(colour, WHITE, 0.35), svg.mixed(colour, svg.INK, 0.35)
+    fill, stroke = svg.blend(colour, WHITE, 0.35), svg.blend(colour, svg.INK, 0.35)
     frame = svg.rect(x, y, width, BOX_HEIGHT, fill, stroke=stroke, radius=4)
     words = [svg.text(x + width - 10, baseline, box.words, anchor="end")] if box.words else []
-    return svg.hinted(box.hint, frame, svg.text(x + 10, baseline, box.name), *words)
+    return svg.with_tooltip(box.hint, frame, svg.text(x + 10, baseline, box.name), *words)
 
 
 def _arrow(x: float, y: float, length: float, upwards: bool = False) -> list[str]:
@@ -181,13 +181,13 @@ def _arrow(x: float, y: float, length: float, upwards: bool = False) -> list[str
     return [svg.rect(x, y - 0.5, max(0, length - 4), 1, svg.MUTED), svg.polygon(tip, svg.MUTED)]
 
 
-def _page(views: Sequence[View], cards: Sequence[_Card], style: Style) -> str:
-    """The cards in rows, a legend of the colours in use, and the caption, on a panel."""
+def _layout_page(views: Sequence[View], cards: Sequence[_Card], style: Style) -> str:
+    """The cards in rows, a legend of the colours used, and the caption, on a panel."""
     elements, x, y, width = list[str](), MARGIN, MARGIN, 0.0
     for card in cards:
         if x > MARGIN and x + card.width + MARGIN > PAGE_WIDTH:
             x, y = MARGIN, y + card.height + CARD_GAP
-        elements.append(svg.moved(x, y, card.elements))
+        elements.append(svg.translated(x, y, card.elements))
         x += card.width + CARD_GAP
         width = max(width, x - CARD_GAP + MARGIN)
     x, y = MARGIN, y + cards[0].height + 2.5 * LINE
@@ -212,8 +212,8 @@ def _page(views: Sequence[View], cards: Sequence[_Card], style: Style) -> str:
     return svg.document(width, height, names, described, [panel, *elements])
 
 
-def _card(view: View, width: float, height: float, elements: list[str]) -> _Card:
-    """The drawing below a header: the name, a few lines, and bars that say what the larger share holds."""
+def _card_with_header(view: View, width: float, height: float, elements: list[str]) -> _Card:
+    """A card with a header: the name, a few lines, and bars with the larger of the two shares of each cost."""
     width = max(width, BAR, svg.text_width(view.name, svg.TITLE), *map(svg.text_width, view.lines))
     header = [svg.text(0, svg.TITLE - 3, view.name, size=svg.TITLE)]
     header += [
@@ -225,14 +225,14 @@ def _card(view: View, width: float, height: float, elements: list[str]) -> _Card
         words = f"{held} of {quantity}"
         width = max(width, svg.text_width(words) + 12)
         for x, part, group in ((0.0, 1 - share, "convolution"), (1 - share, share, "fully connected")):
-            header.append(svg.rect(x * width, y, part * width, 16, svg.mixed(COLOURS[group], WHITE, 0.35)))
+            header.append(svg.rect(x * width, y, part * width, 16, svg.blend(COLOURS[group], WHITE, 0.35)))
         header.append(svg.text(width / 2, y + 12, words, anchor="middle"))
         y += 19
     return _Card(width, height, [*header, *elements])
 
 
 def _share(x: float, y: float, width: float, share: float, colour: str) -> list[str]:
-    """A bar that is full at 1, below its percentage."""
+    """A bar that shows `share`, 0 to 1, below its percentage."""
     percent = "< 0.1%" if 0 < share < 0.0005 else f"{100 * share:.1f}%"
     bar = [svg.rect(x, y + 4, width, 5, TRACK), svg.rect(x, y + 4, width * share, 5, colour)]
     return [svg.text(x + width / 2, y, percent, anchor="middle"), *bar]

@@ -1,18 +1,18 @@
-"""A VGG block and the layers of every network, as frozen, validated data."""
+"""A VGG block and the layers of every network as frozen, validated data."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast, get_args
+from typing import Any, Literal, Protocol, get_args
 
 from vggkit.errors import ArchitectureError, shown
 
 LayerKind = Literal[
     "conv", "bn", "relu", "sigmoid", "lrn", "pool", "avgpool", "adaptive", "fit", "flatten", "fc", "dropout"
 ]
-"""`pool` takes maxima; `adaptive` averages any map to `kernel_size`; `fit` stretches smaller ones to it."""
+"""`pool`: max pooling. `adaptive`: average pooling to `kernel_size`. `fit`: enlarges smaller maps to `kernel_size`."""
 Norm = Literal["none", "batch"]
 
-# Far above any network in use, and low enough that no count below overflows 64 bits.
+# Far above any network in use, and low enough that no count overflows 64 bits.
 MAX_CONVOLUTIONS = 1_000
 MAX_WIDTH = 65_536  # channels, hidden units, classes, pixels along a side
 MAX_KERNEL_SIZE = 255
@@ -21,7 +21,7 @@ MAX_LAYER_WEIGHTS = 2**40
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer under its canonical name, with all that is needed to build it and to count its costs."""
+    """One layer under its canonical name, with what building it and counting its costs requires."""
 
     name: str
     """`conv3_2`, `bn3_2`, `relu3_2`, `lrn1`, `pool3`, `avgpool`, `flatten`, `fc6`, `relu6`, `drop6`, ..."""
@@ -42,7 +42,7 @@ class Layer:
         return self.inputs * self.outputs * self.kernel_size**2 if self.kind in ("conv", "fc") else 0
 
     def output_size(self, size: int) -> int:
-        """Pixels along a side of the output for a map of `size`; 1 for features; below 1 if nothing is left."""
+        """Height and width of the output for a map of `size`; 1 for features; below 1 if the map is too small."""
         match self.kind:
             case "conv" | "pool" | "avgpool":
                 return (size + 2 * self.padding - self.kernel_size) // self.stride + 1
@@ -57,7 +57,7 @@ class Layer:
 
 
 class AnyNetwork(Protocol):
-    """What costs and drawings need of a network; `Architecture` and `Baseline` have it."""
+    """A network that costs and drawings can take: `Architecture` or `Baseline`."""
 
     @property
     def name(self) -> str: ...  # noqa: D102
@@ -107,8 +107,8 @@ class Block:
                 f"expected one kernel size or one for each of the {self.num_convs} convolutions, got {len(sizes)}"
             )
         if not isinstance(self.lrn, bool):
-            raise ArchitectureError(f"expected lrn to be True or False, got {written(self.lrn)}")
-        # One spelling for one block, so that equal blocks compare equal.
+            raise ArchitectureError(f"expected lrn to be True or False, got {short_repr(self.lrn)}")
+        # Normalised, so that equal blocks compare equal.
         object.__setattr__(self, "kernel_size", sizes[0] if len(set(sizes)) == 1 else tuple(sizes))
 
     def __getitem__(self, index: int) -> int:
@@ -146,40 +146,40 @@ class Block:
 def check_int(what: str, value: object, least: int, most: int) -> None:
     """Raise `ArchitectureError` unless `value` is a whole number from `least` to `most`."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ArchitectureError(f"expected {what} from {least} to {most}, got {written(value)}")
+        raise ArchitectureError(f"expected {what} from {least} to {most}, got {short_repr(value)}")
 
 
 def check_number(what: str, value: object, least: float, most: float) -> None:
-    """Raise `ArchitectureError` unless `value` is a number from `least` to `most`; NaN is none."""
+    """Raise `ArchitectureError` unless `value` is a number from `least` to `most`; NaN is rejected."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-        raise ArchitectureError(f"expected {what} from {least:g} to {most:g}, got {written(value)}")
+        raise ArchitectureError(f"expected {what} from {least:g} to {most:g}, got {short_repr(value)}")
 
 
-def written(value: object) -> str:
-    """A value of any kind and size for an error message."""
+def short_repr(value: object) -> str:
+    """`repr(value)` for an error message, shortened and safe to print."""
     try:
         return shown(repr(value))
-    except ValueError:  # Python refuses to write out the longest numbers
+    except ValueError:  # Python limits the digits of an integer's repr
         return "a number beyond 64 bits"
 
 
 def check_one_of(what: str, value: object, allowed: Any) -> None:
     """Raise `ArchitectureError` unless `value` is one of the `Literal` `allowed`."""
     if value not in get_args(allowed):
-        raise ArchitectureError(f"expected {what} to be one of {', '.join(get_args(allowed))}, got {written(value)}")
+        raise ArchitectureError(f"expected {what} to be one of {', '.join(get_args(allowed))}, got {short_repr(value)}")
 
 
 def as_tuple(what: str, value: object) -> tuple[Any, ...]:
-    """`value`, a tuple or a list, as a tuple; raises `ArchitectureError` for anything else."""
+    """A tuple or list as a tuple; raises `ArchitectureError` for anything else."""
     if not isinstance(value, tuple | list):
-        raise ArchitectureError(f"expected {what} as a tuple, got {written(value)}")
+        raise ArchitectureError(f"expected {what} as a tuple, got {short_repr(value)}")
     return tuple(value)
 
 
 def as_block(value: object) -> Block:
-    """`value`, a `Block` or the book's pair, as a `Block`; raises `ArchitectureError` for anything else."""
+    """A `Block` or the book's pair as a `Block`; raises `ArchitectureError` for anything else."""
     if isinstance(value, Block):
         return value
     if isinstance(value, tuple | list) and len(value) == 2:
-        return Block(cast(int, value[0]), cast(int, value[1]))
-    raise ArchitectureError(f"expected a Block or a pair (num_convs, channels), got {written(value)}")
+        return Block(value[0], value[1])
+    raise ArchitectureError(f"expected a Block or a pair (num_convs, channels), got {short_repr(value)}")

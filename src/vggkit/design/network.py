@@ -1,4 +1,4 @@
-"""Networks of any kind, given as data or as text, and the public functions `costs` and `draw`."""
+"""Networks given as data or as text, and the public functions `costs` and `draw`."""
 
 import json
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ from vggkit.design.architecture import Architecture
 from vggkit.design.baselines import Baseline
 from vggkit.design.costs import Costs
 from vggkit.design.drawing import Style, drawing
-from vggkit.design.layers import written
+from vggkit.design.layers import short_repr
 from vggkit.design.notation import BaselineName
 from vggkit.errors import ArchitectureError, check_type
 
 Network = Architecture | Baseline
-"""What modules are made from."""
+"""A network as data."""
 NetworkLike = Network | str | Sequence[Any]
 """What `as_network` takes: a network, its text, or the blocks of an `Architecture`."""
 
@@ -28,23 +28,23 @@ def as_network(network: NetworkLike, **options: Any) -> Network:
         options: fields of the network that replace its own; a baseline ignores those that it does not have.
 
     Raises:
-        ArchitectureError: a network that cannot be.
+        ArchitectureError: an invalid network.
 
     >>> as_network("vgg11/4") == as_network([(1, 16), (1, 32), (2, 64), (2, 128), (2, 128)])
     True
     """
-    of_baseline = {name: options[name] for name in ("image_size", "in_channels", "num_classes") if name in options}
+    baseline_options = {name: options[name] for name in ("image_size", "in_channels", "num_classes") if name in options}
     if isinstance(network, str):
         if network.strip().lower() in get_args(BaselineName):
-            return Baseline.named(network, **of_baseline)
+            return Baseline.named(network, **baseline_options)
         return Architecture.parse(network, **options)
     if isinstance(network, Architecture):
         return replace(network, **options)
     if isinstance(network, Baseline):
-        return replace(network, **of_baseline)
+        return replace(network, **baseline_options)
     if isinstance(network, list | tuple):
         return Architecture(tuple(network), **options)
-    raise ArchitectureError(f"expected a network, its text or its blocks, got {written(network)}, try 'vgg16'")
+    raise ArchitectureError(f"expected a network, its text or its blocks, got {short_repr(network)}, try 'vgg16'")
 
 
 def network_from_json(text: str) -> Network:
@@ -66,7 +66,7 @@ def costs(network: NetworkLike, batch_size: int = 1) -> Costs:
         batch_size: from 1.
 
     Raises:
-        ArchitectureError: a network or a `batch_size` that cannot be.
+        ArchitectureError: an invalid network or `batch_size`.
 
     >>> total = costs("vgg16").total
     >>> total.parameters, total.macs
@@ -83,12 +83,12 @@ def draw(networks: Network | str | Sequence[NetworkLike], style: Style = "scale"
         style: `scale`, cuboids to scale, or `blocks`, the book's diagram.
 
     Raises:
-        ArchitectureError: networks that cannot be, none, too many, or an unknown style.
+        ArchitectureError: an invalid network, none or more than 16 of them, or an unknown style.
 
     >>> picture = draw("vgg16")
     >>> picture[:4], "conv5_3" in picture
     ('<svg', True)
     """
-    some = [networks] if isinstance(networks, str | Architecture | Baseline) else networks
-    check_type(some, Sequence, "networks to draw", "draw('vgg16')")
-    return drawing([as_network(network) for network in some], style)
+    sequence = [networks] if isinstance(networks, str | Architecture | Baseline) else networks
+    check_type(sequence, Sequence, "networks to draw", "draw('vgg16')")
+    return drawing([as_network(network) for network in sequence], style)

@@ -1,4 +1,4 @@
-"""The notation of blocks, the named family, and the errors for texts that are neither.
+"""The notation of blocks and the named family.
 
 Source of the family: Simonyan & Zisserman, arXiv 1409.1556, Table 1.
 """
@@ -7,7 +7,7 @@ import re
 from dataclasses import replace
 from typing import Literal, get_args
 
-from vggkit.design.layers import Block, Norm, written
+from vggkit.design.layers import Block, Norm, short_repr
 from vggkit.errors import ArchitectureError, nearest, shown
 
 MAX_NOTATION_CHARACTERS = 10_000
@@ -39,7 +39,7 @@ _BLOCK = re.compile(
 def parse(text: str) -> tuple[tuple[Block, ...], Norm]:
     """The blocks and the norm of a name or a notation; raises `ArchitectureError`."""
     if not isinstance(text, str):
-        raise ArchitectureError(f"expected a name or a notation as text, got {written(text)}")
+        raise ArchitectureError(f"expected a name or a notation as text, got {short_repr(text)}")
     if len(text) > MAX_NOTATION_CHARACTERS:
         raise ArchitectureError(
             f"'{shown(text)}': expected at most {MAX_NOTATION_CHARACTERS} characters, got {len(text)}"
@@ -73,7 +73,7 @@ def name_of(blocks: tuple[Block, ...]) -> str | None:
 
 
 def _parse_blocks(body: str, text: str) -> list[Block]:
-    """The blocks of `body`, a part of `text` or the notation of its name; errors count the characters of `text`."""
+    """The blocks of `body`, a part of `text` or the notation of its name; errors give the position in `text`."""
     blocks: list[Block] = []
     rest = body.lstrip(" ,")
     while rest:
@@ -81,7 +81,7 @@ def _parse_blocks(body: str, text: str) -> list[Block]:
         match = _BLOCK.match(rest)
         if match is None:
             word = re.split("[ ,]", rest, maxsplit=1)[0]
-            raise ArchitectureError(f"{where}: {_no_block(word, is_name=not blocks and not word[0].isdigit())}")
+            raise ArchitectureError(f"{where}: {_syntax_error(word, is_name=not blocks and not word[0].isdigit())}")
         kernels = tuple(map(int, (match["kernels"] or "3").split(",")))
         try:
             block = Block(int(match["num_convs"]), int(match["channels"]), kernels, lrn=match["lrn"] is not None)
@@ -94,7 +94,7 @@ def _parse_blocks(body: str, text: str) -> list[Block]:
     return blocks
 
 
-def _no_block(word: str, is_name: bool) -> str:
+def _syntax_error(word: str, is_name: bool) -> str:
     if not is_name:
         return f"expected a block such as 2x128, got '{shown(word)}'"
     names = [*FAMILY, *get_args(BaselineName)]

@@ -1,4 +1,4 @@
-"""A drawing as PNG or PDF, painted by matplotlib, which is there for the curves anyway and needs no system library."""
+"""A drawing as PNG or PDF, painted by matplotlib, which needs no system library."""
 
 import io
 import re
@@ -7,15 +7,15 @@ from xml.etree import ElementTree
 
 from vggkit.design import svg
 
-POINTS_PER_INCH = 72  # so that a pixel of the drawing is a point of the figure
+POINTS_PER_INCH = 72  # a pixel of the drawing is a point of the figure
 SCALE = 2
-"""Pixels of a PNG file for each of the drawing's."""
-MOST_PIXELS, LONGEST_SIDE = 50_000_000, 32_000
-"""Of a PNG file; a larger drawing is scaled down to these."""
+"""Pixels of a PNG file for each pixel of the drawing."""
+MAX_PIXELS, MAX_SIDE_PIXELS = 50_000_000, 32_000
+"""Limits of a PNG file; a larger drawing is scaled down."""
 
 
 def rendered(picture: str, suffix: str) -> bytes:
-    """The text of an SVG file that `drawing` made, as the content of a `.png` or `.pdf` file."""
+    """An SVG text from `drawing` as the content of a `.png` or `.pdf` file."""
     from matplotlib.figure import Figure
 
     root = ElementTree.fromstring(picture)  # noqa: S314 (our own text)
@@ -23,7 +23,7 @@ def rendered(picture: str, suffix: str) -> bytes:
     figure = Figure(figsize=(width / POINTS_PER_INCH, height / POINTS_PER_INCH))
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), frame_on=False, xticks=(), yticks=())
     _paint(axes, root, 0, 0)
-    scale = min(SCALE, (MOST_PIXELS / (width * height)) ** 0.5, LONGEST_SIDE / max(width, height))
+    scale = min(SCALE, (MAX_PIXELS / (width * height)) ** 0.5, MAX_SIDE_PIXELS / max(width, height))
     content = io.BytesIO()
     metadata = {"CreationDate": None} if suffix == ".pdf" else {}
     figure.savefig(content, format=suffix[1:], dpi=POINTS_PER_INCH * scale, transparent=True, metadata=metadata)
@@ -31,7 +31,7 @@ def rendered(picture: str, suffix: str) -> bytes:
 
 
 def _paint(axes: Any, node: ElementTree.Element, x: float, y: float) -> None:
-    """Paint what is below `node`, whose own coordinates begin at (`x`, `y`)."""
+    """Paint the children of `node`, whose origin is at (`x`, `y`)."""
     for child in node:
         tag = child.tag.rpartition("}")[2]
         if tag == "g":

@@ -1,17 +1,16 @@
 """The time of a step of data-parallel training with more workers, predicted in closed form: nothing is run.
 
 The model is torch's DistributedDataParallel. Each of W workers computes forward and backward on its share of the batch.
-As the backward pass goes from the last layer to the first, gradients fill buckets, and a full bucket is averaged over
-all workers while the backward pass goes on. Compute is one resource and the network another, which takes one bucket
-after the other:
+During the backward pass, from the last layer to the first, gradients fill buckets, and a full bucket is averaged over
+all workers while the pass continues. Compute and the network are two resources; the network takes one bucket at a time:
 
-    step = forward + max(backward, the last bucket's all-reduce is done) + update
+    step = forward + max(backward, end of the last all-reduce) + update
 
-- Compute: the MACs of `costs` over those that a worker does in a second. Backward takes twice as many as forward, one
-  product for the gradient of the input and one for that of the weights; the first layer's input needs none. Layers
-  without MACs take no time of their own: measure the rate on a whole step, which includes them.
-- Buckets: as torch makes them after its first step, in the order in which gradients arrive. A bucket is full when it
-  holds at least 25 MiB, the first one at 1 MiB. (Li et al., "PyTorch Distributed", VLDB 2020, section 3.2.3.)
+- Compute: the MACs of `costs` over a worker's MACs per second. Backward takes twice as many as forward, one product for
+  the gradient of the input and one for that of the weights; the first layer's input needs none. Layers without MACs
+  take no time of their own: measure the rate on a whole step, which includes them.
+- Buckets: as torch makes them after its first step, in the order in which gradients arrive. A bucket is full at 25 MiB,
+  the first one at 1 MiB. (Li et al., "PyTorch Distributed", VLDB 2020, section 3.2.3.)
 - All-reduce: a ring. In each of 2 (W - 1) steps every worker sends 1/W of the bucket and receives as much, so n bytes
   take 2 (W - 1) (latency + n / W / bandwidth). (Patarasuk & Yuan, "Bandwidth optimal all-reduce algorithms for
   clusters of workstations", 2009; Horovod, arXiv 1802.05799, applies it to networks.)
@@ -33,12 +32,12 @@ from vggkit.design.network import Network, NetworkLike, as_network
 from vggkit.errors import ArchitectureError
 
 Compression = Literal["none", "bf16", "powersgd"]
-"""How a gradient is sent: as float32, as bfloat16, or as two thin matrices."""
+"""How a gradient is sent: as float32, as bfloat16, or as two low-rank factors."""
 
 FIRST_BUCKET_BYTES, BUCKET_BYTES = 2**20, 25 * 2**20  # torch's defaults
 MAX_WORKERS = 2**20
 MAX_RANK = 65_536
-_LEAST_SAVING = 2  # of torch's PowerSGDState: min_compression_rate
+_MIN_COMPRESSION_RATE = 2  # the default of torch's PowerSGDState
 
 
 @dataclass(frozen=True)
@@ -48,16 +47,16 @@ class StepPrediction:
     workers: int
     images_per_worker: int
     compute_seconds: float
-    """Forward, backward and update on one worker's images: the step of a single worker."""
+    """Forward, backward and update on one worker's images: the step time of a single worker."""
     communication_seconds: float
-    """The network's busy time, whether or not the backward pass hides it."""
+    """Busy time of the network, overlapped or not."""
     exposed_seconds: float
-    """The time in which the workers wait for the network."""
+    """Communication that the backward pass does not hide."""
     step_seconds: float
     gradient_bytes: float
     """Sent by each worker, which receives as many."""
     efficiency: float
-    """Weak scaling, 0 to 1: the step of one worker over the step of all, with equally many images for each."""
+    """Weak scaling, 0 to 1: the step time of one worker over that of all, with equally many images for each."""
 
     def __str__(self) -> str:
         return (
@@ -91,7 +90,7 @@ def predict_step(
     powersgd_rank: int = 4,
     update_seconds: float = 0.0,
 ) -> StepPrediction:
-    """The time of a data-parallel training step of `network`; the module says what is modelled.
+    """The time of a data-parallel training step of `network`; see the module for what is modelled.
 
     Args:
         network: see `as_network`.
@@ -105,7 +104,7 @@ def predict_step(
         update_seconds: of the optimizer on each worker; 0 if `macs_per_second` includes it.
 
     Raises:
-        ArchitectureError: a network or another value that cannot be.
+        ArchitectureError: an invalid network or other value.
 
     >>> step = predict_step("vgg16", 32 * 64, 64, macs_per_second=5e12, bytes_per_second=25e9 / 8)
     >>> round(step.gradient_bytes / 1e6), round(step.efficiency, 2)
@@ -130,15 +129,15 @@ def predict_step(
 
     forward_seconds = Costs.of(network, images).total.macs / macs_per_second
     backward_seconds = backward_macs(network, images) / macs_per_second
-    sent_bytes, busy_seconds, network_is_free_at = 0, 0.0, 0.0  # seconds from the backward pass's beginning
+    sent_bytes, busy_seconds, network_free_seconds = 0, 0.0, 0.0  # the last since the start of the backward pass
     for bucket in gradient_buckets(network, images):
         messages = message_bytes(bucket, compression, powersgd_rank)
         seconds = sum(allreduce_seconds(n, workers, bytes_per_second, latency_seconds) for n in messages)
-        network_is_free_at = max(network_is_free_at, bucket.ready_macs / macs_per_second) + seconds
+        network_free_seconds = max(network_free_seconds, bucket.ready_macs / macs_per_second) + seconds
         busy_seconds += seconds
         sent_bytes += sum(messages)
     compute_seconds = forward_seconds + backward_seconds + update_seconds
-    exposed_seconds = max(0.0, network_is_free_at - backward_seconds)
+    exposed_seconds = max(0.0, network_free_seconds - backward_seconds)
     return StepPrediction(
         workers=workers,
         images_per_worker=images,
@@ -152,7 +151,7 @@ def predict_step(
 
 
 def allreduce_seconds(num_bytes: int, workers: int, bytes_per_second: float, latency_seconds: float) -> float:
-    """The time in which a ring averages `num_bytes` of each worker; 0 for a single worker."""
+    """The time of a ring all-reduce of `num_bytes` a worker; 0 for a single worker."""
     return 2 * (workers - 1) * (latency_seconds + num_bytes / workers / bytes_per_second)
 
 
@@ -189,7 +188,7 @@ def message_bytes(bucket: Bucket, compression: Compression, powersgd_rank: int) 
     whole, p, q = 0, 0, 0
     for rows, columns in bucket.matrices:
         rank = min(rows, columns, powersgd_rank)
-        if _LEAST_SAVING * rank * (rows + columns) < rows * columns:
+        if _MIN_COMPRESSION_RATE * rank * (rows + columns) < rows * columns:
             p, q = p + rank * rows, q + rank * columns
         else:
             whole += rows * columns

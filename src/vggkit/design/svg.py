@@ -9,14 +9,14 @@ SMALL, TITLE = 11, 18
 """The two sizes of type, in pixels; titles are bold."""
 INK, MUTED = "#1f2937", "#64707f"
 
-# Shares of the type's size. No character of DejaVu Sans, the widest of the usual sans-serif fonts, is wider.
+# Widths as shares of the font size: upper bounds for DejaVu Sans, the widest of the usual sans-serif fonts.
 _NARROW, _MEDIUM, _WIDE, _BOLD = 0.45, 0.66, 1.0, 1.12
 _WIDTHS = dict.fromkeys(" ,.:;()/|-filrtI", _NARROW) | dict.fromkeys("abcdeghknopqsuvxyz0123456789_", _MEDIUM)
 _WIDTHS["×"] = 0.84
 
 
 def text_width(words: str, size: int = SMALL) -> float:
-    """Pixels that `words` takes at most, in whatever sans-serif font the reader has."""
+    """An upper bound in pixels for the width of `words` in any usual sans-serif font."""
     return sum(_WIDTHS.get(character, _WIDE) for character in words) * size * (_BOLD if size == TITLE else 1)
 
 
@@ -28,7 +28,7 @@ def element(tag: str, *children: str, **attributes: str | float) -> str:
 
 
 def text(x: float, y: float, words: str, *, fill: str = INK, anchor: str = "", size: int = SMALL) -> str:
-    """`words` on the baseline `y`; `anchor` is what lies at `x`: their start or, if asked, `middle` or `end`."""
+    """`words` on the baseline `y`; `anchor` says which point is at `x`: their start, `middle` or `end`."""
     style: dict[str, str | float] = {"font_size": size, "font_weight": "bold"} if size == TITLE else {}
     return element("text", escape(words), x=x, y=y, fill=fill, **style, text_anchor=anchor)
 
@@ -42,7 +42,7 @@ def centred(x: float, y: float, words: str, tail: str = "", fill: str = INK) -> 
 
 
 def rect(x: float, y: float, width: float, height: float, fill: str, *, stroke: str = "", radius: int = 0) -> str:
-    """A rectangle from its upper left corner."""
+    """A rectangle with its upper left corner at (`x`, `y`)."""
     place: dict[str, str | float] = {"x": x, "y": y, "width": width, "height": height}
     return element("rect", **place, fill=fill, rx=radius or "", **_outline(stroke))
 
@@ -53,18 +53,18 @@ def polygon(points: Sequence[tuple[float, float]], fill: str, *, stroke: str = "
     return element("polygon", points=corners, fill=fill, **_outline(stroke))
 
 
-def hinted(hint: str, *elements: str) -> str:
-    """`elements` as one thing, which a browser explains by `hint` when it is pointed at."""
-    return element("g", element("title", escape(hint)), *elements)
+def with_tooltip(tooltip: str, *elements: str) -> str:
+    """`elements` as a group with a tooltip."""
+    return element("g", element("title", escape(tooltip)), *elements)
 
 
-def moved(x: float, y: float, elements: Sequence[str]) -> str:
-    """`elements` moved right by `x` and down by `y`."""
+def translated(x: float, y: float, elements: Sequence[str]) -> str:
+    """`elements` translated right by `x` and down by `y`."""
     return element("g", *elements, transform=f"translate({number(x)} {number(y)})")
 
 
 def document(width: float, height: float, title: str, description: str, elements: Sequence[str]) -> str:
-    """A whole SVG file; `title` and `description` are for readers who do not see it."""
+    """A whole SVG file; `title` and `description` are for screen readers."""
     width, height = math.ceil(width), math.ceil(height)
     start = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
     start += f'role="img" font-family="{FONT}" font-size="{SMALL}">'
@@ -72,14 +72,14 @@ def document(width: float, height: float, title: str, description: str, elements
     return "\n".join([start, *words, *elements, "</svg>\n"])
 
 
-def mixed(colour: str, other: str, share: float) -> str:
+def blend(colour: str, other: str, share: float) -> str:
     """`colour` with a `share` of `other`, 0 to 1; all are written `#rrggbb`."""
     pairs = zip(bytes.fromhex(colour[1:]), bytes.fromhex(other[1:]), strict=True)
     return "#" + bytes(round(a + (b - a) * share) for a, b in pairs).hex()
 
 
 def number(value: float) -> str:
-    """`value` to two decimals, without zeros that say nothing."""
+    """`value` to two decimals, without trailing zeros."""
     return f"{value:.2f}".rstrip("0").rstrip(".")
 
 

@@ -9,7 +9,7 @@ from vggkit.errors import shown
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of texts below a header; a text may come from a stranger, and is written as `vggkit.errors.shown` has it.
+    """Rows of texts below a header. Texts may come from untrusted files; `vggkit.errors.shown` makes them safe.
 
     >>> print(Table(("layer", "shape"), [[("conv1_1", "64x224x224")], [("total", "")]]))
     layer        shape
@@ -21,9 +21,9 @@ class Table:
 
     header: Sequence[str]
     sections: Sequence[Sequence[Sequence[str]]]
-    """Each is a list of rows; an empty line separates it from the one before."""
+    """Lists of rows; an empty line separates the sections."""
     left_aligned: int = 1
-    """So many columns at the left are words; figures are aligned at their right."""
+    """How many columns, from the left, are left-aligned; the others are right-aligned."""
     title: str = ""
     notes: Sequence[str] = ()
     """Lines below the table."""

@@ -1,4 +1,4 @@
-"""What a drawing shows of a network: a box for each layer, in parts with their shares of the costs."""
+"""The content of a drawing: a box for each layer, grouped into parts with their shares of the costs."""
 
 from dataclasses import dataclass
 
@@ -37,13 +37,13 @@ class Part:
 
 @dataclass(frozen=True)
 class View:
-    """A network as it is shown; its first part is the image."""
+    """The drawn content of a network; its first part is the image."""
 
     name: str
     parts: tuple[Part, ...]
     lines: tuple[str, ...]
     connected: dict[str, float]
-    """The share of the fully connected layers, 0 to 1, in the parameters and in the MACs."""
+    """The fully connected layers' shares of `parameters` and `MACs`, 0 to 1."""
 
     @property
     def boxes(self) -> tuple[Box, ...]:
@@ -52,19 +52,19 @@ class View:
 
 
 def view_of(network: AnyNetwork) -> View:
-    """What is shown of `network`."""
-    counted = Costs.of(network)
-    total, fully = counted.total, counted.fully_connected
+    """The drawn content of `network`."""
+    costs = Costs.of(network)
+    total, fully_connected = costs.total, costs.fully_connected
     boxes: dict[str, list[Box]] = {}
-    for layer, cost in zip(network.layers(), counted.layers, strict=True):
-        is_idle = layer.kind == "fit" and not cost.activation_bytes  # nothing is stretched
+    for layer, cost in zip(network.layers(), costs.layers, strict=True):
+        is_idle = layer.kind == "fit" and not cost.activation_bytes  # the map is large enough
         if layer.kind in GROUPS and not is_idle:
             boxes.setdefault(layer.part, []).append(_box(layer, cost))
     parts = [
         Part(tuple(boxes[name]), part.parameters / total.parameters, part.macs / total.macs)
-        for name, part in counted.parts.items()
+        for name, part in costs.parts.items()
     ]
-    kinds = {layer.kind for layer in counted.layers}
+    kinds = {layer.kind for layer in costs.layers}
     lines = (
         f"{_short(total.parameters)} parameters, {_short(total.macs)} MACs",
         f"{total.weight_layers:,} weight layers, {network.num_classes:,} classes",
@@ -74,7 +74,10 @@ def view_of(network: AnyNetwork) -> View:
     image = Box("image", "image", "", "", network.in_channels, network.image_size, shape, f"image: {shape}")
     kind = getattr(network, "head", "flatten")
     head = f", head {kind}" if kind != "flatten" else ""
-    connected = {"parameters": fully.parameters / total.parameters, "MACs": fully.macs / total.macs}
+    connected = {
+        "parameters": fully_connected.parameters / total.parameters,
+        "MACs": fully_connected.macs / total.macs,
+    }
     return View(shown(network.name, limit=60) + head, (Part((image,)), *parts), lines, connected)
 
 
@@ -99,6 +102,6 @@ def _box(layer: Layer, cost: LayerCost) -> Box:
 
 
 def _short(number: int) -> str:
-    """`number` with one decimal and k, M, G, T, P or E."""
+    """`number` to one decimal with the suffix k, M, G, T, P or E."""
     thousands = min((len(str(number)) - 1) // 3, 6)
     return f"{number / 1000**thousands:,.1f} {' kMGTPE'[thousands]}" if thousands else str(number)

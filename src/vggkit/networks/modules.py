@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vggkit.design.architecture import Init
-from vggkit.design.layers import Layer, written
+from vggkit.design.layers import Layer, short_repr
 
 
 class Fit(nn.Module):
@@ -72,7 +72,7 @@ def check_images(x: Tensor, in_channels: int, least_size: int, takes_one_size: b
         return
     sides = f"{least_size}, {least_size})" if takes_one_size else f"height, width), both from {least_size}"
     hint = "; this network takes one size, a VGG with the head adaptive, conv or gap takes any"
-    got = list(x.shape) if isinstance(x, Tensor) else written(x)
+    got = list(x.shape) if isinstance(x, Tensor) else short_repr(x)
     raise ValueError(
         f"expected images of shape (batch, {in_channels}, {sides}, got {got}" + hint * (has_channels and takes_one_size)
     )
