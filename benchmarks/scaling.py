@@ -147,7 +147,7 @@ def work(case: Case, workers: int, rank: int, store: str) -> dict[str, Any]:
         team = Team(torch.device("cpu"), rank, workers, dist.group.WORLD)
         result |= link(workers)
         result["step_seconds"] = {
-            compression: step_seconds(case, lambda net, c=compression: team.wrapped(net, c))[0]  # type: ignore[misc]
+            compression: step_seconds(case, lambda net, c=compression: team.data_parallel(net, c))[0]  # type: ignore[misc]
             for compression in COMPRESSIONS
         }
     dist.barrier()

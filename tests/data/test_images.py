@@ -392,8 +392,8 @@ def test_a_crop_of_a_jpeg_decoded_at_a_reduced_size_is_nearly_the_same(shape):
 def test_a_jpeg_is_decoded_at_the_least_size_that_is_enough(monkeypatch):
     """1300 x 900 at an eighth is 163 x 113: 2 S fit into it for S up to 56."""
     sizes = []
-    real = images._in_8_bits
-    monkeypatch.setattr(images, "_in_8_bits", lambda image, name: sizes.append(image.size) or real(image, name))
+    real = images._to_8_bits
+    monkeypatch.setattr(images, "_to_8_bits", lambda image, name: sizes.append(image.size) or real(image, name))
     content = encoded(smooth_picture(900, 1300), "JPEG")
     for shorter in (56, 57, 112, 113, 225, 226):
         random_crop(content, 3, 32, (shorter,), np.random.default_rng(0))

@@ -27,9 +27,9 @@ def in_float64(recipe, folder, num_workers=None):
     from vggkit.data.preprocessing import Preprocessing
     from vggkit.training import loop
 
-    build, standardised = loop.build, Preprocessing._standardised
+    build, standardised = loop.build, Preprocessing._standardize_
     loop.build = lambda *given, **options: build(*given, **options).double()
-    Preprocessing._standardised = lambda self, x: standardised(self, x).double()
+    Preprocessing._standardize_ = lambda self, x: standardised(self, x).double()
     loop.Saver.save = loop.save_weights = lambda *given: None
     loop.read_checkpoint = lambda path: {"network.safetensors": b""}
     run = train(recipe, out=folder, device="cpu", progress=False, num_workers=num_workers)
@@ -141,14 +141,14 @@ def counts_images(sizes):
     from vggkit.data.feed import DeviceFeed
     from vggkit.data.loading import Split
     from vggkit.data.preprocessing import Preprocessing
-    from vggkit.training.distributed import joined
+    from vggkit.training.distributed import join_team
     from vggkit.training.evaluate import evaluate
 
     class Reads(torch.nn.Module):
         def forward(self, x):
             return torch.nn.functional.one_hot((x.mean(dim=(1, 2, 3)) * 255).round().long(), 256).float()
 
-    with joined("cpu") as team:
+    with join_team("cpu") as team:
         for size in sizes:
             numbers = torch.arange(size)
             images = numbers.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 2, 2)

@@ -15,7 +15,7 @@ from vggkit import Recipe, train
 from vggkit.cli import main
 from vggkit.errors import RunError
 from vggkit.training import run_folder
-from vggkit.training.run_folder import begun, read_recipe, resumed
+from vggkit.training.run_folder import new_run_folder, read_recipe, resumed_run_folder
 
 RECIPE = Recipe.named("quick")
 TINY = replace(
@@ -38,7 +38,7 @@ def test_of_simultaneous_starts_one_at_a_time_is_in(before, tmp_path, monkeypatc
     def start():
         together.wait()
         try:
-            with resumed(RECIPE, run):
+            with resumed_run_folder(RECIPE, run):
                 (run / "inside").mkdir()  # fails if another one is in
                 time.sleep(0.001)
                 (run / "inside").rmdir()
@@ -58,10 +58,10 @@ def test_of_simultaneous_starts_one_at_a_time_is_in(before, tmp_path, monkeypatc
 def test_only_one_of_a_new_run_and_a_resumed_one_begins(tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder, "LOCK_SECONDS", 0.1)
     in_use = pytest.raises(RunError, match="expected a run that no other process trains, got .*run, which is in use")
-    with begun(RECIPE, tmp_path / "run") as run, in_use, resumed(RECIPE, run):
+    with new_run_folder(RECIPE, tmp_path / "run") as run, in_use, resumed_run_folder(RECIPE, run):
         pytest.fail("both are in")
     exists = pytest.raises(RunError, match="that does not exist yet, got .*, try another --out, or --resume")
-    with resumed(RECIPE, run), exists, begun(RECIPE, run):
+    with resumed_run_folder(RECIPE, run), exists, new_run_folder(RECIPE, run):
         pytest.fail("both are in")
 
 
@@ -137,9 +137,12 @@ def test_a_recipe_that_is_no_file_of_a_recipe_s_size_is_refused_and_not_waited_f
 
 def test_runs_are_numbered_beside_what_is_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with begun(RECIPE, None) as first, begun(RECIPE, None) as second:
+    with new_run_folder(RECIPE, None) as first, new_run_folder(RECIPE, None) as second:
         assert [str(first), str(second)] == ["runs/quick-1", "runs/quick-2"]
     shutil.rmtree("runs")
     (tmp_path / "runs").symlink_to("nowhere")
-    with pytest.raises(RunError, match="expected a folder that can be made, got runs/quick-1"), begun(RECIPE, None):
+    with (
+        pytest.raises(RunError, match="expected a folder that can be made, got runs/quick-1"),
+        new_run_folder(RECIPE, None),
+    ):
         pytest.fail("nothing can be made there")

@@ -158,9 +158,7 @@ def open_shards(shards: Shards, only_evaluate: bool, stream: bool, epoch_images:
     if "train" not in shards.files:
         raise DataError(f"{shards.name}: expected a split called train, got {', '.join(shards.files) or 'none'}")
     shards, builder = shards.with_metadata(), SourceBuilder(shards.other_files)
-    splits, classes = (
-        _stream_splits(shards, epoch_images, builder) if stream else _random_access_splits(shards, builder)
-    )
+    splits, classes = _streams(shards, epoch_images, builder) if stream else _random_access(shards, builder)
     root = os.path.commonpath([os.path.dirname(file) for part in shards.files.values() for file in part])  # noqa: PTH120
     builder.digest.update("\0".join([*classes, shards.identity]).encode())
     builder.stamp.update(shards.identity.encode())
@@ -176,9 +174,7 @@ def open_shards(shards: Shards, only_evaluate: bool, stream: bool, epoch_images:
     return builder.build(shards.name, classes, splits)
 
 
-def _index_classes(
-    given: tuple[str, ...] | None, labels: list[list[Label]]
-) -> tuple[tuple[str, ...], Callable[..., int]]:
+def _classes(given: tuple[str, ...] | None, labels: list[list[Label]]) -> tuple[tuple[str, ...], Callable[..., int]]:
     """The class names, and the function from a label and its image's name to a class index; it raises `DataError`.
 
     Unless names are `given`, the classes are the texts among all `labels`, or the numbers up to the highest.
@@ -207,22 +203,20 @@ def _index_classes(
     return names, index_of
 
 
-def _rows_without_images(shards: Shards, file: str, builder: SourceBuilder) -> list[Row]:
+def _label_rows(shards: Shards, file: str, builder: SourceBuilder) -> list[Row]:
     """The samples of a file, to learn their labels."""
     rows = list(shards.rows(file, with_content=False))
     builder.unused_images += [name for row in rows for name in row.unused]
     return rows
 
 
-def _random_access_splits(shards: Shards, builder: SourceBuilder) -> tuple[dict[str, Images], tuple[str, ...]]:
+def _random_access(shards: Shards, builder: SourceBuilder) -> tuple[dict[str, Images], tuple[str, ...]]:
     """The splits with random access to their images, and the classes."""
     rows_of = {
-        split: [(file, row) for file in files for row in _rows_without_images(shards, file, builder)]
+        split: [(file, row) for file in files for row in _label_rows(shards, file, builder)]
         for split, files in shards.files.items()
     }
-    classes, index_of = _index_classes(
-        shards.class_names, [[row.label for _, row in rows] for rows in rows_of.values()]
-    )
+    classes, index_of = _classes(shards.class_names, [[row.label for _, row in rows] for rows in rows_of.values()])
     splits: dict[str, Images] = {}
     for split, rows in rows_of.items():
         try:
@@ -230,9 +224,7 @@ def _random_access_splits(shards: Shards, builder: SourceBuilder) -> tuple[dict[
         except DataError as error:
             if split != "test" or "validation" not in shards.files:
                 raise
-            builder.remarks.append(
-                f"the test split is left out: {error}"
-            )  # its labels may be withheld, like ImageNet's
+            builder.remarks.append(f"the test split is left out: {error}")  # its labels may be withheld
         else:
             reader = functools.cache(functools.partial(_parquet_reader, shards, shards.files[split]))
             splits[split] = StoredImages(
@@ -286,9 +278,7 @@ def _parquet_reader(shards: Shards, files: list[str]) -> Callable[[int], tuple[s
     return read
 
 
-def _stream_splits(
-    shards: Shards, epoch_images: int, builder: SourceBuilder
-) -> tuple[dict[str, Images], tuple[str, ...]]:
+def _streams(shards: Shards, epoch_images: int, builder: SourceBuilder) -> tuple[dict[str, Images], tuple[str, ...]]:
     """The splits as streams, and the classes, which must be known before reading."""
     if list(shards.files) == ["train"]:
         raise DataError(
@@ -301,12 +291,12 @@ def _stream_splits(
         elif not shards.is_parquet and (shards.identity or (split == "train" and epoch_images and given)):
             counts[split] = None
         else:
-            rows_of_files = [_rows_without_images(shards, file, builder) for file in files]
+            rows_of_files = [_label_rows(shards, file, builder) for file in files]
             counts[split] = list(map(len, rows_of_files))
             labels += [[row.label for row in rows] for rows in rows_of_files]
     if not given and not labels:
         raise DataError(f"{shards.name}: expected the names of the classes, which a stream needs, got none")
-    classes, index_of = _index_classes(given, labels)
+    classes, index_of = _classes(given, labels)
     splits: dict[str, Images] = {}
     for split, files in shards.files.items():
         file_counts = counts[split]

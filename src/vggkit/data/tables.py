@@ -40,23 +40,19 @@ def describe(file: BinaryIO, name: str) -> Table:
         features = dict(json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"])
     images = _columns_of(features, "Image") or [field.name for field in schema if _may_hold_images(field.type)]
     if len(images) != 1:
-        raise DataError(
-            f"{name}: expected one column of images, got {_join_names(images)} among {_join_names(schema.names)}"
-        )
+        raise DataError(f"{name}: expected one column of images, got {_join(images)} among {_join(schema.names)}")
     class_labels = _columns_of(features, "ClassLabel")
     labels = class_labels or [field.name for field in schema if _may_be_label(field)]
     if len(labels) != 1:
         raise DataError(
             f"{name}: expected one column of labels, as class labels or as numbers or names called "
-            f"{', '.join(LABEL_NAMES)}, got {_join_names(labels)} among {_join_names(schema.names)}"
+            f"{', '.join(LABEL_NAMES)}, got {_join(labels)} among {_join(schema.names)}"
         )
     names = features[labels[0]].get("names") if class_labels else None
     file_bytes, unpacked = file.seek(0, 2), max(_unpacked_bytes(parquet, [images[0], labels[0]]), default=0)
     if unpacked > max_unpacked_bytes(file_bytes):
         raise DataError(f"{name}: expected images, got a group of {unpacked:,} bytes in a file of {file_bytes:,}")
-    class_names = (
-        tuple(shown(str(class_name), 200) for class_name in names) if isinstance(names, list) and names else None
-    )
+    class_names = tuple(shown(str(text), 200) for text in names) if isinstance(names, list) and names else None
     return Table(parquet.metadata.num_rows, images[0], labels[0], class_names)
 
 
@@ -66,7 +62,7 @@ def read_table(file: BinaryIO, name: str, table: Table, with_content: bool) -> I
     Raises:
         DataError: the file is damaged, or unpacks to far more than encoded images of its size can.
     """
-    number, remaining_bytes = 0, max_unpacked_bytes(file.seek(0, 2))
+    number, space = 0, max_unpacked_bytes(file.seek(0, 2))
     columns = [table.label, table.image] if with_content else [table.label]
     parquet = _open_parquet(file, name)
     # A value that a dictionary holds once may be repeated in every row, and take memory there.
@@ -78,10 +74,8 @@ def read_table(file: BinaryIO, name: str, table: Table, with_content: bool) -> I
             for image, label in zip(images, labels, strict=True):
                 where = f"{name} row {number}"
                 content = image["bytes"] if isinstance(image, dict) else image
-                remaining_bytes -= ROW_BYTES + sum(
-                    len(value) for value in (content, label) if isinstance(value, bytes | str)
-                )
-                if remaining_bytes < 0:
+                space -= ROW_BYTES + sum(len(value) for value in (content, label) if isinstance(value, bytes | str))
+                if space < 0:
                     raise DataError(
                         f"{where}: expected images and labels, got far more bytes than a file of its size can hold"
                     )
@@ -145,6 +139,6 @@ def max_unpacked_bytes(file_bytes: int) -> int:
     return max(SMALL_BYTES, MAX_EXPANSION * file_bytes)
 
 
-def _join_names(names: list[str]) -> str:
+def _join(names: list[str]) -> str:
     """The first ten names of columns for a message."""
     return ", ".join([shown(name, 60) for name in names[:10]] + ["..."] * (len(names) > 10)) or "none"

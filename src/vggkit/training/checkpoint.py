@@ -1,7 +1,6 @@
 """Checkpoints: everything that decides the rest of a run, written completely; `vggkit.weights.runs` reads them.
 
-No state of a random generator is saved, because the seed and the step decide every draw of a run, see
-`vggkit.data.loading.derived_seed`.
+No state of a random generator is saved: seed and step determine every draw, see `vggkit.data.loading.derived_seed`.
 """
 
 import hashlib
@@ -36,57 +35,53 @@ from vggkit.weights.runs import (
 )
 
 SAVE_SECONDS = 50.0
-"""The time between two checkpoints: with the time that it takes to write one, a kill loses at most a minute."""
-KEPT = 2
+"""The time between two checkpoints: with the time to write one, a kill loses at most a minute."""
+MAX_KEPT = 2
 TRAINED = "trained"
-"""Ends the names of the network's own tensors, beside the optimizer's, where a checkpoint's network is an average."""
+"""Suffix of the trained tensors in the optimizer's file, if the checkpoint's network is an average of weights."""
 
 Pieces = Iterable[bytes | memoryview]
 """The content of a file, in order."""
 
 
 def snapshot(
-    training: Training, metrics: bytes, room: dict[str, Tensor] | None = None
+    training: Training, metrics: bytes, buffers: dict[str, Tensor] | None = None
 ) -> Callable[[], dict[str, Pieces]]:
-    """Copy what a checkpoint holds, and return a function that makes its files, which another thread may call.
+    """Copy the content of a checkpoint, and return a function that makes its files, for another thread.
 
-    The function raises `CheckpointError` if a weight, or what the optimizer remembers, is not finite.
-
-    Args:
-        training: its network, optimizer, state and metadata are saved.
-        metrics: the content of metrics.jsonl.
-        room: the tensors to copy into. Those of an earlier snapshot, whose files are written, can be used again:
-            taking new memory takes up to ten times as long as the copy.
+    The function raises `CheckpointError` if a tensor of the network or the optimizer is not finite. `metrics` is the
+    content of metrics.jsonl. `buffers` receives the copies; those of an earlier snapshot whose files are written can be
+    reused: allocating new memory takes up to ten times as long as the copy.
     """
-    net, room = training.net, {} if room is None else room
+    net, buffers = training.net, {} if buffers is None else buffers
     result = training.result
 
-    def copied(name: str, tensor: Tensor) -> Tensor:
-        if name not in room:
-            room[name] = torch.empty_like(tensor, device="cpu")
-        return room[name].copy_(tensor.detach())
+    def copy(name: str, tensor: Tensor) -> Tensor:
+        if name not in buffers:
+            buffers[name] = torch.empty_like(tensor, device="cpu")
+        return buffers[name].copy_(tensor.detach())
 
-    weights = {name: copied(name, tensor) for name, tensor in result.state_dict().items()}
-    remembered = {
-        f"{name}.{key}": copied(f"{name}.{key} of the optimizer", value)
+    weights = {name: copy(name, tensor) for name, tensor in result.state_dict().items()}
+    optimizer_tensors = {
+        f"{name}.{key}": copy(f"{name}.{key} of the optimizer", value)
         for name, parameter in net.named_parameters()
         for key, value in training.optimizer.state.get(parameter, {}).items()
         if isinstance(value, Tensor)
     }
     if result is not net:
         trained = {f"{name}.{TRAINED}": tensor for name, tensor in net.state_dict().items()}
-        remembered |= {name: copied(name, tensor) for name, tensor in trained.items()}
-    position, described = training.state.to_json(), {**training.metadata, "architecture": net.architecture.to_json()}
+        optimizer_tensors |= {name: copy(name, tensor) for name, tensor in trained.items()}
+    state_json, metadata = training.state.to_json(), {**training.metadata, "architecture": net.architecture.to_json()}
 
     def files() -> dict[str, Pieces]:
-        for name, tensor in (*weights.items(), *remembered.items()):
-            # The sum needs a single pass; the sum of finite values may overflow.
+        for name, tensor in (*weights.items(), *optimizer_tensors.items()):
+            # The sum needs a single pass, but may overflow.
             if not (tensor.sum().isfinite() or tensor.isfinite().all()):
                 raise CheckpointError(f"expected finite values as {name}, got others, try a lower --learning-rate")
         return {
-            NETWORK: safetensors_pieces(weights, described),
-            OPTIMIZER: safetensors_pieces(remembered, {}),
-            STATE: [position],
+            NETWORK: safetensors_pieces(weights, metadata),
+            OPTIMIZER: safetensors_pieces(optimizer_tensors, {}),
+            STATE: [state_json],
             METRICS: [metrics],
         }
 
@@ -96,10 +91,10 @@ def snapshot(
 def restore(
     files: Mapping[str, bytes], net: AnyNetwork, optimizer: torch.optim.Optimizer, average: AnyNetwork | None = None
 ) -> RunState:
-    """Bring `net`, `optimizer` and `average` to where the checkpoint of `files` was, and return the state.
+    """Load the checkpoint in `files` into `net`, `optimizer` and `average`, and return its state.
 
     Raises:
-        CheckpointError: it is the checkpoint of another network or optimizer.
+        CheckpointError: it belongs to another network or optimizer.
     """
     state, parameters = RunState.from_json(files[STATE]), dict(net.named_parameters())
     try:
@@ -112,7 +107,7 @@ def restore(
                 weights[owner] = tensor
                 continue
             parameter = parameters[owner]
-            # In the strides of the parameter and with torch's alignment, which the fused step reads it in.
+            # The fused step needs the parameter's strides and torch's alignment.
             kept = torch.empty_like(parameter if tensor.ndim else tensor)
             if key == "step" and parameter.is_cuda:
                 kept = kept.to(parameter.device)
@@ -124,12 +119,10 @@ def restore(
 
 
 def write_checkpoint(run: Path, step: int, files: Mapping[str, Pieces]) -> Path:
-    """Write `files` as the checkpoint of `step` into the folder of a run, and return its folder.
-
-    At every moment, also after a power cut, the earlier checkpoints are complete.
+    """Write `files` as the checkpoint of `step` of a run durably, and return its folder.
 
     Raises:
-        OSError: something could not be written, and there is no checkpoint of `step`.
+        OSError: writing failed, and there is no checkpoint of `step`; earlier checkpoints are complete in any case.
     """
     parent = run / CHECKPOINTS
     target, temporary = checkpoint_path(run, step), parent / ".unfinished"
@@ -141,26 +134,26 @@ def write_checkpoint(run: Path, step: int, files: Mapping[str, Pieces]) -> Path:
     try:
         digests = {name: hashlib.sha256() for name in FILES}
         for name, digest in digests.items():
-            write_synced(temporary / name, _hashed(files[name], digest))
+            write_synced(temporary / name, _hashing(files[name], digest))
         sync_folder(temporary)
-        _remove(target)  # which can only be damaged or unfinished
+        _remove(target)  # it can only be damaged or unfinished
         os.rename(temporary, target)  # noqa: PTH104
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)  # to give its space back to a full disk
+        shutil.rmtree(temporary, ignore_errors=True)  # to free space on a full disk
         raise
     sync_folder(parent)
     write_whole(target / SUMS, b"".join(sum_line(name, digest.hexdigest()) for name, digest in digests.items()))
     return target
 
 
-def _hashed(pieces: Pieces, digest: "hashlib._Hash") -> Iterator[bytes | memoryview]:
+def _hashing(pieces: Pieces, digest: "hashlib._Hash") -> Iterator[bytes | memoryview]:
     for piece in pieces:
         digest.update(piece)
         yield piece
 
 
 class Saver:
-    """Writes checkpoints in a thread of its own, one at a time, so that training goes on; keeps the last two.
+    """Writes checkpoints in a background thread, one at a time, and keeps the last two.
 
     Without a run folder, in a process that does not lead, it saves nothing.
     """
@@ -172,47 +165,43 @@ class Saver:
         self._kept = [(resumed_from, best_step)] if resumed_from is not None else []
         self._last_seconds = time.monotonic()
         self._thread = threading.Thread()
-        self._room: dict[str, Tensor] = {}
+        self._buffers: dict[str, Tensor] = {}
         self._failure: CheckpointError | None = None
 
     @property
     def is_due(self) -> bool:
-        """Whether it is time for the next checkpoint; raises what writing the last one raised."""
-        self._raise()
+        """Whether the next checkpoint is due; raises the error of writing the last one."""
+        self._raise_failure()
         is_idle = self.run is not None and not self._thread.is_alive()
         return is_idle and time.monotonic() - self._last_seconds >= self.save_seconds
 
     @property
     def last(self) -> Path | None:
-        """The newest checkpoint that is known to be complete."""
+        """The newest complete checkpoint."""
         return self._kept[-1][0] if self._kept else None
 
     def save(self, training: Training) -> None:
-        """Begin to write the checkpoint of this moment; when this returns, training may go on.
-
-        Raises:
-            CheckpointError: the checkpoint before it could not be written.
-        """
-        self.finish()  # before the snapshot, which uses the memory of the one before
+        """Snapshot `training` and begin to write it; raises `CheckpointError` if the previous write failed."""
+        self.finish()  # the snapshot reuses the buffers of the previous one
         if self.run is None:
             return
         self._last_seconds = time.monotonic()
-        files = snapshot(training, (self.run / METRICS).read_bytes(), self._room)
+        files = snapshot(training, (self.run / METRICS).read_bytes(), self._buffers)
         arguments = (self.run, training.state.step, training.state.best_step, files)
         self._thread = threading.Thread(target=self._write, args=arguments, daemon=True)
         self._thread.start()
 
     def finish(self) -> None:
-        """Wait until everything is written; raises `CheckpointError` if it could not be."""
+        """Wait until everything is written; raises `CheckpointError` if that failed."""
         self.wait()
-        self._raise()
+        self._raise_failure()
 
     def wait(self) -> None:
-        """Wait until nothing is being written, also after an error, so that the folder can be given away."""
+        """Wait until nothing is being written, also after an error, before the folder is unlocked."""
         if self._thread.ident is not None:
             self._thread.join()
 
-    def _raise(self) -> None:
+    def _raise_failure(self) -> None:
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
@@ -222,16 +211,15 @@ class Saver:
         try:
             if all(path != kept for kept, _ in self._kept):
                 write_checkpoint(run, step, files())
-                self._kept = [*self._kept[1 - KEPT :], (path, best_step)]
+                self._kept = [*self._kept[1 - MAX_KEPT :], (path, best_step)]
             task = "remove what is older than the checkpoint"
-            # Also the checkpoint that was the best at the time of a kept one: a run that goes on from there may not
-            # come to a better one.
+            # Also the best checkpoint as of each kept one: a run resumed from there may not find a better one.
             needed = {kept for kept, _ in self._kept}
             needed |= {checkpoint_path(run, best) for _, best in [*self._kept, (path, best_step)] if best}
             for old in begun_checkpoints(run):
                 if old not in needed:
                     _remove(old)
-        except Exception as error:  # the training thread raises it
+        except Exception as error:  # raised in the training thread
             cause = one_line(error)
             if isinstance(error, OSError):
                 cause = f"{error.strerror or cause}: {error.filename or path}"
@@ -240,7 +228,7 @@ class Saver:
 
 
 def _remove(checkpoint: Path) -> None:
-    """Remove a checkpoint, its sums first: half removed it counts as unfinished and not as damaged."""
+    """Remove a checkpoint, sums first, so that a partly removed one counts as unfinished and not as damaged."""
     if checkpoint.is_dir() and not checkpoint.is_symlink():
         (checkpoint / SUMS).unlink(missing_ok=True)
         shutil.rmtree(checkpoint)

@@ -1,4 +1,4 @@
-"""The processes of a run, as torchrun starts them: their place, their sums, their wrapped network."""
+"""The processes of a run, as torchrun starts them: rank, collectives and data-parallel training."""
 
 import ctypes
 import datetime
@@ -25,15 +25,15 @@ from vggkit.training.hardware import choose_device
 from vggkit.training.recipe import Compression
 
 JOIN_SECONDS = 120
-"""How long a process waits for the others to start, which may read Python and torch from a slow disk."""
+"""Timeout for the processes to start, which may import torch from a slow disk."""
 SETUP_SECONDS = 600
-"""How long processes wait for each other before the first step, while data and weights are read."""
+"""Timeout before the first step, while data and weights are read."""
 STEP_SECONDS = 25
-"""How long a process waits in a step for one that hangs, before the run ends with an error."""
+"""Timeout in a step, after which the run ends with an error."""
 
 POWERSGD_RANK = 4
 POWERSGD_START_STEP = 10
-"""Steps with whole gradients first: torch asks for at least 2, until its buckets have their last form."""
+"""Uncompressed steps at the start: torch requires at least 2, until its buckets are final."""
 
 _PR_SET_PDEATHSIG = 1
 """Of Linux's prctl.h."""
@@ -43,19 +43,19 @@ _Value = TypeVar("_Value")
 
 @dataclass(frozen=True)
 class Team:
-    """The processes of one run, of which this is one."""
+    """The processes of a run, seen from one of them."""
 
     device: torch.device
     rank: int = 0
     size: int = 1
     group: dist.ProcessGroup | None = None
-    """For the collectives of a step, which time out soon."""
+    """For the collectives of a step, with a short timeout."""
     setup_group: dist.ProcessGroup | None = None
     """For the collectives before the first step."""
 
     @property
     def leads(self) -> bool:
-        """Whether this is the process that writes and prints."""
+        """Whether this process writes and prints."""
         return self.rank == 0
 
     def sum_(self, values: Tensor) -> Tensor:
@@ -64,25 +64,25 @@ class Team:
             dist.all_reduce(values, group=self.group)
         return values
 
-    def shared(self, value: _Value) -> _Value:
-        """The leader's `value` in every process; those of the other processes are ignored."""
+    def from_leader(self, value: _Value) -> _Value:
+        """The leader's `value`, in every process."""
         values = [value]
         if self.size > 1:
             dist.broadcast_object_list(values, src=0, group=self.setup_group, device=self.device)
         return values[0]
 
-    def leaders(self, tensors: Iterable[Tensor]) -> None:
-        """Give `tensors`, in place, the leader's values in every process."""
+    def broadcast_(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite `tensors` by the leader's values, in place."""
         for tensor in tensors if self.size > 1 else ():
             dist.broadcast(tensor, src=0, group=self.group)
 
     def wait(self) -> None:
-        """Wait until all processes are here, as long as in the set-up: the leader may be writing a file."""
+        """Wait for all processes with the long timeout: the leader may be writing a file."""
         if self.size > 1:
             dist.barrier(group=self.setup_group)
 
-    def wrapped(self, net: Accelerated, compression: Compression) -> nn.Module:
-        """`net`, whose backward pass leaves the mean of all processes' gradients; unchanged for one process."""
+    def data_parallel(self, net: Accelerated, compression: Compression) -> nn.Module:
+        """`net` with a backward pass that averages gradients over all processes; `net` itself for one process."""
         if self.size == 1:
             return net
         parallel = DistributedDataParallel(net, process_group=self.group, gradient_as_bucket_view=True)
@@ -99,42 +99,41 @@ class Team:
 
 
 def _settle_buckets(parallel: DistributedDataParallel, net: Accelerated) -> None:
-    """Let torch form its final buckets now instead of after the first step.
+    """Make torch form its final buckets now instead of after the first step.
 
-    The order in which the gradients of three or more processes are added depends on their place in a bucket, so the
-    first step of a resumed run must find the buckets of the same step of an unbroken run.
+    The order in which the gradients of three or more processes are added depends on the buckets, so the first step of
+    a resumed run must have those of an unbroken run.
     """
     training = [module.training for module in net.modules()]
     architecture = net.net.architecture
     shape = (architecture.in_channels, architecture.image_size, architecture.image_size)
-    net.eval()  # so that dropout draws nothing and batch norms count nothing
+    net.eval()  # without dropout and batch statistics
     parallel(next(net.parameters()).new_zeros(1, *shape)).sum().backward()
     for module, was_training in zip(net.modules(), training, strict=True):
         module.training = was_training
 
 
 def _bf16(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
-    """Torch's hook under another name: by its own, torch refuses it for gloo, which can add bfloat16 too."""
+    """Torch's hook under another name: torch refuses its own with gloo, which supports bfloat16 too."""
     return default_hooks.bf16_compress_hook(group, bucket)
 
 
 def powersgd_over_gloo(state: powerSGD_hook.PowerSGDState, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
-    """Torch's hook, waited for: otherwise gloo's threads start its later all-reduces, in any order of the buckets."""
+    """Torch's hook, awaited: otherwise gloo's threads start its later all-reduces in any order of the buckets."""
     future = powerSGD_hook.powerSGD_hook(state, bucket)
     future.wait()
     return future
 
 
 @contextmanager
-def joined(device: str | None) -> Iterator[Team]:
+def join_team(device: str | None) -> Iterator[Team]:
     """Join the processes that torchrun started; without torchrun, the team is this process alone.
 
-    Args:
-        device: as for `choose_device`; with several processes `cuda` or None is each one's own GPU.
+    `device` is as for `choose_device`; with several processes, `cuda` or None is each one's own GPU.
 
     Raises:
         RunError: the device does not exist, or is one GPU for several processes.
-        LostError: another process has ended, or does not answer in time.
+        LostError: another process has ended, or timed out.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -153,21 +152,22 @@ def joined(device: str | None) -> Iterator[Team]:
         _end_with_torchrun()
         store, rank, size = next(rendezvous("env://", timeout=join))
         # After a restart, torchrun's store still holds the addresses of the earlier processes.
-        own = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-        dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=join)
+        store = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=join)
         groups = [dist.new_group(timeout=timeout, backend=backend) for timeout in (step, setup)]
         yield Team(chosen, rank, size, *groups)
-        # Not after an error: then the others may wait in a collective, which fails when this process ends.
+        # Not after an error: others may wait in a collective, which fails when this process ends.
         dist.destroy_process_group()
     except RuntimeError as error:
         if not (isinstance(error, dist.DistError) or re.search("gloo|pair closure", str(error))):
             raise
         first_line = str(error).strip().partition("\n")[0]
-        cause = re.sub(r".*\[\S+\.\w+:\d+\] *", "", first_line).partition(". ")[0].rstrip(".")  # no file, no advice
+        without_place = re.sub(r".*\[\S+\.\w+:\d+\] *", "", first_line)
+        cause = without_place.partition(". ")[0].rstrip(".")  # and without advice
         raise LostError(f"lost the other processes: {cause}") from error
 
 
 def _end_with_torchrun() -> None:
-    """Get SIGTERM when torchrun itself is killed, which would leave its processes behind."""
+    """Ask for SIGTERM when torchrun is killed, which would leave its processes behind."""
     if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

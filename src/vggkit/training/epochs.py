@@ -1,4 +1,4 @@
-"""The epochs of a run, from wherever it stands: steps, evaluations, checkpoints in between."""
+"""The epochs of a run: steps, evaluations and checkpoints."""
 
 import math
 import time
@@ -16,111 +16,99 @@ from vggkit.training.checkpoint import Saver
 from vggkit.training.evaluate import evaluate
 from vggkit.training.progress import Progress
 from vggkit.training.run_state import EpochMetrics, RunState
-from vggkit.training.start import advice, learning_part
+from vggkit.training.start import advice, set_trainable
 from vggkit.training.step import Training, make_averaging, make_step
 from vggkit.training.stopping import StopFlag
 
 CUDA_LAG_STEPS = 2
-"""Steps that a GPU is given ahead of the one whose outcome is read."""
+"""Steps that are queued on a GPU after the one whose outcome is read."""
 CONFUSION_CLASSES = 50
-"""Up to so many, what is taken for what is logged after each epoch."""
+"""The confusion matrix is logged for up to this many classes."""
 DIVERGED_STEPS, DIVERGED_FACTOR = 10, 5
-"""A mean loss over so many steps of more than so many times the loss of guessing is reported as diverging."""
+"""A mean loss over 10 steps of more than 5 times the loss of guessing is reported as diverging."""
 
 
 def train_epochs(
-    training: Training, shown: Progress, stop: StopFlag, saver: Saver, until_epoch: int | None = None
+    training: Training, progress: Progress, stop: StopFlag, saver: Saver, until_epoch: int | None = None
 ) -> bool:
-    """Train from where `training.state` is, and return whether the run came to its end.
+    """Train on from `training.state` up to `until_epoch`, by default the recipe's last, unless `stop` is set.
 
-    Args:
-        training: is trained.
-        shown: is told of every step and epoch.
-        stop: says when to end early.
-        saver: writes checkpoints when they are due.
-        until_epoch: the last epoch to train now; that of the recipe if not given.
-
-    Raises:
-        DivergedError: a loss, a gradient or an output is not finite.
+    Returns whether the run is finished. Raises `DivergedError` if a loss, a gradient or an output is not finite.
     """
     recipe, team, data, state = training.recipe, training.team, training.data, training.state
-    outcomes, lap = _Outcomes(training, shown, saver), _stopwatch()
+    outcomes, lap = _Outcomes(training, progress, saver), _stopwatch()
     step, num_bad = None, len(data.bad_images)
     average = accelerate(training.average, training.engine) if training.average is not None else None
     update_average = make_averaging(training)
     while state.epoch <= min(until_epoch or recipe.epochs, recipe.epochs):
-        learning_part(training.net, only_last=state.epoch <= recipe.head_epochs)
+        set_trainable(training.net, only_last=state.epoch <= recipe.head_epochs)
         if step is None or state.epoch == recipe.head_epochs + 1:
-            net = team.wrapped(
+            net = team.data_parallel(
                 accelerate(training.net, training.engine, recompute=recipe.recompute), recipe.compression
             )
             step = make_step(training, net)
         accuracies = [metrics.test_accuracy for metrics in state.history]
-        state.elapsed_seconds += lap()  # of what came since the last evaluation, such as drawing the curves
-        for batch in _waited_for(data.train.batches(state.epoch, state.epoch_steps), state):
+        state.elapsed_seconds += lap()  # since the last evaluation, such as drawing the curves
+        for batch in _time_loading(data.train.batches(state.epoch, state.epoch_steps), state):
             learning_rate = recipe.learning_rate_at(state.step, training.steps_per_epoch, accuracies)
             with waiting.watched("step", batch.size, team.device.type):
                 outcome = step(batch, learning_rate, stop.signal_name is not None)
             update_average()
             state.step += 1
             state.epoch_steps += 1
-            # Before the outcome, which is shown with the share of loading; waiting for it counts to the next step.
+            # Before the outcome, whose display includes the share of loading.
             state.add_training_time(lap())
-            outcomes.put(outcome)
-            if outcomes.says_stop:
+            outcomes.add(outcome)
+            if outcomes.should_stop:
                 return False
             if saver.is_due and state.epoch_steps < training.steps_per_epoch:
                 outcomes.read_all()
                 saver.save(training)
-        outcomes.read_all()  # waits for the device: the only time in an epoch
+        outcomes.read_all()  # the only wait for the device in an epoch
         state.add_training_time(lap())
         if training.average is not None:
-            team.leaders(training.average.buffers())
-        confusion = _empty_confusion(training)
-        measured = evaluate(
+            team.broadcast_(training.average.buffers())
+        confusion = _new_confusion(training)
+        evaluation = evaluate(
             net if average is None else average, data.held_out, data.preprocessing, team, stop, confusion
         )
-        if measured is None:
+        if evaluation is None:
             return False
-        accuracy, loss = measured
+        accuracy, loss = evaluation
         state.elapsed_seconds += lap()
         is_best = data.held_out_name == "validation" and accuracy > max(accuracies, default=-1.0)
         if is_best:
             state.best_step = state.step
-        shown.epoch(_finish_epoch(training, accuracy, loss, accuracies), confusion)
+        progress.epoch(_finish_epoch(training, accuracy, loss, accuracies), confusion)
         if len(data.bad_images) > num_bad:
             num_bad = len(data.bad_images)
-            shown.say(named(data.bad_images))
-        if is_best or saver.is_due:  # with the evaluation in it, which comes with this step
+            progress.say(bad_images_line(data.bad_images))
+        if is_best or saver.is_due:  # after the evaluation, to include it
             saver.save(training)
         if is_best:
-            team.wait()  # for the leader, who has waited for the checkpoint before: on a slow disk that takes long
+            team.wait()  # the leader may still wait for a slow disk
     return state.epoch > recipe.epochs
 
 
-def _empty_confusion(training: Training) -> Tensor | None:
-    """What `evaluate` counts into; None for more classes than anyone looks at."""
+def _new_confusion(training: Training) -> Tensor | None:
+    """Zeros for `evaluate`; None with too many classes."""
     classes = len(training.data.classes)
     return torch.zeros(classes, classes, device=training.team.device) if classes <= CONFUSION_CLASSES else None
 
 
 class _Outcomes:
-    """The outcomes of `train_step`, added to the state and shown in their order, on a GPU two steps late."""
+    """Adds the outcomes of `train_step` to the state and shows them, in order; on a GPU two steps late."""
 
-    def __init__(self, training: Training, shown: Progress, saver: Saver) -> None:
+    def __init__(self, training: Training, progress: Progress, saver: Saver) -> None:
         self._lag = CUDA_LAG_STEPS if training.team.device.type == "cuda" else 0
-        self._training, self._state, self._shown, self._saver = training, training.state, shown, saver
+        self._training, self._state, self._progress, self._saver = training, training.state, progress, saver
         self._pending: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque()
         self._recent: deque[float] = deque(maxlen=DIVERGED_STEPS)
         self._stop_step: int | None = None
         self._has_warned = False
 
-    def put(self, outcome: Tensor) -> None:
-        """Take the outcome of the step that the state has come to, and read the one that is due.
-
-        Raises:
-            DivergedError: the step that is read was not taken, since its loss or gradients are not finite.
-        """
+    def add(self, outcome: Tensor) -> None:
+        """Queue the outcome of the latest step, and read the one that is due; raises `DivergedError`."""
         event = None
         if outcome.is_cuda:
             copied = torch.empty(outcome.shape, dtype=outcome.dtype, pin_memory=True)
@@ -133,23 +121,23 @@ class _Outcomes:
             self._read()
 
     def read_all(self) -> None:
-        """Read what is left, which waits for the device; raises `DivergedError`."""
+        """Read all outcomes, which waits for the device; raises `DivergedError`."""
         while self._pending:
             self._read()
 
     @property
-    def says_stop(self) -> bool:
-        """Whether to stop after this step: the same in every process, whichever of them was asked."""
+    def should_stop(self) -> bool:
+        """Whether to stop after this step; the same in every process."""
         return self._stop_step is not None and self._state.step >= self._stop_step
 
     def _read(self) -> None:
         step, outcome, event = self._pending.popleft()
         if event is not None:
             event.synchronize()
-        loss_sum, correct, count, wanting_stop, bad = outcome.tolist()
+        loss_sum, correct, count, num_stopping, bad = outcome.tolist()
         loss = loss_sum / max(count, 1)
         if bad:
-            self._saver.wait()  # for the checkpoint that is being written, which the message counts
+            self._saver.wait()  # the message depends on the checkpoint that is being written
             kept = "; the checkpoints before are kept" * (self._saver.last is not None)
             raise DivergedError(
                 f"expected a finite loss and gradients, got a loss of {loss:g} at step {step}, in epoch "
@@ -157,25 +145,25 @@ class _Outcomes:
             )
         self._state.sums = [a + b for a, b in zip(self._state.sums, (loss_sum, correct, count), strict=True)]
         self._warn_if_diverging(step, loss)
-        if wanting_stop and self._stop_step is None:
+        if num_stopping and self._stop_step is None:
             self._stop_step = step + self._lag
-        self._shown.step(step)
+        self._progress.step(step)
 
     def _warn_if_diverging(self, step: int, loss: float) -> None:
-        """Say once if the loss is far above that of guessing, from which a run seldom comes back."""
+        """Warn once if the loss is far above that of guessing, from which a run seldom recovers."""
         self._recent.append(loss)
         guessing = math.log(max(len(self._training.data.classes), 2))
         mean = sum(self._recent) / DIVERGED_STEPS
         if len(self._recent) == DIVERGED_STEPS and mean > DIVERGED_FACTOR * guessing and not self._has_warned:
             self._has_warned = True
-            self._shown.say(
+            self._progress.say(
                 f"the loss is {mean:.3g} over the last {DIVERGED_STEPS} steps, at step {step}, and guessing has "
                 f"{guessing:.3g}: training diverges; {advice(self._training.net)}"
             )
 
 
 def _finish_epoch(training: Training, accuracy: float, loss: float, accuracies: list[float]) -> EpochMetrics:
-    """Add the epoch that has ended with this evaluation to the history, and bring the state to the next one."""
+    """Add the finished epoch to the history, and advance the state to the next one."""
     state = training.state
     if not math.isfinite(accuracy + loss):
         raise DivergedError(f"expected finite outputs, got others after step {state.step}; {advice(training.net)}")
@@ -200,7 +188,7 @@ def _finish_epoch(training: Training, accuracy: float, loss: float, accuracies: 
 
 
 def _stopwatch() -> Callable[[], float]:
-    """A function that returns the seconds since it was last called."""
+    """A function that returns the seconds since its last call."""
     mark = time.perf_counter()
 
     def lap() -> float:
@@ -211,8 +199,8 @@ def _stopwatch() -> Callable[[], float]:
     return lap
 
 
-def _waited_for(batches: Iterator[Batch], state: RunState) -> Iterator[Batch]:
-    """`batches`, with the time that each one takes to come added to `state`."""
+def _time_loading(batches: Iterator[Batch], state: RunState) -> Iterator[Batch]:
+    """`batches`; adds the time that each takes to arrive to `state.loading_seconds`."""
     while True:
         start = time.perf_counter()
         batch = next(batches, None)
@@ -222,8 +210,8 @@ def _waited_for(batches: Iterator[Batch], state: RunState) -> Iterator[Batch]:
         yield batch
 
 
-def named(bad_images: dict[str, str]) -> str:
-    """A line on the images that were skipped."""
+def bad_images_line(bad_images: dict[str, str]) -> str:
+    """A line on the skipped images, for the user."""
     first = "; ".join(f"{name}: {reason}" for name, reason in list(bad_images.items())[:3])
     more = "; ..." * (len(bad_images) > 3)
     return f"skipped {len(bad_images):,} bad image{'s' * (len(bad_images) != 1)} so far: {first}{more}"

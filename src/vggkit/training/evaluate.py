@@ -1,4 +1,4 @@
-"""Top-1 accuracy and loss while training, by all processes together."""
+"""Top-1 accuracy and loss during training, computed by all processes together."""
 
 import torch
 from torch import Tensor, nn
@@ -22,19 +22,10 @@ def evaluate(
     stop: StopFlag | None = None,
     confusion: Tensor | None = None,
 ) -> tuple[float, float] | None:
-    """Top-1 accuracy and mean loss of `net` on all images of `feed`, each counted once by all processes together.
+    """Top-1 accuracy, 0 to 1, and mean cross-entropy of `net` on the images of `feed`, shared by all processes.
 
-    Args:
-        net: gives logits.
-        feed: the images.
-        preprocessing: what `net` takes.
-        team: the processes that share the images.
-        stop: says when to end early.
-        confusion: float32 (classes, classes), to which the images of the row's class taken for the column's are added.
-
-    Returns:
-        An accuracy from 0 to 1 and the cross-entropy; NaN if an output is not finite; None if a process was asked to
-        stop. The network is left in evaluation mode.
+    Both are NaN if an output is not finite; the result is None if a process was asked to stop. `net` is left in
+    evaluation mode. Counts are added to `confusion`, float32 (true classes, predicted classes).
 
     Raises:
         DataError: no image can be read.
@@ -50,7 +41,7 @@ def evaluate(
             places = batch.labels.clamp(min=0) * len(confusion) + predicted
             confusion.view(-1).index_add_(0, places, is_counted.float())
         sums[0] += (predicted == batch.labels).sum()
-        sums[0] += 0 * logits.sum()  # NaN from the first output that is not finite
+        sums[0] += 0 * logits.sum()  # NaN after an output that is not finite
         sums[1] += functional.cross_entropy(logits, batch.labels, ignore_index=IGNORED_LABEL, reduction="sum")
         sums[2] += is_counted.sum()
     if confusion is not None:

@@ -1,4 +1,4 @@
-"""The device that a run is on: which one, what it is called, and how a process gets memory on a CPU."""
+"""The device of a run: choosing and describing it, and memory allocation on a CPU."""
 
 import contextlib
 import ctypes
@@ -38,7 +38,7 @@ def choose_device(name: str | None) -> torch.device:
 
 
 def describe_hardware(device: torch.device) -> str:
-    """What a figure measured on `device` was measured on."""
+    """The name of `device` for a report of measurements, with threads and instruction set for a CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
@@ -52,17 +52,17 @@ def describe_hardware(device: torch.device) -> str:
 
 
 def use_huge_pages() -> None:
-    """Ask torch for 2 MiB pages: at 224 pixels half of a CPU step is otherwise spent on page faults.
+    """Ask torch for 2 MiB pages: at 224 pixels page faults otherwise take half of a CPU step.
 
-    torch reads the variable once, at the first tensor; where that has been made, nothing changes.
+    torch reads the variable once, at its first tensor; later calls have no effect.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def keep_freed_memory(activation_bytes: int) -> None:
-    """Let glibc keep what a step frees for the next step, which otherwise maps, zeroes and unmaps it anew.
+    """Let glibc keep the memory that a step frees, instead of mapping and zeroing it again in the next one.
 
-    Only where the activations of a step are small: kept memory is memory used.
+    Only if the activations of a step are small: kept memory counts as used.
     """
     if activation_bytes < KEPT_MEMORY_BYTES and sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library

@@ -1,4 +1,4 @@
-"""A recipe to a trained network: `train` reads from top to bottom."""
+"""`train`: from a recipe to a trained network."""
 
 import copy
 import json
@@ -22,14 +22,14 @@ from vggkit.engines.accelerate import EngineName, engine_name
 from vggkit.errors import CheckpointError, RunError
 from vggkit.networks.baselines import build
 from vggkit.training.checkpoint import SAVE_SECONDS, Saver, restore
-from vggkit.training.distributed import Team, joined
-from vggkit.training.epochs import named, train_epochs
+from vggkit.training.distributed import Team, join_team
+from vggkit.training.epochs import bad_images_line, train_epochs
 from vggkit.training.hardware import describe_hardware, keep_freed_memory, use_huge_pages
 from vggkit.training.progress import Progress, print_line
 from vggkit.training.recipe import Recipe
 from vggkit.training.run import Run
 from vggkit.training.run_data import RunData, open_run_data
-from vggkit.training.run_folder import BEST, begun, resumed, with_whole_paths
+from vggkit.training.run_folder import BEST, new_run_folder, resumed_run_folder, with_whole_paths
 from vggkit.training.run_state import RunState
 from vggkit.training.start import pretrained_weights, start_from
 from vggkit.training.step import Training, make_optimizer
@@ -39,7 +39,7 @@ from vggkit.weights.files import AnyNetwork, save_weights
 from vggkit.weights.runs import METRICS, MODEL, NETWORK, STATE, checkpoint_path, read_checkpoint, read_newest
 
 MIN_EPOCH_STEPS, FEW_STEPS = 10, 1_000
-"""A run of fewer steps an epoch is warned of, and told how to take about so many in all."""
+"""A run with fewer than 10 steps an epoch gets a warning and a proposal with about 1,000 steps."""
 
 
 @signals_handled()
@@ -59,48 +59,48 @@ def train(
 ) -> Run:
     """Train the network of a recipe on its data, from its seed, into a run folder: `train("quick", epochs=1)`.
 
-    SIGINT (Ctrl-C), SIGTERM and SIGUSR1 end it after the step, with a checkpoint, from which `resume` goes on to the
-    same weights, bit for bit, that an unbroken run has (same machine, threads and torch). Under torchrun the
-    processes share every batch, and only the first one writes; a run that was stopped leaves these signals ignored
-    there, for they reach one process after the other, and some twice.
+    SIGINT (Ctrl-C), SIGTERM and SIGUSR1 end it after the step, with a checkpoint, from which `resume` continues to the
+    same weights, bit for bit, as an unbroken run (same machine, threads and torch). Under torchrun the processes share
+    every batch, and only the first one writes; a stopped run leaves these signals ignored there, since they reach one
+    process after the other, and some twice.
 
     Args:
-        recipe: all that decides the run, or the name of a recipe.
+        recipe: the recipe or its name.
         out: the run folder, which must not exist yet; `runs/<name>-<number>` by default.
-        resume: a run folder to go on from, of the same recipe; it is begun where there is none.
+        resume: the folder of a run of the same recipe to continue; a new run if there is none.
         device: `cpu`, `cuda`, `cuda:1`, `mps`; by default a GPU if there is one, as the book's `try_gpu()`.
-        data_dir: where to look for Fashion-MNIST first.
+        data_dir: the folder of Fashion-MNIST.
         progress: show live progress.
-        save_seconds: from one checkpoint to the next.
-        num_workers: threads that decode image files ahead; from the number of cores by default.
+        save_seconds: interval of checkpoints.
+        num_workers: threads that decode image files; depends on the number of cores by default.
         engine: `fast`, `eager` or `torch`, see `accelerate`.
         until_epoch: stop after this epoch, as a signal would; the schedule stays that of the whole recipe.
-        changes: other values for fields of the recipe.
+        changes: values for fields of the recipe.
 
     Raises:
-        RecipeError: there is no such recipe or field, or a value is impossible.
+        RecipeError: an unknown recipe or field, or an invalid value.
         DataError: the data is missing or damaged.
         ArchitectureError: the network does not fit the data.
         ValueError: the weights to start from are missing, damaged or of other shapes.
-        RunError: the folder exists, is in use or of another recipe; or the device does not exist.
-        DivergedError: the loss, a gradient or an output is not finite; the checkpoints before are kept.
-        CheckpointError: a checkpoint cannot be written, or none of those there can be read.
-        LoadingError: images cannot be loaded for another reason than a bad file.
+        RunError: the folder exists, is in use or has another recipe; or the device does not exist.
+        DivergedError: the loss, a gradient or an output is not finite; earlier checkpoints are kept.
+        CheckpointError: a checkpoint cannot be written, or all existing ones are damaged.
+        LoadingError: loading images failed for another reason than a bad file.
     """
     use_huge_pages()
     recipe = recipe.changed(**changes) if isinstance(recipe, Recipe) else Recipe.named(recipe, **changes)
     recipe = with_whole_paths(recipe)
-    with joined(device) as team, ExitStack() as stack:
+    with join_team(device) as team, ExitStack() as stack:
         is_shown = progress and team.leads
         say: Callable[[str], None] = print_line if is_shown else lambda line: None
         folder: Path | None = None
         checkpoint: Path | None = None
         files: dict[str, bytes] = {}
         if resume is not None and team.leads:
-            folder = stack.enter_context(resumed(recipe, Path(resume)))
-            checkpoint, files = _left_in(folder, say)
-        files = team.shared(files)  # the leader reads for all
-        before = _state_in(files, recipe)
+            folder = stack.enter_context(resumed_run_folder(recipe, Path(resume)))
+            checkpoint, files = _newest_checkpoint(folder, say)
+        files = team.from_leader(files)
+        saved_state = _saved_state(files, recipe)
         source = pretrained_weights(recipe, say)
         data = open_run_data(
             recipe,
@@ -108,21 +108,25 @@ def train(
             data_dir=Path(data_dir) if data_dir is not None else None,
             num_workers=num_workers,
             pretrained=source[1] if source is not None else None,
-            facts=before.facts if before is not None else None,
+            facts=saved_state.facts if saved_state is not None else None,
             say=say,
         )
         training, notes = _set_up(recipe, team, data, source, files, engine_name(engine))
         if folder is None and team.leads:
-            folder = stack.enter_context(begun(recipe, out))
-        own_folder, folder = folder, team.shared(folder) or Path()
-        if own_folder is not None:
-            write_whole(own_folder / METRICS, files.get(METRICS, b""))
+            folder = stack.enter_context(new_run_folder(recipe, out))
+        leader_folder, folder = folder, team.from_leader(folder) or Path()
+        if leader_folder is not None:
+            write_whole(leader_folder / METRICS, files.get(METRICS, b""))
         state = training.state
-        shown = Progress(training, own_folder, is_shown)
-        stack.callback(shown.close)
-        _introduce(shown, training, "resume" if files else "start", notes)
+        display = Progress(training, leader_folder, is_shown)
+        stack.callback(display.close)
+        _show_start(display, training, "resume" if files else "start", notes)
         stopped_by = _train_and_save(
-            training, folder, shown, Saver(own_folder, save_seconds, checkpoint, state.best_step), until_epoch
+            training,
+            folder,
+            display,
+            Saver(leader_folder, save_seconds, checkpoint, state.best_step),
+            until_epoch,
         )
         return Run(
             folder,
@@ -130,19 +134,19 @@ def train(
             training.result.eval(),
             tuple(state.history),
             f"{team.size} x {team.device.type}" if team.size > 1 else str(team.device),
-            _hardware(state.facts),
+            _describe_environment(state.facts),
             data.held_out_name,
             stopped_by,
             team.leads,
         )
 
 
-def _left_in(folder: Path, say: Callable[[str], None]) -> tuple[Path | None, dict[str, bytes]]:
-    """The newest whole checkpoint in `folder` and its files; none of a run that begins."""
+def _newest_checkpoint(folder: Path, say: Callable[[str], None]) -> tuple[Path | None, dict[str, bytes]]:
+    """The newest whole checkpoint in `folder` and its files; None and no files for a new run."""
     newest = read_newest(folder, say)
     if newest is not None:
         return newest
-    if (folder / MODEL).exists():  # it would be trained anew over its weights
+    if (folder / MODEL).exists():  # a new training would overwrite its weights
         raise RunError(
             f"expected a run with checkpoints to go on from, got {folder}, which has a {MODEL} and none, try a new run "
             "with --out"
@@ -152,8 +156,8 @@ def _left_in(folder: Path, say: Callable[[str], None]) -> tuple[Path | None, dic
     return None, {}
 
 
-def _state_in(files: Mapping[str, bytes], recipe: Recipe) -> RunState | None:
-    """The state in the files of a checkpoint; raises `RunError` if it is one of another recipe."""
+def _saved_state(files: Mapping[str, bytes], recipe: Recipe) -> RunState | None:
+    """The state in the files of a checkpoint; raises `RunError` if it belongs to another recipe."""
     if not files:
         return None
     state = RunState.from_json(files[STATE])
@@ -167,37 +171,37 @@ def _set_up(
     team: Team,
     data: RunData,
     source: tuple[AnyNetwork, Preprocessing] | None,
-    saved: Mapping[str, bytes],
+    files: Mapping[str, bytes],
     engine: EngineName,
 ) -> tuple[Training, list[str]]:
-    """The network and its optimizer where the run begins, or where `saved` left it; and lines for the user."""
+    """A new training, or the one in the `files` of a checkpoint; and lines for the user."""
     architecture = recipe.network(in_channels=data.preprocessing.channels, num_classes=len(data.classes))
     keep_freed_memory(costs(architecture, recipe.batch_size).total.activation_bytes // team.size)
     torch.manual_seed(recipe.seed)
     net = build(architecture, recipe.init)
     notes = [*data.notes, *start_from(net, source, recipe)]
     net.to(team.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = copy.deepcopy(net) if recipe.average else None  # before it has a group, which cannot be copied
+    average = copy.deepcopy(net) if recipe.average else None  # before sync_batch_norm, whose group cannot be copied
     if recipe.sync_batch_norm:
         if team.device.type != "cuda":
             raise RunError(f"expected GPUs with sync_batch_norm, got {team.device.type}, try without")
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net, team.group)
     optimizer = make_optimizer(recipe, net)
-    state = restore(saved, net, optimizer, average) if saved else RunState(asdict(recipe), data.facts)
+    state = restore(files, net, optimizer, average) if files else RunState(asdict(recipe), data.facts)
     training = Training(recipe, team, data, net, optimizer, state, engine, average)
     steps = training.steps_per_epoch
     if not 0 <= state.epoch_steps <= steps or any(epoch.step != steps for epoch in state.history[:1]):
         raise CheckpointError(f"expected a checkpoint of epochs of {steps} steps, got one of others")
-    measured_on, slower = _measured_on(team, engine)
+    measured_on, slower = _environment(team, engine)
     notes += slower
-    if saved:
+    if files:
         notes.append(_resume_note(state, recipe, measured_on))
     state.facts = {**data.facts, **measured_on}
     return training, notes
 
 
-def _measured_on(team: Team, engine: EngineName) -> tuple[dict[str, Any], list[str]]:
-    """What decides the bits and the speed of a run beside its recipe and data; and lines on what makes it slower."""
+def _environment(team: Team, engine: EngineName) -> tuple[dict[str, Any], list[str]]:
+    """What decides results and speed of a run beside recipe and data; and lines on what makes it slower."""
     facts = {"hardware": describe_hardware(team.device), "processes": team.size, "torch": torch.__version__}
     facts |= {"vggkit": __version__}
     notes = []
@@ -216,27 +220,27 @@ def _measured_on(team: Team, engine: EngineName) -> tuple[dict[str, Any], list[s
     return facts, notes
 
 
-def _introduce(shown: Progress, training: Training, event: str, notes: list[str]) -> None:
-    """Say what is trained, on what."""
+def _show_start(display: Progress, training: Training, event: str, notes: list[str]) -> None:
+    """Show and log what is trained on what."""
     data, team, recipe, facts = training.data, training.team, training.recipe, training.state.facts
     measured_on = {name: value for name, value in facts.items() if name not in data.facts}
-    shown.log(event, device=str(team.device), threads=torch.get_num_threads(), **measured_on)
-    shown.say(
+    display.log(event, device=str(team.device), threads=torch.get_num_threads(), **measured_on)
+    display.say(
         f"{training.net.architecture.name}: {sum(p.numel() for p in training.net.parameters()):,} parameters, "
         f"{recipe.image_size} px, {data.name}: {data.train.num_images:,} training and {data.held_out.num_images:,} "
         f"{data.held_out_name} images{', bad ones included' * bool(data.bad_images)}, "
-        f"on {f'{team.size} x ' * (team.size > 1)}{_hardware(facts)}"
+        f"on {f'{team.size} x ' * (team.size > 1)}{_describe_environment(facts)}"
     )
     if data.bad_images:
-        notes.append(named(data.bad_images))
+        notes.append(bad_images_line(data.bad_images))
     if data.name == SAMPLE_NAME:
         notes.append(SAMPLE_WARNING)
     for note in [*notes, *_few_steps(training)]:
-        shown.say(note)
+        display.say(note)
 
 
 def _few_steps(training: Training) -> list[str]:
-    """A warning if epochs are too short for the network to learn much, and what to try."""
+    """A warning, with a proposal, if epochs are too short for the network to learn much."""
     recipe, num_images, steps = training.recipe, training.data.train.num_images, training.steps_per_epoch
     if steps >= MIN_EPOCH_STEPS:
         return []
@@ -252,15 +256,15 @@ def _few_steps(training: Training) -> list[str]:
 
 
 def _train_and_save(
-    training: Training, folder: Path, shown: Progress, saver: Saver, until_epoch: int | None
+    training: Training, folder: Path, display: Progress, saver: Saver, until_epoch: int | None
 ) -> str | None:
-    """Train, with checkpoints; return what ended the run early, or None at its end."""
+    """Train with checkpoints; return what ended the run early, or None if it is finished."""
     with ExitStack() as stack:
         stack.callback(saver.wait)
         stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True))
         stop = stack.enter_context(signals_handled())
         stop.is_training = True
-        is_finished = train_epochs(training, shown, stop, saver, until_epoch)
+        is_finished = train_epochs(training, display, stop, saver, until_epoch)
         saver.save(training)
         saver.finish()
         stop.is_last = not is_finished and training.team.size > 1  # torchrun tells one process after the other
@@ -275,8 +279,8 @@ def _train_and_save(
     return None
 
 
-def _hardware(facts: Mapping[str, Any]) -> str:
-    """What a run was measured on, for a reader."""
+def _describe_environment(facts: Mapping[str, Any]) -> str:
+    """Hardware and engine of a run in words."""
     return f"{facts['hardware']}" + (f", {facts['convolutions']} convolutions" if "convolutions" in facts else "")
 
 

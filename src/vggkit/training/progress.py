@@ -24,19 +24,18 @@ PLAIN_LINE_SECONDS = 30.0
 CURVES_SECONDS = 10.0
 LINE_CHARACTERS = 1_000
 LOGGED_STEPS = 1_000
-"""Lines of a whole run in metrics.jsonl, about, beside those of its epochs."""
+"""Approximate number of step lines of a whole run in metrics.jsonl."""
 
 
 class Progress:
-    """What a run shows while it goes on, and its `metrics.jsonl` and `curves.png`."""
+    """The display of a run, and its `metrics.jsonl` and `curves.png` in `folder`, if there is one."""
 
     def __init__(self, training: Training, folder: Path | None, show: bool) -> None:
-        """The progress of `training` from where it stands, into `folder`; without a folder nothing is written."""
         self.folder, self.show = folder, show
-        self._recipe, self._state, self._per_epoch = training.recipe, training.state, training.steps_per_epoch
+        self._recipe, self._state, self._steps_per_epoch = training.recipe, training.state, training.steps_per_epoch
         self._classes = training.data.classes
         self._evaluated_on, self._start_step = training.data.held_out_name, training.state.step
-        self._total_steps = self._recipe.epochs * self._per_epoch
+        self._total_steps = self._recipe.epochs * self._steps_per_epoch
         self._start = self._last_refresh = self._last_line = time.perf_counter()
         self._last_curves, self._drawn_epochs = -CURVES_SECONDS, 0
         self._metrics = (folder / METRICS).open("ab", buffering=0) if folder is not None else None
@@ -55,17 +54,17 @@ class Progress:
             raise OSError(error.errno, error.strerror, self._metrics.name) from None
 
     def say(self, line: str) -> None:
-        """Show a line that stays, with what it quotes from files made safe to print."""
+        """Show a permanent line, made safe to print."""
         if self._live is not None:
             self._live.console.print(shown(line, LINE_CHARACTERS), highlight=False, markup=False)
         elif self.show:
             print_line(line)
 
     def step(self, step: int) -> None:
-        """After each step, counted from 1 since the start of the run, whose outcome is in the state."""
+        """Show and log `step`, counted from 1, whose outcome is in the state."""
         loss_sum, correct, count = self._state.sums
         loss, accuracy = loss_sum / max(count, 1), correct / max(count, 1)
-        if step % -(-self._total_steps // LOGGED_STEPS) == 0:  # by steps and not by time: a resumed run logs the same
+        if step % -(-self._total_steps // LOGGED_STEPS) == 0:  # not by time, so that a resumed run logs the same
             self.log("step", step=step, train_loss=loss, train_accuracy=accuracy)
         if waiting.is_asleep() != self._was_asleep:
             self._was_asleep = not self._was_asleep
@@ -74,8 +73,9 @@ class Progress:
         if now - self._last_refresh < REFRESH_SECONDS:
             return
         self._last_refresh = now
-        epoch, bound = (step - 1) // self._per_epoch + 1, _bound(self._state.loading_seconds, self._state.train_seconds)
-        status = f"epoch {epoch}/{self._recipe.epochs}  loss {loss:.3f}  train acc {accuracy:.3f}  {bound}"
+        epoch = (step - 1) // self._steps_per_epoch + 1
+        bottleneck = _bottleneck(self._state.loading_seconds, self._state.train_seconds)
+        status = f"epoch {epoch}/{self._recipe.epochs}  loss {loss:.3f}  train acc {accuracy:.3f}  {bottleneck}"
         if self._live is not None:
             history = self._state.history
             test = f"  {self._evaluated_on} acc {history[-1].test_accuracy:.3f}" if history else ""
@@ -86,7 +86,7 @@ class Progress:
             self._last_line = now
 
     def epoch(self, metrics: EpochMetrics, confusion: Tensor | None = None) -> None:
-        """After each epoch, whose metrics the state's history has; with `evaluate`'s confusion, if it was counted."""
+        """Show and log a finished epoch, with the confusion matrix if there is one."""
         if confusion is not None:
             counts = confusion.long().tolist()
             self.log("confusion", epoch=metrics.epoch, classes=self._classes, counts=counts)
@@ -96,14 +96,14 @@ class Progress:
             f"loss {metrics.train_loss:.3f}, train acc {metrics.train_accuracy:.3f}, "
             f"{self._evaluated_on} acc {metrics.test_accuracy:.3f}  "
             f"{metrics.examples_per_second:,.0f} examples/s  {clock(metrics.elapsed_seconds)}"
-            f"  {_bound(metrics.loading_seconds, metrics.train_seconds)}"
+            f"  {_bottleneck(metrics.loading_seconds, metrics.train_seconds)}"
         )
         self._last_line = time.perf_counter()
         if self._last_line - self._last_curves >= CURVES_SECONDS or _is_notebook():
             self._draw()
 
     def close(self) -> None:
-        """At the end, whatever the end was."""
+        """End the display and the log, also after an error."""
         if self._live is not None:
             self._live.stop()
         try:
@@ -121,7 +121,7 @@ class Progress:
         write_whole(self.folder / "curves.png", picture)
         self._last_curves, self._drawn_epochs = time.perf_counter(), len(self._state.history)
         if self.show and _is_notebook():
-            from IPython.display import Image, display  # it is there: we run in it
+            from IPython.display import Image, display  # installed, since this is a notebook
 
             if self._notebook_display is None:
                 self._notebook_display = display(Image(picture), display_id=True)
@@ -130,20 +130,20 @@ class Progress:
 
 
 def print_line(line: str) -> None:
-    """Print `line`; if nobody reads it any more, as in `vgg train | head`, training goes on."""
+    """Print `line`; a closed pipe, as in `vgg train | head`, is ignored."""
     try:
         print(shown(line, LINE_CHARACTERS), flush=True)
-    except UnicodeEncodeError:  # a terminal without UTF-8, in a program that is not ours
+    except UnicodeEncodeError:  # a terminal without UTF-8, called from Python
         print_line(line.encode("ascii", "backslashreplace").decode())
     except (OSError, ValueError):
         pass
 
 
-def _bound(loading_seconds: float, train_seconds: float) -> str:
-    """What a run is bound by, the share of its wall time in which it waits for images, and who else is there."""
+def _bottleneck(loading_seconds: float, train_seconds: float) -> str:
+    """Whether loading or computing limits the speed, the share of loading, and a note on a busy neighbour."""
     loading_share = min(loading_seconds / max(train_seconds, 1e-9), 1.0)
-    bound = "loading" if loading_share > 0.5 else "compute"
-    return f"{bound}-bound (loading {loading_share:.0%})" + ", beside a busy process" * waiting.is_asleep()
+    limit = "loading" if loading_share > 0.5 else "compute"
+    return f"{limit}-bound (loading {loading_share:.0%})" + ", beside a busy process" * waiting.is_asleep()
 
 
 def clock(seconds: float) -> str:
@@ -168,12 +168,12 @@ def _live_display(total_steps: int, start_step: int) -> Any:
     from rich.table import Column
 
     live = Progress(
-        TextColumn("{task.fields[status]}", markup=False, table_column=Column()),  # folded, where all is too wide
+        TextColumn("{task.fields[status]}", markup=False, table_column=Column()),  # wraps in a narrow terminal
         BarColumn(bar_width=20),
         TimeRemainingColumn(),
         transient=True,
     )
-    # From where it goes on: the steps before a resume were not taken in this time.
+    # The estimate of the remaining time must not count the steps before a resume.
     live.add_task("train", total=total_steps, completed=start_step, status="starting")
     live.start()
     return live

@@ -1,4 +1,4 @@
-"""All that decides a run, as frozen, validated data, and the recipes that have a name. Imports no torch."""
+"""The recipe of a run as frozen, validated data, and the named recipes. Imports no torch."""
 
 import json
 import math
@@ -33,12 +33,12 @@ _BOUNDS = {
     **dict.fromkeys(("learning_rate", "weight_decay"), (0, 1e6)),
     **dict.fromkeys(("warmup", "momentum", "label_smoothing", "color_shift", "holdout", "cutmix", "average"), (0, 1)),
 }
-"""The least and the highest value of a number; `Architecture` checks the numbers of the network."""
+"""Bounds of numeric fields; `Architecture` checks those of the network."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a run. It is checked when it is made; an impossible value raises `RecipeError`.
+    """Everything that decides a run. Checked on creation; an invalid value raises `RecipeError`.
 
     Attributes:
         name: Name of the recipe, after which its run folders are called.
@@ -132,10 +132,10 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, kind in _kinds().items():
+        for name, kind in _field_types().items():
             _check_value(name, kind, getattr(self, name))
         self._check_together()
-        # Checks the rest; a list, as JSON has it, comes back as a tuple.
+        # Checks the other fields; lists from JSON become tuples.
         network = self.network(in_channels=1, num_classes=10)
         hidden = network.hidden if isinstance(network, Architecture) else as_tuple("hidden", self.hidden)
         object.__setattr__(self, "hidden", hidden)
@@ -170,7 +170,7 @@ class Recipe:
         need(len(starts) < 2, f"one of pretrained, warm_start and continues, got {' and '.join(starts)}")
 
     def in_channels(self, data_channels: int) -> int:
-        """Channels of the network's input for images that have `data_channels` of their own."""
+        """Channels of the network's input for images of `data_channels`."""
         return {"data": data_channels, "grey": 1, "rgb": 3}[self.channels]
 
     def network(self, in_channels: int, num_classes: int) -> Network:
@@ -187,15 +187,15 @@ class Recipe:
         )
 
     def learning_rate_at(self, step: int, steps_per_epoch: int, accuracies: Sequence[float] = ()) -> float:
-        """The learning rate of `step`, counted from 0: a linear warm-up, then the schedule down to the last step.
+        """The learning rate of `step`, counted from 0: a linear warm-up, then the schedule.
 
-        `accuracies` are the evaluations so far, one for each finished epoch, which the schedule `plateau` looks at.
+        `accuracies` are the evaluations of the finished epochs, for the schedule `plateau`.
         """
         warmup_steps = self.warmup * self.epochs * steps_per_epoch
         if step + 1 < warmup_steps:
             return self.learning_rate * (step + 1) / warmup_steps
         if self.schedule == "plateau":
-            return float(self.learning_rate / PLATEAU_FACTOR ** _plateaus(accuracies))
+            return float(self.learning_rate / PLATEAU_FACTOR ** _count_plateaus(accuracies))
         decay_steps = self.epochs * steps_per_epoch - warmup_steps
         done = (step - warmup_steps) / decay_steps if decay_steps > 0 else 0.0
         if self.schedule == "cosine":
@@ -203,30 +203,30 @@ class Recipe:
         return self.learning_rate * (1 - done) if self.schedule == "linear" else self.learning_rate
 
     def to_json(self) -> str:
-        """This recipe as JSON, a field a line; `from_json` gives an equal one back."""
+        """This recipe as JSON, one field a line, which `from_json` reads back."""
         return json.dumps(asdict(self), indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> "Recipe":
-        """The recipe that `to_json` wrote, checked as if typed by hand; an older one may lack what has a default.
+        """The recipe from `to_json`, checked in full; fields with defaults may be missing, as in older versions.
 
         Raises:
-            RecipeError: it is no recipe.
-            ArchitectureError: its network is impossible.
+            RecipeError: it is not a valid recipe.
+            ArchitectureError: its network is invalid.
         """
         try:
             values: Any = json.loads(text)
-        # A TypeError for what is no text, a ValueError also for an integer of more than 4,300 digits.
+        # TypeError: not a text. ValueError: also for an integer of more than 4,300 digits.
         except (TypeError, ValueError, RecursionError) as error:
             raise RecipeError(f"expected a recipe as JSON, got {shown(repr(text), 62)}: {shown(str(error))}") from None
         if not isinstance(values, dict):
             raise RecipeError(f"expected a recipe as JSON, got {shown(repr(text[:60]))}")
         if "checkpoint" in values and "recompute" not in values:  # the name of `recompute` until 0.5
             values["recompute"] = values.pop("checkpoint")
-        wrong = values.keys() - _kinds() | {"name", "architecture", "image_size"} - values.keys()
+        wrong = values.keys() - _field_types() | {"name", "architecture", "image_size"} - values.keys()
         if wrong:
-            several = shown(", ".join(sorted(wrong)))
-            raise RecipeError(f"expected the fields of a recipe, got these too many or too few: {several}")
+            names = shown(", ".join(sorted(wrong)))
+            raise RecipeError(f"expected the fields of a recipe, got these too many or too few: {names}")
         return cls(**values)
 
     @classmethod
@@ -234,64 +234,64 @@ class Recipe:
         """The recipe called `name`, with `changes` to its fields.
 
         Raises:
-            RecipeError: there is no such recipe or field, or a value is impossible.
+            RecipeError: an unknown recipe or field, or an invalid value.
 
         >>> Recipe.named("quick", epochs=1).epochs
         1
         """
         if not isinstance(name, str) or name not in RECIPES:
             raise RecipeError(
-                f"expected a recipe of {', '.join(RECIPES)}, got {shown(repr(name))}{_near(str(name), RECIPES)}"
+                f"expected a recipe of {', '.join(RECIPES)}, got {shown(repr(name))}{_hint(str(name), RECIPES)}"
             )
         return RECIPES[name].changed(**changes)
 
     def continued(self, run: str | os.PathLike[str], epochs: int) -> "Recipe":
-        """A recipe of `epochs` more epochs, with a schedule of their own, from the weights of `run`, a finished run."""
+        """A recipe of `epochs` further epochs with a new schedule, from the weights of the finished `run`."""
         return replace(self, continues=os.fspath(run), epochs=epochs, head_epochs=0, pretrained="", warm_start="")
 
     def changed(self, **changes: Any) -> "Recipe":
         """This recipe with other values of some fields; raises `RecipeError`."""
-        for name in changes.keys() - _kinds().keys():
-            raise RecipeError(f"expected a field of a recipe, got {shown(repr(name))}{_near(name, _kinds())}")
+        for name in changes.keys() - _field_types().keys():
+            raise RecipeError(f"expected a field of a recipe, got {shown(repr(name))}{_hint(name, _field_types())}")
         return replace(self, **changes)
 
 
 @cache
-def _kinds() -> dict[str, Any]:
+def _field_types() -> dict[str, Any]:
     """The fields of a recipe and their types."""
     return get_type_hints(Recipe)
 
 
 def _check_value(name: str, kind: Any, value: object) -> None:
-    """Raise `RecipeError` unless `value` is one of `kind` and within its bounds."""
-    told = f"got {shown(repr(value))}"
+    """Raise `RecipeError` unless `value` is of type `kind` and within its bounds."""
+    got = f"got {shown(repr(value))}"
     if kind is str and not isinstance(value, str):
-        raise RecipeError(f"expected {name} to be a text, {told}")
+        raise RecipeError(f"expected {name} to be a text, {got}")
     if kind is bool and not isinstance(value, bool):
-        raise RecipeError(f"expected {name} to be true or false, {told}")
+        raise RecipeError(f"expected {name} to be true or false, {got}")
     if get_args(kind) and name not in ("hidden", "shorter_side") and value not in get_args(kind):
-        raise RecipeError(f"expected {name} to be one of {', '.join(get_args(kind))}, {told}")
+        raise RecipeError(f"expected {name} to be one of {', '.join(get_args(kind))}, {got}")
     if name in _BOUNDS:
         least, most = _BOUNDS[name]
         is_number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
         if not (is_number and least <= value <= most):  # type: ignore[operator]
             what = f"{name} to be a {'whole number' if kind is int else 'number'}"
-            raise RecipeError(f"expected {what} from {least} to {f'{most:g}' if kind is float else most}, {told}")
+            raise RecipeError(f"expected {what} from {least} to {f'{most:g}' if kind is float else most}, {got}")
 
 
-def _near(name: str, known: Iterable[str]) -> str:
+def _hint(name: str, known: Iterable[str]) -> str:
     close = nearest(name, known)
     return f", try {close}" if close else ""
 
 
-def _plateaus(accuracies: Sequence[float]) -> int:
-    """How often `PLATEAU_EPOCHS` epochs in a row brought no better accuracy than all before them."""
-    best, since, plateaus = -1.0, 0, 0
+def _count_plateaus(accuracies: Sequence[float]) -> int:
+    """How many times `PLATEAU_EPOCHS` epochs in a row did not improve the best accuracy."""
+    best, epochs_since, plateaus = -1.0, 0, 0
     for accuracy in accuracies:
-        since = 0 if accuracy > best else since + 1
+        epochs_since = 0 if accuracy > best else epochs_since + 1
         best = max(best, accuracy)
-        if since == PLATEAU_EPOCHS:
-            since, plateaus = 0, plateaus + 1
+        if epochs_since == PLATEAU_EPOCHS:
+            epochs_since, plateaus = 0, plateaus + 1
     return plateaus
 
 
@@ -336,4 +336,4 @@ RECIPES = {
     ),
 }
 # fmt: on
-"""The recipes that have a name, with what to expect of each, and on what it was measured."""
+"""The named recipes."""

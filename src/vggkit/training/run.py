@@ -1,4 +1,4 @@
-"""What `train` leaves behind, and how it is used from Python."""
+"""The result of `train`."""
 
 import os
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ from vggkit.weights.files import AnyNetwork
 
 @dataclass(frozen=True, repr=False)
 class Run:
-    """What `train` leaves behind. It is taken wherever its folder is: `load_classifier(run)`."""
+    """The result of `train`, accepted wherever its folder is: `load_classifier(run)`."""
 
     folder: Path
-    """Holds recipe.json, metrics.jsonl, curves.png, checkpoints and, of a finished run, model.safetensors."""
+    """With recipe.json, metrics.jsonl, curves.png, checkpoints and, if finished, model.safetensors."""
     recipe: Recipe
     net: AnyNetwork
     """Trained, on the device, in evaluation mode."""
@@ -28,7 +28,7 @@ class Run:
     device: str
     """`cuda:0`, `mps`, `cpu`; `2 x cpu` for two processes."""
     hardware: str
-    """Its name, and for a CPU the threads used."""
+    """See `describe_hardware`."""
     evaluated_on: str
     """`test` or `validation`."""
     stopped_by: str | None
@@ -50,7 +50,7 @@ class Run:
 
     @property
     def examples_per_second(self) -> float:
-        """In training, data included, over all finished epochs, of which there must be one."""
+        """Training speed, data included, over all finished epochs, at least one."""
         return overall_speed(map(vars, self.history))
 
     def predict(self, images: Any, top: int = 3) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The folder of a run: locked first, then begun or held to its recipe."""
+"""The folder of a run, its lock, and the files in it."""
 
 import contextlib
 import itertools
@@ -21,15 +21,15 @@ from vggkit.weights.runs import CHECKPOINTS, METRICS
 RECIPE, BEST = "recipe.json", "best.safetensors"
 MAX_RECIPE_BYTES = 2**20
 MAX_COUNT, MAX_NUMBER = 2**53, 1e38
-"""Of a value in metrics.jsonl: whole numbers up to it are exact in a page; about the largest that float32 holds."""
+"""Bounds of values in metrics.jsonl: integers that JavaScript represents exactly; about the largest float32."""
 MAX_METRICS_BYTES = 2**26
-"""How much of metrics.jsonl is read: that of a run of a million epochs is not longer by much."""
+"""How much of metrics.jsonl is read: about that of a run of a million epochs."""
 LOCK_SECONDS = 10.0
-"""How long the processes of a run that was killed may take to end."""
+"""How long the processes of a killed run may hold the lock."""
 
 
 def read_recipe(run: Path) -> Recipe:
-    """The recipe of a run, or in a .json file; raises `RunError`."""
+    """The recipe of a run folder or in a .json file; raises `RunError`."""
     path = run if run.suffix == ".json" and not run.is_dir() else run / RECIPE
     try:
         reason = why_not_a_file(path)
@@ -46,10 +46,7 @@ def read_recipe(run: Path) -> Recipe:
 
 
 def with_whole_paths(recipe: Recipe) -> Recipe:
-    """`recipe` with absolute paths, so that they are found from another working directory too.
-
-    Links in them stay: one may lead elsewhere when the run goes on, to the same images.
-    """
+    """`recipe` with absolute paths. Links are not resolved: they may point elsewhere when the run is resumed."""
     whole: dict[str, Any] = {
         field: os.path.abspath(path)  # noqa: PTH100 (Path.resolve would follow the links)
         for field in ("data", "warm_start", "pretrained", "continues")
@@ -59,8 +56,8 @@ def with_whole_paths(recipe: Recipe) -> Recipe:
 
 
 def read_epochs(run: Path, num_epochs: int) -> list[EpochMetrics]:
-    """The epochs in the metrics of a run, in their order, whatever else is in that file."""
-    found, metrics, lines = dict[int, EpochMetrics](), run / METRICS, list[bytes]()
+    """The epochs in the metrics of a run, in order; other lines are ignored."""
+    epochs, metrics, lines = dict[int, EpochMetrics](), run / METRICS, list[bytes]()
     if metrics.is_file():
         with metrics.open("rb") as file:
             lines = file.read(MAX_METRICS_BYTES).splitlines()
@@ -68,15 +65,15 @@ def read_epochs(run: Path, num_epochs: int) -> list[EpochMetrics]:
         with contextlib.suppress(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError):
             epoch = epoch_in(json.loads(line))
             if epoch is not None and epoch.epoch <= num_epochs:
-                found[epoch.epoch] = epoch  # a run that was killed logs an epoch again
-    return [found[number] for number in sorted(found)]
+                epochs[epoch.epoch] = epoch  # a killed run logs an epoch again
+    return [epochs[number] for number in sorted(epochs)]
 
 
 def epoch_in(values: dict[str, Any]) -> EpochMetrics | None:
-    """The epoch in a line of the metrics; None if it is another line, or has a value that cannot be.
+    """The epoch in a line of the metrics; None if it is another kind of line or has an impossible value.
 
     Raises:
-        TypeError, LookupError, AttributeError or ArithmeticError: it is no line of metrics.
+        TypeError, LookupError, AttributeError or ArithmeticError: it is not a line of metrics.
     """
     if values["event"] != "epoch":
         return None
@@ -102,46 +99,44 @@ def is_number(value: Any) -> bool:
 
 
 def is_loss(value: Any) -> bool:
-    """Whether a value in the metrics can be a loss: a number, or one that has diverged, NaN, infinite or `null`."""
+    """Whether a value in the metrics can be a loss: a number, or after divergence NaN, infinity or `null`."""
     return value is None or is_number(value) or (type(value) is float and not math.isfinite(value))
 
 
 @contextmanager
-def begun(recipe: Recipe, out: str | os.PathLike[str] | None) -> Iterator[Path]:
-    """Hold a new run folder with its recipe: `out`, or `runs/<name>-<number>`; raises `RunError`."""
+def new_run_folder(recipe: Recipe, out: str | os.PathLike[str] | None) -> Iterator[Path]:
+    """Create and lock a run folder with its recipe: `out` or `runs/<name>-<number>`; raises `RunError`."""
     for number in itertools.count(1):
         folder = Path("runs") / f"{recipe.name}-{number}" if out is None else Path(out)
         try:
-            _make(folder)
+            _make_folder(folder)
             break
         except FileExistsError:
             if out is not None:
-                raise _exists(folder) from None
+                raise _exists_error(folder) from None
     with _locked(folder):
-        if os.path.lexists(folder / RECIPE):  # begun by --resume in between
-            raise _exists(folder)
+        if os.path.lexists(folder / RECIPE):  # created by --resume in between
+            raise _exists_error(folder)
         write_whole(folder / RECIPE, recipe.to_json().encode() + b"\n")
         yield folder
 
 
 @contextmanager
-def resumed(recipe: Recipe, run: Path) -> Iterator[Path]:
-    """Hold the folder `run`, which is a run of `recipe` or becomes one if it is empty or missing.
-
-    Nothing is looked at before the folder is locked, and nothing is removed that another run could have made.
+def resumed_run_folder(recipe: Recipe, run: Path) -> Iterator[Path]:
+    """Lock the folder of a run of `recipe`; an empty or missing folder becomes one.
 
     Raises:
-        RunError: another process trains it, it is of another recipe, or it cannot be used.
+        RunError: another process trains it, it has another recipe, or it cannot be used.
     """
     if not run.is_dir():
         try:
-            _make(run)
-        except FileExistsError:  # made by another process meanwhile, or a file or a dangling link
+            _make_folder(run)
+        except FileExistsError:  # created concurrently, a file, or a dangling link
             if not run.is_dir():
                 raise RunError(f"expected a run folder, got {run}: {why_not_a_file(run) or 'a file'}") from None
     with _locked(run) as names:
-        leftovers = [name for name in names if name.startswith(f".{RECIPE}-")]  # of a kill while it was written
-        if set(names) <= {*leftovers, "lost+found"}:  # which a file system has at its root
+        leftovers = [name for name in names if name.startswith(f".{RECIPE}-")]  # from a kill while writing
+        if set(names) <= {*leftovers, "lost+found"}:  # the latter at the root of a file system
             write_whole(run / RECIPE, recipe.to_json().encode() + b"\n")
         _check_same(recipe, run)
         if (run / CHECKPOINTS).is_symlink():
@@ -152,34 +147,29 @@ def resumed(recipe: Recipe, run: Path) -> Iterator[Path]:
         yield run
 
 
-def _make(folder: Path) -> None:
-    """Make `folder` and its parents, durably.
-
-    Raises:
-        FileExistsError: there is something at `folder`, also when two runs start at once.
-        RunError: it cannot be made.
-    """
+def _make_folder(folder: Path) -> None:
+    """Create `folder` and its parents durably; raises `RunError`, or `FileExistsError` if `folder` exists."""
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True)
         for made in new:
             sync_folder(made.parent)
     except OSError as error:
-        if isinstance(error, FileExistsError) and os.path.lexists(folder):  # and not a parent that is no folder
+        if isinstance(error, FileExistsError) and os.path.lexists(folder):  # not: a parent is a file
             raise
         raise RunError(f"expected a folder that can be made, got {folder}: {error.strerror}") from None
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[list[str]]:
-    """Lock `folder` for this process, and yield the names in it; raises `RunError` if another one keeps the lock."""
+    """Lock `folder` and yield the names in it; raises `RunError` if another process keeps the lock."""
     with ExitStack() as stack:
         try:
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             stack.callback(os.close, descriptor)
-            last = time.monotonic() + LOCK_SECONDS
-            while not _lock(descriptor):
-                if time.monotonic() > last:
+            deadline = time.monotonic() + LOCK_SECONDS
+            while not _try_lock(descriptor):
+                if time.monotonic() > deadline:
                     raise RunError(f"expected a run that no other process trains, got {folder}, which is in use")
                 time.sleep(0.1)
             names = [path.name for path in folder.iterdir()]
@@ -191,16 +181,16 @@ def _locked(folder: Path) -> Iterator[list[str]]:
 
 
 def is_locked(run: Path) -> bool:
-    """Whether a process trains `run` now."""
+    """Whether a process is training `run`."""
     descriptor = os.open(run, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        return not _lock(descriptor, shared=True)
+        return not _try_lock(descriptor, shared=True)
     finally:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, shared: bool = False) -> bool:
-    import fcntl  # which only POSIX systems have
+def _try_lock(descriptor: int, shared: bool = False) -> bool:
+    import fcntl  # POSIX only
 
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -211,20 +201,20 @@ def _lock(descriptor: int, shared: bool = False) -> bool:
     return True
 
 
-def _exists(folder: Path) -> RunError:
+def _exists_error(folder: Path) -> RunError:
     return RunError(
         f"expected a run folder that does not exist yet, got {folder}, try another --out, or --resume {folder} to go on"
     )
 
 
 def _check_same(recipe: Recipe, run: Path) -> None:
-    """Raise `RunError` if `recipe` is not the one of `run`, except for where the data lies: that may have moved.
+    """Raise `RunError` if `recipe` differs from that of `run` in more than the path of the data, which may move.
 
-    Whether it is the same data, the fingerprint in the checkpoint says.
+    The fingerprint in the checkpoint identifies the data.
     """
-    kept = replace(read_recipe(run), data=recipe.data)
+    saved = replace(read_recipe(run), data=recipe.data)
     for field in fields(Recipe):
-        expected, got = getattr(kept, field.name), getattr(recipe, field.name)
+        expected, got = getattr(saved, field.name), getattr(recipe, field.name)
         if expected != got:
             raise RunError(
                 f"expected {field.name} {expected!r:.80}, which the recipe of {run} decides, got "

@@ -1,4 +1,4 @@
-"""Where the weights of a run start: from other weights, whole or in part, and which of them learn."""
+"""The initial weights of a run, and which of them are trained."""
 
 from collections.abc import Callable
 
@@ -16,17 +16,16 @@ from vggkit.weights.warm_start import last_layer, transfer, warm_start
 
 
 def pretrained_weights(recipe: Recipe, say: Callable[[str], None]) -> tuple[AnyNetwork, Preprocessing] | None:
-    """The network that `recipe` continues or takes layers from, and its preprocessing; None for a new one.
+    """The network that `recipe` continues or takes layers from, and its preprocessing; None if it has neither.
 
-    `say` is told of a download, which may take minutes, and of a preprocessing that is guessed.
+    `say` reports a download and a guessed preprocessing.
 
     Raises:
-        WeightsError: the weights are missing, damaged, or do not say how to prepare an image.
+        WeightsError: the weights are missing, damaged, or do not state a preprocessing.
     """
-    named = recipe.pretrained or recipe.continues
-    if not named:
+    if not (recipe.pretrained or recipe.continues):
         return None
-    path = find_weights(named, say)
+    path = find_weights(recipe.pretrained or recipe.continues, say)
     net, metadata = load_weights(path)
     preprocessing = preprocessing_for(net, metadata, say)
     if preprocessing is None:
@@ -38,12 +37,7 @@ def pretrained_weights(recipe: Recipe, say: Callable[[str], None]) -> tuple[AnyN
 
 
 def start_from(net: AnyNetwork, source: tuple[AnyNetwork, Preprocessing] | None, recipe: Recipe) -> list[str]:
-    """Give `net` the weights that `recipe` says to start from, in place, and return lines for the user.
-
-    Args:
-        net: new.
-        source: from `pretrained_weights`; its channels become those of `net`.
-        recipe: says where from.
+    """Load the initial weights of `recipe` into `net` and return lines for the user; see `pretrained_weights`.
 
     Raises:
         ValueError: the weights are missing, damaged or of other shapes.
@@ -70,13 +64,13 @@ def start_from(net: AnyNetwork, source: tuple[AnyNetwork, Preprocessing] | None,
 
 
 def advice(net: AnyNetwork) -> str:
-    """What to try if the training of `net` diverges."""
+    """Advice for when the training of `net` diverges."""
     can_have_norms = isinstance(net, VGG) and not any(isinstance(module, _BatchNorm) for module in net.modules())
     return "try a lower --learning-rate" + " or --architecture with _bn" * can_have_norms
 
 
-def learning_part(net: AnyNetwork, only_last: bool) -> None:
-    """Put `net` in training mode, and let its last layer or all of it learn; batch norms that do not learn rest."""
+def set_trainable(net: AnyNetwork, only_last: bool) -> None:
+    """Put `net` into training mode and unfreeze all of it or its last layer; frozen batch norms evaluate."""
     net.train()
     head = last_layer(net)
     for name, module in net.named_modules():

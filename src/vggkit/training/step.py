@@ -1,4 +1,4 @@
-"""One step of training as one function, and the optimizer that takes it."""
+"""One step of training as one function, its optimizer, and the averaging of weights."""
 
 import functools
 import json
@@ -25,12 +25,12 @@ from vggkit.weights.files import AnyNetwork
 from vggkit.weights.warm_start import last_layer
 
 Step = Callable[[Batch, float, bool], Tensor]
-"""Takes a batch, the learning rate, and whether this process was asked to stop; returns what `train_step` does."""
+"""From a batch, the learning rate and whether this process was asked to stop to the result of `train_step`."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """What a run trains, and with what. Its steps change `net`, `optimizer` and `state`."""
+    """The parts of a training run. Steps change `net`, `optimizer` and `state`."""
 
     recipe: Recipe
     team: Team
@@ -40,40 +40,37 @@ class Training:
     state: RunState
     engine: EngineName = "fast"
     average: AnyNetwork | None = None
-    """`net` with averaged weights, if the recipe asks for an average."""
+    """`net` with averaged weights, if the recipe has an average."""
 
     @property
     def result(self) -> AnyNetwork:
-        """What is evaluated and saved: the average, if there is one."""
+        """The network to evaluate and save: the average, if there is one."""
         return self.net if self.average is None else self.average
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps in an epoch, of which the last one may have fewer images."""
+        """Steps in an epoch; the last one may have fewer images."""
         return -(-self.data.train.num_images // self.recipe.batch_size)
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What the run's weight files say beside the architecture."""
+        """The metadata of the run's weight files beside the architecture."""
         return {"classes": json.dumps(self.data.classes), "preprocessing": self.data.preprocessing.to_json()}
 
 
 def make_step(training: Training, net: nn.Module) -> Step:
-    """All that one step does, from the images of a batch to the updated weights, as one function.
+    """A training step, from the images of a batch to the updated weights, as one function.
 
-    Every random draw of a step is decided by the recipe's seed and `training.state.step`.
-
-    Args:
-        training: whose optimizer takes the step.
-        net: `training.net`, as the team wrapped it.
+    `net` is `training.net` from `Team.data_parallel`. The recipe's seed and `training.state.step` determine every
+    random draw.
     """
     recipe, team, state = training.recipe, training.team, training.state
-    draws = torch.Generator(team.device)
+    generator = torch.Generator(team.device)
     may_capture = team.device.type == "cuda" and team.size == 1 and training.engine == "fast"
 
-    def take(batch: Batch, learning_rate: float | Tensor, wants_stop: bool | Tensor) -> Tensor:
-        x = augmented_input(batch, recipe, training.data, draws)
-        shares = cutmix(x, recipe.cutmix, draws, batch.part, batch.size) if recipe.cutmix else None
+    def run_step(batch: Batch, learning_rate: float | Tensor, wants_stop: bool | Tensor) -> Tensor:
+        x = augmented_input(batch, recipe, training.data, generator)
+        shares = cutmix(x, recipe.cutmix, generator, batch.part, batch.size) if recipe.cutmix else None
         return train_step(
             net,
             training.optimizer,
@@ -91,30 +88,30 @@ def make_step(training: Training, net: nn.Module) -> Step:
 
     def step(batch: Batch, learning_rate: float, wants_stop: bool) -> Tensor:
         nonlocal captured
-        is_whole = batch.size == recipe.batch_size  # the last batch of an epoch may be smaller, and is taken as it is
+        is_whole = batch.size == recipe.batch_size  # the last batch of an epoch may be smaller
         if may_capture and is_whole and captured is None:
             begin = time.perf_counter()
-            captured = _captured(take, batch, net, training.optimizer, draws)
-            state.train_seconds -= time.perf_counter() - begin  # the figure is that of training
-        draws.manual_seed(derived_seed(recipe.seed, "augmentation", state.step))
+            captured = _captured_step(run_step, batch, net, training.optimizer, generator)
+            state.train_seconds -= time.perf_counter() - begin  # capturing is not training
+        generator.manual_seed(derived_seed(recipe.seed, "augmentation", state.step))
         _seed_dropout(team.device, derived_seed(recipe.seed, "dropout", state.step, team.rank))
-        way = captured if captured is not None and is_whole else take
-        return way(batch, learning_rate, wants_stop)
+        function = captured if captured is not None and is_whole else run_step
+        return function(batch, learning_rate, wants_stop)
 
     return step
 
 
-def _captured(
-    take: Callable[[Batch, Tensor, Tensor], Tensor],
+def _captured_step(
+    run_step: Callable[[Batch, Tensor, Tensor], Tensor],
     batch: Batch,
     net: nn.Module,
     optimizer: torch.optim.Optimizer,
-    draws: torch.Generator,
+    generator: torch.Generator,
 ) -> Step:
-    """`take` as a CUDA graph, for batches of the size of `batch`; it reads tensors of its own, which are filled."""
+    """`run_step` as a CUDA graph for batches of the size of `batch`, which are copied to the tensors it reads."""
     example = replace(batch, images=batch.images.clone(), labels=batch.labels.clone())
     rate, stop = torch.zeros((2, 1), device=batch.images.device).unbind()
-    replay = gpu.capture_step(lambda: take(example, rate[0], stop[0]), net, optimizer, [draws])
+    replay = gpu.capture_step(lambda: run_step(example, rate[0], stop[0]), net, optimizer, [generator])
 
     def step(batch: Batch, learning_rate: float, wants_stop: bool) -> Tensor:
         example.images.copy_(batch.images)
@@ -126,20 +123,16 @@ def _captured(
     return step
 
 
-def augmented_input(batch: Batch, recipe: Recipe, data: RunData, draws: torch.Generator) -> Tensor:
-    """The images of `batch` as the network takes them, augmented as `recipe` says: (images, channels, height, width).
+def augmented_input(batch: Batch, recipe: Recipe, data: RunData, generator: torch.Generator) -> Tensor:
+    """The network's input (images, channels, height, width) for a training `batch`, augmented as `recipe` says.
 
-    Args:
-        batch: of the training images.
-        recipe: says what is changed at random.
-        data: says how images are normalised, and along which axes their colours vary.
-        draws: random numbers for the whole batch, of which other processes may have other parts.
+    `generator` draws for the whole batch, of which other processes may have other parts.
     """
     augment, preprocessing = Augmentation(recipe.flip, recipe.translate, recipe.erase), data.preprocessing
-    x = network_input(data.train, augment(batch.images, draws, batch.part, batch.size), preprocessing)
+    x = network_input(data.train, augment(batch.images, generator, batch.part, batch.size), preprocessing)
     if recipe.color_shift:
         axes = _constant(data.color_axes, x.device)
-        amounts = torch.randn(batch.size, len(axes), generator=draws, device=x.device)[batch.part]
+        amounts = torch.randn(batch.size, len(axes), generator=generator, device=x.device)[batch.part]
         shift = recipe.color_shift * amounts @ axes
         shift = (shift.flip(1) if preprocessing.order == "bgr" else shift) * preprocessing.scale
         x += (shift / _constant(preprocessing.std, x.device)).view(*shift.shape, 1, 1)
@@ -148,7 +141,7 @@ def augmented_input(batch: Batch, recipe: Recipe, data: RunData, draws: torch.Ge
 
 @functools.cache
 def _constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
-    """Numbers on a device, where a captured step finds them; to copy them each time would wait for it."""
+    """A cached tensor on a device: a captured step needs it in place, and copying again would synchronise."""
     return torch.tensor(values, device=device)
 
 
@@ -186,7 +179,7 @@ def train_step(
         labels: int64 (images,); -100 for an image that does not count.
         learning_rate: of this step.
         label_smoothing: share of the target that goes to all classes alike.
-        team: the processes that take the step together; this one alone if not given.
+        team: the processes that run_step the step together; this one alone if not given.
         batch_size: images of the whole batch; those of `x` if not given.
         wants_stop: whether this process was asked to stop.
         shares: of the target of each image that are the label of the image before it: (images,), from `cutmix`.
@@ -200,9 +193,9 @@ def train_step(
     with gpu.half(x):
         logits = net(x)
         loss_sum = _loss_sum(logits, labels, label_smoothing, shares)
-    optimizer.zero_grad()  # not before: what the forward pass makes would break up the room that these need again
+    optimizer.zero_grad()  # not earlier: activations would fragment the memory that gradients need
     team_size = team.size if team is not None else 1
-    (loss_sum * (team_size / (batch_size or len(labels)))).backward()  # processes' gradients are averaged
+    (loss_sum * (team_size / (batch_size or len(labels)))).backward()  # gradients are averaged over processes
     with torch.no_grad():
         norm = get_total_norm([p.grad for p in net.parameters() if p.grad is not None])
         correct, count = (logits.argmax(dim=1) == labels).sum(), (labels != IGNORED_LABEL).sum()
@@ -212,7 +205,7 @@ def train_step(
         if team is not None:
             team.sum_(outcome)
         if x.is_cuda:
-            optimizer.found_inf = outcome[4].clamp(max=1)  # type: ignore[attr-defined]  # fused ones look at it
+            optimizer.found_inf = outcome[4].clamp(max=1)  # type: ignore[attr-defined]  # read by fused optimizers
             optimizer.step()
         elif not outcome[4]:
             optimizer.step()
@@ -220,10 +213,9 @@ def train_step(
 
 
 def make_averaging(training: Training) -> Callable[[], None]:
-    """What brings `training.average` up to date behind a step, before the state counts it.
+    """The function that updates `training.average` after a step, before the state counts it.
 
-    Batch norm's moments are averaged as the weights are. Until as many steps are taken as it is to last, the average
-    is the mean of all of them.
+    Batch norm statistics are averaged like weights. Until the averaging time has passed, it is the mean of all steps.
     """
     if training.average is None:
         return lambda: None
@@ -243,24 +235,24 @@ def make_averaging(training: Training) -> Callable[[], None]:
 
 
 def _loss_sum(logits: Tensor, labels: Tensor, label_smoothing: float, shares: Tensor | None) -> Tensor:
-    """The cross-entropy summed over images, of whose targets `shares` are the label of the image before each."""
+    """The cross-entropy summed over images; `shares` of the targets are the previous images' labels."""
     entropy = functools.partial(F.cross_entropy, ignore_index=IGNORED_LABEL, label_smoothing=label_smoothing)
     if shares is None:
         return entropy(logits, labels, reduction="sum")
-    own, other = (entropy(logits, some, reduction="none") for some in (labels, labels.roll(1)))
-    return own.lerp(other, shares.to(own.dtype)).sum()
+    losses, previous = (entropy(logits, targets, reduction="none") for targets in (labels, labels.roll(1)))
+    return losses.lerp(previous, shares.to(losses.dtype)).sum()
 
 
 def make_optimizer(recipe: Recipe, net: AnyNetwork) -> torch.optim.Optimizer:
     """The optimizer of `recipe` for `net`; only the weights of convolutions and fully connected layers decay."""
     head = f"{last_layer(net)}."
     groups = []
-    # What learns from later on has a group of its own: torch's fused SGD takes momenta of all of a group or of none.
+    # Parameters that are unfrozen later are groups of their own: fused SGD needs momenta for all of a group or none.
     for is_head in (False, True) if recipe.head_epochs else (None,):
-        some = [p for name, p in net.named_parameters() if is_head in (None, name.startswith(head))]
+        parameters = [p for name, p in net.named_parameters() if is_head in (None, name.startswith(head))]
         groups += [
-            {"params": [p for p in some if p.ndim > 1], "weight_decay": recipe.weight_decay},
-            {"params": [p for p in some if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
     if recipe.optimizer == "adamw":
         on_gpu = next(net.parameters()).is_cuda

@@ -1,8 +1,7 @@
-"""Requests to stop: a signal sets a flag, and the run ends where nothing is lost.
+"""Requests to stop: a signal sets a flag, which ends training after the step.
 
-During training that is after the step. During the set-up there is nothing to save, and `KeyboardInterrupt` ends it,
-but only if it takes longer than `SETUP_SECONDS`: an exception that arrives while a thread or a process is being started
-may leave it behind, or may be swallowed by whatever runs then.
+The set-up has nothing to save, and `KeyboardInterrupt` ends it, but only if it takes longer than `SETUP_SECONDS`: an
+exception while a thread or process is being started may leave it behind, or may be swallowed.
 """
 
 import os
@@ -19,50 +18,50 @@ from typing import Any
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 INTERRUPTED = 130
 SETUP_SECONDS = 1.0
-"""How long a set-up may go on after a signal before it is interrupted."""
+"""How long a set-up may continue after a signal before it is interrupted."""
 UNWINDING_SECONDS = 2.0
-"""How long an interrupted set-up may take to end, for instance to remove temporary files."""
+"""How long an interrupted set-up may take to clean up."""
 NOTICE = "stopping after this step; Ctrl-C again to leave at once"
 
 ends_with_run = False
-"""Whether the process ends with the run, as the program `vgg` does. After a signal it then ignores further ones, until
-it has ended, and a set-up that cannot be interrupted is left by `os._exit`."""
+"""Whether the process ends with the run, as `vgg` does. After a signal it then ignores further ones, and a set-up that
+cannot be interrupted is ended by `os._exit`."""
 
 
 class StopFlag:
-    """Whether a signal has asked for the end, and which."""
+    """Whether a signal has requested a stop, and which."""
 
     signal_name: str | None = None
     is_training = False
-    """Whether the set-up is over, so that nothing is interrupted any more."""
+    """Whether the set-up is over and must not be interrupted."""
     is_last = False
-    """Whether the process ends now: further signals, of which Linux sends several for one parent, change nothing."""
+    """Whether the process is about to end, so that further signals are ignored."""
     _is_interrupt_due = _was_interrupted = False
 
     @property
     def exit_code(self) -> int:
-        """The exit code after a signal in the set-up: 128 and the signal's number, as shells have it."""
+        """The exit code after a signal in the set-up: 128 plus its number, as in shells."""
         return 128 + signal.Signals[self.signal_name or "SIGINT"]
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Python's handler, which runs in the main thread between two instructions."""
+        """The Python handler, which runs in the main thread between two instructions."""
         if self._is_interrupt_due and not self.is_training:
             self._is_interrupt_due = False
             raise KeyboardInterrupt(self.exit_code)
 
-    def watch(self, arriving: socket.socket) -> None:
-        """Note signals as they arrive, in a thread: a handler in Python would wait for a long step in C++ to end."""
+    def watch(self, reader: socket.socket) -> None:
+        """Receive signals at once, in a thread: a Python handler would wait for a long step in C++."""
         deadline = None
         while True:
-            arriving.settimeout(deadline and max(0.001, deadline - time.monotonic()))
+            reader.settimeout(deadline and max(0.001, deadline - time.monotonic()))
             try:
-                arrived = arriving.recv(1)
+                arrived = reader.recv(1)
             except TimeoutError:
-                deadline = self._interrupted()
+                deadline = self._interrupt_setup()
                 continue
             if not arrived:
                 return
-            if arrived[0] not in SIGNALS:  # every signal with a handler comes here, a child's end too
+            if arrived[0] not in SIGNALS:  # SIGCHLD, for instance
                 continue
             name = signal.Signals(arrived[0]).name
             if name == self.signal_name == "SIGINT":
@@ -72,16 +71,16 @@ class StopFlag:
             if self.signal_name is None or name == "SIGINT":
                 self.signal_name = name
                 if name == "SIGINT" and self.is_training and sys.stderr is not None and sys.stderr.isatty():
-                    os.write(2, f"\x1b[?25h\n{NOTICE}\n".encode())  # with the cursor, which a live display hides
+                    os.write(2, f"\x1b[?25h\n{NOTICE}\n".encode())  # and show the cursor, which a live display hides
 
-    def _interrupted(self) -> float | None:
-        """Interrupt the set-up, or leave it if that has not helped; return when to look again."""
+    def _interrupt_setup(self) -> float | None:
+        """Interrupt the set-up, or exit if that has failed; return the next deadline."""
         if self.is_training:
             return None
         if self._was_interrupted and ends_with_run:
             os._exit(self.exit_code)
         self._was_interrupted = self._is_interrupt_due = True
-        # Sent to the main thread, it ends a system call that waits there; it also arrives here, and changes nothing.
+        # Interrupts a blocking system call of the main thread; it also arrives here, without effect.
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
         return time.monotonic() + UNWINDING_SECONDS
 
@@ -91,10 +90,10 @@ _active: StopFlag | None = None
 
 @contextmanager
 def signals_handled() -> Iterator[StopFlag]:
-    """Handle SIGINT, SIGTERM and SIGUSR1, from before anything is started until everything has ended.
+    """Handle SIGINT, SIGTERM and SIGUSR1.
 
-    A second SIGINT (Ctrl-C) ends the process at once, with code 130. A call within another one yields its flag. Outside
-    the main thread, where signals cannot be handled, the flag stays unset.
+    A second SIGINT (Ctrl-C) ends the process at once, with code 130. A nested call yields the same flag. Outside the
+    main thread, where signals cannot be handled, the flag stays unset.
     """
     global _active
     if _active is not None or threading.current_thread() is not threading.main_thread():
@@ -103,19 +102,19 @@ def signals_handled() -> Iterator[StopFlag]:
     flag = _active = StopFlag()
     reader, writer = socket.socketpair()
     writer.setblocking(False)
-    before_fd = signal.set_wakeup_fd(writer.fileno())
-    before: dict[int, Any] = {number: signal.signal(number, flag.handle) for number in SIGNALS}
+    old_wakeup_fd = signal.set_wakeup_fd(writer.fileno())
+    old_handlers: dict[int, Any] = {number: signal.signal(number, flag.handle) for number in SIGNALS}
     watcher = threading.Thread(target=flag.watch, args=(reader,), daemon=True)
     watcher.start()
     try:
         yield flag
     finally:
-        flag.is_training = True  # nothing is interrupted any more
+        flag.is_training = True  # no more interrupts
         is_last = flag.is_last or (ends_with_run and flag.signal_name is not None)
-        for number, handler in before.items():
+        for number, handler in old_handlers.items():
             signal.signal(number, signal.SIG_IGN if is_last else handler)
-        signal.set_wakeup_fd(before_fd)
-        writer.shutdown(socket.SHUT_WR)  # closing is not enough: a forked process has a copy of it
+        signal.set_wakeup_fd(old_wakeup_fd)
+        writer.shutdown(socket.SHUT_WR)  # closing is not enough if a forked process has a copy
         writer.close()
         watcher.join()
         reader.close()
