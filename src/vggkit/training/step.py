@@ -169,24 +169,24 @@ def train_step(
 ) -> Tensor:
     """One step of `optimizer` on a batch, without waiting for the device.
 
-    The loss is the mean over the whole batch, of which each process of the team has a part: any number of
-    processes takes the same step. Where the loss or the norm of the gradients is not finite, nothing is updated.
+    The loss is the mean over the whole batch, of which each process of the team has a part, so that any number of
+    processes takes the same step. If the loss or the norm of the gradients is not finite, nothing is updated.
 
     Args:
-        net: in training mode; as `team` wrapped it.
-        optimizer: of its parameters, fused.
-        x: (images, channels, image_size, image_size), this process's part.
+        net: in training mode, from `Team.data_parallel`.
+        optimizer: fused.
+        x: (images, channels, image_size, image_size), this process's part of the batch.
         labels: int64 (images,); -100 for an image that does not count.
-        learning_rate: of this step.
-        label_smoothing: share of the target that goes to all classes alike.
-        team: the processes that run_step the step together; this one alone if not given.
-        batch_size: images of the whole batch; those of `x` if not given.
+        learning_rate: for this step.
+        label_smoothing: share of the target that is uniform over the classes.
+        team: the processes that share the batch; this one alone by default.
+        batch_size: images in the whole batch; those of `x` by default.
         wants_stop: whether this process was asked to stop.
-        shares: of the target of each image that are the label of the image before it: (images,), from `cutmix`.
+        shares: (images,), the share of the target that is the previous image's label, from `cutmix`.
 
     Returns:
-        float32 (5,) on the device, over the whole batch: loss x images, correct, images, processes that want to stop,
-        and processes whose loss or gradients were not finite.
+        float32 (5,) on the device, over the whole batch: loss x images, correct, images, processes asked to stop, and
+        processes with a loss or gradients that are not finite.
     """
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
