@@ -16,7 +16,7 @@ from tests.which_engine import COMPILED, NARROW, chosen, needs_kernels, threads
 from vggkit import VGG, Architecture, accelerate
 from vggkit.data import fashion_mnist
 from vggkit.engines import kernels
-from vggkit.engines.convolution import Convolution, fused, pays
+from vggkit.engines.convolution import Convolution, fused, is_faster
 
 CASES = st.tuples(
     st.integers(1, 3),  # images
@@ -176,7 +176,7 @@ def test_the_kernels_are_given_only_what_they_can_read() -> None:
     wide, image = torch.randn(1, 3, 2, 180_000), nn.Conv2d(3, 16, 3, padding=1)
     assert torch.allclose(fused(image, wide, None, False, False), image(wide), atol=1e-4)
     many = nn.Conv2d(kernels.MAX_CHANNELS + 16, 16, 3, padding=1)
-    assert not pays(many, torch.zeros(1, many.in_channels, 4, 4))
+    assert not is_faster(many, torch.zeros(1, many.in_channels, 4, 4))
 
 
 @needs_kernels
@@ -247,11 +247,11 @@ def test_what_does_not_pay_is_torchs() -> None:
     ]
     for other in others:
         conv = nn.Conv2d(**{"in_channels": 16, "out_channels": 16, "kernel_size": 3, "padding": 1, **other})
-        assert not pays(conv, torch.zeros(2, 16, 8, 8, dtype=conv.weight.dtype))
+        assert not is_faster(conv, torch.zeros(2, 16, 8, 8, dtype=conv.weight.dtype))
     conv = nn.Conv2d(16, 16, 3, padding=1)
     for shape in ((0, 16, 8, 8), (2, 16, 0, 8), (2, 16, 8, 0), (2, 16, 2, 2)):  # the last fills a quarter of its tile
-        assert not pays(conv, torch.zeros(shape))
-    assert pays(conv, torch.zeros(1, 16, 4, 4))
+        assert not is_faster(conv, torch.zeros(shape))
+    assert is_faster(conv, torch.zeros(1, 16, 4, 4))
     image = nn.Conv2d(3, 16, 3, padding=1)
-    assert pays(image, torch.zeros(2, 3, 8, 8))
-    assert not pays(image, torch.zeros(2, 3, 8, 8, requires_grad=True))
+    assert is_faster(image, torch.zeros(2, 3, 8, 8))
+    assert not is_faster(image, torch.zeros(2, 3, 8, 8, requires_grad=True))

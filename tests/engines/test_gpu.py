@@ -39,7 +39,7 @@ def test_pool_and_the_way_back(shape, relu):
     leaf = x.clone().requires_grad_()
     expected = F.max_pool2d(leaf, 2)
     expected = F.relu(expected) if relu else expected
-    y, codes = kernels.pool(x, relu, is_kept=True)
+    y, codes = kernels.pool(x, relu, keeps_codes=True)
     assert torch.equal(y, expected)
     dy = last(torch.randn_like(y))
     expected.backward(dy)
@@ -65,7 +65,7 @@ def test_the_first_convolution_and_its_gradients(inputs, outputs, pool, relu):
     expected = F.conv2d(x.to(dtype).double(), *leaves, padding=1)
     expected = F.max_pool2d(expected, 2) if pool else expected
     expected = F.relu(expected) if relu else expected
-    y, codes = kernels.image_convolution(x, weight, bias, relu, pool, is_kept=True)
+    y, codes = kernels.image_convolution(x, weight, bias, relu, pool, keeps_codes=True)
     torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=tolerance)
     dy = last(torch.randn_like(y))
     expected.backward(dy.double())
@@ -79,7 +79,7 @@ def test_the_first_convolution_and_its_gradients(inputs, outputs, pool, relu):
 def test_what_is_not_a_number_passes_through():
     x = torch.zeros(1, 16, 4, 4, device=DEVICE)
     x[0, 3, 1, 0] = float("nan")
-    y, _ = kernels.pool(last(x), relu=True, is_kept=False)
+    y, _ = kernels.pool(last(x), relu=True, keeps_codes=False)
     assert y.isnan().sum() == 1
     image = torch.zeros(1, 1, 4, 4, device=DEVICE)
     image[0, 0, 1, 1] = float("nan")

@@ -9,7 +9,7 @@ from tests.peers import peer
 from vggkit import Architecture
 from vggkit.networks.vgg import VGG
 from vggkit.weights.containers import Stored
-from vggkit.weights.files import _translated
+from vggkit.weights.files import _load_foreign
 from vggkit.weights.translation import NETWORKS, entries, preprocessing_of
 
 FAMILY = NETWORKS["torchvision"]
@@ -38,7 +38,7 @@ def filled(build):
 
 def ours(state):
     """Our network of a state dict, through everything but the file."""
-    net, metadata = _translated({k: Stored(tuple(t.shape), lambda t=t: t) for k, t in state.items()})
+    net, metadata = _load_foreign({k: Stored(tuple(t.shape), lambda t=t: t) for k, t in state.items()})
     return net.eval(), metadata
 
 

@@ -1,4 +1,4 @@
-"""A plain network run as fast as this machine can: the same parameters, the same outputs up to rounding."""
+"""`accelerate`: a network with the same parameters and outputs, up to rounding, that runs faster."""
 
 import functools
 import os
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from vggkit.engines import cpu, gpu, waiting
-from vggkit.engines.convolution import folds, halves
+from vggkit.engines.convolution import can_fold, is_2x2_pool
 from vggkit.engines.narrow import Head, with_head
 from vggkit.errors import UserError, shown
 from vggkit.networks.baselines import BaselineNetwork
@@ -21,38 +21,29 @@ from vggkit.networks.modules import check_images
 from vggkit.networks.vgg import VGG
 
 KNOWN = (VGG, BaselineNetwork, nn.Sequential)
-"""The types whose layers run one after the other, each of which an engine may take."""
+"""The types of networks whose layers run in sequence, so that an engine can run them."""
 EngineName = Literal["fast", "eager", "torch"]
-"""`fast` is all that this machine can do; `eager` the same without captured steps, which starts at once; `torch` runs
-torch's own layers."""
+"""`fast`: everything that this machine supports. `eager`: the same without CUDA graphs. `torch`: torch's own layers."""
 
 
 class Engine(Protocol):
-    """What runs layers on a kind of device: the modules `cpu` and `gpu`."""
+    """Runs layers on a kind of device; implemented by the modules `cpu` and `gpu`."""
 
-    def why_not(self, layer: nn.Module) -> str:
-        """Why torch runs `layer`, whatever its input; empty if the engine does."""
-        ...
+    def unsupported_reason(self, layer: nn.Module) -> str:
+        """Why torch runs `layer` for any input; empty if the engine does."""
 
-    def pays(self, conv: nn.Conv2d, x: Tensor) -> bool:
+    def is_faster(self, conv: nn.Conv2d, x: Tensor) -> bool:
         """Whether `fused` takes `conv` and `x`, and is faster than torch."""
-        ...
 
     def fused(self, conv: nn.Conv2d, x: Tensor, norm: nn.BatchNorm2d | None, relu: bool, pool: bool) -> Tensor:
-        """`pool(relu(norm(conv(x))))`, with a `norm` that `folds` accepts."""
-        ...
+        """`pool(relu(norm(conv(x))))`, with a `norm` that `can_fold` accepts."""
 
     def run(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """`layer(x)`, for every other layer."""
-        ...
+        """`layer(x)` for every other layer."""
 
 
 def engine_name(name: str | None = None) -> EngineName:
-    """The engine that `name` or, without it, the environment variable `VGGKIT_ENGINE` asks for; `fast` by default.
-
-    Raises:
-        ValueError: there is no such engine.
-    """
+    """The engine `name`, by default that of the environment variable `VGGKIT_ENGINE` or `fast`; raises `ValueError`."""
     name = name or os.environ.get("VGGKIT_ENGINE") or "fast"
     if name not in get_args(EngineName):
         raise ValueError(f"expected an engine of {', '.join(get_args(EngineName))}, got {name!r}")
@@ -62,25 +53,24 @@ def engine_name(name: str | None = None) -> EngineName:
 def accelerate(
     net: nn.Module, engine: str | None = None, *, recompute: bool = False, head: Head = "float32"
 ) -> "Accelerated":
-    """`net`, run faster: a module on the same parameters and buffers, for training and for inference.
+    """A faster module on the parameters and buffers of `net`, for training and inference.
 
-    Layers that the engine does not know (somebody's subclass, parametrised or pruned weights, other types) are run
-    by torch; `describe_engine` says which. Hooks of a layer that is fused with others do not run. torch.compile,
-    torch.export and torch.jit.trace take `net`; torch.func is to be given `net` itself.
+    torch runs the layers that the engine does not support (subclasses, parametrised or pruned weights, other types);
+    `describe_engine` lists them. Hooks of fused layers do not run. torch.compile, torch.export and torch.jit.trace
+    see `net`; torch.func must be given `net` itself.
 
     Args:
-        net: any module; what is gained is gained in a VGG or an `nn.Sequential`.
+        net: any module; only a VGG or an `nn.Sequential` becomes faster.
         engine: see `engine_name`.
-        recompute: keep only each block's input for the backward pass and compute the rest of the block again: the
-            same gradients with less memory and about a third more time.
-        head: what the weights of the fully connected layers are kept in, for inference alone: `bfloat16` or `int8`
-            takes a copy of them, so that the memory of the float32 weights is free once nobody holds `net` any more;
-            all else is shared. See `NarrowLinear`.
+        recompute: keep only each block's input for the backward pass and recompute the rest: the same gradients with
+            less memory and about a third more time.
+        head: the type of the fully connected layers' weights, for inference only: `bfloat16` or `int8` makes a copy of
+            them and shares everything else, so that deleting `net` frees the float32 weights. See `NarrowLinear`.
 
     Raises:
-        UserError: `net` is no module; or, for another `head` than float32, it has no fully connected layers, or narrow
-            ones already, or weights that are not finite.
-        ValueError: there is no such engine or head.
+        UserError: `net` is not a module; or, with a narrow `head`, it has no fully connected layers, narrow ones
+            already, or weights that are not finite.
+        ValueError: an unknown engine or head.
     """
     if not isinstance(net, nn.Module):
         raise UserError(f"expected a torch module, got {shown(repr(net))}, try accelerate(VGG('vgg11'))")
@@ -88,7 +78,7 @@ def accelerate(
 
 
 class Accelerated(nn.Module):
-    """What `accelerate` makes; `net` is the plain network."""
+    """The result of `accelerate`; `net` is the plain network."""
 
     net: Any
 
@@ -96,7 +86,7 @@ class Accelerated(nn.Module):
         super().__init__()
         self.net, self.engine, self.recompute = net, engine, recompute
         self.training = net.training
-        self._replays = gpu.Replays(net)
+        self._replays = gpu.GraphCache(net)
 
     def forward(self, x: Tensor) -> Tensor:
         """`self.net(x)`."""
@@ -117,13 +107,13 @@ class Accelerated(nn.Module):
         engine = _engine_for(self.engine, x)
         with waiting.watched((id(self), x.shape[1:]), len(x), x.device.type):
             if not (self.recompute and torch.is_grad_enabled()):
-                return run_layers(_leaves(*self.net), x, engine)
+                return run_layers(_flat_layers(*self.net), x, engine)
             for child in self.net:
-                x = (_recomputed if type(child) is nn.Sequential else run_layers)(_leaves(child), x, engine)
+                x = (_recomputed if type(child) is nn.Sequential else run_layers)(_flat_layers(child), x, engine)
         return x
 
     def features(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-        """`VGG.features` of `self.net`, which must be a VGG."""
+        """`VGG.features` of `self.net`, a VGG."""
         taps: dict[str, Tensor]
         if _is_traced():
             taps = self.net.features(x, layers)
@@ -140,22 +130,18 @@ def _is_traced() -> bool:
 
 @dataclass(frozen=True)
 class Choice:
-    """How one layer is run."""
+    """The engine of one layer."""
 
     layer: str
-    """Its name in the plain network, such as `block1.conv1_1`."""
+    """Name in the plain network, such as `block1.conv1_1`."""
     engine: str
-    """`vggkit`, or `torch`."""
+    """`vggkit` or `torch`."""
     reason: str
-    """Why it is torch; empty for vggkit."""
+    """Why torch runs it; empty for vggkit."""
 
 
 def describe_engine(fast: Accelerated) -> tuple[Choice, ...]:
-    """Which layer of `fast` is run by what, and why, on the device that its parameters are on.
-
-    Raises:
-        UserError: `fast` does not come from `accelerate`.
-    """
+    """The engine of each layer of `fast` on its device, and why; raises `UserError` unless it is from `accelerate`."""
     if not isinstance(fast, Accelerated):
         raise UserError(
             f"expected an accelerated network, got {shown(repr(fast))}, try describe_engine(accelerate(net))"
@@ -168,34 +154,33 @@ def describe_engine(fast: Accelerated) -> tuple[Choice, ...]:
     choices = []
     for name, layer in fast.net.named_modules():
         if not list(layer.children()):
-            reason = engine.why_not(layer) if engine is not None else why
+            reason = engine.unsupported_reason(layer) if engine is not None else why
             choices.append(Choice(name, "torch" if reason else "vggkit", reason))
     return tuple(choices)
 
 
 def run_layers(layers: Sequence[nn.Module], x: Tensor, engine: Engine | None) -> Tensor:
-    """The layers one after the other, with less memory and time, by `engine`; None is torch, as it comes.
+    """Run layers in sequence by `engine`, or by torch if it is None.
 
-    A convolution takes the layers that follow it along where it can. Else the maximum of a window commutes with ReLU,
-    so that pooling first leaves a quarter of the values to rectify; and a ReLU may overwrite what the layer before it
-    has just made.
+    Convolutions are fused with the layers that follow. Elsewhere max pooling, which commutes with ReLU, comes first and
+    leaves a quarter of the values to rectify; and a ReLU overwrites the output of the previous layer.
     """
     rest, is_fresh = list(layers), False
     while rest:
         layer = rest.pop(0)
         if engine is None:
             x = layer(x)
-        elif isinstance(layer, nn.Conv2d) and engine.pays(layer, x):
-            norm = _next(rest, nn.BatchNorm2d, functools.partial(folds, layer))
-            relu = _next(rest, nn.ReLU)
-            pool = _next(rest, nn.MaxPool2d, halves) if min(x.shape[-2:]) >= 2 else None
+        elif isinstance(layer, nn.Conv2d) and engine.is_faster(layer, x):
+            norm = _take_next(rest, nn.BatchNorm2d, functools.partial(can_fold, layer))
+            relu = _take_next(rest, nn.ReLU)
+            pool = _take_next(rest, nn.MaxPool2d, is_2x2_pool) if min(x.shape[-2:]) >= 2 else None
             x = engine.fused(layer, x, norm, relu is not None, pool is not None)
             is_fresh = relu is None
         else:
-            if [type(one) for one in (layer, *rest[:1])] == [nn.ReLU, nn.MaxPool2d] and halves(rest[0]):
+            if type(layer) is nn.ReLU and rest and type(rest[0]) is nn.MaxPool2d and is_2x2_pool(rest[0]):
                 layer, rest[0] = rest[0], layer
             x = F.relu_(x) if is_fresh and type(layer) is nn.ReLU else engine.run(layer, x)
-            # None of these keeps its own output for the backward pass.
+            # These do not save their output for the backward pass.
             is_fresh = type(layer) in (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.Linear)
     return x
 
@@ -203,36 +188,36 @@ def run_layers(layers: Sequence[nn.Module], x: Tensor, engine: Engine | None) ->
 def _engine_for(name: EngineName, x: Tensor) -> Engine | None:
     if name == "torch":
         return None
-    if gpu.has_half(x.device):
+    if gpu.has_fast_bfloat16(x.device):
         return gpu
     return cpu if x.device.type == "cpu" else None
 
 
-def _leaves(*children: nn.Module) -> list[nn.Module]:
-    """The layers of `children`, those inside an `nn.Sequential` among them."""
-    return [leaf for child in children for leaf in (_leaves(*child) if type(child) is nn.Sequential else [child])]
+def _flat_layers(*children: nn.Module) -> list[nn.Module]:
+    """The layers of `children`, with every `nn.Sequential` flattened."""
+    return [leaf for child in children for leaf in (_flat_layers(*child) if type(child) is nn.Sequential else [child])]
 
 
-def _next(layers: list[nn.Module], kind: type[nn.Module], fits: Callable[[Any], bool] = lambda _: True) -> Any:
-    """The first of `layers`, taken out of them, if it is of this kind and fits."""
+def _take_next(layers: list[nn.Module], kind: type[nn.Module], fits: Callable[[Any], bool] = lambda _: True) -> Any:
+    """Remove and return the first of `layers` if it is of this kind and fits; otherwise None."""
     return layers.pop(0) if layers and type(layers[0]) is kind and fits(layers[0]) else None
 
 
 def _recomputed(layers: list[nn.Module], x: Tensor, engine: Engine | None) -> Tensor:
-    """`run_layers`, which keeps `x` alone for the backward pass and is done again there."""
+    """`run_layers` that saves only `x` for the backward pass and is repeated there."""
     norms = [layer for layer in layers if isinstance(layer, nn.BatchNorm2d)]
     y: Tensor = checkpoint(
         lambda x: run_layers(layers, x, engine),
         x,
         use_reentrant=False,
-        preserve_rng_state=False,  # nothing in a block is random
-        context_fn=lambda: (nullcontext(), _Uncounted(norms)),
+        preserve_rng_state=False,  # blocks have no randomness
+        context_fn=lambda: (nullcontext(), _FrozenStatistics(norms)),
     )
     return y
 
 
-class _Uncounted:
-    """Within, `norms` work as in training, and save for the backward pass as then, but count nothing."""
+class _FrozenStatistics:
+    """A context in which `norms` work as in training but do not update their running statistics."""
 
     def __init__(self, norms: Sequence[nn.BatchNorm2d]) -> None:
         self.norms = norms

@@ -1,8 +1,8 @@
-"""3x3 convolutions on a CPU by Winograd's minimal filtering, with the bias, ReLU and max pool that follow them.
+"""3x3 convolutions on a CPU by Winograd's minimal filtering, fused with bias, ReLU and max pool.
 
 F(4x4, 3x3) of Lavin and Gray (arXiv 1509.09308): a map is cut into tiles of 4x4 outputs, which need 6x6 inputs each.
-Both, and the weights, are evaluated at 6x6 points, where the convolution is 36 matrix products with a quarter of the
-multiplications. `winograd.cpp` does all of it in one pass through the cache, with the weights of an `nn.Conv2d`.
+Inputs and weights are transformed to 6x6 points, where the convolution is 36 matrix products with a quarter of the
+multiplications. `winograd.cpp` does it in one pass through the cache, with the weights of an `nn.Conv2d`.
 """
 
 from typing import Any, cast
@@ -15,13 +15,13 @@ from vggkit.engines import kernels
 
 TILE, POINTS = 4, 6
 MIN_GAIN = 1.5
-"""The saving in multiplications from which tiles are used: 4 is the most, and a map that does not fill its tiles saves
-less. Measured layer by layer (docs/decisions.md); torch is as fast or faster on maps of 2x2 pixels."""
+"""Minimum ratio of multiplications, direct to tiled, for which tiles are used: at most 4, less for partly filled tiles.
+Measured layer by layer (docs/decisions.md); torch is as fast or faster on maps of 2x2 pixels."""
 MAX_IMAGE_CHANNELS = 4
 
 
-def why_not(conv: nn.Conv2d) -> str:
-    """Why the kernels do not take `conv`, whatever its input; empty if they do."""
+def unsupported_reason(conv: nn.Conv2d) -> str:
+    """Why the kernels cannot run `conv` for any input; empty if they can."""
     if type(conv) is not nn.Conv2d or type(conv.weight) is not nn.Parameter:
         return "not a plain nn.Conv2d"  # parametrised, pruned, or somebody's own
     shape = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode)
@@ -36,9 +36,9 @@ def why_not(conv: nn.Conv2d) -> str:
     return ""
 
 
-def pays(conv: nn.Conv2d, x: Tensor) -> bool:
-    """Whether `fused` takes `conv` and `x`, and is faster than torch's own convolution."""
-    if why_not(conv) or x.ndim != 4 or x.numel() == 0 or x.shape[1] != conv.in_channels:
+def is_faster(conv: nn.Conv2d, x: Tensor) -> bool:
+    """Whether `fused` takes `conv` and `x`, and is faster than torch."""
+    if unsupported_reason(conv) or x.ndim != 4 or x.numel() == 0 or x.shape[1] != conv.in_channels:
         return False
     weight, bias = (conv.out_channels, conv.in_channels, 3, 3), (conv.out_channels,)
     if not kernels.can_read((x, x.shape), (conv.weight, weight), (conv.bias, bias)):
@@ -48,8 +48,8 @@ def pays(conv: nn.Conv2d, x: Tensor) -> bool:
     return gain(*x.shape[-2:]) >= MIN_GAIN
 
 
-def folds(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
-    """Whether `norm` can become a part of `conv`: its scale is known already, and nobody wants gradients."""
+def can_fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
+    """Whether `norm` can be folded into `conv`: it has fixed statistics, and gradients are not needed."""
     return not (norm.training or torch.is_grad_enabled()) and all(
         tensor is not None
         and type(tensor) in (Tensor, nn.Parameter)
@@ -58,44 +58,44 @@ def folds(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
     )
 
 
-_HALVING = {"kernel_size": 2, "stride": 2, "padding": 0, "dilation": 1, "ceil_mode": False, "return_indices": False}
+_POOL_2X2 = {"kernel_size": 2, "stride": 2, "padding": 0, "dilation": 1, "ceil_mode": False, "return_indices": False}
 
 
-def halves(pool: nn.Module) -> bool:
-    """Whether a max pool takes the maximum of 2x2 windows, as those of VGG do, and nothing else."""
-    return all(getattr(pool, name) == value for name, value in _HALVING.items())
+def is_2x2_pool(pool: nn.Module) -> bool:
+    """Whether a max pool has 2x2 windows of stride 2 and no other options, as in VGG."""
+    return all(getattr(pool, name) == value for name, value in _POOL_2X2.items())
 
 
 def fused(conv: nn.Conv2d, x: Tensor, norm: nn.BatchNorm2d | None, relu: bool, pool: bool) -> Tensor:
-    """`pool(relu(norm(conv(x))))`, of a `conv` and a `norm` that `pays` and `folds` accept."""
+    """`pool(relu(norm(conv(x))))` of a `conv` and a `norm` that `is_faster` and `can_fold` accept."""
     scale, bias = (None, conv.bias) if norm is None else scale_and_bias(norm, conv.bias)
     tensors = (x, conv.weight, bias)
     if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in tensors):
-        return kernels.convolve(x, conv.weight, scale, bias, relu, pool, is_kept=False)[0]
+        return kernels.convolve(x, conv.weight, scale, bias, relu, pool, keeps_codes=False)[0]
     y: Tensor = Convolution.apply(x, conv.weight, bias, relu, pool)  # type: ignore[no-untyped-call]
     return y
 
 
 def gain(height: int, width: int) -> float:
-    """How many times fewer multiplications the tiles of a map take than the convolution as it is defined."""
+    """The ratio of multiplications of a direct to a tiled convolution of a map."""
     return 9 * height * width / (POINTS**2 * -(-height // TILE) * -(-width // TILE))
 
 
 def scale_and_bias(norm: nn.BatchNorm2d, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """What `norm` does in evaluation mode to a convolution with `bias`: a factor and a new bias for each output."""
+    """The factor and the bias, (outputs,), of a convolution with `bias` followed by `norm` in evaluation mode."""
     mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
     scale = norm.weight * (variance + norm.eps).rsqrt()
     return scale, ((0 if bias is None else bias) - mean) * scale + norm.bias
 
 
 class Convolution(torch.autograd.Function):
-    """Keeps x, and what says where gradients pass: y for a ReLU, a byte for each window of a pool."""
+    """Saves x and where gradients pass: y for a ReLU, a byte for each window of a pool."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, pool: bool) -> Tensor:
         """`pool(relu(conv(x)))`."""
         x, weight = kernels.channels_last(x), kernels.channels_last(weight)
-        y, codes = kernels.convolve(x, weight, None, bias, relu, pool, is_kept=True)
+        y, codes = kernels.convolve(x, weight, None, bias, relu, pool, keeps_codes=True)
         ctx.save_for_backward(x, weight, codes if pool else y if relu else None)
         return y
 
@@ -105,7 +105,7 @@ class Convolution(torch.autograd.Function):
         """The gradients of x, weight and bias."""
         x, weight, gate = ctx.saved_tensors
         dy, x, weight = (kernels.channels_last(tensor) for tensor in (dy.resolve_neg(), x, weight))
-        gate = None if gate is None else kernels.channels_last(gate)  # a hook may keep values and not strides
+        gate = None if gate is None else kernels.channels_last(gate)  # saved-tensor hooks may change strides
         needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         dx, dw, db = None, None, None
         if needs_x:

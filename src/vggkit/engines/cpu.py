@@ -1,7 +1,7 @@
-"""The engine for a CPU: layers in float32, faster than torch runs them.
+"""The engine for a CPU: float32 layers that are faster than torch's.
 
-torch gives float32 matrix products to MKL, which takes its AVX2 path on other makers' CPUs, and draws dropout's mask
-one float at a time on one thread. oneDNN, which torch brings too and uses for convolutions, has no such bias.
+torch computes float32 matrix products by MKL, which takes its AVX2 path on CPUs of other vendors, and draws dropout's
+mask one float at a time on one thread. oneDNN, which torch includes for convolutions, has no such restriction.
 """
 
 import functools
@@ -17,12 +17,12 @@ from vggkit.errors import KernelError
 
 _LEVELS = 2**16
 FEW_IMAGES = 8
-"""The largest batch whose time is that of reading the weights, which the compiled kernel does faster than oneDNN."""
+"""Largest batch for which reading the weights dominates, where the compiled kernel is faster than oneDNN."""
 
 
 @functools.cache
 def why_not_compiled() -> str:
-    """Why this machine has no compiled kernels, in one line; empty if it has them."""
+    """Why the compiled kernels are unavailable, in one line; empty if they are available."""
     try:
         kernels.library()
     except KernelError as error:
@@ -30,10 +30,10 @@ def why_not_compiled() -> str:
     return ""
 
 
-def why_not(layer: nn.Module) -> str:
-    """Why torch runs `layer`, whatever its input; empty if this engine does."""
+def unsupported_reason(layer: nn.Module) -> str:
+    """Why torch runs `layer` for any input; empty if this engine does."""
     if isinstance(layer, nn.Conv2d):
-        return convolution.why_not(layer) or why_not_compiled()
+        return convolution.unsupported_reason(layer) or why_not_compiled()
     if type(layer) is nn.Linear and type(layer.weight) is nn.Parameter:
         return "" if torch.backends.mkldnn.is_available() else "torch was built without oneDNN"
     if isinstance(layer, NarrowLinear):
@@ -41,23 +41,23 @@ def why_not(layer: nn.Module) -> str:
     return "" if type(layer) is nn.Dropout else "torch's own is as fast"
 
 
-def pays(conv: nn.Conv2d, x: Tensor) -> bool:
+def is_faster(conv: nn.Conv2d, x: Tensor) -> bool:
     """Whether `fused` takes `conv` and `x`, and is faster than torch."""
-    return not why_not_compiled() and not torch.is_autocast_enabled("cpu") and convolution.pays(conv, x)
+    return not why_not_compiled() and not torch.is_autocast_enabled("cpu") and convolution.is_faster(conv, x)
 
 
 fused = convolution.fused
 
 
 def run(layer: nn.Module, x: Tensor) -> Tensor:
-    """`layer(x)`: the same up to rounding, for dropout another draw of the same chance."""
+    """`layer(x)` up to rounding; dropout draws other numbers with the same probability."""
     if type(layer) is nn.Linear:
         return _linear(layer, x)
     if type(layer) is nn.Dropout:
         return _dropout(layer, x)
-    if isinstance(layer, NarrowLinear) and _is_read(layer, x):
+    if isinstance(layer, NarrowLinear) and _kernel_takes(layer, x):
         sums = kernels.fully_connected(x, layer.weight, layer.bias, layer.scale)
-        if layer.scale is None or sums.isfinite().all():  # those of int8, scaled at their end, overflow sooner
+        if layer.scale is None or sums.isfinite().all():  # int8 sums are scaled at the end and overflow sooner
             return sums
     y: Tensor = layer(x)
     return y
@@ -80,8 +80,8 @@ def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
     return z
 
 
-def _is_read(layer: NarrowLinear, x: Tensor) -> bool:
-    """Whether the compiled kernel computes `layer(x)`, reading its weights as they are."""
+def _kernel_takes(layer: NarrowLinear, x: Tensor) -> bool:
+    """Whether the compiled kernel can compute `layer(x)`."""
     outputs = (layer.out_features,)
     return (
         0 < x.numel() <= FEW_IMAGES * layer.in_features
@@ -93,7 +93,7 @@ def _is_read(layer: NarrowLinear, x: Tensor) -> bool:
 
 
 def _dropout(layer: nn.Dropout, x: Tensor) -> Tensor:
-    """With four random values from each draw; the probability is the nearest multiple of 1/65536 to `layer.p`."""
+    """Dropout with four random values from each draw; the probability is rounded to a multiple of 1/65536."""
     dropped = round(layer.p * _LEVELS)
     if not layer.training or layer.inplace or x.dtype != torch.float32 or not x.numel() or not 0 < dropped < _LEVELS:
         y: Tensor = layer(x)
@@ -123,7 +123,7 @@ class _OneDnnLinear(torch.autograd.Function):
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`x @ weight.T + bias`; oneDNN takes transposed operands without a copy."""
+    """`x @ weight.T + bias`; oneDNN reads transposed operands without a copy."""
     sparse = None if why_not_compiled() else kernels.sparse_product(x, weight.t())
     if sparse is not None:
         return sparse if bias is None else sparse.add_(bias)

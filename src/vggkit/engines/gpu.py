@@ -1,7 +1,7 @@
 """The engine for a CUDA GPU: bfloat16 in channels last, fused layers, and steps captured as CUDA graphs.
 
-Convolutions are cuDNN's, with bias and ReLU in the same kernel; the first one, pooling and the way back through ReLU
-and pool are Triton's (`triton_kernels.py`). Nothing is compiled by torch, so that a run starts in seconds.
+Convolutions are cuDNN's, with bias and ReLU in the same kernel; the first one, pooling and the backward pass of ReLU
+and pool are in Triton (`triton_kernels.py`). torch.compile is not used, so that a run starts in seconds.
 """
 
 import functools
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vggkit.engines.convolution import halves, scale_and_bias
+from vggkit.engines.convolution import is_2x2_pool, scale_and_bias
 
-HALF = torch.bfloat16
+BFLOAT16 = torch.bfloat16
 MAX_VALUES = 2**31
-"""Of a map: the kernels count in 32 bits."""
+"""In a map: the kernels have 32-bit indices."""
 MAX_GRAPHS = 8
 MAX_REPLAYED_IMAGES = 32
 WARM_UP_STEPS = 3
@@ -27,25 +27,25 @@ WARM_UP_STEPS = 3
 
 @functools.cache
 def why_no_kernels() -> str:
-    """Why this machine has no Triton kernels, in one line; empty if it has them."""
+    """Why Triton kernels are unavailable, in one line; empty if they are available."""
     if not any(shutil.which(name) for name in ("cc", "gcc", "clang")):
         return "Triton needs a C compiler, got none of cc, gcc and clang"
     try:
         from vggkit.engines import triton_kernels
 
-        triton_kernels.max_pool(torch.zeros(1, 16, 2, 2, dtype=HALF, device="cuda"))
+        triton_kernels.max_pool(torch.zeros(1, 16, 2, 2, dtype=BFLOAT16, device="cuda"))
     except Exception as error:
         return f"Triton does not work here: {' '.join(str(error).split())[:200] or type(error).__name__}"
     return ""
 
 
-def has_half(device: torch.device) -> bool:
-    """Whether `device` computes in bfloat16 as fast as it can: NVIDIA's Ampere and later."""
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether `device` has fast bfloat16: NVIDIA's Ampere and later."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def why_not(layer: nn.Module) -> str:
-    """Why torch runs `layer`, whatever its input; empty if this engine does."""
+def unsupported_reason(layer: nn.Module) -> str:
+    """Why torch runs `layer` for any input; empty if this engine does."""
     if isinstance(layer, nn.MaxPool2d):
         return why_no_kernels()
     if not isinstance(layer, nn.Conv2d):
@@ -57,10 +57,10 @@ def why_not(layer: nn.Module) -> str:
     return why_no_kernels()
 
 
-def pays(conv: nn.Conv2d, x: Tensor) -> bool:
+def is_faster(conv: nn.Conv2d, x: Tensor) -> bool:
     """Whether `fused` takes `conv` and `x`."""
     return (
-        not why_not(conv)
+        not unsupported_reason(conv)
         and x.ndim == 4
         and x.numel() > 0
         and x.is_floating_point()
@@ -74,11 +74,11 @@ def fused(conv: nn.Conv2d, x: Tensor, norm: nn.BatchNorm2d | None, relu: bool, p
     from vggkit.engines import triton_kernels
 
     if not torch.is_grad_enabled() or not (x.requires_grad or conv.weight.requires_grad):
-        return triton_kernels.convolution(conv, x, *half_weights(conv, norm), relu, pool, is_kept=False)[0]
+        return triton_kernels.convolution(conv, x, *bfloat16_weights(conv, norm), relu, pool, keeps_codes=False)[0]
     y: Tensor
     if relu:
         y = triton_kernels.Convolution.apply(x, conv.weight, conv.bias, conv, pool)  # type: ignore[no-untyped-call]
-    else:  # before a norm: torch's own
+    else:  # before a batch norm
         y = triton_kernels.max_pool(conv(x)) if pool else conv(x)
     return y
 
@@ -86,86 +86,85 @@ def fused(conv: nn.Conv2d, x: Tensor, norm: nn.BatchNorm2d | None, relu: bool, p
 def run(layer: nn.Module, x: Tensor) -> Tensor:
     """`layer(x)`."""
     is_whole = x.ndim == 4 and 0 < x.numel() < MAX_VALUES and min(x.shape[-2:]) > 1
-    if type(layer) is nn.MaxPool2d and is_whole and halves(layer) and not why_no_kernels():
+    if type(layer) is nn.MaxPool2d and is_whole and is_2x2_pool(layer) and not why_no_kernels():
         from vggkit.engines import triton_kernels
 
         return triton_kernels.max_pool(x)
     if type(layer) is nn.Linear and not torch.is_grad_enabled() and torch.is_autocast_enabled("cuda"):
-        return F.linear(x.to(HALF), *half_weights(layer))
+        return F.linear(x.to(BFLOAT16), *bfloat16_weights(layer))
     y: Tensor = layer(x)
     return y
 
 
-_HALVES: WeakKeyDictionary[nn.Module, tuple[tuple[int, ...], Tensor, Tensor | None]] = WeakKeyDictionary()
-"""Weights as inference reads them, and which versions of the parameters they were made from: by the layer, or by the
-norm that is folded into it."""
+_BFLOAT16_WEIGHTS: WeakKeyDictionary[nn.Module, tuple[tuple[int, ...], Tensor, Tensor | None]] = WeakKeyDictionary()
+"""Weights and biases for inference, and the parameter versions that they were made from, by layer or folded norm."""
 
 
-def half_weights(layer: nn.Conv2d | nn.Linear, norm: nn.BatchNorm2d | None = None) -> tuple[Tensor, Tensor | None]:
-    """The weight and bias of `layer` in bfloat16, with those of a `norm` that follows, made anew when they change.
+def bfloat16_weights(layer: nn.Conv2d | nn.Linear, norm: nn.BatchNorm2d | None = None) -> tuple[Tensor, Tensor | None]:
+    """The weight and bias of `layer`, with `norm` folded in, in bfloat16; updated in place when parameters change.
 
-    They keep their place in memory, which captured graphs read.
+    Captured graphs read them at a fixed address.
     """
     versions = _versions([layer] if norm is None else [layer, norm])
-    kept = _HALVES.get(norm or layer)
-    if kept is not None and kept[0] == versions:
-        return kept[1:]
-    with torch.inference_mode(False), torch.no_grad():  # inference mode's own tensors could not be written to later
+    cached = _BFLOAT16_WEIGHTS.get(norm or layer)
+    if cached is not None and cached[0] == versions:
+        return cached[1:]
+    with torch.inference_mode(False), torch.no_grad():  # inference tensors could not be updated later
         weight, bias = layer.weight, layer.bias
         if norm is not None:
             scale, bias = scale_and_bias(norm, bias)
             weight = weight * scale.view(-1, *[1] * (weight.ndim - 1))
-        if kept is not None and kept[1].shape == weight.shape and kept[1].device == weight.device:
-            half, half_bias = kept[1].copy_(weight), kept[2]
+        if cached is not None and cached[1].shape == weight.shape and cached[1].device == weight.device:
+            half, half_bias = cached[1].copy_(weight), cached[2]
             if half_bias is not None and bias is not None:
                 half_bias.copy_(bias)
         else:
-            half = weight.to(HALF)
+            half = weight.to(BFLOAT16)
             half = half.contiguous(memory_format=torch.channels_last) if half.ndim == 4 else half
-            half_bias = None if bias is None else bias.to(HALF)
-    _HALVES[norm or layer] = (versions, half, half_bias)
+            half_bias = None if bias is None else bias.to(BFLOAT16)
+    _BFLOAT16_WEIGHTS[norm or layer] = (versions, half, half_bias)
     return half, half_bias
 
 
 def _versions(modules: Iterable[nn.Module]) -> tuple[int, ...]:
-    """What changes when a parameter or buffer does."""
-    found: list[int] = []
+    """Addresses and versions of parameters and buffers, which change with them."""
+    versions: list[int] = []
     for module in modules:
-        # At every replay: `parameters()` and `buffers()` take ten times as long as these, a third of VGG-16's time.
+        # `parameters()` and `buffers()` take ten times as long, a third of the time of replaying VGG-16.
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is None:
                 continue
-            found += (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version)
-    return tuple(found)
+            versions += (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version)
+    return tuple(versions)
 
 
 @contextmanager
 def half(x: Tensor, is_wanted: bool = True) -> Iterator[bool]:
-    """Within, autocast computes in bfloat16 if that `is_wanted` and `x` is on a GPU that has it.
+    """Autocast to bfloat16, if `is_wanted` and the GPU of `x` supports it.
 
-    Yields whether outside it the results have the type that they have within.
+    Yields whether the body's results keep their type, because autocast was not turned on here.
     """
-    if not is_wanted or not has_half(x.device) or torch.is_autocast_enabled("cuda"):
+    if not is_wanted or not has_fast_bfloat16(x.device) or torch.is_autocast_enabled("cuda"):
         yield True
         return
-    with torch.autocast("cuda", HALF):
+    with torch.autocast("cuda", BFLOAT16):
         yield False
 
 
-class Replays:
-    """Forward passes without gradients as CUDA graphs: a network that is all launches runs several times as fast.
+class GraphCache:
+    """Forward passes without gradients as CUDA graphs, several times as fast where kernel launches dominate.
 
-    The first pass of a shape runs as it comes, the second is captured, later ones are replayed.
+    The first pass of a shape is eager, the second is captured, later ones are replayed.
     """
 
     def __init__(self, net: nn.Module) -> None:
         self._net = net
         self._graphs: dict[Any, tuple[torch.cuda.CUDAGraph, Tensor, Tensor] | None] = {}
-        self._places: list[int] = []
+        self._addresses: list[int] = []
         self._versions: tuple[int, ...] = ()
 
     def takes(self, x: Tensor) -> bool:
-        """Whether launches are what `x` would wait for, and nothing is random, learnt or counted."""
+        """Whether launches dominate for `x`, and the pass has no gradients, randomness or batch statistics."""
         is_small = x.is_cuda and 0 < len(x) <= MAX_REPLAYED_IMAGES
         return is_small and not torch.is_grad_enabled() and not any(module.training for module in self._net.modules())
 
@@ -173,12 +172,12 @@ class Replays:
         """`forward(x)`."""
         modules = list(self._net.modules())
         versions = _versions(modules)
-        places = [*map(id, modules), *versions[::2]]
-        if places != self._places:  # of layers and parameters, of which the graphs know the old ones
+        addresses = [*map(id, modules), *versions[::2]]
+        if addresses != self._addresses:  # the graphs have the old addresses
             self._graphs.clear()
         elif versions != self._versions:
-            forward(x)  # brings the half weights up to date, in their places
-        self._places, self._versions = places, versions
+            forward(x)  # updates the bfloat16 weights in place
+        self._addresses, self._versions = addresses, versions
         key = (x.shape, x.stride(), x.dtype, x.device, torch.is_inference_mode_enabled())
         if key not in self._graphs:
             if len(self._graphs) >= MAX_GRAPHS:
@@ -189,7 +188,7 @@ class Replays:
         if captured is None:
             example = x.clone()
             _warm_up(lambda: forward(example), 1)
-            graph, y = _captured(lambda: forward(example))
+            graph, y = _capture(lambda: forward(example))
             captured = self._graphs[key] = graph, example, y
         graph, example, y = captured
         example.copy_(x)
@@ -197,7 +196,7 @@ class Replays:
         return y.clone()
 
 
-def _captured(
+def _capture(
     function: Callable[[], Tensor], generators: Sequence[torch.Generator] = ()
 ) -> tuple[torch.cuda.CUDAGraph, Tensor]:
     """`function` as a CUDA graph, and the tensor that a replay writes its result to."""
@@ -210,7 +209,7 @@ def _captured(
 
 
 def _warm_up(function: Callable[[], Tensor], times: int) -> None:
-    """Call `function` as a capture will, so that libraries and kernels get ready."""
+    """Call `function` on a side stream, as a capture does, to initialise libraries and kernels."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -222,14 +221,10 @@ def _warm_up(function: Callable[[], Tensor], times: int) -> None:
 def capture_step(
     step: Callable[[], Tensor], net: nn.Module, optimizer: torch.optim.Optimizer, generators: Sequence[torch.Generator]
 ) -> Callable[[], Tensor]:
-    """A step of training as a CUDA graph; the warm-up leaves no trace in the network or the optimizer.
+    """A training step as a CUDA graph; the warm-up changes neither `net` nor `optimizer`.
 
-    Args:
-        step: forward, backward and update. It reads and writes tensors that stay in their places, and does not wait
-            for the GPU.
-        net: what it trains.
-        optimizer: whose state it updates.
-        generators: that it draws from, beside the device's own; a seed that is set before a replay decides it.
+    `step` does forward, backward and update on tensors at fixed addresses, without synchronising. It may draw from the
+    device's generator and from `generators`, which may be seeded before a replay.
     """
 
     def states() -> list[Tensor]:
@@ -242,17 +237,17 @@ def capture_step(
     with torch.no_grad():
         for tensor, before in kept:
             tensor.copy_(before)
-        for tensor in states():  # which the first step made: zero is where each of them starts
+        for tensor in states():  # made by the first step; all start at zero
             if id(tensor) not in known:
                 tensor.zero_()
     optimizer.zero_grad()
     torch.cuda.empty_cache()
-    graph, outcome = _captured(step, generators)
+    graph, outcome = _capture(step, generators)
     changed = [*net.parameters(), *net.buffers()]
 
     def replay(_reads_tensors_of: object = step) -> Tensor:
         graph.replay()
-        torch.autograd.graph.increment_version(changed)  # which a replay does not, and `half_weights` looks at
+        torch.autograd.graph.increment_version(changed)  # a replay does not, and `bfloat16_weights` needs it
         return outcome
 
     return replay

@@ -1,4 +1,4 @@
-// What the kernels share: a register of float32, memory of a thread, tasks in threads.
+// Shared by the kernels: a register of float32, a buffer for each thread, parallel tasks.
 #pragma once
 
 #include <cstdlib>
@@ -49,7 +49,7 @@ struct Buffer {
     ~Buffer() { std::free(data); }
 };
 
-// Does the tasks in threads, in any order; 1 if there was not memory enough.
+// Runs tasks in parallel, in any order; returns 1 if an allocation failed.
 template <class Task>
 int run(long tasks, int threads, Task task) {
     int has_failed = 0;

@@ -1,4 +1,4 @@
-"""Fully connected layers with weights in fewer bits, for inference: at batch 1 their time is that of reading them."""
+"""Fully connected layers with bfloat16 or int8 weights for inference: at batch 1, reading weights dominates."""
 
 import copy
 from collections.abc import Mapping
@@ -11,22 +11,21 @@ from torch.nn import functional as F
 from vggkit.errors import UserError
 
 Head = Literal["float32", "bfloat16", "int8"]
-"""What the weights of fully connected layers are kept in: 4, 2 or 1 byte each."""
+"""The type of the weights of fully connected layers."""
 ROWS = 512
-"""Outputs whose weights are made float32 together, where no kernel reads them as they are."""
+"""Outputs whose weights are converted to float32 at a time, where no kernel reads narrow weights."""
 
 
 class NarrowLinear(nn.Module):
-    """`nn.Linear` in inference; inputs, sums and outputs stay float32.
+    """`nn.Linear` for inference with narrow weights; inputs, sums and outputs are float32.
 
-    `bfloat16` keeps 8 bits of each weight's fraction. `int8` keeps round(weight / scale), -127 to 127, with a scale for
-    each output: a 127th of its largest weight.
+    `int8` weights are round(weight / scale), -127 to 127, with a scale for each output: 1/127 of its largest weight.
     """
 
     weight: Tensor
     """bfloat16 or int8 (outputs, inputs)."""
     scale: Tensor | None
-    """float32 (outputs,), of int8."""
+    """float32 (outputs,) for int8."""
     bias: Tensor | None
 
     def __init__(self, layer: nn.Linear, head: Head) -> None:
@@ -38,7 +37,7 @@ class NarrowLinear(nn.Module):
         else:
             scale = weight.abs().amax(dim=1) / 127
             parts = zip(weight.split(ROWS), scale.where(scale > 0, 1).split(ROWS), strict=True)
-            # Of weights near the least float32 the scale itself is rounded, by up to a half.
+            # Clamped, since the scale of weights near the smallest float32 is inexact.
             rounded = [(rows / unit[:, None]).round().clamp(-127, 127).to(torch.int8) for rows, unit in parts]
             narrow = torch.cat(rounded)
         if not (weight.isfinite().all() and narrow.isfinite().all()):
@@ -48,7 +47,7 @@ class NarrowLinear(nn.Module):
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., inputs) to (..., outputs), with a part of the weights in float32 at a time."""
+        """(..., inputs) to (..., outputs), with part of the weights in float32 at a time."""
         outputs = []
         for start in range(0, self.out_features, ROWS):
             rows = slice(start, start + ROWS)
@@ -59,31 +58,31 @@ class NarrowLinear(nn.Module):
         return torch.cat(outputs, dim=-1)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *others: Any) -> None:
-        given = state_dict.get(f"{prefix}weight")
-        if given is not None and torch.int8 in {given.dtype, self.weight.dtype} and given.dtype != self.weight.dtype:
+        new = state_dict.get(f"{prefix}weight")
+        if new is not None and torch.int8 in {new.dtype, self.weight.dtype} and new.dtype != self.weight.dtype:
             raise UserError(
-                f"{prefix}weight: expected weights in {self.weight.dtype}, as the layer keeps them, got {given.dtype}, "
+                f"{prefix}weight: expected weights in {self.weight.dtype}, as the layer keeps them, got {new.dtype}, "
                 "try to load them into the network that was accelerated"
             )
         super()._load_from_state_dict(state_dict, prefix, *others)
 
     def extra_repr(self) -> str:
-        """As of `nn.Linear`, and the type of the weights."""
+        """The arguments that `print` shows."""
         return f"in_features={self.in_features}, out_features={self.out_features}, {self.weight.dtype}"
 
 
 READ_BY_PARENT = (nn.TransformerEncoderLayer, nn.MultiheadAttention)
-"""Modules that read the weights of the layers in them, which therefore stay as they are."""
+"""Modules that read the weights of their layers directly; those layers are not narrowed."""
 
 
 def with_head(net: nn.Module, head: Head) -> nn.Module:
-    """`net`, or a copy whose fully connected layers are narrow and which shares all other parameters and buffers.
+    """`net`, or a copy with narrow fully connected layers that shares all other parameters and buffers.
 
-    Layers that are pruned or parametrised, without weights, or in one of `READ_BY_PARENT` stay as they are.
+    Layers that are pruned, parametrised, empty, or in one of `READ_BY_PARENT` are not narrowed.
 
     Raises:
-        ValueError: there is no such `head`.
-        UserError: `net` has no fully connected layers of torch's, or narrow ones, or weights that are not finite.
+        ValueError: an unknown `head`.
+        UserError: `net` has no plain fully connected layers, or narrow ones, or weights that are not finite.
     """
     if head not in get_args(Head):
         raise ValueError(f"expected a head in {', '.join(get_args(Head))}, got {head!r}")
@@ -92,15 +91,15 @@ def with_head(net: nn.Module, head: Head) -> nn.Module:
     modules = list(net.modules())
     if any(isinstance(module, NarrowLinear) for module in modules):
         raise UserError("expected a network in float32, got one with a narrow head, try the network it was made from")
-    kept = {id(child) for parent in modules if isinstance(parent, READ_BY_PARENT) for child in parent.children()}
-    layers = [layer for layer in modules if type(layer) is nn.Linear and id(layer) not in kept and _is_plain(layer)]
+    excluded = {id(child) for parent in modules if isinstance(parent, READ_BY_PARENT) for child in parent.children()}
+    layers = [layer for layer in modules if type(layer) is nn.Linear and id(layer) not in excluded and _is_plain(layer)]
     if not layers:
         raise UserError(f"expected fully connected layers to keep in {head}, got a network without, try head='float32'")
-    # The weight of a pruned layer is computed before each call, and torch refuses to copy it.
+    # Pruned weights are computed before each call; torch cannot copy such tensors.
     computed = [x for module in modules for x in vars(module).values() if isinstance(x, Tensor) and not x.is_leaf]
-    known: dict[int, Any] = {id(shared): shared for shared in (*net.parameters(), *net.buffers(), *computed)}
-    known |= {id(layer): NarrowLinear(layer, head) for layer in layers}
-    return copy.deepcopy(net, known)
+    memo: dict[int, Any] = {id(shared): shared for shared in (*net.parameters(), *net.buffers(), *computed)}
+    memo |= {id(layer): NarrowLinear(layer, head) for layer in layers}
+    return copy.deepcopy(net, memo)
 
 
 def _is_plain(layer: nn.Linear) -> bool:

@@ -1,8 +1,8 @@
-"""Layers for CUDA GPUs, in Triton: what stands around a convolution in one pass, and the first convolution whole.
+"""Triton kernels for CUDA GPUs: ReLU and max pool around a convolution in one pass, and the first convolution.
 
-Maps are channels last. A 2x2 max pool keeps one byte for each window, which says where its maximum was (0 to 3 by
-rows) or that a ReLU cut it off (4); the full map is not needed again. NaN passes through all of them. Everything is
-summed in one order, so that a step gives the same bits each time.
+Maps are channels last. A 2x2 max pool saves one byte for each window, the position of its maximum (0 to 3 by rows) or 4
+if a ReLU made it zero, instead of the full map. NaN propagates. The order of sums is fixed, so that steps are
+deterministic.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from vggkit.engines.convolution import MAX_IMAGE_CHANNELS
 
 PROGRAMS = 512
-"""Of the kernels that sum: enough for any GPU, and each has a row of partial sums."""
+"""Maximum number of programs, each with a row of partial sums, in kernels that sum."""
 
 
 @triton.jit
@@ -80,7 +80,7 @@ def _gate_backward(
 
 @triton.jit
 def _patches(x, pixel, rows, height, width, strides, INPUTS: tl.constexpr, TAPS: tl.constexpr, ONES: tl.constexpr):
-    """The 3x3 surroundings of pixels (image, row, column), (len(pixel), TAPS); behind them a column of ones."""
+    """The 3x3 patches of pixels (image, row, column): (pixels, TAPS), optionally with a column of ones."""
     image, row, column = pixel
     tap = tl.arange(0, TAPS)
     channel, down, across = tap % INPUTS, tap // INPUTS // 3 - 1, tap // INPUTS % 3 - 1
@@ -96,7 +96,7 @@ def _patches(x, pixel, rows, height, width, strides, INPUTS: tl.constexpr, TAPS:
 
 @triton.jit
 def _place_of(index, place, height, width, POOL: tl.constexpr):
-    """Image, row and column of a pixel, or of one of the four of a window."""
+    """Image, row and column of a pixel, or of pixel `place`, 0 to 3, of a window."""
     if POOL:
         column, rest = index % (width // 2), index // (width // 2)
         row, image = rest % (height // 2), rest // (height // 2)
@@ -167,18 +167,18 @@ def _image_weight_gradient(
 
 
 def max_pool(x: Tensor) -> Tensor:
-    """The maxima of 2x2 windows of `x`, of which a byte each is kept for the backward pass."""
+    """The maxima of 2x2 windows of `x`, which saves a byte each for the backward pass."""
     x = x.contiguous(memory_format=torch.channels_last)
     if torch.is_grad_enabled() and x.requires_grad:
         y: Tensor = _Pool.apply(x)
         return y
-    return pool(x, relu=False, is_kept=False)[0]
+    return pool(x, relu=False, keeps_codes=False)[0]
 
 
 class _Pool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        y, codes = pool(x, relu=False, is_kept=True)
+        y, codes = pool(x, relu=False, keeps_codes=True)
         ctx.save_for_backward(codes)
         ctx.size = x.shape[-2:]
         return y
@@ -191,11 +191,11 @@ class _Pool(torch.autograd.Function):
 
 
 def convolution(
-    conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, has_pool: bool, is_kept: bool
+    conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, has_pool: bool, keeps_codes: bool
 ) -> tuple[Tensor, Tensor | None, torch.Size]:
-    """`pool(relu(conv(x)))`, where the maxima were if `is_kept` is set, and the size before the pool."""
+    """`pool(relu(conv(x)))`, the pool's codes if `keeps_codes`, and the size before the pool."""
     if _is_first(conv):
-        return *image_convolution(x, weight, bias, relu, has_pool, is_kept), x.shape[-2:]
+        return *image_convolution(x, weight, bias, relu, has_pool, keeps_codes), x.shape[-2:]
     x = x.to(weight.dtype).contiguous(memory_format=torch.channels_last)
     shape: Any = (conv.stride, conv.padding, conv.dilation, conv.groups)
     if relu and x.is_cuda:
@@ -204,17 +204,17 @@ def convolution(
         y = F.conv2d(x, weight, bias, *shape)
         y = F.relu_(y) if relu else y
     size = y.shape[-2:]
-    return (*pool(y, relu=relu, is_kept=is_kept), size) if has_pool else (y, None, size)
+    return (*pool(y, relu=relu, keeps_codes=keeps_codes), size) if has_pool else (y, None, size)
 
 
 def _is_first(conv: nn.Conv2d) -> bool:
-    """Whether `conv` is one that the kernels compute whole: 3x3 over the few channels of an image."""
+    """Whether `conv` is one that `image_convolution` computes: 3x3 over the few channels of an image."""
     shape = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups)
     return conv.in_channels <= MAX_IMAGE_CHANNELS and shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1)
 
 
 class Convolution(torch.autograd.Function):
-    """`pool(relu(conv(x)))`; keeps x, and the output or a byte for each window."""
+    """`pool(relu(conv(x)))`; saves x, and the output or a byte for each window."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, conv: nn.Conv2d, has_pool: bool) -> Tensor:
@@ -222,7 +222,7 @@ class Convolution(torch.autograd.Function):
         half = weight.to(torch.bfloat16 if x.is_cuda else weight.dtype).contiguous(memory_format=torch.channels_last)
         if not _is_first(conv):
             x = x.to(half.dtype).contiguous(memory_format=torch.channels_last)
-        y, codes, ctx.size = convolution(conv, x, half, bias.to(half.dtype), True, has_pool, is_kept=True)
+        y, codes, ctx.size = convolution(conv, x, half, bias.to(half.dtype), True, has_pool, keeps_codes=True)
         ctx.save_for_backward(x, half, y if codes is None else codes)
         ctx.conv, ctx.dtype = conv, weight.dtype
         return y
@@ -245,23 +245,23 @@ class Convolution(torch.autograd.Function):
         return dx, dw.to(ctx.dtype), db.to(ctx.dtype), None, None
 
 
-def pool(x: Tensor, relu: bool, is_kept: bool) -> tuple[Tensor, Tensor | None]:
-    """The maxima of whole 2x2 windows of `x` (images, channels, height, width), and where they were if `is_kept`."""
+def pool(x: Tensor, relu: bool, keeps_codes: bool) -> tuple[Tensor, Tensor | None]:
+    """The maxima of whole 2x2 windows of `x` (images, channels, height, width), and their codes if `keeps_codes`."""
     images, channels, height, width = x.shape
     y = torch.empty(
         (images, channels, height // 2, width // 2),
         dtype=x.dtype, device=x.device, memory_format=torch.channels_last,
     )  # fmt: skip
-    codes = torch.empty_like(y, dtype=torch.uint8) if is_kept else None
+    codes = torch.empty_like(y, dtype=torch.uint8) if keeps_codes else None
     grid = (triton.cdiv(y.numel(), 1024),)
-    _pool[grid](x, y, codes if codes is not None else y, y.numel(), height, width, channels, relu, is_kept, 1024)
+    _pool[grid](x, y, codes if codes is not None else y, y.numel(), height, width, channels, relu, keeps_codes, 1024)
     return y, codes
 
 
 def gate_backward(dy: Tensor, gate: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """The gradient before a ReLU, or before a pool and ReLU, and its sum for each channel.
+    """The gradient before a ReLU, or before ReLU and pool, and its sum for each channel.
 
-    `gate` is what `pool` kept (uint8), or the ReLU's output; height and width are those of the map before.
+    `gate` is the codes of `pool` (uint8) or the ReLU's output; height and width are those of the map before.
     """
     images, channels = dy.shape[:2]
     is_pool = gate.dtype == torch.uint8
@@ -279,18 +279,18 @@ def gate_backward(dy: Tensor, gate: Tensor, height: int, width: int) -> tuple[Te
 
 
 def image_convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, pool: bool, is_kept: bool
+    x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, pool: bool, keeps_codes: bool
 ) -> tuple[Tensor, Tensor | None]:
     """`pool(relu(conv(x)))`, a 3x3 convolution with padding 1 of at most 4 channels, in the type of `weight`.
 
-    Returns it and, if `is_kept`, where the pool's maxima were. `x` may have any type and strides.
+    Returns it and, if `keeps_codes`, the pool's codes. `x` may have any type and strides.
     """
     images, inputs, height, width = x.shape
     outputs = len(weight)
     size = (height // 2, width // 2) if pool else (height, width)
     y = torch.empty((images, outputs, *size), dtype=weight.dtype, device=x.device, memory_format=torch.channels_last)
     bias = weight.new_zeros(outputs) if bias is None else bias
-    codes = torch.empty_like(y, dtype=torch.uint8) if is_kept and pool else None
+    codes = torch.empty_like(y, dtype=torch.uint8) if keeps_codes and pool else None
     rows = images * size[0] * size[1]
     columns = min(64, max(16, triton.next_power_of_2(outputs)))
     block = 128 if columns == 64 else 256
@@ -322,5 +322,5 @@ def image_weight_gradient(x: Tensor, dy: Tensor, gate: Tensor) -> tuple[Tensor, 
 
 
 def _taps(inputs: int) -> int:
-    """A power of two that holds 3x3 taps of each input, and one more for the bias."""
+    """The power of two for 3x3 taps of each input, and one for the bias."""
     return max(16, int(triton.next_power_of_2(9 * inputs + 1)))

@@ -1,11 +1,11 @@
-"""How the threads of a CPU wait for each other: they spin, or they sleep while another process wants a core.
+"""How CPU threads wait for each other: by spinning, or by sleeping while another process needs a core.
 
-OpenMP's threads spin at the end of every parallel loop. That is fastest on an idle machine, but beside a busy process
-a spinning thread keeps the core from the one that it waits for, and a step on two cores falls to a third of its speed.
-libgomp, which torch brings, lets its threads sleep after a short spin while a process has more threads than cores.
-A helper thread with a team of its own makes it so for as long as it lives. The number of threads that compute stays
-the same, and with it every bit of the results: batch norm and oneDNN add up in an order that depends on it.
-`benchmarks/busy.py` measures what it brings.
+OpenMP threads spin at the end of every parallel loop. That is fastest on an idle machine, but beside a busy process a
+spinning thread keeps the core from the thread that it waits for, and a step on two cores drops to a third of its speed.
+libgomp, which torch includes, lets its threads sleep after a short spin while a process has more threads than cores. A
+helper thread with its own team causes that for as long as it lives. The number of computing threads, and so every bit
+of the results, stays the same: batch norm and oneDNN sum in an order that depends on it. `benchmarks/busy.py` measures
+the gain.
 """
 
 import os
@@ -17,33 +17,30 @@ from contextlib import contextmanager
 import torch
 
 WINDOW_SECONDS = 0.3
-"""How long a way of waiting is measured."""
+"""How long a mode is measured."""
 PAUSE_SECONDS, LONG_PAUSE_SECONDS = 1.0, 60.0
-"""How long a way is kept at least, twice as long after each trial in vain; and how long threads sleep without a sign
-that the neighbour has gone: a single step with spinning threads may take seconds beside several neighbours."""
+"""Minimum time in a mode, doubled after each failed trial; and how long threads sleep before spinning is tried
+again without a sign that the neighbour left: a spinning step may take seconds beside several neighbours."""
 MISSING_CORES = 0.25
-"""A process that spins and gets this much less processor time than its threads ask for has a neighbour."""
+"""A spinning process that gets this much less CPU time than its threads request, in cores, has a neighbour."""
 MIN_GAIN = 1.15
-"""How much faster sleeping must be than spinning, and how much faster than before once the neighbour may have gone."""
+"""The speedup by which sleeping must beat spinning, and by which a speed suggests that the neighbour has gone."""
 
 
 class Waiting:
-    """Which way of waiting is the faster one, by trial. Times are of the calls alone, not of what is between them."""
+    """Finds the faster mode of waiting by trial. All times are those of calls, without what is between them."""
 
     def __init__(self, threads: int) -> None:
         self.threads, self.is_asleep = threads, False
         self._sums: dict[Hashable, list[float]] = {}
         self._clock, self._next_trial, self._pause = 0.0, 0.0, PAUSE_SECONDS
-        self._left: tuple[Hashable, float] | None = None
-        """While a way is tried: the kind of call that decides, and its rate before."""
-        self._kept: tuple[Hashable, float] | None = None
-        """Of the way that was found faster, while it is kept."""
+        self._before_trial: tuple[Hashable, float] | None = None
+        """During a trial: the kind of call that decides, and its rate before."""
+        self._reference: tuple[Hashable, float] | None = None
+        """The kind and rate with which the current mode won the last trial."""
 
     def add(self, kind: Hashable, amount: float, seconds: float, cpu_seconds: float) -> None:
-        """Count a call of `kind` that did `amount` of work, and change the way of waiting if that pays.
-
-        Only calls of one kind are compared with each other.
-        """
+        """Count a call of `kind` with `amount` of work; may switch modes. Only calls of one kind are compared."""
         self._clock += seconds
         sums = self._sums.setdefault(kind, [0.0, 0.0, 0.0])
         sums[:] = [a + b for a, b in zip(sums, (amount, seconds, cpu_seconds), strict=True)]
@@ -51,52 +48,53 @@ class Waiting:
             return
         del self._sums[kind]
         rate, missing = sums[0] / sums[1], self.threads - sums[2] / sums[1]
-        if self._left is None:
-            has_doubts = self._doubts(kind, rate, missing)
-            if not has_doubts:
+        if self._before_trial is None:
+            if not self._may_be_slower(kind, rate, missing):
                 self._pause = PAUSE_SECONDS
             elif self._clock >= self._next_trial:
-                self._left = kind, rate
-                self._change()
-        elif self._left[0] == kind or self._clock > self._next_trial + LONG_PAUSE_SECONDS:
-            is_better = self._left[0] == kind and rate > self._left[1] * (MIN_GAIN if self.is_asleep else 1)
-            self._kept = (kind, rate) if is_better else self._left
+                self._before_trial = kind, rate
+                self._switch()
+        elif self._before_trial[0] == kind or self._clock > self._next_trial + LONG_PAUSE_SECONDS:
+            trial_kind, old_rate = self._before_trial
+            is_better = trial_kind == kind and rate > old_rate * (MIN_GAIN if self.is_asleep else 1)
+            self._reference = (kind, rate) if is_better else self._before_trial
             self._pause = PAUSE_SECONDS if is_better else min(2 * self._pause, LONG_PAUSE_SECONDS)
-            self._left, self._next_trial = None, self._clock + self._pause
+            self._before_trial, self._next_trial = None, self._clock + self._pause
             if not is_better:
-                self._change()
+                self._switch()
 
-    def _doubts(self, kind: Hashable, rate: float, missing: float) -> bool:
-        """Whether the other way may be faster."""
+    def _may_be_slower(self, kind: Hashable, rate: float, missing: float) -> bool:
+        """Whether the current mode may be the slower one."""
         if not self.is_asleep:
             return missing > MISSING_CORES
-        is_faster_than_before = self._kept is not None and self._kept[0] == kind and rate > MIN_GAIN * self._kept[1]
-        return is_faster_than_before or self._clock > self._next_trial + LONG_PAUSE_SECONDS
+        if self._reference is not None and self._reference[0] == kind and rate > MIN_GAIN * self._reference[1]:
+            return True
+        return self._clock > self._next_trial + LONG_PAUSE_SECONDS
 
-    def _change(self) -> None:
+    def _switch(self) -> None:
         self.is_asleep = not self.is_asleep
         self._sums.clear()
 
 
 _lock = threading.Lock()
 _waiting: Waiting | None = None
-_leave: threading.Event | None = None
+_helper_exit: threading.Event | None = None
 
 
 def is_asleep() -> bool:
-    """Whether threads sleep while they wait, since another process is busy."""
+    """Whether waiting threads sleep, because another process is busy."""
     return _waiting is not None and _waiting.is_asleep
 
 
 @contextmanager
 def watched(kind: Hashable, amount: float, device_type: str = "cpu") -> Iterator[None]:
-    """Measure what is within, a call of `kind` with `amount` of work, and choose how threads wait in the next ones.
+    """Measure the body, a call of `kind` with `amount` of work, and choose the mode for the next ones.
 
-    It does nothing within another one, in several threads at once, with fewer threads than cores, and on a GPU.
+    Does nothing when nested, in concurrent threads, with fewer threads than cores, and on a GPU.
     """
     global _waiting
     threads = torch.get_num_threads()
-    if device_type != "cpu" or not _can_choose(threads) or not _lock.acquire(blocking=False):
+    if device_type != "cpu" or not _is_supported(threads) or not _lock.acquire(blocking=False):
         yield
         return
     try:
@@ -113,30 +111,30 @@ def watched(kind: Hashable, amount: float, device_type: str = "cpu") -> Iterator
 
 @contextmanager
 def left_alone() -> Iterator[None]:
-    """Within, nothing is measured or chosen."""
+    """A context in which nothing is measured or chosen."""
     with _lock:
         yield
 
 
-def _can_choose(threads: int) -> bool:
+def _is_supported(threads: int) -> bool:
     return threads > 1 and hasattr(os, "sched_getaffinity") and threads == len(os.sched_getaffinity(0))
 
 
 def let_sleep(on: bool) -> None:
-    """Let waiting threads sleep, or spin, from the next parallel loop on."""
-    global _leave
-    if on == (_leave is not None):
+    """Let waiting threads sleep or spin from the next parallel loop on."""
+    global _helper_exit
+    if on == (_helper_exit is not None):
         return
-    if _leave is not None:
-        _leave.set()  # libgomp counts the helper's team no more when it ends
-        _leave = None
+    if _helper_exit is not None:
+        _helper_exit.set()  # its end removes its team
+        _helper_exit = None
         return
-    _leave, ready = threading.Event(), threading.Event()
+    _helper_exit, ready = threading.Event(), threading.Event()
 
-    def help_out(leave: threading.Event) -> None:
-        torch.zeros(2**20).add_(1)  # in a team of this thread's own
+    def hold_team(leave: threading.Event) -> None:
+        torch.zeros(2**20).add_(1)  # creates this thread's team
         ready.set()
         leave.wait()
 
-    threading.Thread(target=help_out, args=(_leave,), daemon=True).start()
+    threading.Thread(target=hold_team, args=(_helper_exit,), daemon=True).start()
     ready.wait()

@@ -1,4 +1,4 @@
-"""LeNet and AlexNet, the book's other networks, for comparisons."""
+"""LeNet and AlexNet, the book's other networks, as torch modules."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from vggkit.design.network import NetworkLike, as_network
 from vggkit.networks.modules import check_images, init_weights, modules_of
 from vggkit.networks.vgg import VGG
 
-torch.fx.wrap("check_images")  # symbolic tracing records the call and does not look inside
+torch.fx.wrap("check_images")  # symbolic tracing records the call instead of tracing it
 
 
 class BaselineNetwork(nn.Sequential):
@@ -36,9 +36,9 @@ class BaselineNetwork(nn.Sequential):
 
 
 def lenet(init: Init = "xavier", **options: Any) -> BaselineNetwork:
-    """LeNet-5 as the book has it: sigmoids, average pools, 28 pixels, 1 channel, 10 classes unless `options` say else.
+    """LeNet-5 as in the book, with sigmoids and average pools; by default 28 pixels, 1 channel and 10 classes.
 
-    Those are `image_size`, `in_channels` and `num_classes`; for `init` see `init_weights`.
+    `options` are `image_size`, `in_channels` and `num_classes`; for `init` see `init_weights`.
 
     >>> lenet().fc3
     Linear(in_features=400, out_features=120, bias=True)
@@ -47,7 +47,7 @@ def lenet(init: Init = "xavier", **options: Any) -> BaselineNetwork:
 
 
 def alexnet(init: Init = "xavier", **options: Any) -> BaselineNetwork:
-    """AlexNet as the book has it: 224 pixels, 1 channel, 10 classes unless `options` say else, see `lenet`.
+    """AlexNet as in the book; by default 224 pixels, 1 channel and 10 classes; for `options` see `lenet`.
 
     >>> alexnet().fc6
     Linear(in_features=6400, out_features=4096, bias=True)
@@ -56,6 +56,6 @@ def alexnet(init: Init = "xavier", **options: Any) -> BaselineNetwork:
 
 
 def build(network: NetworkLike, init: Init = "kaiming") -> VGG | BaselineNetwork:
-    """The module of any network, see `as_network`."""
+    """The module of any network that `as_network` takes."""
     network = as_network(network)
     return BaselineNetwork(network, init) if isinstance(network, Baseline) else VGG(network, init)

@@ -1,4 +1,4 @@
-"""A layer as data to its torch module, and how its weights start."""
+"""The torch modules of layers, and the initialisation of their weights."""
 
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from vggkit.design.layers import Layer, short_repr
 
 
 class Fit(nn.Module):
-    """Stretch a map that is smaller than `size` to it by adaptive average pooling; pass others on as they are."""
+    """Enlarge a map with sides below `size` to `size` by adaptive average pooling; leave others unchanged."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Fit(nn.Module):
         return F.adaptive_avg_pool2d(x, (max(height, self.size), max(width, self.size)))
 
     def extra_repr(self) -> str:
-        """What `print` shows in the brackets."""
+        """The arguments that `print` shows."""
         return f"size={self.size}"
 
 
@@ -37,7 +37,7 @@ def modules_of(layers: Iterable[Layer], dropout: float = 0.0) -> "OrderedDict[st
 
 def _module(layer: Layer, dropout: float) -> nn.Module:
     match layer.kind:
-        case "conv":  # with a bias also before batch norm, as all published _bn weights have it
+        case "conv":  # with a bias also before batch norm, like all published _bn weights
             return nn.Conv2d(layer.inputs, layer.outputs, layer.kernel_size, layer.stride, layer.padding)
         case "bn":
             return nn.BatchNorm2d(layer.outputs)
@@ -64,7 +64,7 @@ def _module(layer: Layer, dropout: float) -> nn.Module:
 
 
 def check_images(x: Tensor, in_channels: int, least_size: int, takes_one_size: bool) -> None:
-    """Raise `ValueError` unless `x` is (batch, in_channels, height, width) with sides from `least_size`, or of it."""
+    """Raise `ValueError` unless `x` is (batch, in_channels, height, width) with sides of (at least) `least_size`."""
     has_channels = isinstance(x, Tensor) and x.dim() == 4 and x.size(1) == in_channels
     if has_channels and x.size(2) == least_size and x.size(3) == least_size:
         return
@@ -79,14 +79,13 @@ def check_images(x: Tensor, in_channels: int, least_size: int, takes_one_size: b
 
 
 def init_weights(net: nn.Module, init: Init) -> None:
-    """Draw the weights of every convolution and fully connected layer of `net` anew, in place.
+    """Initialise the weights of every convolution and fully connected layer of `net`, in place.
 
     Args:
         net: any module.
-        init: `kaiming`: N(0, 2 / fan_in), biases 0 (arXiv 1502.01852, equation 10), which keeps the scale of
-            activations through any depth. `xavier`: U(+-sqrt(6 / (fan_in + fan_out))), biases as torch has
-            them: the book's. `paper`: N(0, 0.01), a standard deviation as in AlexNet, biases 0
-            (arXiv 1409.1556, section 3.1). `torch`: left as torch made them.
+        init: `kaiming`: N(0, 2 / fan_in), biases 0 (arXiv 1502.01852, equation 10), which preserves the scale of
+            activations. `xavier`: U(+-sqrt(6 / (fan_in + fan_out))), torch's biases (the book). `paper`: standard
+            deviation 0.01 as in AlexNet, biases 0 (arXiv 1409.1556, section 3.1). `torch`: unchanged.
 
     Raises:
         ValueError: another `init`.

@@ -14,20 +14,20 @@ from vggkit.design.network import NetworkLike, as_network
 from vggkit.errors import ArchitectureError, nearest
 from vggkit.networks.modules import check_images, init_weights, modules_of
 
-torch.fx.wrap("check_images")  # symbolic tracing records the call and does not look inside
+torch.fx.wrap("check_images")  # symbolic tracing records the call instead of tracing it
 
 
 class VGG(nn.Sequential):
     """A network of VGG blocks: `block1`, ..., `flatten`, `fc6`, `relu6`, `drop6`, ..., under their canonical names.
 
-    Input: float (batch, in_channels, height, width), where both sides are `image_size` with the head `flatten` and
-    anything from `architecture.min_image_size` with the others. Output: logits (batch, num_classes).
+    Input: float (batch, in_channels, height, width), with both sides equal to `image_size` for the head `flatten` and
+    at least `architecture.min_image_size` for the others. Output: logits (batch, num_classes).
     A block is an `nn.Sequential` of `conv3_1`, `relu3_1`, ..., `pool3`, so that the keys of `state_dict()` read
     `block3.conv3_2.weight`. Every layer is torch's own; `vggkit.accelerate` runs the same network faster.
 
     Args:
-        architecture: what to build; its text or the book's pairs will do, see `as_network`.
-        init: how the weights start, see `init_weights`.
+        architecture: an `Architecture`, its text or the book's pairs, see `as_network`.
+        init: see `init_weights`.
 
     >>> VGG(Architecture.parse("vgg11/4", in_channels=1, num_classes=10)).fc8
     Linear(in_features=4096, out_features=10, bias=True)
@@ -57,7 +57,7 @@ class VGG(nn.Sequential):
         """Logits (batch, num_classes) of images (batch, in_channels, height, width).
 
         Raises:
-            ValueError: a shape that this network does not take; the message says which it does.
+            ValueError: a shape that this network does not take.
         """
         check_images(x, self.in_channels, self.least_size, self.takes_one_size)
         for layer in self:
@@ -65,67 +65,67 @@ class VGG(nn.Sequential):
         return x
 
     def features(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-        """The outputs of the named layers for `x`; layers behind the deepest one are not computed.
+        """The outputs of the named layers for `x`; layers after the deepest one are not computed.
 
-        A name stands for the output of that layer alone: `conv3_2` is the convolution before its ReLU. Gradients
-        flow. The layers of the blocks take images of any size. Hooks of layers run; those of blocks do not.
+        A name stands for the output of that layer alone: `conv3_2` is the convolution before its ReLU. The outputs are
+        differentiable. Layers of blocks take images of any size. Hooks of layers run, those of blocks do not.
 
         Args:
             x: images (batch, in_channels, height, width).
             layers: canonical names, such as `relu3_3`, `conv4_1`, `pool5` or `fc7`, in any order.
 
         Returns:
-            The outputs by name, in the order asked for; (batch, channels, height, width) for a map and
-            (batch, features) behind `flatten`.
+            The outputs by name, in the given order: (batch, channels, height, width), or (batch, features) after
+            `flatten`.
 
         Raises:
-            ValueError: an unknown layer name, with the nearest known ones; or a shape that the network does not take.
+            ValueError: an unknown layer, or a shape that the network does not take.
 
         >>> net = VGG(Architecture.parse("vgg16/16", image_size=32))
         >>> {name: tuple(y.shape) for name, y in net.features(torch.zeros(1, 3, 32, 32), ["relu3_3", "fc7"]).items()}
         {'relu3_3': (1, 16, 8, 8), 'fc7': (1, 4096)}
         """
-        return self.taps(x, layers, _in_order)
+        return self.taps(x, layers, _run_in_order)
 
     def taps(
         self, x: Tensor, layers: Sequence[str], run: Callable[[list[nn.Module], Tensor], Tensor]
     ) -> dict[str, Tensor]:
-        """`features`, where `run` puts a tensor through a list of layers."""
-        blocks = len(self.architecture.blocks)
-        inside = [_layers_of(name, child) for name, child in self.named_children()]
-        names, modules = zip(*itertools.chain(*inside), strict=True)
+        """`features`, with `run` to apply a list of layers to a tensor."""
+        num_blocks = len(self.architecture.blocks)
+        layers_of_children = [_layers_of(name, child) for name, child in self.named_children()]
+        names, modules = zip(*itertools.chain(*layers_of_children), strict=True)
         if isinstance(layers, str) or not layers:
-            example = layers if isinstance(layers, str) else f"pool{blocks}"
+            example = layers if isinstance(layers, str) else f"pool{num_blocks}"
             raise ValueError(f"expected a list of layers, got {layers!r}, try {[example]}")
         for name in layers:
             if name not in names:
                 close = nearest(str(name), names) or ", ".join(names)
                 raise ValueError(f"expected layers of {self.architecture.name}, got {name!r}, try {close}")
-        asked = sorted({names.index(name) for name in layers})
-        if asked[-1] < sum(map(len, inside[:blocks])):
-            pools = sum(name.startswith("pool") for name in names[: asked[-1] + 1])
+        indices = sorted({names.index(name) for name in layers})
+        if indices[-1] < sum(map(len, layers_of_children[:num_blocks])):
+            pools = sum(name.startswith("pool") for name in names[: indices[-1] + 1])
             check_images(x, self.in_channels, 2**pools, False)
         else:
             check_images(x, self.in_channels, self.least_size, self.takes_one_size)
-        found, start = {}, 0
-        for index in asked:
+        outputs, start = {}, 0
+        for index in indices:
             x, start = run(list(modules[start : index + 1]), x), index + 1
-            found[names[index]] = x if index == asked[-1] else x.clone()  # a later layer may write into its input
-        return {name: found[name] for name in layers}
+            outputs[names[index]] = x if index == indices[-1] else x.clone()  # a later layer may overwrite its input
+        return {name: outputs[name] for name in layers}
 
     def __getitem__(self, index: slice | int) -> nn.Module:
-        """The layer at `index`, or the layers of a slice as a plain `nn.Sequential`."""
+        """The child at `index`, or those of a slice as a plain `nn.Sequential`."""
         if isinstance(index, slice):
             return nn.Sequential(OrderedDict(list(self.named_children())[index]))
         return super().__getitem__(index)
 
 
 def _layers_of(name: str, child: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The layers in a child of a network with their names: those of a block, or the child itself."""
+    """The named layers of a block, or the child itself if it is a layer."""
     return list(child.named_children()) if type(child) is nn.Sequential else [(name, child)]
 
 
-def _in_order(layers: list[nn.Module], x: Tensor) -> Tensor:
+def _run_in_order(layers: list[nn.Module], x: Tensor) -> Tensor:
     for layer in layers:
         x = layer(x)
     return x
@@ -143,11 +143,11 @@ def vgg_block(
     """One VGG block: `num_convs` convolutions with a ReLU each, then a 2x2 max pool.
 
     Input: (batch, in_channels, height, width). Output: (batch, out_channels, height // 2, width // 2).
-    `vgg_block(num_convs, num_channels)`, as other editions of the book have it, takes the input channels from the
-    first batch (`nn.LazyConv2d`). Its layers have torch's own initialisation. Source: arXiv 1409.1556, section 2.1.
+    `vgg_block(num_convs, num_channels)`, as in other editions of the book, infers the input channels from the first
+    batch (`nn.LazyConv2d`). Weights have torch's own initialisation. Source: arXiv 1409.1556, section 2.1.
 
     Raises:
-        ArchitectureError: a value that cannot be, see `Block`.
+        ArchitectureError: an invalid value, see `Block`.
     """
     inputs, outputs = (1, in_channels) if out_channels is None else (in_channels, out_channels)
     block = Block(num_convs, outputs, kernel_size, lrn)
@@ -167,17 +167,17 @@ def vgg(
     init: Init = "kaiming",
     **options: Any,
 ) -> VGG:
-    """The network of the book's `vgg(conv_arch)`: 1 channel, 10 classes, 224 pixels unless told otherwise.
+    """The network of the book's `vgg(conv_arch)`: by default 1 channel, 10 classes and 224 pixels.
 
     Args:
-        conv_arch: pairs `(num_convs, out_channels)`, or a name or notation as `Architecture.parse` takes.
+        conv_arch: pairs `(num_convs, out_channels)`, or a name or notation for `Architecture.parse`.
         num_classes: outputs of the last layer.
         in_channels: 1 for grey images, 3 for RGB.
         init: see `init_weights`.
         options: other fields of `Architecture`: `image_size`, `hidden`, `dropout`, `head`, `pooled_size`.
 
     Raises:
-        ArchitectureError: a network that cannot be.
+        ArchitectureError: an invalid network.
 
     >>> [name for name, _ in vgg([(1, 8), (2, 16)], image_size=28, hidden=(32,)).named_children()]
     ['block1', 'block2', 'flatten', 'fc3', 'relu3', 'drop3', 'fc4']

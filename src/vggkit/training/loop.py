@@ -210,7 +210,7 @@ def _environment(team: Team, engine: EngineName) -> tuple[dict[str, Any], list[s
         facts["engine"] = f"{engine}{' without kernels' * bool(reason)}"
         if reason:
             notes.append(f"layers are not fused, and slower: {reason}")
-        if not gpu.has_half(team.device):
+        if not gpu.has_fast_bfloat16(team.device):
             notes.append("computes in float32: bfloat16 needs compute capability 8.0")
     if team.device.type == "cpu":
         reason = "the engine is torch" if engine == "torch" else cpu.why_not_compiled()

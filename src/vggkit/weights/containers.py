@@ -1,7 +1,7 @@
-"""Weight files of any format as names, shapes and tensors. No code in a file is run, and no header is trusted.
+"""Weight files of any format as names, shapes and tensors. No code in a file is run; no header is trusted.
 
-Formats: safetensors; PyTorch's `.pth`, by `torch.load(weights_only=True)`; NumPy's `.npz`; HDF5 and `.keras`, as Keras
-writes them; the blocks of an ONNX file.
+Formats: safetensors; PyTorch's `.pth`, by `torch.load(weights_only=True)`; NumPy's `.npz`; Keras's HDF5 and `.keras`;
+the blocks of an ONNX file.
 """
 
 import io
@@ -25,28 +25,27 @@ from vggkit.errors import WeightsError, shown
 from vggkit.weights.onnx import onnx_arrays
 
 MAX_TENSORS = 10_000
-"""Far above any network that can be built; a file that lists more is refused."""
+"""Far above any network that can be built."""
 
 MAX_VALUES = 2**28
-"""In the tensors of a file, or as many as it has bytes: twice VGG-19. Compression, HDF5's fill values and strides of 0
-let a file of a few kilobytes ask for any amount of memory."""
+"""In all tensors of a file, or its size in bytes if that is more; twice VGG-19. Compression, HDF5's fill values and
+strides of 0 let a file of a few kilobytes ask for any amount of memory."""
 
 MAX_CHUNK_VALUES = 2**20
-"""In a chunk of HDF5, which is decompressed whole even if the tensor is smaller."""
+"""In an HDF5 chunk, which is decompressed whole even if the tensor is smaller."""
 
-MAX_GROUPS_DEEP = 5
+MAX_GROUP_DEPTH = 5
 """In HDF5: Keras nests three deep, and five if a network is a layer of another."""
 
-_KERAS_WEIGHTS = "model.weights.h5"
-"""In a `.keras` file, which is a zip archive."""
+_KERAS_WEIGHTS = "model.weights.h5"  # in a `.keras` file, which is a zip archive
 
 _KERAS_OPTIMIZERS = ("/optimizer", "/optimizer_weights")
-"""Groups of a trained network's HDF5 that hold the state of its optimizer."""
+"""HDF5 groups with the state of the optimizer."""
 _KERAS_NETWORKS = ("model_weights", "vgg16", "vgg19")
-"""Groups that hold layers, in files from before Keras 3."""
+"""HDF5 groups of layers in files from before Keras 3."""
 
 NETWORK_KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
-"""Where training programs keep the network in a checkpoint that holds several state dicts."""
+"""Keys of the network in checkpoints with several state dicts."""
 
 _LEGACY_PICKLES = 5  # magic number, protocol, system, the state dict, its storages
 _NUMBERS = ("Float", "Half", "BFloat16", "Double", "Long", "Int")
@@ -58,7 +57,7 @@ _STATE_DICT_GLOBALS = {
     "torch._utils _rebuild_parameter",
     *(f"{module} {kind}Storage" for module in ("torch", "torch.cuda") for kind in _NUMBERS),
 }
-"""What a checkpoint may be pickled from. torch's own list is longer: a bytearray of any size is on it."""
+"""The globals that a pickle may use. torch's own list is longer, and includes a bytearray of any size."""
 
 _MARKUP = {b"<": "a web page or another text in HTML or XML", b"{": "a text in JSON", b"[": "a text in JSON"}
 
@@ -72,37 +71,37 @@ class Stored(NamedTuple):
 
 @contextmanager
 def open_container(path: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Stored], dict[str, str]]]:
-    """Open the weight file at `path`; its first bytes decide the format, not its name.
+    """Open the weight file at `path`, whose first bytes decide the format.
 
     Yields:
-        The tensors by name, of which none has been read yet, and the metadata, which only safetensors has.
+        The tensors by name, not read yet, and the metadata, which only safetensors has.
 
     Raises:
-        WeightsError: the file is missing, damaged, or holds something else than tensors. The message names the file,
-            also for a `WeightsError` raised inside the `with`.
+        WeightsError: the file is missing, damaged, or holds something else than tensors. The file is named, also in a
+            `WeightsError` from the body of the `with`.
     """
     path = Path(path)
     try:
-        if found := why_not_a_file(path):
+        if reason := why_not_a_file(path):
             tries = "'vgg runs' for runs, 'vgg weights' for names of published weights"
-            raise WeightsError(f"expected a run or a weight file, got {found}, try {tries}")
+            raise WeightsError(f"expected a run or a weight file, got {reason}, try {tries}")
         with ExitStack() as stack:
-            tensors, metadata = _whole(_opened, path, stack)
+            tensors, metadata = _guarded(_open_format, path, stack)
             if len(tensors) > MAX_TENSORS:
                 raise WeightsError(f"expected at most {MAX_TENSORS} tensors, got {len(tensors)}")
             num_values = sum(math.prod(stored.shape) for stored in tensors.values())
             if num_values > (limit := max(MAX_VALUES, path.stat().st_size)):
                 raise WeightsError(f"expected at most {limit:,} values in a file of this size, got {num_values:,}")
             yield (
-                {name: stored._replace(read=partial(_whole, stored.read)) for name, stored in tensors.items()},
+                {name: stored._replace(read=partial(_guarded, stored.read)) for name, stored in tensors.items()},
                 metadata,
             )
     except WeightsError as error:
         raise WeightsError(f"{shown(path, limit=200)}: {error}") from None
 
 
-def _whole(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call `function`. A damaged or hostile file makes the libraries raise any exception; all become `WeightsError`."""
+def _guarded(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call `function` with any exception, which a damaged file may cause in a library, turned into `WeightsError`."""
     try:
         return function(*arguments)
     except WeightsError:
@@ -112,14 +111,14 @@ def _whole(function: Callable[..., Any], *arguments: Any) -> Any:
         raise WeightsError(f"expected a whole weight file, got: {shown(reason, limit=120)}, try another copy") from None
 
 
-def _opened(path: Path, stack: ExitStack) -> tuple[dict[str, Stored], dict[str, str]]:
+def _open_format(path: Path, stack: ExitStack) -> tuple[dict[str, Stored], dict[str, str]]:
     with path.open("rb") as file:
         start = file.read(64)
-        # First, since the eight bytes of length may look like the start of any other format; no text has a zero byte.
+        # First, since a safetensors file starts with eight arbitrary bytes, its length.
         if start[7:9] == b"\0{":
             return _safetensors(path, stack)
-        if found := _why_no_weights(start):
-            raise WeightsError(f"expected a weight file, got {found}")
+        if description := _describe_other_file(start):
+            raise WeightsError(f"expected a weight file, got {description}")
         if start.startswith(b"\x89HDF\r\n\x1a\n"):
             return _hdf5(path, stack), {}
         if start.startswith(b"\x80"):  # a pickle, as torch wrote before version 1.6
@@ -149,8 +148,8 @@ def _opened(path: Path, stack: ExitStack) -> tuple[dict[str, Stored], dict[str, 
     return _pth(path, mmap=True), {}
 
 
-def _why_no_weights(start: bytes) -> str | None:
-    """What a file is that holds no weights, and what to try, by its first bytes; None if it may hold some."""
+def _describe_other_file(start: bytes) -> str | None:
+    """What a file without weights is according to its first bytes, and what to try; None if it may have weights."""
     text = start.removeprefix(b"\xef\xbb\xbf").strip()
     if text.startswith(b"version https://git-lfs"):
         return "a pointer of Git LFS, try 'git lfs pull' where it came from"
@@ -167,7 +166,7 @@ def _safetensors(path: Path, stack: ExitStack) -> tuple[dict[str, Stored], dict[
 
 
 def _check_pickle(file: Any) -> None:
-    """Read past a pickle without running it; raises `WeightsError` if it needs more than a state dict does."""
+    """Read a pickle without running it; raises `WeightsError` if it uses more than a state dict needs."""
     for opcode, argument, _ in pickletools.genops(file):
         is_known = argument in _STATE_DICT_GLOBALS if opcode.name == "GLOBAL" else True
         if not is_known or opcode.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
@@ -185,27 +184,28 @@ def _pth(path: Path, mmap: bool) -> dict[str, Stored]:
 
 
 def _state_dict(loaded: object) -> dict[str, Tensor]:
-    """The state dict in what `torch.load` returned: the object itself, or a dict at any depth of a checkpoint."""
-    found: dict[str, dict[str, Tensor]] = {}
-    todo, seen, stray = [("", loaded)], set[int](), ""
+    """The state dict in a result of `torch.load`: the object itself, or a dict at any depth of a checkpoint."""
+    state_dicts: dict[str, dict[str, Tensor]] = {}
+    todo, seen, first_other = [("", loaded)], set[int](), ""
     while todo:
         where, value = todo.pop()
-        if not isinstance(value, dict) or id(value) in seen:  # a pickle can put a dict into itself
+        if not isinstance(value, dict) or id(value) in seen:  # a dict can contain itself
             continue
         seen.add(id(value))
-        items = dict.copy(value)  # a pickle may give the object methods of its own
+        items = dict.copy(value)  # a subclass may override methods
         others = [(name, v) for name, v in items.items() if type(v) not in (Tensor, nn.Parameter)]
         if items and not others and all(isinstance(name, str) for name in items):
-            found.setdefault(where, items)
+            state_dicts.setdefault(where, items)
         elif others:
-            stray = stray or f": '{shown(str(others[0][0]))}' is a {type(others[0][1]).__name__}"
+            first_other = first_other or f": '{shown(str(others[0][0]))}' is a {type(others[0][1]).__name__}"
             todo += [(name, v) for name, v in others if isinstance(name, str)]
-    if len(found) == 1:
-        return next(iter(found.values()))
+    if len(state_dicts) == 1:
+        return next(iter(state_dicts.values()))
     for key in NETWORK_KEYS:
-        if key in found:
-            return found[key]
-    got = f"several: {shown(', '.join(sorted(found)))}" if found else f"a {type(loaded).__name__}{stray}"
+        if key in state_dicts:
+            return state_dicts[key]
+    names = shown(", ".join(sorted(state_dicts)))
+    got = f"several: {names}" if state_dicts else f"a {type(loaded).__name__}{first_other}"
     raise WeightsError(f"expected a state dict of tensors, got {got}, try torch.save(net.state_dict(), path)")
 
 
@@ -219,7 +219,7 @@ def _npz(archive: zipfile.ZipFile) -> dict[str, Stored]:
         name = shown(member.filename)
         with archive.open(member) as file:
             version = np.lib.format.read_magic(file)
-            if version != (1, 0):  # whose header has at most 65,535 bytes; the others have no such bound
+            if version != (1, 0):  # headers of other versions are not limited to 65,535 bytes
                 raise WeightsError(f"expected an array of .npy version 1.0 as '{name}', got {version}")
             shape, _, dtype = np.lib.format.read_array_header_1_0(file)
             _check_dtype(name, dtype)
@@ -235,19 +235,19 @@ def _hdf5(file: Path | io.BytesIO, stack: ExitStack) -> dict[str, Stored]:
     except ImportError:
         raise WeightsError("expected h5py to read HDF5, got no such package, try pip install 'vggkit[keras]'") from None
     tensors: dict[str, Stored] = {}
-    # Not by visititems, which ends the process at groups that are nested ten thousand deep.
+    # Not visititems, which crashes on groups that are nested ten thousand deep.
     todo, num_visited = [(stack.enter_context(h5py.File(file, "r")), "", 0)], 0
     while todo:
         group, layer, depth = todo.pop()
-        # Keras 3 keeps a layer's name in an attribute; before, the outermost group was named after the layer.
-        named = group.attrs.get("name")
-        layer = named if isinstance(named, str) else layer
+        # Keras 3 keeps a layer's name in an attribute; before, the outermost group had the layer's name.
+        name = group.attrs.get("name")
+        layer = name if isinstance(name, str) else layer
         for key in group:
             num_visited += 1
             where = shown(f"{group.name.rstrip('/')}/{key}")
-            if num_visited > MAX_TENSORS or depth > MAX_GROUPS_DEEP:  # hard links make any number of paths
+            if num_visited > MAX_TENSORS or depth > MAX_GROUP_DEPTH:  # hard links allow any number of paths
                 raise WeightsError(f"expected groups and tensors as Keras nests them, got '{where}' among others")
-            if not isinstance(group.get(key, getlink=True), h5py.HardLink):  # a link may lead to any file
+            if not isinstance(group.get(key, getlink=True), h5py.HardLink):  # other links may lead to any file
                 raise WeightsError(f"expected the data of '{where}' in this file, got a link")
             if where in _KERAS_OPTIMIZERS:
                 continue
@@ -271,7 +271,7 @@ def _dataset(dataset: Any, where: str) -> Stored:
 
 
 def _check_dtype(name: str, dtype: np.dtype[Any]) -> None:
-    """Checked before anything is read, since one value may be of any size too."""
+    """Raise `WeightsError` unless values are numbers of at most 8 bytes; one of another type may have any size."""
     if dtype.kind not in "fi" or dtype.itemsize > 8:
         raise WeightsError(f"expected floats or integers as '{name}', got {shown(str(dtype))}")
 

@@ -1,4 +1,4 @@
-"""Weight files to networks and back: ours, whose metadata holds all that their use needs, and other libraries'."""
+"""Weight files to networks and back: vggkit's own, with architecture and metadata, and those of other libraries."""
 
 import io
 import json
@@ -39,14 +39,14 @@ from vggkit.weights.translation import (
 AnyNetwork = VGG | BaselineNetwork
 
 PIECE_BYTES = 2**20
-"""A piece that is hashed and then written stays in a core's cache in between."""
+"""Small enough to stay in a core's cache between hashing and writing."""
 
 
 def save_weights(path: str | os.PathLike[str], net: AnyNetwork, metadata: Mapping[str, str] | None = None) -> None:
-    """Write `net`, its architecture as JSON and `metadata` (texts by name) to `path`, whole or not at all.
+    """Write `net`, its architecture as JSON and `metadata` (texts by name) to `path` atomically.
 
     Raises:
-        WeightsError: the folder of `path` is missing, or the parameters are not float32, which is what a file holds.
+        WeightsError: the folder of `path` is missing, or parameters are not float32.
     """
     check_type(path, str | os.PathLike, "a path to write weights to", "save_weights(path, net)")
     check_type(net, AnyNetwork, "a network of vggkit to save", "save_weights(path, net)")
@@ -59,16 +59,16 @@ def save_weights(path: str | os.PathLike[str], net: AnyNetwork, metadata: Mappin
         if parameter.dtype != torch.float32:
             raise WeightsError(f"expected {name!r} as float32, got {parameter.dtype}, try net.float()")
     tensors = {name: tensor.detach().cpu() for name, tensor in net.state_dict().items()}
-    described = {**(metadata or {}), "architecture": net.architecture.to_json()}
-    write_whole(Path(path), b"".join(safetensors_pieces(tensors, described)))
+    metadata = {**(metadata or {}), "architecture": net.architecture.to_json()}
+    write_whole(Path(path), b"".join(safetensors_pieces(tensors, metadata)))
 
 
 def safetensors_pieces(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
-    """The safetensors file of float32 and int64 tensors on the CPU, in pieces; contiguous tensors are not copied.
+    """A safetensors file of float32 and int64 tensors on the CPU, in pieces; contiguous tensors are not copied.
 
-    Equal tensors and metadata give equal files; safetensors itself writes metadata in a random order.
+    Deterministic, unlike safetensors itself, which writes metadata in a random order.
     """
-    names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))  # so all are aligned
+    names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))  # for alignment
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     end = 0
     for name in names:
@@ -87,21 +87,19 @@ def safetensors_pieces(tensors: Mapping[str, Tensor], metadata: Mapping[str, str
 def load_weights(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[AnyNetwork, dict[str, str]]:
     """The network in a weight file, in evaluation mode, and its metadata.
 
-    Reads what `save_weights` wrote, and the files of other libraries as docs/weights.md lists them; the tensors decide
-    whose file it is. Of other libraries' files the metadata holds `source`, `classes`, `preprocessing`, and
-    `preprocessing_guessed_from`, the source whose names the file has. A file without a VGG's fully connected layers has
-    no `classes`; its network gets the head `gap` with zeros for one class, and the layers of its blocks can be used.
-
-    Names and shapes are compared with a network that takes no memory before any tensor is read.
+    Reads files of `save_weights`, and those of other libraries that docs/weights.md lists, recognised by their tensors.
+    For the latter, the metadata holds `source`, `classes`, `preprocessing` and `preprocessing_guessed_from`, the source
+    with these names. Without a VGG's fully connected layers there are no `classes`; the network gets the head `gap`
+    with zeros for one class, and the layers of its blocks can be used.
 
     Raises:
-        WeightsError: one line that names the file, and the tensor if it is about one.
+        WeightsError: names the file and, where applicable, the tensor.
     """
     check_type(path, str | os.PathLike, "the path of a weight file", "load_weights('vgg16.pth')")
     with open_container(path) as (stored, metadata):
         tensors = {plain: stored[name] for plain, name in plain_names(stored).items()}
         try:
-            net, metadata = _ours(tensors, metadata) if "architecture" in metadata else _translated(tensors)
+            net, metadata = _load_own(tensors, metadata) if "architecture" in metadata else _load_foreign(tensors)
         except ArchitectureError as error:
             raise WeightsError(str(error)) from None
     if Path(path) in {entry.path for entry in PUBLISHED.values()}:
@@ -110,7 +108,7 @@ def load_weights(path: str | os.PathLike[str], device: str | torch.device = "cpu
 
 
 def save_torchvision(path: str | os.PathLike[str], net: VGG) -> None:
-    """Write the weights of `net` to a .safetensors or .pth file, for torchvision's own `load_state_dict`.
+    """Write the weights of `net` to a .safetensors or .pth file for torchvision's `load_state_dict`.
 
     Raises:
         WeightsError: torchvision has no such network, or `path` has another suffix.
@@ -125,14 +123,14 @@ def save_torchvision(path: str | os.PathLike[str], net: VGG) -> None:
 
 
 def published_as(source: Literal["torchvision", "timm"], net: VGG) -> tuple[str, dict[str, Tensor]]:
-    """The name of the network of `source` that `net` is, and its tensors on the CPU as a file of `source` has them.
+    """The name of `net` in `source`, and its tensors on the CPU under the names and in the layout of `source`.
 
     Raises:
         WeightsError: `source` has no such network.
     """
     arch, names = net.architecture, NETWORKS[source]
     state = with_head(net, HEADS[source]).state_dict() if arch.head != "gap" else {}
-    sizes = {key: value.numel() for key, value in state.items()}  # with those of the biases they decide the shapes
+    sizes = {key: value.numel() for key, value in state.items()}  # together with the biases' they determine the shapes
     options = {"in_channels": arch.in_channels, "num_classes": arch.num_classes}
     for name in names:
         table = entries(source, architecture_of(source, name, **options))
@@ -147,17 +145,17 @@ def published_as(source: Literal["torchvision", "timm"], net: VGG) -> tuple[str,
     )
 
 
-def _ours(tensors: dict[str, Stored], metadata: dict[str, str]) -> tuple[AnyNetwork, dict[str, str]]:
+def _load_own(tensors: dict[str, Stored], metadata: dict[str, str]) -> tuple[AnyNetwork, dict[str, str]]:
     with torch.device("meta"):
         net = build(network_from_json(metadata["architecture"]), init="torch")
         if isinstance(net, VGG) and PADDING_KEY in tensors:
             pad_with_values(net)
     table = {name: Entry(name, tuple(tensor.shape)) for name, tensor in net.state_dict().items()}
-    net.load_state_dict(_read_all(tensors, table, net.architecture.name), assign=True)
+    net.load_state_dict(_read_tensors(tensors, table, net.architecture.name), assign=True)
     return net, metadata
 
 
-def _translated(tensors: dict[str, Stored]) -> tuple[VGG, dict[str, str]]:
+def _load_foreign(tensors: dict[str, Stored]) -> tuple[VGG, dict[str, str]]:
     preprocessing, first = None, tensors.get("classifier.0.bias")
     if first is not None and first.read().isnan().all():  # torchvision's IMAGENET1K_FEATURES
         tensors = {name: stored for name, stored in tensors.items() if not name.startswith("classifier.")}
@@ -170,9 +168,9 @@ def _translated(tensors: dict[str, Stored]) -> tuple[VGG, dict[str, str]]:
             "try save_weights for a network of vggkit, the state dict alone for another one"
         )
     source, arch = match.source, match.architecture
-    if source == "keras" and arch.head == "gap":  # the user's own top, which is no VGG's, stays in the file
+    if source == "keras" and arch.head == "gap":  # a custom top, which is not a VGG's, is ignored
         tensors = {name: stored for name, stored in tensors.items() if name.startswith("block")}
-    state = _read_all(tensors, match.table, f"{source}/{arch.name}")
+    state = _read_tensors(tensors, match.table, f"{source}/{arch.name}")
     with torch.device("meta"):
         net = VGG(arch, init="torch")
     missing = {key: torch.zeros(t.shape, dtype=t.dtype) for key, t in net.state_dict().items() if key not in state}
@@ -185,8 +183,8 @@ def _translated(tensors: dict[str, Stored]) -> tuple[VGG, dict[str, str]]:
     return net, metadata
 
 
-def _read_all(tensors: Mapping[str, Stored], table: Mapping[str, Entry], network: str) -> dict[str, Tensor]:
-    """The tensors of `table` by our names, in our shapes and types, once all names and shapes are known to fit.
+def _read_tensors(tensors: Mapping[str, Stored], table: Mapping[str, Entry], network: str) -> dict[str, Tensor]:
+    """The tensors of `table` under vggkit's names, in its shapes and types; all names and shapes are checked first.
 
     Raises:
         WeightsError: a tensor of `network` is missing, unexpected, of another shape or type, or not finite.
@@ -200,25 +198,25 @@ def _read_all(tensors: Mapping[str, Stored], table: Mapping[str, Entry], network
     for entry in table.values():
         if entry.name in tensors and (got := tensors[entry.name].shape) != entry.shape:
             raise WeightsError(f"expected '{shown(entry.name)}' of shape {entry.shape}, got {got}")
-    return {key: entry.to_ours(_read(tensors, entry.name)).contiguous() for key, entry in table.items()}
+    return {key: entry.to_ours(_read_tensor(tensors, entry.name)).contiguous() for key, entry in table.items()}
 
 
-def _read(tensors: Mapping[str, Stored], name: str) -> Tensor:
-    """The tensor of that name as int64 if it is a counter, else as finite float32."""
+def _read_tensor(tensors: Mapping[str, Stored], name: str) -> Tensor:
+    """A tensor as int64 if it is a counter, otherwise as finite float32."""
     if name.endswith(OPTIONAL_SUFFIX):
         return tensors[name].read().long() if name in tensors else torch.tensor(0)
     tensor = tensors[name].read()
     if not tensor.is_floating_point():
         raise WeightsError(f"expected '{shown(name)}' as floats, got {tensor.dtype}, try one without quantization")
     tensor = tensor.float()
-    # A sum reads the tensor once; a sum that overflows may still be of finite values.
+    # The sum needs a single pass, but may overflow.
     if not (tensor.sum().isfinite() or tensor.isfinite().all()):
         raise WeightsError(f"expected finite values as '{shown(name)}', got NaN or infinite ones, try another copy")
     return tensor
 
 
 def metadata_list(metadata: Mapping[str, str], key: str) -> list[str]:
-    """The list of texts that `metadata` holds as JSON under `key`; raises `WeightsError` for anything else."""
+    """The list of printable texts under `key` in `metadata`, as JSON; raises `WeightsError` for anything else."""
     try:
         value = json.loads(metadata[key])
     except (KeyError, ValueError, RecursionError):

@@ -1,7 +1,7 @@
-"""The blocks of a VGG in an ONNX file, read without the package `onnx`: the few fields of its protobuf messages.
+"""The blocks of a VGG in an ONNX file, read without the package `onnx`.
 
-Exporters rename, fold and share tensors, so the graph decides which layer a tensor belongs to. The names decide only
-whose weights they are, which says how to prepare images. Source: onnx.proto and the wire format of Protocol Buffers.
+Exporters rename, fold and share tensors, so the graph decides which layer a tensor belongs to. The names only tell the
+source of the weights, and thereby the preprocessing. Source: onnx.proto and the wire format of Protocol Buffers.
 """
 
 import re
@@ -14,25 +14,25 @@ import numpy.typing as npt
 from vggkit.errors import WeightsError, shown
 
 MAX_FIELDS = 100_000
-"""Of one message; a graph has one for each operator and each tensor."""
+"""In one message; a graph has a field for each operator and each tensor."""
 
 _GRAPH, _NODE, _INITIALIZER = 7, 1, 5
 _INPUT, _OUTPUT, _OPERATOR = 1, 2, 4  # of a node
-_SIDE, _TYPE, _FLOATS, _NAME, _RAW, _LOCATION = 1, 2, 4, 8, 9, 14  # of a tensor
+_DIMENSION, _TYPE, _FLOATS, _NAME, _RAW, _LOCATION = 1, 2, 4, 8, 9, 14  # of a tensor
 _FLOAT_TYPES = {1: "<f4", 10: "<f2", 11: "<f8"}
 
 _NORM = ("weight", "bias", "running_mean", "running_var")
 _WEIGHTED = {"Conv": ("weight", "bias"), "BatchNormalization": _NORM}
-_UNSEEN = ("Identity", "Constant", "Transpose", "Cast")
+_SKIPPED = ("Identity", "Constant", "Transpose", "Cast")
 
 Array = npt.NDArray[np.floating[Any]]
 
 
 def onnx_arrays(content: bytes) -> dict[str, Array]:
-    """The tensors of the blocks in an ONNX file by Keras's, Caffe's or torchvision's names, in that source's layout.
+    """The tensors of the blocks in an ONNX file under Keras's, Caffe's or torchvision's names and in its layout.
 
-    Blocks are convolutions, batch norms, ReLUs and max pools, one after the other; they end at the first operator of
-    another kind, which belongs to the classifier. The arrays are views of `content`.
+    Blocks are a chain of convolutions, batch norms, ReLUs and max pools, which ends at the first other operator, the
+    start of the classifier. The arrays are views of `content`.
 
     Raises:
         WeightsError: a tensor is stored in another file or computed by the graph. A damaged file raises other errors.
@@ -41,13 +41,13 @@ def onnx_arrays(content: bytes) -> dict[str, Array]:
     tensors: dict[str, memoryview] = {}
     for message in (value for number, value in graph if number == _INITIALIZER):
         tensors[_text(dict(_fields(message))[_NAME])] = message
-    source = _source(tensors)
+    source = _source_of(tensors)
     arrays: dict[str, Array] = {}
     index, block, conv = 0, 1, 0
     for message in (value for number, value in graph if number == _NODE):
         fields = list(_fields(message))
         operator = next(_text(value) for number, value in fields if number == _OPERATOR)
-        inputs, outputs = ([_text(v) for number, v in fields if number == which] for which in (_INPUT, _OUTPUT))
+        inputs, outputs = ([_text(v) for number, v in fields if number == field] for field in (_INPUT, _OUTPUT))
         if operator == "Identity" and inputs[0] in tensors:  # equal tensors are stored once
             tensors[outputs[0]] = tensors[inputs[0]]
         if operator in _WEIGHTED:
@@ -62,33 +62,33 @@ def onnx_arrays(content: bytes) -> dict[str, Array]:
         elif operator == "MaxPool":
             block, conv = block + 1, 0
         elif operator != "Relu":
-            if arrays and operator not in _UNSEEN:
+            if arrays and operator not in _SKIPPED:
                 break
             continue
         index += 1
     return arrays
 
 
-def _source(names: Iterable[str]) -> str:
-    """Whose names these are, as far as the names of convolutions say."""
-    known = {"keras": r"block\d+_conv\d+", "caffe": r"^conv\d+_\d+"}
-    return next((key for key, name in known.items() if any(re.search(name, some) for some in names)), "torchvision")
+def _source_of(names: Iterable[str]) -> str:
+    """The source with these names for its convolutions; torchvision by default."""
+    patterns = {"keras": r"block\d+_conv\d+", "caffe": r"^conv\d+_\d+"}
+    return next((key for key, pattern in patterns.items() if any(re.search(pattern, n) for n in names)), "torchvision")
 
 
 def _array(name: str, message: memoryview | None) -> Array:
     if message is None:
         raise WeightsError(f"expected the tensor '{shown(name)}' in the file, got one that the graph computes")
     fields = list(_fields(message))
-    found, shape = dict(fields), [value for number, value in fields if number == _SIDE]
-    if found.get(_LOCATION):
+    values, shape = dict(fields), [value for number, value in fields if number == _DIMENSION]
+    if values.get(_LOCATION):
         raise WeightsError(f"expected the data of '{shown(name)}' in this file, got another's, try to export it whole")
-    if found.get(_TYPE) not in _FLOAT_TYPES:
-        raise WeightsError(f"expected '{shown(name)}' as floats, got type {found.get(_TYPE)} of ONNX")
-    return np.frombuffer(found.get(_RAW) or found[_FLOATS], _FLOAT_TYPES[found[_TYPE]]).reshape(shape)
+    if values.get(_TYPE) not in _FLOAT_TYPES:
+        raise WeightsError(f"expected '{shown(name)}' as floats, got type {values.get(_TYPE)} of ONNX")
+    return np.frombuffer(values.get(_RAW) or values[_FLOATS], _FLOAT_TYPES[values[_TYPE]]).reshape(shape)
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, Any]]:
-    """The number of each field in a protobuf message, and its value: an integer, or the bytes of anything else."""
+    """The number and value of each field in a protobuf message; the value is an integer, or else bytes."""
     position, num_fields = 0, 0
     while position < len(message):
         num_fields += 1
@@ -107,7 +107,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, Any]]:
 
 
 def _varint(message: memoryview, position: int) -> tuple[int, int]:
-    """The integer at `position`, of 7 bits in each byte, and the position behind it."""
+    """The integer at `position`, with 7 bits in each byte, and the position after it."""
     value = 0
     for shift in range(0, 70, 7):
         value |= (message[position] & 127) << shift

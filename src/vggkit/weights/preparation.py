@@ -1,4 +1,4 @@
-"""The preprocessing that weights need: what their file says, or else their names suggest, and what the user says."""
+"""The preprocessing of weights: stated in their file, guessed from their names, or given by the user."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +11,7 @@ from vggkit.weights.surgery import is_folded
 from vggkit.weights.translation import SOURCES, Source, preprocessing_of
 
 GUESSED = "preprocessing_guessed_from"
-"""Key in the metadata of `load_weights`: the source whose names a file has, if it does not state a preprocessing."""
+"""Metadata key of `load_weights`: the source with the names of a file that does not state a preprocessing."""
 
 
 def preprocessing_for(
@@ -24,19 +24,19 @@ def preprocessing_for(
     std: Sequence[float] | None = None,
     order: Order | None = None,
 ) -> Preprocessing | None:
-    """The preprocessing for a network and its metadata from `load_weights`; None if nobody states one.
+    """The preprocessing for a network and its metadata from `load_weights`; None if it is unknown.
 
     Args:
-        net: gives the number of channels and the size of its images.
-        metadata: holds what the file states or its names suggest.
-        report: is told in a line of a preprocessing that the names suggest, if it is taken.
-        preprocessing: the publisher whose way it is.
-        mean: of each channel in the network's order, of values in [0, 1], or in [0, 255] if one is above 1.
-        std: of each channel in the network's order, in the same unit.
+        net: gives channels and image size.
+        metadata: holds the stated or guessed preprocessing.
+        report: takes a line on a guessed preprocessing.
+        preprocessing: the source whose preprocessing to take instead.
+        mean: for each channel in the network's order, of values in [0, 1], or in [0, 255] if one is above 1.
+        std: for each channel in the network's order, in the same unit.
         order: of the channels.
 
     Raises:
-        WeightsError: a value that cannot be, or a preprocessing beside one that is folded into the weights.
+        WeightsError: an invalid value, or a preprocessing beside one that is folded into the weights.
     """
     arch = net.architecture
     if preprocessing not in (None, *SOURCES):
@@ -49,21 +49,21 @@ def preprocessing_for(
             f"expected a number for each channel as mean and std, got {got}, try (0.5, 0.5, 0.5)"
         ) from None
     try:
-        found = Preprocessing.from_json(metadata["preprocessing"]) if "preprocessing" in metadata else None
-        if preprocessing or (found is None and mean and std):
-            found = preprocessing_of(preprocessing or "torchvision", arch.image_size, arch.in_channels)
-        if found is None or not (preprocessing or mean or std or order):
-            if found is not None and GUESSED in metadata:
-                means, stds = (" ".join(f"{value:.6g}" for value in values) for values in (found.mean, found.std))
+        chosen = Preprocessing.from_json(metadata["preprocessing"]) if "preprocessing" in metadata else None
+        if preprocessing or (chosen is None and mean and std):
+            chosen = preprocessing_of(preprocessing or "torchvision", arch.image_size, arch.in_channels)
+        if chosen is None or not (preprocessing or mean or std or order):
+            if chosen is not None and GUESSED in metadata:
+                means, stds = (" ".join(f"{value:.6g}" for value in values) for values in (chosen.mean, chosen.std))
                 report(
                     f"note: these weights do not say how to prepare images, but have {metadata[GUESSED]}'s names: "
-                    f"taken as --mean {means} --std {stds} --order {found.order}"
+                    f"taken as --mean {means} --std {stds} --order {chosen.order}"
                 )
-            return found
+            return chosen
         if isinstance(net, VGG) and is_folded(net):
             raise ValueError("expected weights without folded preprocessing to prepare otherwise, got some with it")
-        scale = found.scale if not mean else 255.0 if max(map(abs, mean)) > 1 else 1.0
-        std = std or tuple(value * scale / found.scale for value in found.std)
-        return replace(found, mean=mean or found.mean, std=std, order=order or found.order, scale=scale)
+        scale = chosen.scale if not mean else 255.0 if max(map(abs, mean)) > 1 else 1.0
+        std = std or tuple(value * scale / chosen.scale for value in chosen.std)
+        return replace(chosen, mean=mean or chosen.mean, std=std, order=order or chosen.order, scale=scale)
     except ValueError as error:
         raise WeightsError(str(error)) from None

@@ -1,4 +1,4 @@
-"""Published weights by name: where their publishers keep them, and how a download is verified."""
+"""Published weights by name: their addresses, and the verification of downloads."""
 
 import hashlib
 import tempfile
@@ -18,29 +18,29 @@ MAX_WEIGHTS_BYTES = 2**30
 
 
 class Published(NamedTuple):
-    """Weights that their publisher offers for download, such as `torchvision/vgg16`."""
+    """Weights that a publisher offers for download, such as `torchvision/vgg16`."""
 
     name: str
     url: str
     algorithm: str
-    """Of the hash that the publisher gives, which is all there is to verify a download: `sha256` or `md5`."""
+    """Of the published hash: `sha256` or `md5`."""
     digest: str
-    """That hash in hexadecimal, or its beginning, as torchvision has it in the file's name."""
+    """The published hash in hexadecimal, or its beginning for torchvision."""
 
     @property
     def path(self) -> Path:
-        """Where it is in the user's cache once it has been fetched."""
+        """The path in the user's cache."""
         return user_cache() / "weights" / self.name.partition("/")[0] / self.url.rpartition("/")[2]
 
     @property
     def parameter_bytes(self) -> int:
-        """Of all its parameters, in float32; without fully connected layers, of those of the blocks."""
+        """Size of its parameters in float32."""
         name, _, part = self.name.partition("/")[2].partition("_")
         needs = costs(name + "_bn" * (part == "bn"))
         blocks = [layer for layer in needs.layers if layer.part.startswith("block")]
         return BYTES_PER_VALUE * sum(layer.parameters for layer in (needs.layers if part in ("", "bn") else blocks))
 
-    def is_at(self, path: Path) -> bool:
+    def matches(self, path: Path) -> bool:
         """Whether the file at `path` has the published hash."""
         with path.open("rb") as file:
             return hashlib.file_digest(file, self.algorithm).hexdigest().startswith(self.digest)
@@ -73,11 +73,11 @@ _ENTRIES = (
     _keras("vgg19", "253f8cb515780f3b799900260a226db6", "_notop"),
 )
 PUBLISHED = {entry.name: entry for entry in _ENTRIES}
-"""By name. timm's `tv_in1k` are torchvision's own numbers; Caffe's are published in a format that needs Caffe."""
+"""By name. timm's `tv_in1k` are torchvision's; the format of Caffe's needs Caffe."""
 
 
 def is_published(name: str) -> bool:
-    """Whether `name` begins with a publisher, as in `torchvision/vgg16`; there may be no such weights."""
+    """Whether `name` begins with a publisher, as in `torchvision/vgg16`; it may be unknown."""
     return name.partition("/")[0] in {known.partition("/")[0] for known in PUBLISHED}
 
 
@@ -92,7 +92,7 @@ def fetch_weights(name: str, report: Callable[[str], None] = lambda line: None) 
         hint = f", try {same or nearest(name, PUBLISHED) or 'vgg weights'}"
         raise WeightsError(f"expected one of {', '.join(PUBLISHED)}, got '{shown(name)}'{hint}")
     entry = PUBLISHED[name]
-    if entry.path.is_file() and entry.is_at(entry.path):
+    if entry.path.is_file() and entry.matches(entry.path):
         return entry.path
     report(f"fetching {name} from {entry.url}")
     try:
@@ -100,7 +100,7 @@ def fetch_weights(name: str, report: Callable[[str], None] = lambda line: None) 
         with tempfile.TemporaryDirectory(dir=entry.path.parent, prefix=".fetch-") as temporary:
             part = Path(temporary) / entry.path.name
             download(entry.url, part, MAX_WEIGHTS_BYTES, report)
-            if not entry.is_at(part):
+            if not entry.matches(part):
                 raise OSError(f"expected content of {entry.algorithm} {entry.digest}, got other content")
             part.replace(entry.path)
     except (OSError, HTTPException) as error:

@@ -1,4 +1,4 @@
-"""The weights in a run folder: those of a finished run, or of the newest whole checkpoint.
+"""The weights in a run folder: the final ones, or those of the newest whole checkpoint.
 
 A checkpoint is a folder `checkpoints/step-<number>` with the network and the optimizer as safetensors, the state as
 JSON, the metrics so far, and `SHA256SUMS` in the format of `sha256sum`. `vggkit.training.checkpoint` writes the sums
@@ -23,15 +23,13 @@ SUMS = "SHA256SUMS"
 
 
 def find_weights(model: str | os.PathLike[str], report: Callable[[str], None] = lambda line: None) -> Path:
-    """The weight file that `model` stands for.
+    """The weight file of a run folder, a weight file, or a name such as `torchvision/vgg16`, which is downloaded.
 
-    Args:
-        model: a run folder, a weight file, or a name such as `torchvision/vgg16`, which is fetched into the user's
-            cache. An unfinished run stands for its newest whole checkpoint, the one that `--resume` would take.
-        report: is told in a line of a download, and of each damaged checkpoint.
+    An unfinished run stands for its newest whole checkpoint, the one that `--resume` takes. `report` takes lines on a
+    download and on damaged checkpoints.
 
     Raises:
-        WeightsError: the published weights could not be fetched, or all checkpoints of the run are damaged.
+        WeightsError: the download failed, or all checkpoints of the run are damaged.
     """
     path = Path(model)
     try:
@@ -50,28 +48,28 @@ def find_weights(model: str | os.PathLike[str], report: Callable[[str], None] = 
 
 
 def read_newest(run: Path, report: Callable[[str], None]) -> tuple[Path, dict[str, bytes]] | None:
-    """Read the newest whole checkpoint of a run; None if it has none yet. `report` is told of damaged ones.
+    """Read the newest whole checkpoint of a run; None if it has none yet. `report` takes lines on damaged ones.
 
     Raises:
         CheckpointError: all of its checkpoints are damaged.
     """
-    found, begun = checkpoints_of(run), begun_checkpoints(run)
-    for path in found:
+    finished, begun = checkpoints_of(run), begun_checkpoints(run)
+    for path in finished:
         try:
             return path, read_checkpoint(path)
         except CheckpointError as error:
             report(str(error))
-    # A kill in the first save leaves one without sums; afterwards there always is one with sums.
-    if found or len(begun) > 1:
+    # Only a kill in the first save leaves a single checkpoint, without sums.
+    if finished or len(begun) > 1:
         raise CheckpointError(f"{run}: expected a whole checkpoint, got {len(begun)} damaged, try a new run with --out")
     return None
 
 
 def read_checkpoint(folder: Path) -> dict[str, bytes]:
-    """Read the files of a checkpoint, by name, and verify them: the bytes that are returned are those that were hashed.
+    """Read and verify the files of a checkpoint, by name.
 
     Raises:
-        CheckpointError: a file is missing, cut or changed, or it is the checkpoint of another step.
+        CheckpointError: a file is missing, truncated or changed, or the checkpoint is of another step.
     """
     try:
         files = {name: read_regular(folder / name) for name in FILES}
@@ -82,8 +80,8 @@ def read_checkpoint(folder: Path) -> dict[str, bytes]:
         ) from None
     sums = [sum_line(name, hashlib.sha256(content).hexdigest()) for name, content in files.items()]
     if b"".join(sums) != expected:
-        told = set(expected.splitlines(keepends=True))
-        wrong = [name for name, line in zip(files, sums, strict=True) if line not in told]
+        expected_sums = set(expected.splitlines(keepends=True))
+        wrong = [name for name, line in zip(files, sums, strict=True) if line not in expected_sums]
         raise CheckpointError(f"{folder} is damaged: expected what {SUMS} says, got another {', '.join(wrong) or SUMS}")
     try:
         step = json.loads(files[STATE])["step"]
@@ -95,7 +93,7 @@ def read_checkpoint(folder: Path) -> dict[str, bytes]:
 
 
 def sum_line(name: str, digest: str) -> bytes:
-    """The line of a file in the sums of a checkpoint."""
+    """The line of a file in `SHA256SUMS`."""
     return f"{digest}  {name}\n".encode()
 
 
@@ -105,7 +103,7 @@ def checkpoint_path(run: Path, step: int | str) -> Path:
 
 
 def checkpoints_of(run: Path) -> list[Path]:
-    """The finished checkpoints of a run, not verified, the newest first."""
+    """The finished checkpoints of a run, unverified, the newest first."""
     finished = (path for path in begun_checkpoints(run) if (path / SUMS).exists())
     return sorted(finished, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
 

@@ -1,4 +1,4 @@
-"""Networks with the weights of another: with another head, other input channels, or preprocessing folded in."""
+"""Copies of a network with another head, image size or input channels, or with preprocessing folded in."""
 
 from dataclasses import replace
 from typing import Any, cast
@@ -19,12 +19,12 @@ A_VGG = ("a VGG network", "load_classifier(...).net, or load_weights(path)[0]")
 def with_head(net: VGG, head: Head) -> VGG:
     """A copy of `net` with the head `flatten`, `adaptive` or `conv`, which have the same weights in other shapes.
 
-    Their logits are equal for images whose last map has the size that the weights are for. `flatten` takes no other
-    images; `adaptive` averages the map to that size, and `conv` averages the logits over all places of the map.
+    Their logits are equal for images whose last map has the size that the weights expect. `flatten` takes only those;
+    `adaptive` averages the map to that size, and `conv` averages the logits over all positions of the map.
 
     Raises:
-        ArchitectureError: from or to `gap`, which has other weights; or to `flatten` if `image_size` gives another map
-            than the weights are for.
+        ArchitectureError: from or to `gap`, which has other weights; or to `flatten` if the map of `image_size` has
+            another size than the weights expect.
 
     >>> net = VGG(Architecture.parse("vgg11/16", image_size=64, hidden=(8,)))
     >>> with_head(net, "conv").fc6
@@ -37,29 +37,30 @@ def with_head(net: VGG, head: Head) -> VGG:
             f"expected heads with the same weights (flatten, adaptive, conv), got {arch.head} to {head}, "
             "try a new network, and train it"
         )
-    seen = arch.map_size if arch.head == "flatten" else arch.pooled_size
-    if head == "flatten" and arch.map_size != seen:
-        least = seen << len(arch.blocks)
+    expected_size = arch.map_size if arch.head == "flatten" else arch.pooled_size  # of the map, by the weights
+    if head == "flatten" and arch.map_size != expected_size:
+        min_size = expected_size << len(arch.blocks)
         raise ArchitectureError(
-            f"expected an image_size from {least} to {least + 2 ** len(arch.blocks) - 1} for flatten, whose weights "
-            f"are for a map of {seen}x{seen}, got {arch.image_size}"
+            f"expected an image_size from {min_size} to {min_size + 2 ** len(arch.blocks) - 1} for flatten, whose "
+            f"weights are for a map of {expected_size}x{expected_size}, got {arch.image_size}"
         )
-    return _copied(net, replace(arch, head=head, pooled_size=POOLED_SIZE if head in ("flatten", "gap") else seen))
+    pooled_size = POOLED_SIZE if head in ("flatten", "gap") else expected_size
+    return _copy(net, replace(arch, head=head, pooled_size=pooled_size))
 
 
 def with_common_scale(net: VGG, preprocessing: Preprocessing) -> tuple[VGG, Preprocessing]:
-    """A copy of `net`, and a preprocessing for it, with one mean and one std, so that channels can be summed.
+    """A copy of `net`, and its preprocessing, with one mean and one std for all channels, so that they can be summed.
 
-    The difference goes into the first convolution. This is exact except for the outermost pixels, where the zeros
-    around the image stand for another value than before.
+    The first convolution absorbs the difference, exactly except at the border, where the zero padding stands for
+    another value than before.
 
     Raises:
         ArchitectureError: the numbers of channels differ, or preprocessing has been folded in already.
     """
     _check_foldable(net, preprocessing)
     common = preprocessing.for_channels(1).for_channels(preprocessing.channels)
-    same = _copied(net, net.architecture)
-    conv = _first(same)
+    same = _copy(net, net.architecture)
+    conv = _first_conv(same)
     with torch.no_grad():
         weight = conv.weight.double()
         mean, std, new_mean, new_std = (
@@ -72,10 +73,10 @@ def with_common_scale(net: VGG, preprocessing: Preprocessing) -> tuple[VGG, Prep
 
 
 def with_image_size(net: VGG, image_size: int) -> VGG:
-    """A copy of `net` whose architecture is for images of another size; the weights are the same.
+    """A copy of `net` for images of another size, with the same weights.
 
     Raises:
-        ArchitectureError: the head is `flatten`, and its weights are for another map.
+        ArchitectureError: the head is `flatten`, whose weights expect another map size.
     """
     check_type(net, VGG, *A_VGG)
     arch = replace(net.architecture, image_size=image_size)
@@ -84,38 +85,37 @@ def with_image_size(net: VGG, image_size: int) -> VGG:
             f"expected the image_size {net.architecture.image_size} for flatten, whose weights are for its map, "
             f"got {image_size}, try the heads adaptive or conv"
         )
-    return _copied(net, arch)
+    return _copy(net, arch)
 
 
 def with_in_channels(net: VGG, in_channels: int) -> VGG:
     """A copy of `net` for images of `in_channels`; channels that are equal modulo the smaller number share weights.
 
-    With fewer channels, their weights are summed: from 3 to 1, a grey image gives what it gave in all three channels.
-    With more, each weight is divided among its copies: from 1 to 3, three equal channels give what one of them gave.
+    To fewer channels, weights are summed: from 3 to 1, a grey image gives the output of its RGB version. To more, each
+    weight is divided among its copies: from 1 to 3, three equal channels give the output of one.
     """
     if is_folded(net):
         raise ArchitectureError("expected a network without folded preprocessing, got one, try the channels first")
-    arch, weight = replace(net.architecture, in_channels=in_channels), _first(net).weight
+    arch, weight = replace(net.architecture, in_channels=in_channels), _first_conv(net).weight
     old, new = (torch.arange(n) % min(weight.shape[1], in_channels) for n in (weight.shape[1], in_channels))
-    shares = (old[:, None] == new).double()  # (old, new): how much of an old channel's weight goes to a new one
+    shares = (old[:, None] == new).double()  # (old, new): share of an old channel's weight for a new one
     shares = (shares / shares.sum(dim=1, keepdim=True)).to(weight.device)
     shared = torch.einsum("oihw,in->onhw", weight.detach().double(), shares).to(weight.dtype)
-    return _copied(net, arch, {**net.state_dict(), "block1.conv1_1.weight": shared})
+    return _copy(net, arch, {**net.state_dict(), "block1.conv1_1.weight": shared})
 
 
 def fold_preprocessing(net: VGG, preprocessing: Preprocessing) -> VGG:
-    """A copy of `net` that takes RGB in [0, 1]: order, scale, mean and std are folded into the first convolution.
+    """A copy of `net` for RGB in [0, 1], with order, scale, mean and std folded into the first convolution.
 
-    This is exact, borders included: the zeros that padded an image stood for the mean, with which the copy pads.
-    Images must still be resized.
+    This is exact, also at the border, since the copy pads with the mean. Images must still be resized.
 
     Raises:
         ArchitectureError: the numbers of channels differ, or preprocessing has been folded in already.
     """
     _check_foldable(net, preprocessing)
-    folded = _copied(net, net.architecture)
+    folded = _copy(net, net.architecture)
     pad_with_values(folded)
-    conv: Any = _first(folded)
+    conv: Any = _first_conv(folded)
     with torch.no_grad():
         weight = conv.weight.double()
         mean, std = (weight.new_tensor(values) for values in (preprocessing.mean, preprocessing.std))
@@ -134,7 +134,7 @@ def fold_preprocessing(net: VGG, preprocessing: Preprocessing) -> VGG:
 def is_folded(net: VGG) -> bool:
     """Whether preprocessing is folded into `net`."""
     check_type(net, VGG, *A_VGG)
-    return isinstance(_first(net), ValuePaddedConv2d)
+    return isinstance(_first_conv(net), ValuePaddedConv2d)
 
 
 def _check_foldable(net: VGG, preprocessing: Preprocessing) -> None:
@@ -149,7 +149,7 @@ def _check_foldable(net: VGG, preprocessing: Preprocessing) -> None:
 
 
 class ValuePaddedConv2d(nn.Conv2d):
-    """A convolution that pads each input channel with a value of its own, the buffer `padding_value` (in_channels,)."""
+    """A convolution that pads each input channel with its entry of the buffer `padding_value` (in_channels,)."""
 
     padding_value: Tensor
 
@@ -163,30 +163,30 @@ class ValuePaddedConv2d(nn.Conv2d):
 
 
 def pad_with_values(net: VGG) -> None:
-    """Turn the first convolution of `net` into a `ValuePaddedConv2d` that pads with zeros, in place."""
-    old = _first(net)
+    """Replace the first convolution of `net` by a `ValuePaddedConv2d` that pads with zeros, in place."""
+    old = _first_conv(net)
     new = ValuePaddedConv2d(old.in_channels, old.out_channels, old.kernel_size[0], device="meta")
     new.weight, new.bias = old.weight, old.bias
     new.register_buffer("padding_value", old.weight.new_zeros(old.in_channels))
     net.get_submodule("block1").conv1_1 = new
 
 
-def _first(net: VGG) -> nn.Conv2d:
+def _first_conv(net: VGG) -> nn.Conv2d:
     return cast(nn.Conv2d, net.get_submodule("block1.conv1_1"))
 
 
-def _copied(net: VGG, architecture: Architecture, state: dict[str, Tensor] | None = None) -> VGG:
-    """A network of `architecture` with reshaped copies of the tensors in `state`, frozen and in training as `net`."""
+def _copy(net: VGG, architecture: Architecture, state: dict[str, Tensor] | None = None) -> VGG:
+    """A network of `architecture` with reshaped copies of `state`, and the frozen parameters and modes of `net`."""
     state = state or net.state_dict()
     with torch.device("meta"):
-        copied = VGG(architecture, init="torch")
+        result = VGG(architecture, init="torch")
         if PADDING_KEY in state:
-            pad_with_values(copied)
-    shapes = {name: tensor.shape for name, tensor in copied.state_dict().items()}
-    copied.load_state_dict({k: t.detach().reshape(shapes[k]).clone() for k, t in state.items()}, assign=True)
-    for parameter, old in zip(copied.parameters(), net.parameters(), strict=True):
+            pad_with_values(result)
+    shapes = {name: tensor.shape for name, tensor in result.state_dict().items()}
+    result.load_state_dict({k: t.detach().reshape(shapes[k]).clone() for k, t in state.items()}, assign=True)
+    for parameter, old in zip(result.parameters(), net.parameters(), strict=True):
         parameter.requires_grad_(old.requires_grad)
     modes = {name: module.training for name, module in net.named_modules()}
-    for name, module in copied.named_modules():
+    for name, module in result.named_modules():
         module.training = modes.get(name, net.training)
-    return copied
+    return result

@@ -1,6 +1,6 @@
-"""Names, layouts and preprocessing of torchvision's, timm's, Keras's and Caffe's VGG weights, and ours beside them.
+"""Names, layouts and preprocessing of torchvision's, timm's, Keras's and Caffe's VGG weights.
 
-Every table is derived from `Architecture.layers()`; only how a source counts and names its layers is written down.
+Every table is derived from `Architecture.layers()` and a source's rules for numbering and naming layers.
 """
 
 import math
@@ -32,19 +32,19 @@ NETWORKS: dict[Source, tuple[str, ...]] = {
 """The networks that each source publishes."""
 
 OPTIONAL_SUFFIX = ".num_batches_tracked"
-"""Files from before torch 0.4.1 have no such counters; they start from 0."""
+"""Counters, missing in files from before torch 0.4.1, which then start from 0."""
 
 FEATURES_ONLY = Preprocessing(224, 3, (0.48235, 0.45882, 0.40784), (1 / 255,) * 3, resize="crop", crop_fraction=0.875)
-"""Of torchvision's `VGG16_Weights.IMAGENET1K_FEATURES`."""
+"""The preprocessing of torchvision's `VGG16_Weights.IMAGENET1K_FEATURES`."""
 
 _WRAPPERS = {"module", "_orig_mod"}
-"""What DataParallel, DistributedDataParallel and torch.compile put into the names of a network's tensors."""
+"""What DataParallel, DistributedDataParallel and torch.compile add to the names of tensors."""
 
 _CLASSIFIER = re.compile(r"classifier\.(?:([0-9]{1,4})\.)?(?=\w+$)")
 
 
 class Entry(NamedTuple):
-    """One of our tensors in a file of another library: its name and shape there, and how it becomes ours."""
+    """A tensor in a file of another library: its name and shape there, and its conversion to vggkit's layout."""
 
     name: str
     shape: tuple[int, ...]
@@ -52,17 +52,17 @@ class Entry(NamedTuple):
 
 
 class Match(NamedTuple):
-    """A network of another library that the tensors of a file are most like."""
+    """The network of another library that matches the tensors of a file best."""
 
     source: Source
     architecture: Architecture
-    """With the channels, widths and classes that the file's shapes say; `gap` with one class if there is no top."""
+    """With channels, widths and classes from the file's shapes; `gap` with one class if there is no top."""
     table: dict[str, Entry]
-    """The tensors that the file must hold, by our names; those of the blocks alone if there is no top."""
+    """The tensors that the file must hold, by vggkit's names; those of the blocks if there is no top."""
 
 
 def preprocessing_of(source: Source, image_size: int = 224, channels: int = 3) -> Preprocessing:
-    """The preprocessing that `source` states for its weights; for 1 channel with the averages of means and stds."""
+    """The preprocessing that `source` states for its weights; means and stds are averaged for 1 channel."""
     published = replace(FEATURES_ONLY, image_size=image_size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     if source in ("keras", "caffe"):
         published = replace(published, mean=CAFFE_MEAN, std=(1.0, 1.0, 1.0), order="bgr", scale=255.0)
@@ -75,9 +75,9 @@ def architecture_of(source: Source, network: str, **options: Any) -> Architectur
 
 
 def entries(source: Source, architecture: Architecture) -> dict[str, Entry]:
-    """The place of each tensor of `VGG(architecture)` in a file of `source`, by its key in our `state_dict()`."""
+    """The entry in a file of `source` for each key of `VGG(architecture).state_dict()`."""
     table: dict[str, Entry] = {}
-    for layer, prefix in _named(source, architecture):
+    for layer, prefix in _source_names(source, architecture):
         ours = f"{layer.part}.{layer.name}" if layer.part.startswith("block") else layer.name
         if layer.kind == "bn":
             for key in ("weight", "bias", "running_mean", "running_var"):
@@ -90,33 +90,33 @@ def entries(source: Source, architecture: Architecture) -> dict[str, Entry]:
 
 
 def plain_names(names: Iterable[str]) -> dict[str, str]:
-    """The names in a file, by what torchvision, timm, Keras, Caffe or vggkit call the same tensors.
+    """The names in a file, by the names of torchvision, timm, Keras, Caffe or vggkit for the same tensors.
 
-    The names of wrappers are left out, and a prefix that all names share. `0.weight`, as in torchvision's `features`
-    saved alone, gets that prefix; the layers of a `classifier` are numbered as torchvision's are, in their order.
+    Wrappers and a common prefix are removed. `0.weight`, from torchvision's `features` saved alone, gets that prefix;
+    the layers of a `classifier` are renumbered like torchvision's, in order.
 
     >>> plain_names(["net.features.module.0.weight", "net.classifier.1.bias", "net.classifier.4.bias"]).keys()
     dict_keys(['features.0.weight', 'classifier.0.bias', 'classifier.3.bias'])
     """
     parts = {name: [part for part in name.split(".") if part not in _WRAPPERS] for name in names}
     while (
-        all(len(some) > 2 for some in parts.values())
-        and len({some[0] for some in parts.values()}) == 1
+        all(len(path) > 2 for path in parts.values())
+        and len({path[0] for path in parts.values()}) == 1
         and best_match(map(".".join, parts.values())) is None
     ):
-        parts = {name: some[1:] for name, some in parts.items()}
-    prefix = "features." if all("".join(some[:1]).isdecimal() for some in parts.values()) else ""
-    joined = {name: prefix + ".".join(some) for name, some in parts.items()}
-    numbers = sorted({int(found[1] or 0) for found in map(_CLASSIFIER.match, joined.values()) if found})
+        parts = {name: path[1:] for name, path in parts.items()}
+    prefix = "features." if all("".join(path[:1]).isdecimal() for path in parts.values()) else ""
+    joined = {name: prefix + ".".join(path) for name, path in parts.items()}
+    numbers = sorted({int(match[1] or 0) for match in map(_CLASSIFIER.match, joined.values()) if match})
     plain = {
-        _CLASSIFIER.sub(lambda found: f"classifier.{3 * numbers.index(int(found[1] or 0))}.", text): name
+        _CLASSIFIER.sub(lambda match: f"classifier.{3 * numbers.index(int(match[1] or 0))}.", text): name
         for name, text in joined.items()
     }
     return plain if len(plain) == len(parts) else {name: name for name in parts}
 
 
 def matched(shapes: Mapping[str, tuple[int, ...]]) -> Match | None:
-    """The network of another library that the names in a file are most like; None if they are like no network's."""
+    """The network of another library that matches the names in a file best; None if nothing matches."""
     best = best_match(shapes)
     if best is None:
         return None
@@ -126,13 +126,16 @@ def matched(shapes: Mapping[str, tuple[int, ...]]) -> Match | None:
     first = shapes.get(next(iter(table.values())).name, ())
     options: dict[str, Any] = {"in_channels": first[2 if source == "keras" else 1] if len(first) == 4 else 3}
     names = [entry.name for key, entry in table.items() if not key.startswith("block")]
-    if source == "torchvision":  # people replace its classifier by more or fewer layers
+    if source == "torchvision":  # often replaced by more or fewer layers
         names = [f"classifier.{3 * (i // 2)}.{'bias' if i % 2 else 'weight'}" for i in range(len(shapes))]
     if not shapes.keys() & set(names):
         arch = architecture_of(source, network, head="gap", num_classes=1, **options)
         table = {key: entry for key, entry in entries(source, arch).items() if key.startswith("block")}
         return Match(source, arch, table)
-    weight, side = shapes.get(names[0], ()), published.pooled_size  # of the map that the first connected layer sees
+    weight, side = (
+        shapes.get(names[0], ()),
+        published.pooled_size,
+    )  # side of the map before the first fully connected layer
     if len(weight) == (4 if source == "timm" else 2):
         inputs = weight[0 if source == "keras" else 1]
         side = max(1, weight[2] if source == "timm" else math.isqrt(inputs // published.blocks[-1].channels))
@@ -146,9 +149,9 @@ def matched(shapes: Mapping[str, tuple[int, ...]]) -> Match | None:
 
 
 def best_match(names: Iterable[str]) -> tuple[Source, str] | None:
-    """The source and network whose names are most like `names`; None if none is like them at all."""
-    found = set(names)
-    scores = {key: len(known & found) / len(known | found) for key, known in _published_names().items()}
+    """The source and network with the highest Jaccard similarity of names; None if it is 0."""
+    given = set(names)
+    scores = {key: len(known & given) / len(known | given) for key, known in _published_names().items()}
     best = max(scores, key=lambda key: scores[key])
     return best if scores[best] > 0 else None
 
@@ -162,8 +165,8 @@ def _published_names() -> dict[tuple[Source, str], frozenset[str]]:
     }
 
 
-def _named(source: Source, architecture: Architecture) -> Iterator[tuple[Layer, str]]:
-    """Each layer with parameters, and its name in files of `source`."""
+def _source_names(source: Source, architecture: Architecture) -> Iterator[tuple[Layer, str]]:
+    """Each layer with parameters and its name in files of `source`."""
     index, connected = 0, 0
     for layer in architecture.layers():
         is_in_block, is_last = layer.part.startswith("block"), connected == len(architecture.hidden)
@@ -193,7 +196,7 @@ def _weight_entry(source: Source, architecture: Architecture, layer: Layer, pref
             return Entry(name, (size, size, inputs, outputs), lambda kernel: kernel.permute(3, 2, 0, 1))
         if layer.part != f"fc{len(architecture.blocks) + 1}":
             return Entry(name, (inputs, outputs), Tensor.t)
-        # The rows of the first one are in height-width-channel order; ours are channel-height-width.
+        # The first one's rows are in height-width-channel order, torch's in channel-height-width order.
         channels = architecture.blocks[-1].channels
         map_shape = (math.isqrt(inputs // channels),) * 2 + (channels, outputs)
         return Entry(name, (inputs, outputs), lambda rows: rows.view(map_shape).permute(3, 2, 0, 1).reshape(ours))

@@ -1,4 +1,4 @@
-"""Networks that start from a trained one: a deeper network from a shallow one, or the same network for other classes.
+"""Initialising a network from a trained one: a deeper network from a shallow one, or the same for other classes.
 
 Source: arXiv 1409.1556, section 3.1: the first four convolutions and the fully connected layers come from a trained
 configuration A, the layers between are drawn at random. Of A these convolutions are conv1_1, conv2_1, conv3_1 and
@@ -18,7 +18,7 @@ NUM_CONVOLUTIONS = 4
 
 
 def last_layer(net: VGG | BaselineNetwork) -> str:
-    """The name of the module whose outputs are the classes, such as `fc8`.
+    """The name of the module that outputs the logits, such as `fc8`.
 
     >>> last_layer(VGG(Architecture.parse("vgg11/16", image_size=32, hidden=(8,))))
     'fc7'
@@ -28,10 +28,7 @@ def last_layer(net: VGG | BaselineNetwork) -> str:
 
 
 def transfer(net: VGG | BaselineNetwork, source: VGG | BaselineNetwork) -> tuple[str, ...]:
-    """Copy all layers of `source` but the last into `net`, in place: the same network for other classes.
-
-    Returns and raises what `warm_start` does.
-    """
+    """Copy all layers of `source` except the last into `net`; returns and raises what `warm_start` does."""
     layers = {key.split(".")[-2] for n in (net, source) for key in n.state_dict()}
     return _copy(net, source, layers - {last_layer(n).rpartition(".")[2] for n in (net, source)})
 
@@ -53,24 +50,24 @@ def warm_start(net: VGG | BaselineNetwork, source: VGG | BaselineNetwork) -> tup
     """
     for network in (net, source):
         check_type(network, VGG | BaselineNetwork, "a network", "warm_start(net, load_weights('vgg11.safetensors')[0])")
-    own, other = net.architecture, source.architecture
-    if isinstance(own, Architecture) and isinstance(other, Architecture) and len(own.blocks) != len(other.blocks):
+    arch, trained = net.architecture, source.architecture
+    if isinstance(arch, Architecture) and isinstance(trained, Architecture) and len(arch.blocks) != len(trained.blocks):
         raise ValueError(
-            f"expected a warm start from a network of {len(own.blocks)} blocks, as {own.name} has, got {other.name} "
-            f"of {len(other.blocks)}, try a source whose blocks have the same widths"
+            f"expected a warm start from a network of {len(arch.blocks)} blocks, as {arch.name} has, got "
+            f"{trained.name} of {len(trained.blocks)}, try a source whose blocks have the same widths"
         )
-    names = [layer.name for layer in other.layers()]
+    names = [layer.name for layer in trained.layers()]
     first = [name for name in names if name.startswith("conv")][:NUM_CONVOLUTIONS]
-    norms = {name.replace("conv", "bn") for name in first}.intersection(names, (layer.name for layer in own.layers()))
+    norms = {name.replace("conv", "bn") for name in first}.intersection(names, (layer.name for layer in arch.layers()))
     return _copy(net, source, {*first, *norms, *(name for name in names if name.startswith("fc"))})
 
 
 def _copy(net: VGG | BaselineNetwork, source: VGG | BaselineNetwork, layers: Collection[str]) -> tuple[str, ...]:
-    """Copy the tensors of `layers`, which are all that both networks must have in the same shapes."""
+    """Copy the tensors of `layers`, which must have the same shapes in both networks."""
     states = [{tuple(key.split(".")[-2:]): tensor for key, tensor in n.state_dict().items()} for n in (net, source)]
-    own, other = ({".".join(key): state[key] for key in state if key[0] in layers} for state in states)
-    for name in own | other:
-        expected, got = (tuple(tensors[name].shape) if name in tensors else "none" for tensors in (own, other))
+    targets, sources = ({".".join(key): state[key] for key in state if key[0] in layers} for state in states)
+    for name in targets | sources:
+        expected, got = (tuple(tensors[name].shape) if name in tensors else "none" for tensors in (targets, sources))
         if got != expected:
             raise ValueError(
                 f"expected {name} in the shape that {net.architecture.name} has, {expected}, got {got} from "
@@ -78,6 +75,6 @@ def _copy(net: VGG | BaselineNetwork, source: VGG | BaselineNetwork, layers: Col
                 "--image-size, and without folded preprocessing"
             )
     with torch.no_grad():
-        for name, tensor in other.items():
-            own[name].copy_(tensor)  # which shares its memory with the network's
-    return tuple(dict.fromkeys(name.partition(".")[0] for name in other))
+        for name, tensor in sources.items():
+            targets[name].copy_(tensor)  # shares memory with `net`
+    return tuple(dict.fromkeys(name.partition(".")[0] for name in sources))
