@@ -3,7 +3,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from vggkit.training.curves import curves, draw_curves
+from vggkit.data.files import as_png
+from vggkit.training.curves import curves
 
 
 def history(count, test_loss=None):
@@ -53,4 +54,4 @@ def test_a_run_without_a_test_loss_has_one_curve_of_losses():
 
 
 def test_a_title_is_no_formula_and_the_picture_is_a_png():
-    assert draw_curves(history(2, test_loss=math.inf), 3, "test", "$\\frac{ on a_b").startswith(b"\x89PNG")
+    assert as_png(curves(history(2, test_loss=math.inf), 3, "test", "$\\frac{ on a_b")).startswith(b"\x89PNG")

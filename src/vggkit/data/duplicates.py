@@ -30,13 +30,7 @@ class Duplicate(NamedTuple):
 def near_duplicates(
     images: npt.NDArray[np.uint8], others: npt.NDArray[np.uint8], max_difference: float = MAX_DIFFERENCE
 ) -> list[Duplicate]:
-    """The `images` with a near duplicate in `others`, and their nearest one.
-
-    Args:
-        images: thumbnails, (images, ...).
-        others: thumbnails of the same shape, (others, ...).
-        max_difference: root mean square, in grey levels.
-    """
+    """The thumbnails `images`, (images, ...), with a near duplicate in `others`, (others, ...)."""
     a, duplicates = torch.from_numpy(images).flatten(1).float() - 128, list[Duplicate]()
     best, like = torch.full((len(a),), torch.inf), torch.zeros(len(a), dtype=torch.long)
     num_rows = max(1, MAX_PAIRS // max(1, len(a)))

@@ -76,14 +76,8 @@ def open_feed(
 ) -> "Feed":
     """The feed of a split: arrays are moved to the device at once, image files are decoded ahead of their batch.
 
-    Args:
-        images: a split from `open_data`.
-        read: decodes an image file; for arrays only its number of channels matters.
-        share: the device, and the part of each batch.
-        batch_size: images in a batch of all processes together.
-        seed: for the order of each epoch.
-        num_workers: threads that decode.
-        bad_images: `fail` at a file that is broken or no image, or `skip` it: zeros with the label -100.
+    `read` decodes image files; of arrays it gives only the number of channels. `batch_size` counts the images of all
+    processes; `seed` is for the order of each epoch. For `num_workers` and `bad_images` see `Loader`.
     """
     if isinstance(images, ArrayImages):
         split = Split.on(share.device, images.pixels, images.labels)

@@ -42,10 +42,8 @@ class _Listing(NamedTuple):
 def open_folder(folder: Path, only_evaluate: bool) -> ImageSource:
     """The images in `train/<class>/`, `val/<class>/` and `test/<class>/`, or in `<class>/`, as split `train`.
 
-    Args:
-        folder: splits are named by `SPLIT_WORDS`, in any case. If its only entry is a folder of folders, that one is
-            opened. A folder of `vgg train` runs is never a class.
-        only_evaluate: accept a validation or a test folder without a training folder.
+    Splits are named by `SPLIT_WORDS`. If the only entry of `folder` is a folder of folders, that one is opened. A
+    folder of runs is never a class. `only_evaluate` accepts a validation or test folder without a training folder.
 
     Raises:
         DataError: a folder cannot be listed, a class is empty or unknown, or the layout is another one.

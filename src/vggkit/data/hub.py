@@ -27,13 +27,18 @@ def open_hub(data: str, only_evaluate: bool, stream: bool, epoch_images: int) ->
     where = shown(data, 120)
     if not _NAME.fullmatch(data.removeprefix(HUB_PREFIX)):
         raise DataError(f"expected hub:owner/name or hub:owner/name:config, got {where!r}")
-    library = _import_datasets()
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(
+            f"expected the library datasets, got: {one_line(error)}, try pip install 'vggkit[data]'"
+        ) from None
     name, _, config = data.removeprefix(HUB_PREFIX).partition(":")
     with tempfile.TemporaryDirectory(prefix="vggkit-") as folder:
         try:
             # hf:// excludes a local folder of that name.
-            builder = library.load_dataset_builder(f"hf://datasets/{name}", config or None)
-            shards = _shards(library, builder, where, stream, Path(folder, "tables"))
+            builder = datasets.load_dataset_builder(f"hf://datasets/{name}", config or None)
+            shards = _shards(datasets, builder, where, stream, Path(folder, "tables"))
         except DataError:
             raise
         except Exception as error:  # of the network, of files, of the library
@@ -74,13 +79,3 @@ def _open_remote(address: str) -> Any:
     from fsspec.core import open as open_address  # type: ignore[import-untyped]
 
     return open_address(address, "rb").open()
-
-
-def _import_datasets() -> ModuleType:
-    try:
-        import datasets
-    except ImportError as error:
-        raise DataError(
-            f"expected the library datasets, got: {one_line(error)}, try pip install 'vggkit[data]'"
-        ) from None
-    return datasets  # type: ignore[no-any-return]

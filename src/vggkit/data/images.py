@@ -102,19 +102,13 @@ class RandomCrop:
 
 
 def decoded(content: Content, channels: int, name: str, least_side: int | None = None) -> Image.Image:
-    """An image in Pillow's mode L for 1 channel, RGB for 3.
+    """An image in Pillow's mode L for 1 channel, RGB for 3; a JPEG may be reduced to no less than `least_side` pixels.
 
     The EXIF orientation is applied, transparency is blended with black, 16 bits become 8, and of an animation the first
     frame is taken.
 
-    Args:
-        content: PNG, JPEG, WebP, GIF, BMP or TIFF, whatever the file's suffix; or a Pillow image.
-        channels: 1 or 3.
-        name: what errors call it.
-        least_side: the side in pixels down to which a JPEG may be reduced while decoding.
-
     Raises:
-        DataError: the file is missing or is not a whole image of a plausible size; it is named.
+        DataError: the file is missing or is not a whole PNG, JPEG, WebP, GIF, BMP or TIFF of a plausible size.
     """
     if isinstance(content, Path):
         content = read_image_file(content, name)

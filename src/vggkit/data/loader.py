@@ -85,14 +85,10 @@ class Loader:
     _bad_in_a_row: int = 0
 
     def batches(self, parts: Sequence[npt.NDArray[np.int64]], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Read batches in order; the threads end with this iterator.
+        """Batches in order: uint8 (images, channels, height, width) and int64 labels (images,).
 
-        Args:
-            parts: for each batch, the positions of its images in the split; ascending throughout for a stream.
-            epoch: decides the order of a stream and the reader's random draws.
-
-        Yields:
-            uint8 (images, channels, height, width) and int64 labels (images,).
+        `parts` are the positions of each batch's images, ascending throughout for a stream. `epoch` decides the order
+        of a stream and the reader's random draws. The threads end with this iterator.
 
         Raises:
             DataError: images are bad and `bad_images` is `fail`; or more than 100 in a row are bad.

@@ -80,17 +80,10 @@ def cutmix(
     """Replace a random rectangle of an image by that of the previous image, with `probability`, in place.
 
     The rectangle's area is uniform from 0 to 1 and is clipped at the border. Source: arXiv 1905.04899, where one
-    rectangle is drawn for a batch.
+    rectangle is drawn for a batch. `images`, (images, channels, height, width), may be a `part` of a batch of
+    `batch_size`; the first takes from the last.
 
-    Args:
-        images: (images, channels, height, width); the first takes from the last.
-        probability: for each image.
-        generator: on the images' device.
-        part: the part of a batch of `batch_size` that `images` are, if not all of it.
-        batch_size: size of the whole batch.
-
-    Returns:
-        The share of each image's pixels that come from the previous image: float32 (images,).
+    Returns the share of each image's pixels that come from the previous image: float32 (images,).
     """
     drawn = torch.rand((4, batch_size or len(images)), generator=generator, device=images.device)
     chance, area, *centre = drawn[:, part].unsqueeze(2)

@@ -76,17 +76,13 @@ class Preprocessing:
             )
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The network's input.
+        """The network's input for uint8 RGB images (batch, channels, height, width) on any device.
 
-        Args:
-            images: uint8 (batch, channels, height, width), RGB, on any device.
-
-        Returns:
-            float32 (batch, channels, image_size, image_size) in channels_last; before the normalisation within 1/255
-            of torchvision's Resize and ToTensor, which round to uint8 in between.
+        Returns float32 (batch, channels, image_size, image_size) in channels_last, before the normalisation within
+        1/255 of torchvision's Resize and ToTensor, which round to uint8 in between.
 
         Raises:
-            ValueError: other values than uint8.
+            ValueError: `images` are not uint8.
         """
         if images.dtype != torch.uint8:
             raise ValueError(f"expected images as uint8, got {images.dtype}, try normalize for floats in [0, 1]")

@@ -94,7 +94,8 @@ def watched(kind: Hashable, amount: float, device_type: str = "cpu") -> Iterator
     """
     global _waiting
     threads = torch.get_num_threads()
-    if device_type != "cpu" or not _is_supported(threads) or not _lock.acquire(blocking=False):
+    takes_all_cores = hasattr(os, "sched_getaffinity") and threads == len(os.sched_getaffinity(0)) > 1
+    if device_type != "cpu" or not takes_all_cores or not _lock.acquire(blocking=False):
         yield
         return
     try:
@@ -114,10 +115,6 @@ def left_alone() -> Iterator[None]:
     """A context in which nothing is measured or chosen."""
     with _lock:
         yield
-
-
-def _is_supported(threads: int) -> bool:
-    return threads > 1 and hasattr(os, "sched_getaffinity") and threads == len(os.sched_getaffinity(0))
 
 
 def let_sleep(on: bool) -> None:

@@ -92,7 +92,10 @@ class VGG(nn.Sequential):
     ) -> dict[str, Tensor]:
         """`features`, with `run` to apply a list of layers to a tensor."""
         num_blocks = len(self.architecture.blocks)
-        layers_of_children = [_layers_of(name, child) for name, child in self.named_children()]
+        layers_of_children = [
+            list(child.named_children()) if type(child) is nn.Sequential else [(name, child)]
+            for name, child in self.named_children()
+        ]
         names, modules = zip(*itertools.chain(*layers_of_children), strict=True)
         if isinstance(layers, str) or not layers:
             example = layers if isinstance(layers, str) else f"pool{num_blocks}"
@@ -118,11 +121,6 @@ class VGG(nn.Sequential):
         if isinstance(index, slice):
             return nn.Sequential(OrderedDict(list(self.named_children())[index]))
         return super().__getitem__(index)
-
-
-def _layers_of(name: str, child: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The named layers of a block, or the child itself if it is a layer."""
-    return list(child.named_children()) if type(child) is nn.Sequential else [(name, child)]
 
 
 def _run_in_order(layers: list[nn.Module], x: Tensor) -> Tensor:

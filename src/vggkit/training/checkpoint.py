@@ -20,19 +20,8 @@ from vggkit.data.files import sync_folder, write_synced, write_whole
 from vggkit.errors import CheckpointError, one_line
 from vggkit.training.run_state import RunState
 from vggkit.training.step import Training
+from vggkit.weights import runs
 from vggkit.weights.files import AnyNetwork, safetensors_pieces
-from vggkit.weights.runs import (
-    CHECKPOINTS,
-    FILES,
-    METRICS,
-    NETWORK,
-    OPTIMIZER,
-    STATE,
-    SUMS,
-    begun_checkpoints,
-    checkpoint_path,
-    sum_line,
-)
 
 SAVE_SECONDS = 50.0
 """The time between two checkpoints: with the time to write one, a kill loses at most a minute."""
@@ -79,10 +68,10 @@ def snapshot(
             if not (tensor.sum().isfinite() or tensor.isfinite().all()):
                 raise CheckpointError(f"expected finite values as {name}, got others, try a lower --learning-rate")
         return {
-            NETWORK: safetensors_pieces(weights, metadata),
-            OPTIMIZER: safetensors_pieces(optimizer_tensors, {}),
-            STATE: [state_json],
-            METRICS: [metrics],
+            runs.NETWORK: safetensors_pieces(weights, metadata),
+            runs.OPTIMIZER: safetensors_pieces(optimizer_tensors, {}),
+            runs.STATE: [state_json],
+            runs.METRICS: [metrics],
         }
 
     return files
@@ -96,12 +85,12 @@ def restore(
     Raises:
         CheckpointError: it belongs to another network or optimizer.
     """
-    state, parameters = RunState.from_json(files[STATE]), dict(net.named_parameters())
+    state, parameters = RunState.from_json(files[runs.STATE]), dict(net.named_parameters())
     try:
-        weights = load(files[NETWORK])
+        weights = load(files[runs.NETWORK])
         if average is not None:
             average.load_state_dict(weights)
-        for name, tensor in load(files[OPTIMIZER]).items():
+        for name, tensor in load(files[runs.OPTIMIZER]).items():
             owner, _, key = name.rpartition(".")
             if key == TRAINED:
                 weights[owner] = tensor
@@ -124,15 +113,15 @@ def write_checkpoint(run: Path, step: int, files: Mapping[str, Pieces]) -> Path:
     Raises:
         OSError: writing failed, and there is no checkpoint of `step`; earlier checkpoints are complete in any case.
     """
-    parent = run / CHECKPOINTS
-    target, temporary = checkpoint_path(run, step), parent / ".unfinished"
+    parent = run / runs.CHECKPOINTS
+    target, temporary = runs.checkpoint_path(run, step), parent / ".unfinished"
     if not parent.is_dir():
         os.mkdir(parent)  # noqa: PTH102
         sync_folder(run)
     shutil.rmtree(temporary, ignore_errors=True)
     os.mkdir(temporary)  # noqa: PTH102
     try:
-        digests = {name: hashlib.sha256() for name in FILES}
+        digests = {name: hashlib.sha256() for name in runs.FILES}
         for name, digest in digests.items():
             write_synced(temporary / name, _hashing(files[name], digest))
         sync_folder(temporary)
@@ -142,7 +131,9 @@ def write_checkpoint(run: Path, step: int, files: Mapping[str, Pieces]) -> Path:
         shutil.rmtree(temporary, ignore_errors=True)  # to free space on a full disk
         raise
     sync_folder(parent)
-    write_whole(target / SUMS, b"".join(sum_line(name, digest.hexdigest()) for name, digest in digests.items()))
+    write_whole(
+        target / runs.SUMS, b"".join(runs.sum_line(name, digest.hexdigest()) for name, digest in digests.items())
+    )
     return target
 
 
@@ -186,7 +177,7 @@ class Saver:
         if self.run is None:
             return
         self._last_seconds = time.monotonic()
-        files = snapshot(training, (self.run / METRICS).read_bytes(), self._buffers)
+        files = snapshot(training, (self.run / runs.METRICS).read_bytes(), self._buffers)
         arguments = (self.run, training.state.step, training.state.best_step, files)
         self._thread = threading.Thread(target=self._write, args=arguments, daemon=True)
         self._thread.start()
@@ -207,7 +198,7 @@ class Saver:
             raise failure
 
     def _write(self, run: Path, step: int, best_step: int | None, files: Callable[[], Mapping[str, Pieces]]) -> None:
-        path, task = checkpoint_path(run, step), "write the checkpoint"
+        path, task = runs.checkpoint_path(run, step), "write the checkpoint"
         try:
             if all(path != kept for kept, _ in self._kept):
                 write_checkpoint(run, step, files())
@@ -215,8 +206,8 @@ class Saver:
             task = "remove what is older than the checkpoint"
             # Also the best checkpoint as of each kept one: a run resumed from there may not find a better one.
             needed = {kept for kept, _ in self._kept}
-            needed |= {checkpoint_path(run, best) for _, best in [*self._kept, (path, best_step)] if best}
-            for old in begun_checkpoints(run):
+            needed |= {runs.checkpoint_path(run, best) for _, best in [*self._kept, (path, best_step)] if best}
+            for old in runs.begun_checkpoints(run):
                 if old not in needed:
                     _remove(old)
         except Exception as error:  # raised in the training thread
@@ -230,7 +221,7 @@ class Saver:
 def _remove(checkpoint: Path) -> None:
     """Remove a checkpoint, sums first, so that a partly removed one counts as unfinished and not as damaged."""
     if checkpoint.is_dir() and not checkpoint.is_symlink():
-        (checkpoint / SUMS).unlink(missing_ok=True)
+        (checkpoint / runs.SUMS).unlink(missing_ok=True)
         shutil.rmtree(checkpoint)
     else:
         checkpoint.unlink(missing_ok=True)

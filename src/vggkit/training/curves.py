@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from vggkit.data.files import as_png
 from vggkit.errors import shown
 from vggkit.training.run_state import EpochMetrics
 
@@ -17,13 +16,8 @@ MIN_ACCURACY_SPAN = 0.1
 TRAIN, EVALUATED = "#4c78a8", "#e45756"
 
 
-def draw_curves(history: Sequence[EpochMetrics], num_epochs: int, evaluated_on: str = "test", title: str = "") -> bytes:
-    """The picture of `curves` as the content of a PNG file, 1320 x 570 pixels."""
-    return as_png(curves(history, num_epochs, evaluated_on, title))
-
-
 def curves(history: Sequence[EpochMetrics], num_epochs: int, evaluated_on: str, title: str) -> "Figure":
-    """Loss and accuracy over the epochs, at least one, with the best epoch marked.
+    """Loss and accuracy over the epochs, at least one, with the best epoch marked; 1320 x 570 pixels.
 
     `num_epochs` is the length of the whole run; `evaluated_on` is `test` or `validation`.
     """

@@ -35,8 +35,7 @@ POWERSGD_RANK = 4
 POWERSGD_START_STEP = 10
 """Uncompressed steps at the start: torch requires at least 2, until its buckets are final."""
 
-_PR_SET_PDEATHSIG = 1
-"""Of Linux's prctl.h."""
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 
 _Value = TypeVar("_Value")
 
@@ -149,7 +148,9 @@ def join_team(device: str | None) -> Iterator[Team]:
     backend = "nccl" if chosen.type == "cuda" else "gloo"
     join, setup, step = (datetime.timedelta(seconds=s) for s in (JOIN_SECONDS, SETUP_SECONDS, STEP_SECONDS))
     try:
-        _end_with_torchrun()
+        if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+            # SIGTERM when torchrun is killed, which would leave its processes behind.
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         store, rank, size = next(rendezvous("env://", timeout=join))
         # After a restart, torchrun's store still holds the addresses of the earlier processes.
         store = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
@@ -165,9 +166,3 @@ def join_team(device: str | None) -> Iterator[Team]:
         without_place = re.sub(r".*\[\S+\.\w+:\d+\] *", "", first_line)
         cause = without_place.partition(". ")[0].rstrip(".")  # and without advice
         raise LostError(f"lost the other processes: {cause}") from error
-
-
-def _end_with_torchrun() -> None:
-    """Ask for SIGTERM when torchrun is killed, which would leave its processes behind."""
-    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

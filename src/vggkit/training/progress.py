@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
-from vggkit.data.files import write_all, write_whole
+from vggkit.data.files import as_png, write_all, write_whole
 from vggkit.engines import waiting
 from vggkit.errors import shown
-from vggkit.training.curves import draw_curves
+from vggkit.training.curves import curves
 from vggkit.training.run_state import EpochMetrics
 from vggkit.training.step import Training
 from vggkit.weights.runs import METRICS
@@ -117,7 +117,7 @@ class Progress:
         if self.folder is None:
             return
         title = f"{self._recipe.architecture} on {Path(self._recipe.data).name}"
-        picture = draw_curves(self._state.history, self._recipe.epochs, self._evaluated_on, title)
+        picture = as_png(curves(self._state.history, self._recipe.epochs, self._evaluated_on, title))
         write_whole(self.folder / "curves.png", picture)
         self._last_curves, self._drawn_epochs = time.perf_counter(), len(self._state.history)
         if self.show and _is_notebook():
