@@ -12,11 +12,7 @@ TRIES = 3
 
 
 def download(url: str, target: Path, max_bytes: int, report: Callable[[str], None]) -> None:
-    """Download `url` to `target` in at most three tries.
-
-    Raises:
-        OSError, HTTPException: the last try failed, or the file is truncated or larger than `max_bytes`.
-    """
+    """Download `url` to `target` in at most three tries; raises `OSError` or `HTTPException` of the last one."""
     for attempt in range(1, TRIES + 1):
         try:
             return _download_once(url, target, max_bytes, report)

@@ -6,14 +6,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-THUMBNAIL_SIDE = 16
-"""Pixels along a side of the thumbnails, in colour."""
+THUMBNAIL_SIDE = 16  # pixels along a side of the thumbnails, in colour
 MAX_DIFFERENCE = 4.0
 """Root mean square over a thumbnail, in grey levels, up to which images are near duplicates. scikit-image's pictures
 differ from their own JPEG of quality 30 or 64 x 64 pixels by less than 2 and from each other by more than 8; the first
 2,000 test images of Fashion-MNIST differ from all training images by more than 4."""
-MAX_PAIRS = 2**24
-"""Pairs that are compared at a time."""
+MAX_PAIRS = 2**24  # pairs that are compared at a time
 
 
 class Duplicate(NamedTuple):

@@ -66,8 +66,7 @@ SAMPLE_WARNING = (
     "its numbers are not comparable with anybody's"
 )
 
-MAX_IDX_BYTES = 2**28
-"""Far above the 47 MB of Fashion-MNIST; a larger file is refused before it is unpacked."""
+MAX_IDX_BYTES = 2**28  # far above the 47 MB of Fashion-MNIST; a larger file is refused before it is unpacked
 
 Array = npt.NDArray[np.uint8]
 

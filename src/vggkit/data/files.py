@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from vggkit.errors import DataError
 
-MAX_IMAGE_BYTES = 2**29
-"""Of an image file: above the size of 64 million uncompressed pixels of 16 bits."""
+MAX_IMAGE_BYTES = 2**29  # of an image file: above the size of 64 million uncompressed pixels of 16 bits
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -19,8 +19,7 @@ from vggkit.data.samples import (
 )
 from vggkit.errors import DataError, shown
 
-NAME_CHARACTERS = 1_000
-"""Longer names of images and classes are shortened."""
+NAME_CHARACTERS = 1_000  # longer names of images and classes are shortened
 
 LAYOUTS = "try <folder>/<class>/image.jpg, or <folder>/train/<class>/image.jpg and <folder>/val/<class>/image.jpg"
 

@@ -20,14 +20,10 @@ from vggkit.errors import DataError, LoadingError, one_line
 
 READ_SECONDS = 60.0
 """Time limit for reading one image of an awaited batch from a disk that may hang; decoding takes a few seconds."""
-STREAM_SECONDS = 120.0
-"""The same for the next image of a stream, which skips others first."""
-POLL_SECONDS = 0.5
-"""Interval of the checks."""
-BATCHES_AHEAD = 2
-"""For each thread."""
-MAX_BAD_IN_A_ROW = 100
-"""More bad images in a row in a shuffled epoch are an error: the disk or folder is probably gone."""
+STREAM_SECONDS = 120.0  # the same for the next image of a stream, which skips others first
+POLL_SECONDS = 0.5  # interval of the checks
+BATCHES_AHEAD = 2  # for each thread
+MAX_BAD_IN_A_ROW = 100  # more bad images in a row in a shuffled epoch are an error: the disk or folder is probably gone
 NAMED_BAD_IMAGES = 3
 
 Value = TypeVar("Value")

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-MAX_ASPECT = 16
-"""Before a centre crop is resized, longer images are cut to this multiple of their shorter side."""
+MAX_ASPECT = 16  # before a centre crop is resized, longer images are cut to this multiple of their shorter side
 
 MIN_STD = 1e-6
 MIN_CROP_FRACTION = 0.1
@@ -89,11 +88,7 @@ class Preprocessing:
         return self._standardize_(self._resize(images.float()))
 
     def scaled(self, images: Tensor) -> Tensor:
-        """The network's input, float32 in channels_last, for images of its size.
-
-        Raises:
-            ValueError: not uint8 of shape (batch, channels, image_size, image_size).
-        """
+        """The network's input, float32 in channels_last, for uint8 images of its size; raises `ValueError`."""
         expected = (self.channels, self.image_size, self.image_size)
         if images.dtype != torch.uint8 or images.shape[1:] != expected:
             raise ValueError(

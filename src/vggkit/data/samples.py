@@ -18,8 +18,7 @@ MAX_CLASSES = 2**16
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 """Suffixes of image files, in lower case."""
 
-IGNORED_LABEL = -100
-"""The label of an image that was skipped: torch's `ignore_index`."""
+IGNORED_LABEL = -100  # the label of an image that was skipped: torch's `ignore_index`
 
 SPLIT_WORDS = {
     "train": ("train", "training"),

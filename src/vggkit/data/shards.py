@@ -148,11 +148,7 @@ def _read_class_names(folder: Path) -> tuple[str, ...] | None:
 
 
 def open_shards(shards: Shards, only_evaluate: bool, stream: bool, epoch_images: int) -> ImageSource:
-    """The images of `shards`; with `only_evaluate`, a validation or test split without a train split is called train.
-
-    Raises:
-        DataError: a file is damaged, or its columns, fields, labels, classes or splits are ambiguous.
-    """
+    """The images of `shards`; with `only_evaluate`, any split may be taken for training. Raises `DataError`."""
     if "train" not in shards.files and shards.files and only_evaluate:
         shards = replace(shards, files={"train": next(iter(shards.files.values()))})
     if "train" not in shards.files:

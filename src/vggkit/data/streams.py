@@ -15,8 +15,7 @@ NUM_LANES = 16
 """Files are distributed over this many lanes, from which images are taken in turn. The order is independent of the
 number of processes, and each of 2, 4, 8 or 16 processes with whole batches reads only its own lanes."""
 
-SHUFFLE_BUFFER_IMAGES = 1_000
-"""Encoded images that a shuffled stream holds in memory, in all lanes together."""
+SHUFFLE_BUFFER_IMAGES = 1_000  # encoded images that a shuffled stream holds in memory, in all lanes together
 
 
 @dataclass(frozen=True, eq=False)

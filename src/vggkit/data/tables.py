@@ -9,8 +9,7 @@ from vggkit.data.tars import LABEL_NAMES, Row, as_label
 from vggkit.errors import DataError, one_line, shown
 
 MAX_BATCH_ROWS = 1_000
-ROW_BYTES = 8
-"""Bytes that a row counts for beside its texts and images."""
+ROW_BYTES = 8  # bytes that a row counts for beside its texts and images
 MAX_EXPANSION, SMALL_BYTES = 100, 2**26
 """A file may unpack to 100 times its size, or to 64 MiB if that is more; images are compressed already."""
 
@@ -28,11 +27,7 @@ class Table(NamedTuple):
 
 
 def describe(file: BinaryIO, name: str) -> Table:
-    """Read the metadata at the end of a parquet file.
-
-    Raises:
-        DataError: the file is damaged, its columns are ambiguous, or it would unpack to far more than its size.
-    """
+    """Read the metadata of a parquet file; raises `DataError` if it is damaged, ambiguous or unpacks to too much."""
     parquet = _open_parquet(file, name)
     schema = parquet.schema_arrow
     features: dict[str, Any] = {}
@@ -57,11 +52,7 @@ def describe(file: BinaryIO, name: str) -> Table:
 
 
 def read_table(file: BinaryIO, name: str, table: Table, with_content: bool) -> Iterator[Row]:
-    """The rows of a parquet file in order; only the columns needed are read.
-
-    Raises:
-        DataError: the file is damaged, or unpacks to far more than encoded images of its size can.
-    """
+    """The rows of a parquet file in order; raises `DataError` if it is damaged or unpacks to too much."""
     number, space = 0, max_unpacked_bytes(file.seek(0, 2))
     columns = [table.label, table.image] if with_content else [table.label]
     parquet = _open_parquet(file, name)

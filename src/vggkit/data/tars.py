@@ -16,8 +16,7 @@ LABEL_NAMES = ("label", "labels", "cls", "class", "target")
 
 MAX_LABEL_BYTES = 2**20
 
-END_BYTES = 1_024
-"""Zeros at the end of a tar, at least (POSIX pax format)."""
+END_BYTES = 1_024  # zeros at the end of a tar, at least (POSIX pax format)
 
 Label = int | str | DataError
 """A number, a name, or the error of a missing label."""
@@ -48,11 +47,7 @@ class _Member(NamedTuple):
 
 
 def check_whole(file: BinaryIO, name: str) -> None:
-    """Check the end of a tar: one that is truncated between two images would be read as a shorter one.
-
-    Raises:
-        DataError: it is truncated, compressed or not a tar; it is named.
-    """
+    """Raise `DataError` unless a tar has its end: a truncated one would be read as a shorter one."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - END_BYTES))
     if file.read() != bytes(END_BYTES):
@@ -63,11 +58,7 @@ def check_whole(file: BinaryIO, name: str) -> None:
 
 
 def read_tar(file: BinaryIO, name: str, with_content: bool) -> Iterator[Row]:
-    """The samples of a tar in order; without content the images are skipped.
-
-    Raises:
-        DataError: the file is damaged, or the image of a sample is ambiguous.
-    """
+    """The samples of a tar in order, without images on request; raises `DataError` if it is damaged or ambiguous."""
     key, members = "", list[_Member]()
     try:
         with tarfile.open(fileobj=file, mode="r|" if with_content else "r:", bufsize=2**20) as tar:

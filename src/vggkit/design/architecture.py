@@ -35,8 +35,7 @@ Head = Literal["flatten", "adaptive", "conv", "gap"]
 """How the last map becomes classes; see `Architecture.head`."""
 
 MAX_HIDDEN_LAYERS = 100
-POOLED_SIZE = 7
-"""The `pooled_size` of every published VGG network."""
+POOLED_SIZE = 7  # the `pooled_size` of every published VGG network
 
 
 @dataclass(frozen=True)

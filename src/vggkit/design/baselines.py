@@ -42,9 +42,7 @@ class Baseline:
     image_size: int
     """Height and width of the input, in pixels; the network takes no other size."""
     in_channels: int = 1
-    """Channels of the input image."""
     num_classes: int = 10
-    """Outputs of the last fully connected layer."""
 
     def __post_init__(self) -> None:
         check_one_of("a baseline", self.name, BaselineName)

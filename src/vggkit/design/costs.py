@@ -34,7 +34,6 @@ class LayerCost:
     name: str
     kind: LayerKind
     part: str
-    """The row it belongs to: `block3`, `fc6`."""
     output_shape: tuple[int, ...]
     """(batch, channels, height, width), or (batch, features)."""
     parameters: int

@@ -30,8 +30,7 @@ MAX_SIDE, MAX_THICKNESS = 200.0, 46.0  # SVG pixels of the largest map and of th
 SLANT_X, SLANT_Y = 0.31, 0.26  # offset of the back face: foreshortened to 0.4, 40 degrees upwards
 MARGIN, CARD_GAP, COLUMN_GAP, BOX_GAP, LINE, BAR = 20.0, 28.0, 13.0, 3.0, 15.0, 48.0
 BOX_HEIGHT, ARROW, FRAME, PART_GAP, SHARES = 24.0, 12.0, 7.0, 22.0, 26.0
-PAGE_WIDTH = 880.0
-"""Width at which a row of networks wraps; a README shows it unscaled."""
+PAGE_WIDTH = 880.0  # width at which a row of networks wraps; a README shows it unscaled
 
 HEADER = svg.TITLE + 3 * LINE + 2 * 19 + 16
 PANEL, EDGE, TRACK, FRAME_FILL, WHITE = "#fcfcfa", "#d5d7db", "#e3e5e8", "#edeff2", "#ffffff"

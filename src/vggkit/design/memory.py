@@ -138,9 +138,7 @@ class _Operation:
     """`x` itself if the layer works in place."""
     saved: tuple[_Tensor, ...]
     copies: tuple[_Tensor, ...] = ()
-    """Copies of the weights in autocast's type."""
     gradient_bytes: int = 0
-    """Gradients of the parameters."""
     backward_bytes: int = 0
     """Temporary memory of the backward pass beside the gradients."""
 

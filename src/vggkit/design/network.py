@@ -14,7 +14,6 @@ from vggkit.design.notation import BaselineName
 from vggkit.errors import ArchitectureError, check_type
 
 Network = Architecture | Baseline
-"""A network as data."""
 NetworkLike = Network | str | Sequence[Any]
 """What `as_network` takes: a network, its text, or the blocks of an `Architecture`."""
 

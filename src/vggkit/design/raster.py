@@ -8,10 +8,8 @@ from xml.etree import ElementTree
 from vggkit.design import svg
 
 POINTS_PER_INCH = 72  # a pixel of the drawing is a point of the figure
-SCALE = 2
-"""Pixels of a PNG file for each pixel of the drawing."""
-MAX_PIXELS, MAX_SIDE_PIXELS = 50_000_000, 32_000
-"""Limits of a PNG file; a larger drawing is scaled down."""
+SCALE = 2  # pixels of a PNG file for each pixel of the drawing
+MAX_PIXELS, MAX_SIDE_PIXELS = 50_000_000, 32_000  # limits of a PNG file; a larger drawing is scaled down
 
 
 def rendered(picture: str, suffix: str) -> bytes:

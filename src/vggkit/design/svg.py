@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from html import escape
 
 FONT = "Helvetica, Arial, sans-serif"
-SMALL, TITLE = 11, 18
-"""The two sizes of type, in pixels; titles are bold."""
+SMALL, TITLE = 11, 18  # the two sizes of type, in pixels; titles are bold
 INK, MUTED = "#1f2937", "#64707f"
 
 # Widths as shares of the font size: upper bounds for DejaVu Sans, the widest of the usual sans-serif fonts.

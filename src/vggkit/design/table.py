@@ -26,7 +26,6 @@ class Table:
     """How many columns, from the left, are left-aligned; the others are right-aligned."""
     title: str = ""
     notes: Sequence[str] = ()
-    """Lines below the table."""
 
     def __str__(self) -> str:
         from rich.cells import cell_len, set_cell_size  # a Chinese character takes two columns of a terminal

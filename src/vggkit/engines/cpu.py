@@ -16,8 +16,7 @@ from vggkit.engines.narrow import NarrowLinear
 from vggkit.errors import KernelError
 
 _LEVELS = 2**16
-FEW_IMAGES = 8
-"""Largest batch for which reading the weights dominates, where the compiled kernel is faster than oneDNN."""
+FEW_IMAGES = 8  # largest batch for which reading the weights dominates, where the compiled kernel is faster than oneDNN
 
 
 @functools.cache

@@ -18,8 +18,7 @@ from torch.nn import functional as F
 from vggkit.engines.convolution import is_2x2_pool, scale_and_bias
 
 BFLOAT16 = torch.bfloat16
-MAX_VALUES = 2**31
-"""In a map: the kernels have 32-bit indices."""
+MAX_VALUES = 2**31  # in a map: the kernels have 32-bit indices
 MAX_GRAPHS = 8
 MAX_REPLAYED_IMAGES = 32
 WARM_UP_STEPS = 3

@@ -31,10 +31,8 @@ SOURCES = sorted(FOLDER.glob("*.cpp"))
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp")
 COMPILERS = ("g++", "c++", "clang++")
 MAX_LIBRARY_BYTES = 2**20
-LANES = 16
-"""float32 in the widest vector register; numbers of channels must be a multiple of it."""
-MAX_CHANNELS = 65536
-"""Length of the zeros that the kernels read outside a map."""
+LANES = 16  # float32 in the widest vector register; numbers of channels must be a multiple of it
+MAX_CHANNELS = 65536  # length of the zeros that the kernels read outside a map
 
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int, "l": ctypes.c_long}
 _ARGUMENTS = {
@@ -255,8 +253,7 @@ def sparse_product(a: Tensor, b: Tensor) -> Tensor | None:
 
 MAX_DENSITY, MIN_DEPTH, MIN_COLUMNS = 0.4, 32, 1024
 """Where `sparse_product` is faster than oneDNN's product; the measurements are in `docs/decisions.md`."""
-PANEL = 32
-"""A task computes a multiple of this many outputs; the kernel computes 32 or 16 at a time."""
+PANEL = 32  # a task computes a multiple of this many outputs; the kernel computes 32 or 16 at a time
 GROUP, WEIGHT_TASKS, PIXELS_PER_SPLIT = 64, 32, 4096
 
 

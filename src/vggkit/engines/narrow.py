@@ -12,8 +12,7 @@ from vggkit.errors import UserError
 
 Head = Literal["float32", "bfloat16", "int8"]
 """The type of the weights of fully connected layers."""
-ROWS = 512
-"""Outputs whose weights are converted to float32 at a time, where no kernel reads narrow weights."""
+ROWS = 512  # outputs whose weights are converted to float32 at a time, where no kernel reads narrow weights
 
 
 class NarrowLinear(nn.Module):

@@ -16,8 +16,7 @@ from torch.nn import functional as F
 
 from vggkit.engines.convolution import MAX_IMAGE_CHANNELS
 
-PROGRAMS = 512
-"""Maximum number of programs, each with a row of partial sums, in kernels that sum."""
+PROGRAMS = 512  # maximum number of programs, each with a row of partial sums, in kernels that sum
 
 
 @triton.jit

@@ -16,8 +16,7 @@ from contextlib import contextmanager
 
 import torch
 
-WINDOW_SECONDS = 0.3
-"""How long a mode is measured."""
+WINDOW_SECONDS = 0.3  # how long a mode is measured
 PAUSE_SECONDS, LONG_PAUSE_SECONDS = 1.0, 60.0
 """Minimum time in a mode, doubled after each failed trial; and how long threads sleep before spinning is tried
 again without a sign that the neighbour left: a spinning step may take seconds beside several neighbours."""

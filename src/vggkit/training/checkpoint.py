@@ -23,8 +23,7 @@ from vggkit.training.step import Training
 from vggkit.weights import runs
 from vggkit.weights.files import AnyNetwork, safetensors_pieces
 
-SAVE_SECONDS = 50.0
-"""The time between two checkpoints: with the time to write one, a kill loses at most a minute."""
+SAVE_SECONDS = 50.0  # the time between two checkpoints: with the time to write one, a kill loses at most a minute
 MAX_KEPT = 2
 TRAINED = "trained"
 """Suffix of the trained tensors in the optimizer's file, if the checkpoint's network is an average of weights."""
@@ -80,11 +79,7 @@ def snapshot(
 def restore(
     files: Mapping[str, bytes], net: AnyNetwork, optimizer: torch.optim.Optimizer, average: AnyNetwork | None = None
 ) -> RunState:
-    """Load the checkpoint in `files` into `net`, `optimizer` and `average`, and return its state.
-
-    Raises:
-        CheckpointError: it belongs to another network or optimizer.
-    """
+    """Load the checkpoint in `files`, and return its state; raises `CheckpointError` if it is of another network."""
     state, parameters = RunState.from_json(files[runs.STATE]), dict(net.named_parameters())
     try:
         weights = load(files[runs.NETWORK])
@@ -108,11 +103,7 @@ def restore(
 
 
 def write_checkpoint(run: Path, step: int, files: Mapping[str, Pieces]) -> Path:
-    """Write `files` as the checkpoint of `step` of a run durably, and return its folder.
-
-    Raises:
-        OSError: writing failed, and there is no checkpoint of `step`; earlier checkpoints are complete in any case.
-    """
+    """Write the checkpoint of `step` durably, and return its folder; raises `OSError`, but keeps earlier ones."""
     parent = run / runs.CHECKPOINTS
     target, temporary = runs.checkpoint_path(run, step), parent / ".unfinished"
     if not parent.is_dir():

@@ -9,10 +9,8 @@ from vggkit.training.run_state import EpochMetrics
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MAX_MARKED_EPOCHS = 30
-"""Up to this length of the axis, each epoch has a dot; more dots hide the line."""
-MIN_ACCURACY_SPAN = 0.1
-"""Minimum range of the accuracy axis."""
+MAX_MARKED_EPOCHS = 30  # up to this length of the axis, each epoch has a dot; more dots hide the line
+MIN_ACCURACY_SPAN = 0.1  # minimum range of the accuracy axis
 TRAIN, EVALUATED = "#4c78a8", "#e45756"
 
 

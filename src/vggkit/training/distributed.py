@@ -24,16 +24,12 @@ from vggkit.errors import LostError, RunError
 from vggkit.training.hardware import choose_device
 from vggkit.training.recipe import Compression
 
-JOIN_SECONDS = 120
-"""Timeout for the processes to start, which may import torch from a slow disk."""
-SETUP_SECONDS = 600
-"""Timeout before the first step, while data and weights are read."""
-STEP_SECONDS = 25
-"""Timeout in a step, after which the run ends with an error."""
+JOIN_SECONDS = 120  # timeout for the processes to start, which may import torch from a slow disk
+SETUP_SECONDS = 600  # timeout before the first step, while data and weights are read
+STEP_SECONDS = 25  # timeout in a step, after which the run ends with an error
 
 POWERSGD_RANK = 4
-POWERSGD_START_STEP = 10
-"""Uncompressed steps at the start: torch requires at least 2, until its buckets are final."""
+POWERSGD_START_STEP = 10  # uncompressed steps at the start: torch requires at least 2, until its buckets are final
 
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 

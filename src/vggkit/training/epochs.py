@@ -20,10 +20,8 @@ from vggkit.training.start import advice, set_trainable
 from vggkit.training.step import Training, make_averaging, make_step
 from vggkit.training.stopping import StopFlag
 
-CUDA_LAG_STEPS = 2
-"""Steps that are queued on a GPU after the one whose outcome is read."""
-CONFUSION_CLASSES = 50
-"""The confusion matrix is logged for up to this many classes."""
+CUDA_LAG_STEPS = 2  # steps that are queued on a GPU after the one whose outcome is read
+CONFUSION_CLASSES = 50  # the confusion matrix is logged for up to this many classes
 DIVERGED_STEPS, DIVERGED_FACTOR = 10, 5
 """A mean loss over 10 steps of more than 5 times the loss of guessing is reported as diverging."""
 

@@ -17,11 +17,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device called `name`; None for the first CUDA GPU, else Apple's GPU, else the CPU.
-
-    Raises:
-        RunError: this machine has no such device.
-    """
+    """The device called `name`, by default a CUDA GPU, else Apple's GPU, else the CPU; raises `RunError`."""
     if name is None:
         if torch.cuda.is_available():
             return torch.device("cuda", 0)

@@ -23,8 +23,7 @@ REFRESH_SECONDS = 0.5
 PLAIN_LINE_SECONDS = 30.0
 CURVES_SECONDS = 10.0
 LINE_CHARACTERS = 1_000
-LOGGED_STEPS = 1_000
-"""Approximate number of step lines of a whole run in metrics.jsonl."""
+LOGGED_STEPS = 1_000  # approximate number of step lines of a whole run in metrics.jsonl
 
 
 class Progress:

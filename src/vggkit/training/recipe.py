@@ -19,8 +19,7 @@ Channels = Literal["data", "grey", "rgb"]
 BadImages = Literal["fail", "skip"]
 Compression = Literal["none", "bf16", "powersgd"]
 
-PLATEAU_EPOCHS = 5
-"""Epochs without a better accuracy after which the schedule `plateau` divides the learning rate."""
+PLATEAU_EPOCHS = 5  # epochs without a better accuracy after which the schedule `plateau` divides the learning rate
 PLATEAU_FACTOR = 10.0
 
 _BOUNDS = {
@@ -336,4 +335,3 @@ RECIPES = {
     ),
 }
 # fmt: on
-"""The named recipes."""

@@ -24,7 +24,6 @@ class Run:
     net: AnyNetwork
     """Trained, on the device, in evaluation mode."""
     history: tuple[EpochMetrics, ...]
-    """One for each finished epoch."""
     device: str
     """`cuda:0`, `mps`, `cpu`; `2 x cpu` for two processes."""
     hardware: str

@@ -21,10 +21,8 @@ from vggkit.errors import DataError, RunError
 from vggkit.training.distributed import Team
 from vggkit.training.recipe import Recipe
 
-STATISTICS_IMAGES = 2_000
-"""Image files, drawn from the seed, for the mean, the standard deviation and the colour axes."""
-MEMORY_SHARE = 0.125
-"""Maximum share of the device's memory for a split that is decoded once."""
+STATISTICS_IMAGES = 2_000  # image files, drawn from the seed, for the mean, the standard deviation and the colour axes
+MEMORY_SHARE = 0.125  # maximum share of the device's memory for a split that is decoded once
 
 
 @dataclass(frozen=True)
@@ -41,13 +39,10 @@ class RunData:
     color_axes: tuple[tuple[float, ...], ...]
     """The principal components of the training images' colours in [0, 1], scaled by their standard deviations."""
     fingerprint: str
-    """See `ImageSource.fingerprint`."""
     loaders: tuple[Loader, ...] = ()
     """Those of image files, which record the bad ones."""
     notes: tuple[str, ...] = ()
-    """Lines for the user."""
     stamp: str = ""
-    """See `ImageSource.stamp`."""
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -22,10 +22,8 @@ RECIPE, BEST = "recipe.json", "best.safetensors"
 MAX_RECIPE_BYTES = 2**20
 MAX_COUNT, MAX_NUMBER = 2**53, 1e38
 """Bounds of values in metrics.jsonl: integers that JavaScript represents exactly; about the largest float32."""
-MAX_METRICS_BYTES = 2**26
-"""How much of metrics.jsonl is read: about that of a run of a million epochs."""
-LOCK_SECONDS = 10.0
-"""How long the processes of a killed run may hold the lock."""
+MAX_METRICS_BYTES = 2**26  # how much of metrics.jsonl is read: about that of a run of a million epochs
+LOCK_SECONDS = 10.0  # how long the processes of a killed run may hold the lock
 
 
 def read_recipe(run: Path) -> Recipe:
@@ -70,11 +68,7 @@ def read_epochs(run: Path, num_epochs: int) -> list[EpochMetrics]:
 
 
 def epoch_in(values: dict[str, Any]) -> EpochMetrics | None:
-    """The epoch in a line of the metrics; None if it is another kind of line or has an impossible value.
-
-    Raises:
-        TypeError, LookupError, AttributeError or ArithmeticError: it is not a line of metrics.
-    """
+    """The epoch in a line of metrics, None for other lines; raises any error of a wrong type, key or number."""
     if values["event"] != "epoch":
         return None
     names = {field.name for field in fields(EpochMetrics)} & values.keys()
@@ -123,11 +117,7 @@ def new_run_folder(recipe: Recipe, out: str | os.PathLike[str] | None) -> Iterat
 
 @contextmanager
 def resumed_run_folder(recipe: Recipe, run: Path) -> Iterator[Path]:
-    """Lock the folder of a run of `recipe`; an empty or missing folder becomes one.
-
-    Raises:
-        RunError: another process trains it, it has another recipe, or it cannot be used.
-    """
+    """Lock the folder of a run of `recipe`, which may be empty or missing; raises `RunError`."""
     if not run.is_dir():
         try:
             _make_folder(run)

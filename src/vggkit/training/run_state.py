@@ -54,7 +54,6 @@ class RunState:
     step: int = 0
     """Steps taken since the start of the run."""
     epoch: int = 1
-    """The current epoch."""
     epoch_steps: int = 0
     """Steps taken in it."""
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
@@ -64,11 +63,9 @@ class RunState:
     loading_seconds: float = 0.0
     """The part of it spent waiting for images."""
     elapsed_seconds: float = 0.0
-    """Wall time of the run."""
     best_step: int | None = None
     """The step of the best evaluation on a validation set."""
     history: list[EpochMetrics] = field(default_factory=list)
-    """The finished epochs."""
 
     def add_training_time(self, seconds: float) -> None:
         """Add wall time of training."""

@@ -37,11 +37,7 @@ def pretrained_weights(recipe: Recipe, say: Callable[[str], None]) -> tuple[AnyN
 
 
 def start_from(net: AnyNetwork, source: tuple[AnyNetwork, Preprocessing] | None, recipe: Recipe) -> list[str]:
-    """Load the initial weights of `recipe` into `net` and return lines for the user; see `pretrained_weights`.
-
-    Raises:
-        ValueError: the weights are missing, damaged or of other shapes.
-    """
+    """Load the initial weights of `recipe` into `net`, and return lines for the user; raises `ValueError`."""
     if recipe.warm_start:
         copied = warm_start(net, load_weights(find_weights(recipe.warm_start))[0])
         return [f"started from {recipe.warm_start}: {', '.join(copied)}"]

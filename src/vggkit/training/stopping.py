@@ -17,10 +17,8 @@ from typing import Any
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 INTERRUPTED = 130
-SETUP_SECONDS = 1.0
-"""How long a set-up may continue after a signal before it is interrupted."""
-UNWINDING_SECONDS = 2.0
-"""How long an interrupted set-up may take to clean up."""
+SETUP_SECONDS = 1.0  # how long a set-up may continue after a signal before it is interrupted
+UNWINDING_SECONDS = 2.0  # how long an interrupted set-up may take to clean up
 NOTICE = "stopping after this step; Ctrl-C again to leave at once"
 
 ends_with_run = False

@@ -24,26 +24,16 @@ from vggkit.data.files import why_not_a_file
 from vggkit.errors import WeightsError, shown
 from vggkit.weights.onnx import onnx_arrays
 
-MAX_TENSORS = 10_000
-"""Far above any network that can be built."""
-
+MAX_TENSORS = 10_000  # far above any network that can be built
 MAX_VALUES = 2**28
 """In all tensors of a file, or its size in bytes if that is more; twice VGG-19. Compression, HDF5's fill values and
 strides of 0 let a file of a few kilobytes ask for any amount of memory."""
 
-MAX_CHUNK_VALUES = 2**20
-"""In an HDF5 chunk, which is decompressed whole even if the tensor is smaller."""
-
-MAX_GROUP_DEPTH = 5
-"""In HDF5: Keras nests three deep, and five if a network is a layer of another."""
-
+MAX_CHUNK_VALUES = 2**20  # in an HDF5 chunk, which is decompressed whole even if the tensor is smaller
+MAX_GROUP_DEPTH = 5  # in HDF5: Keras nests three deep, and five if a network is a layer of another
 _KERAS_WEIGHTS = "model.weights.h5"  # in a `.keras` file, which is a zip archive
-
-_KERAS_OPTIMIZERS = ("/optimizer", "/optimizer_weights")
-"""HDF5 groups with the state of the optimizer."""
-_KERAS_NETWORKS = ("model_weights", "vgg16", "vgg19")
-"""HDF5 groups of layers in files from before Keras 3."""
-
+_KERAS_OPTIMIZERS = ("/optimizer", "/optimizer_weights")  # HDF5 groups with the state of the optimizer
+_KERAS_NETWORKS = ("model_weights", "vgg16", "vgg19")  # HDF5 groups of layers in files from before Keras 3
 NETWORK_KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
 """Keys of the network in checkpoints with several state dicts."""
 

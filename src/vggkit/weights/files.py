@@ -38,8 +38,7 @@ from vggkit.weights.translation import (
 
 AnyNetwork = VGG | BaselineNetwork
 
-PIECE_BYTES = 2**20
-"""Small enough to stay in a core's cache between hashing and writing."""
+PIECE_BYTES = 2**20  # small enough to stay in a core's cache between hashing and writing
 
 
 def save_weights(path: str | os.PathLike[str], net: AnyNetwork, metadata: Mapping[str, str] | None = None) -> None:
@@ -108,11 +107,7 @@ def load_weights(path: str | os.PathLike[str], device: str | torch.device = "cpu
 
 
 def save_torchvision(path: str | os.PathLike[str], net: VGG) -> None:
-    """Write the weights of `net` to a .safetensors or .pth file for torchvision's `load_state_dict`.
-
-    Raises:
-        WeightsError: torchvision has no such network, or `path` has another suffix.
-    """
+    """Write `net` to a .safetensors or .pth file for torchvision's `load_state_dict`; raises `WeightsError`."""
     path = Path(path)
     if path.suffix not in (".safetensors", ".pth"):
         raise WeightsError(f"expected a .safetensors or .pth file for torchvision's names, got {path}")
@@ -123,11 +118,7 @@ def save_torchvision(path: str | os.PathLike[str], net: VGG) -> None:
 
 
 def published_as(source: Literal["torchvision", "timm"], net: VGG) -> tuple[str, dict[str, Tensor]]:
-    """The name of `net` in `source`, and its tensors on the CPU under the names and in the layout of `source`.
-
-    Raises:
-        WeightsError: `source` has no such network.
-    """
+    """The name of `net` in `source`, and its CPU tensors as `source` has them; raises `WeightsError` if it has none."""
     arch, names = net.architecture, NETWORKS[source]
     state = with_head(net, HEADS[source]).state_dict() if arch.head != "gap" else {}
     sizes = {key: value.numel() for key, value in state.items()}  # together with the biases' they determine the shapes
@@ -184,11 +175,7 @@ def _load_foreign(tensors: dict[str, Stored]) -> tuple[VGG, dict[str, str]]:
 
 
 def _read_tensors(tensors: Mapping[str, Stored], table: Mapping[str, Entry], network: str) -> dict[str, Tensor]:
-    """The tensors of `table` under vggkit's names, in its shapes and types; all names and shapes are checked first.
-
-    Raises:
-        WeightsError: a tensor of `network` is missing, unexpected, of another shape or type, or not finite.
-    """
+    """The tensors of `table` in vggkit's names, shapes and types; raises `WeightsError` unless all fit."""
     known = {entry.name for entry in table.values()}
     optional = {name for name in known if name.endswith(OPTIONAL_SUFFIX)}
     for name in sorted((known ^ tensors.keys()) - optional):

@@ -13,8 +13,7 @@ import numpy.typing as npt
 
 from vggkit.errors import WeightsError, shown
 
-MAX_FIELDS = 100_000
-"""In one message; a graph has a field for each operator and each tensor."""
+MAX_FIELDS = 100_000  # in one message; a graph has a field for each operator and each tensor
 
 _GRAPH, _NODE, _INITIALIZER = 7, 1, 5
 _INPUT, _OUTPUT, _OPERATOR = 1, 2, 4  # of a node

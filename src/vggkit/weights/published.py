@@ -13,8 +13,7 @@ from vggkit.design.costs import BYTES_PER_VALUE
 from vggkit.design.network import costs
 from vggkit.errors import WeightsError, nearest, one_line, shown
 
-MAX_WEIGHTS_BYTES = 2**30
-"""Far above VGG-19's 575 MB."""
+MAX_WEIGHTS_BYTES = 2**30  # far above VGG-19's 575 MB
 
 
 class Published(NamedTuple):
@@ -82,11 +81,7 @@ def is_published(name: str) -> bool:
 
 
 def fetch_weights(name: str, report: Callable[[str], None] = lambda line: None) -> Path:
-    """The file of the published weights `name`, downloaded into the user's cache if missing or damaged.
-
-    Raises:
-        WeightsError: the name is unknown, the download failed, or its hash is not the published one.
-    """
+    """The cached file of published weights, downloaded if missing or damaged; raises `WeightsError`."""
     if name not in PUBLISHED:
         same = ", ".join(known for known in PUBLISHED if known.endswith(f"/{name}"))
         hint = f", try {same or nearest(name, PUBLISHED) or 'vgg weights'}"

@@ -48,11 +48,7 @@ def find_weights(model: str | os.PathLike[str], report: Callable[[str], None] = 
 
 
 def read_newest(run: Path, report: Callable[[str], None]) -> tuple[Path, dict[str, bytes]] | None:
-    """Read the newest whole checkpoint of a run; None if it has none yet. `report` takes lines on damaged ones.
-
-    Raises:
-        CheckpointError: all of its checkpoints are damaged.
-    """
+    """The newest whole checkpoint of a run, None if it has none yet; raises `CheckpointError` if all are damaged."""
     finished, begun = checkpoints_of(run), begun_checkpoints(run)
     for path in finished:
         try:
@@ -66,11 +62,7 @@ def read_newest(run: Path, report: Callable[[str], None]) -> tuple[Path, dict[st
 
 
 def read_checkpoint(folder: Path) -> dict[str, bytes]:
-    """Read and verify the files of a checkpoint, by name.
-
-    Raises:
-        CheckpointError: a file is missing, truncated or changed, or the checkpoint is of another step.
-    """
+    """The verified files of a checkpoint; raises `CheckpointError` if one is missing, changed or of another step."""
     try:
         files = {name: read_regular(folder / name) for name in FILES}
         expected = read_regular(folder / SUMS)

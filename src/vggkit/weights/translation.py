@@ -20,7 +20,6 @@ Source = Literal["torchvision", "timm", "keras", "caffe"]
 SOURCES: tuple[Source, ...] = get_args(Source)
 
 HEADS: dict[Source, Head] = {"torchvision": "adaptive", "timm": "conv", "keras": "flatten", "caffe": "flatten"}
-"""The head of each source's networks."""
 
 _FAMILY = ("vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn")
 NETWORKS: dict[Source, tuple[str, ...]] = {
@@ -29,10 +28,8 @@ NETWORKS: dict[Source, tuple[str, ...]] = {
     "keras": ("vgg16", "vgg19"),
     "caffe": ("vgg16", "vgg19"),
 }
-"""The networks that each source publishes."""
 
-OPTIONAL_SUFFIX = ".num_batches_tracked"
-"""Counters, missing in files from before torch 0.4.1, which then start from 0."""
+OPTIONAL_SUFFIX = ".num_batches_tracked"  # counters, missing in files from before torch 0.4.1, which then start from 0
 
 FEATURES_ONLY = Preprocessing(224, 3, (0.48235, 0.45882, 0.40784), (1 / 255,) * 3, resize="crop", crop_fraction=0.875)
 """The preprocessing of torchvision's `VGG16_Weights.IMAGENET1K_FEATURES`."""
