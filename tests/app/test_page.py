@@ -41,6 +41,7 @@ def test_a_design_by_text_by_cards_and_by_the_address(tab, app):
     tab.locator("#network-error mark").get_by_text("2y128").wait_for()
     network.fill("1x64 2x128")
     tab.get_by_role("button", name="Add a block").click()
+    tab.get_by_text("1x64 2x128 2x128", exact=True).first.wait_for()  # before that, the cards are those of VGG-16
     tab.get_by_label("block 3, channels").fill("256")
     tab.keyboard.press("Tab")
     tab.get_by_text("1x64 2x128 2x256", exact=True).first.wait_for()

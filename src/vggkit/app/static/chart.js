@@ -7,7 +7,7 @@ const WIDTH = 640, HEIGHT = 240, LEFT = 48, RIGHT = 12, TOP = 12, BOTTOM = 28;
 export const COLOURS = [
   "var(--action)", "var(--parameters)", "var(--macs)", "var(--warn)", "var(--normalisation)", "var(--muted)"];
 
-/** Series are { name, x, y, colour, dots, dashed }; the axis spans `low` to `high`, and values beyond it are clipped. */
+/** Series are { name, x, y, colour, dots, dashed }; the axis spans `low` to `high`, and clips values beyond. */
 export function chart(title, series, { low, high }) {
   const lines = series.filter((line) => line.x.length);
   if (lines.every((line) => line.y.every((value) => value === null))) {

@@ -141,7 +141,7 @@ export async function into(place, work) {
   if (latest.get(place) === work) repaint(place, ...parts);
 }
 
-/** Count the seconds in `place`, in `words`, while `work` runs; then show what `paint` makes of its answer, or the error. */
+/** Count the seconds in `place` while `work` runs; then show what `paint` makes of its answer, or the error. */
 export async function counted(place, work, paint, words = (taken) => t("measuringFor", taken)) {
   const begin = Date.now(), told = h("p", { class: "panel", role: "status", tabindex: "-1" });
   const count = () => { told.textContent = words(Math.round((Date.now() - begin) / 1000)); };

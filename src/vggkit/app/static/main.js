@@ -13,8 +13,8 @@ import * as learn from "./learn.js";
 import * as train from "./train.js";
 
 const VIEWS = { design, doctor, train, classify, inside, compare, learn };
-const IDS = ["view", "views", "skip", "language", "foot"];
-const [main, views, skip, toggle, footer] = IDS.map((id) => document.getElementById(id));
+const [main, views, skip, toggle, footer] = ["view", "views", "skip", "language", "foot"]
+  .map((id) => document.getElementById(id));
 let close = null;
 
 function show() {
@@ -64,5 +64,5 @@ function speak() {
 toggle.addEventListener("click", () => { setLanguage(language() === "zh" ? "en" : "zh"); speak(); });
 skip.addEventListener("click", (event) => { event.preventDefault(); main.focus(); });
 addEventListener("hashchange", moved);
-if (location.search) history.replaceState(null, "", location.pathname + location.hash); // the cookie has replaced the token
+if (location.search) history.replaceState(null, "", location.pathname + location.hash); // without the token
 speak();

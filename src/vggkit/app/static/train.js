@@ -92,7 +92,7 @@ export function open(main) {
     live.replaceChildren();
     const names = chosen();
     looking.show(names[0]);
-    if (!names.length) return;
+    if (!names.length || !form.isConnected) return;
     view.source = new EventSource(`/api/events?runs=${encodeURIComponent(names.join(","))}`);
     view.source.onmessage = ({ data }) => {
       const runs = JSON.parse(data);
