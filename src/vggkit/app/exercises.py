@@ -32,7 +32,8 @@ class Exercises:
             RunError: its folder was not written by an experiment.
         """
         from vggkit.lab.answers import answered
-        from vggkit.lab.trials import EXPERIMENT, read_outcomes, read_plan
+        from vggkit.lab.kept import EXPERIMENT
+        from vggkit.lab.trials import read_outcomes, read_plan
 
         name, progress = _name_in(body), {"trials": 0, "ended": 0}
         chapters = sorted(self.folder.glob(f"chapter-*/{name}"))[:MAX_CHAPTERS]

@@ -31,7 +31,7 @@ from vggkit.lab.answers import written
 from vggkit.lab.bench import classifies, settled_seconds
 from vggkit.lab.designs import Budget, blocks_of, drawn, nearby, sized
 from vggkit.lab.doctor import examine, first_batch
-from vggkit.lab.kept import made, make_folder, read_json, refused
+from vggkit.lab.kept import FOUND, LOG, SEARCH, from_json, make_folder, read_json, refused
 from vggkit.lab.pareto import Panel, front_plot
 from vggkit.lab.report import Code, Heading, Part, Picture
 from vggkit.lab.statistics import Interval, mean_interval, pareto_front
@@ -50,7 +50,6 @@ DRAWN = 5_000
 """At most so many designs are drawn from all; a search of a day does not come to the end of them."""
 VALIDATION = 5_000
 """Of the last training images, kept out to choose on, at most a fifth; image files have a holdout of their own."""
-SEARCH, LOG, FOUND = "search.json", "log.jsonl", "found.json"
 
 
 @dataclass(frozen=True)
@@ -324,7 +323,7 @@ class Log:
             try:
                 lines = read_regular(self._path).decode().splitlines(keepends=True)
                 kept = [json.loads(line) for line in lines if line.endswith("\n")]
-                self.trials = [made(Trial, values, self._path, what) for values in kept]
+                self.trials = [from_json(Trial, values, self._path, what) for values in kept]
                 for trial in self.trials:
                     blocks_of(trial.notation)  # no other text is a path or a network
             except (OSError, ValueError, RecursionError):

@@ -24,7 +24,7 @@ from vggkit.engines.accelerate import accelerate
 from vggkit.errors import DivergedError, RunError, VggkitError, one_line, shown
 from vggkit.lab.bench import peak_of, restarted_peak, settled_seconds, trains_by, with_random_images
 from vggkit.lab.experiments import Experiment, fitted
-from vggkit.lab.kept import made, make_folder, read_json, refused
+from vggkit.lab.kept import EXPERIMENT, OUTCOME, from_json, make_folder, read_json, refused
 from vggkit.lab.pace import Pace, shown_live
 from vggkit.training.hardware import choose_device, describe_hardware, keep_freed_memory
 from vggkit.training.loop import train
@@ -32,7 +32,6 @@ from vggkit.training.progress import clock
 from vggkit.training.recipe import Recipe
 from vggkit.training.run_data import splits_of
 
-EXPERIMENT, OUTCOME = "experiment.json", "outcome.json"
 SET_UP_SECONDS = 1.5
 """What a run takes beside its steps and evaluations: building, the first step, checkpoints, the curves."""
 
@@ -180,7 +179,7 @@ def read_plan(folder: Path) -> Plan:
     kept = read_json(path, what)
     if not isinstance(kept, dict) or kept.keys() != {"asked", "chosen"} or not isinstance(kept["chosen"], dict):
         raise refused(path, what)
-    chosen = {label: made(Chosen, values, path, what) for label, values in kept["chosen"].items()}
+    chosen = {label: from_json(Chosen, values, path, what) for label, values in kept["chosen"].items()}
     try:
         asked = kept["asked"]
         recipes = {label: Recipe.from_json(json.dumps(recipe)) for label, recipe in asked["recipes"].items()}
@@ -286,7 +285,7 @@ def _read_outcome(run: Path, label: str, seed: int) -> Outcome | None:
     path, what = run / OUTCOME, "the outcome of a trial"
     if not os.path.lexists(path):
         return None
-    outcome = made(Outcome, read_json(path, what), path, what)
+    outcome = from_json(Outcome, read_json(path, what), path, what)
     if (outcome.label, outcome.seed) != (label, seed) or not 0 <= (outcome.accuracy or 0) <= 1 or outcome.seconds < 0:
         raise refused(path, what)
     return outcome

@@ -1,4 +1,4 @@
-"""The verbs of `vgg`, a module each, imported when it is used: `Flags`, whose docstring is the help, and `run`."""
+"""The verbs of `vgg`: a module each, imported on use, with `run` and `Flags`, whose docstring is the help."""
 
 from importlib import import_module
 from types import ModuleType

@@ -19,23 +19,23 @@ class Flags:
     """
 
     runs: Path = Path("runs")
-    """The folder whose runs and weight files the page shows, and in which new runs are made."""
+    """Folder with the runs and weight files that the page shows; new runs go there too."""
     data: tuple[Path, ...] = ()
-    """Folders of images to train on and to compare by, beside Fashion-MNIST."""
+    """Folders of images, besides Fashion-MNIST, to train on and to compare networks on."""
     port: int = 8421
-    """Where the page is served; 0 for any port that is free."""
+    """Port of the page; 0 for any free port."""
     no_browser: bool = False
-    """Print the address alone."""
+    """Only print the address of the page."""
     host: str = "127.0.0.1"
-    """Another address than this machine's own lets others in who know the token: it needs TLS or --insecure."""
+    """Address to serve at; any but this machine's own admits others who know the token, and needs TLS or --insecure."""
     certificate: Path | None = None
-    """A certificate for TLS, in a PEM file."""
+    """PEM file with a certificate for TLS."""
     key: Path | None = None
-    """Its key."""
+    """PEM file with the key of the certificate."""
     export: Path | None = None
-    """Write a page for each finished run into this folder instead, for any web server, and open nothing."""
+    """Only write a static page for each finished run into this folder, for any web server."""
     insecure: bool = False
-    """Serve other machines without TLS: whoever sees the traffic sees the token, and can do what the page can."""
+    """Serve other machines without TLS: whoever reads the traffic learns the token, and can do what the page can."""
 
 
 def run(arguments: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""`vgg bench`: how fast is a network on this machine, against PyTorch as it comes?"""
+"""`vgg bench`: how fast a network runs on this machine, compared with plain PyTorch."""
 
 import statistics
 import sys
@@ -26,19 +26,19 @@ class Flags:
     """A name (vgg16, vgg11_bn/4, lenet, alexnet) or blocks (1x64 2x128); with --formats a run or a weight file."""
     network: NetworkFlags = field(default_factory=NetworkFlags)
     train: bool = False
-    """Forward, backward and update; forward alone if not given."""
+    """Measure training steps; forward passes if not given."""
     batch_size: int = 8
     """Images in a step."""
     repeats: int = 5
-    """Turns of each way."""
+    """Measurements of each implementation, in turns."""
     device: str | None = None
-    """cuda, mps or cpu; the first of them that is there if not given."""
+    """cuda, mps or cpu; if not given, the first of them that this machine has."""
     formats: bool = False
-    """Measure a trained network on the CPU in every format that vgg export writes, and by vggkit and PyTorch."""
+    """Measure a trained network on the CPU: in vggkit, in PyTorch and in every format that vgg export writes."""
     data: str | None = None
-    """With --formats: images to measure on, named as for vgg train; the run's own if not given."""
+    """With --formats: images to measure on, as for vgg train --data; the run's own if not given."""
     num_images: int = 200
-    """With --formats: images not trained on that top-1 and the differences are measured on, at most."""
+    """With --formats: the most held-out images to measure top-1 and the differences of the outputs on."""
     json: bool = False
     """Print JSON instead of a table."""
 
@@ -78,7 +78,7 @@ def run(arguments: list[str]) -> None:
             f"{1000 * flags.batch_size / speed.median:,.1f}",
             f"{speed.share_of_product_rate:.0%}",
             f"{speed.peak_bytes / 1e6:,.0f}",
-            _spread(ratios[speed.way]) if speed.way in ratios else "",
+            _median_and_range(ratios[speed.way]) if speed.way in ratios else "",
         )
         for speed in result.speeds
     ]
@@ -96,7 +96,7 @@ def run(arguments: list[str]) -> None:
 
 
 def _run_formats(flags: Flags) -> None:
-    """The table of formats."""
+    """Measure a trained network in every export format, and print the table."""
     if flags.train or flags.device not in (None, "cpu"):
         raise UserError("expected inference on the CPU for --formats, got --train or a GPU, try without")
     from vggkit.inference.predict import load_classifier
@@ -131,7 +131,7 @@ def _run_formats(flags: Flags) -> None:
 
 
 def _show_live(line: str) -> None:
-    """Show `line` in place of the one before, on a terminal alone."""
+    """Replace the last line of stderr by `line`, if stderr is a terminal."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{line[:79]}", end="", file=sys.stderr, flush=True)
 
@@ -140,5 +140,5 @@ def _rate(per_second: float) -> str:
     return f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.3g}"
 
 
-def _spread(ratios: list[float]) -> str:
+def _median_and_range(ratios: list[float]) -> str:
     return f"{statistics.median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})"

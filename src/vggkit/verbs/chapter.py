@@ -8,7 +8,7 @@ from typing import Literal
 from vggkit.data.files import write_whole
 from vggkit.errors import shown
 from vggkit.lab.experiments import EXPERIMENTS, Size
-from vggkit.verbs.terminal import DONE, RESUMABLE, Short, check_out, given, parse_flags, print_to_stderr
+from vggkit.verbs.terminal import DONE, RESUMABLE, Out, check_out, given, parse_flags, print_to_stderr
 
 
 @dataclass(frozen=True)
@@ -20,26 +20,26 @@ class Flags:
       vgg chapter --data fashion-mnist-sample --exercises batch-norm resolution
     """
 
-    out: Short[Path] = Path("chapter.html")
-    """The page, one HTML file that needs nothing else."""
+    out: Out[Path] = Path("chapter.html")
+    """The page to write, a self-contained .html file."""
     size: Size = "minutes"
-    """How much is trained: minutes for each exercise, hours, or what needs a GPU."""
+    """How much to train: minutes for each exercise, hours, or as much as needs a GPU."""
     language: Literal["en", "zh"] = "en"
-    """English or Chinese, from the same runs."""
+    """English or Chinese; both use the same runs."""
     exercises: tuple[str, ...] = tuple(EXPERIMENTS)
-    """Which, as vgg experiment --list names them."""
+    """The exercises, by their names in vgg experiment --list."""
     data: str | None = None
-    """Other data than Fashion-MNIST."""
+    """Data to use instead of Fashion-MNIST."""
     epochs: int | None = None
-    """Other than those of the size."""
+    """Epochs of every run, instead of those of --size."""
     runs: Path | None = None
-    """The folder of the runs, and where to go on from; experiments/chapter-<size> if not given."""
+    """Folder of the runs, from which a stopped command resumes; experiments/chapter-<size> if not given."""
     device: str | None = None
-    """cpu, cuda, cuda:1 or mps; a GPU, if there is one, if not given."""
+    """cpu, cuda, cuda:1 or mps; if not given, a GPU if there is one."""
 
 
 def run(arguments: list[str]) -> int:
-    """Run the verb; returns the exit code: 75 if a signal stopped it, after which the same command goes on."""
+    """Run the verb; the exit code is 75 if a signal stopped it, after which the same command resumes."""
     flags = parse_flags("chapter", Flags, arguments)
     check_out(flags.out, ".html", reads=(flags.data,))
     runs = flags.runs or Path("experiments") / f"chapter-{flags.size}"

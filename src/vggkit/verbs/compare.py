@@ -8,7 +8,7 @@ from tyro.conf import Positional
 
 from vggkit.data.files import write_whole
 from vggkit.errors import UserError
-from vggkit.verbs.terminal import DONE, Short, check_out, parse_flags, print_json
+from vggkit.verbs.terminal import Out, check_out, parse_flags, print_json
 
 
 @dataclass(frozen=True)
@@ -21,23 +21,23 @@ class Flags:
     """
 
     models: Positional[tuple[Path, ...]]
-    """Run folders or weight files, two at least."""
+    """Two or more run folders or weight files."""
     data: str | None = None
-    """Images to measure on; those that the first run was evaluated on, if not given."""
-    out: Short[Path | None] = None
+    """Images to measure on; if not given, those that the first run was evaluated on."""
+    out: Out[Path | None] = None
     """A .html or .md file to write a report to."""
     scatter: Path | None = None
-    """A .svg file for the picture of accuracy against throughput."""
+    """A .svg file for the plot of accuracy against throughput."""
     csv: bool = False
     """Print CSV with timm's column names instead of a table."""
     json: bool = False
     """Print JSON instead of a table."""
     device: str | None = None
-    """cpu, cuda, cuda:1 or mps; a GPU, if there is one, if not given."""
+    """cpu, cuda, cuda:1 or mps; if not given, a GPU if there is one."""
 
 
-def run(arguments: list[str]) -> int:
-    """Run the verb; returns the exit code."""
+def run(arguments: list[str]) -> None:
+    """Run the verb."""
     flags = parse_flags("compare", Flags, arguments)
     if flags.csv and flags.json:
         raise UserError("expected --csv or --json, got both, try one of them")
@@ -63,4 +63,3 @@ def run(arguments: list[str]) -> int:
     else:
         differences = comparison.differences()
         print(comparison.table(), *([f"\n{differences}"] if differences is not None else []), sep="\n")
-    return DONE

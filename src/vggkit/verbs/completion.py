@@ -1,4 +1,4 @@
-"""`vgg completion`: a script that lets a shell complete verbs, flags and their values."""
+"""`vgg completion`: a script with which a shell completes verbs, flags and their values."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union
@@ -26,11 +26,11 @@ class Flags:
 def run(arguments: list[str]) -> None:
     """Run the verb."""
     flags = parse_flags("completion", Flags, arguments)
-    kinds = []
+    subcommands = []
     for verb in VERBS:
         kind = module_of(verb).Flags
         pairs = () if verb == "train" else (FlagCreatePairsOff,)
-        named = subcommand(verb, description=kind.__doc__.splitlines()[0])
-        kinds.append(Annotated[(kind, named, DisallowNone, CascadeSubcommandArgs, OmitArgPrefixes, *pairs)])
-    verbs: Any = Union[tuple(kinds)]  # noqa: UP007 (made of a list)
+        style = subcommand(verb, description=kind.__doc__.splitlines()[0])
+        subcommands.append(Annotated[(kind, style, DisallowNone, CascadeSubcommandArgs, OmitArgPrefixes, *pairs)])
+    verbs: Any = Union[tuple(subcommands)]  # noqa: UP007 (made of a list)
     tyro.cli(verbs, prog="vgg", args=["--tyro-print-completion", flags.shell])

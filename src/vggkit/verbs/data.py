@@ -1,4 +1,4 @@
-"""`vgg data`: the data sets that are known, how to get them, and what is in your own."""
+"""`vgg data`: list and fetch the known data sets, and check any data set."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
     from vggkit.data.samples import Images, ImageSource
 
     Thumbnails = tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]
-    """The positions of images in their split, and what is left of them, (images, 3, side, side)."""
+    """The positions of images in their split, and their thumbnails, (images, 3, side, side)."""
 
-NAMED_IMAGES = 20
+MAX_LISTED_IMAGES = 20
 
 
 @dataclass(frozen=True)
 class List:
-    """List the data sets that are known and where they are."""
+    """List the known data sets and where they are stored."""
 
     data_dir: Path | None = None
-    """Where to look for Fashion-MNIST first."""
+    """Folder to search for Fashion-MNIST first."""
     json: bool = False
     """Print JSON instead of a table."""
 
 
 @dataclass(frozen=True)
 class Fetch:
-    """Fetch a data set, and verify what came."""
+    """Fetch a data set and verify its hashes."""
 
     name: Positional[Literal["fashion-mnist"]] = "fashion-mnist"
     """The data set to fetch."""
@@ -48,15 +48,15 @@ class Check:
     data: Positional[str] = "fashion-mnist"
     """What to check, as for vgg train --data."""
     data_dir: Path | None = None
-    """Where to look for Fashion-MNIST first."""
+    """Folder to search for Fashion-MNIST first."""
     holdout: float = 0.1
-    """Share of each class that is kept out, where there is no validation or test set."""
+    """Share of each class to hold out if there is no validation or test set."""
     seed: int = 0
-    """Seed that decides which images are kept out."""
+    """Seed of the choice of held-out images."""
     workers: int | None = None
     """Threads that decode image files; half of the cores, at most 16, if not given."""
     duplicates: bool = False
-    """Name the images of other splits that are nearly equal to a training image."""
+    """Name the images of other splits that are near-duplicates of a training image."""
     json: bool = False
     """Print JSON instead of a table."""
 
@@ -74,7 +74,7 @@ class Flags:
 
 
 def run(arguments: list[str]) -> int:
-    """Run the verb; the exit code is 1 if there are bad images, or duplicates that were asked for."""
+    """Run the verb; the exit code is 1 if there are bad images or, with --duplicates, duplicates."""
     action = parse_flags("data", Flags, arguments).action
     if isinstance(action, Check):
         return _check(action)
@@ -94,19 +94,16 @@ def _list(flags: List) -> None:
     for name in (fashion_mnist.FULL_NAME, fashion_mnist.SAMPLE_NAME):
         try:
             is_full = name == fashion_mnist.FULL_NAME
-            place = fashion_mnist.find(flags.data_dir) if is_full else fashion_mnist.SAMPLE_PLACE
-            fashion_mnist.verify(name, place)
-            known.append({"name": name, "where": str(place), "state": "verified"})
+            folder = fashion_mnist.find(flags.data_dir) if is_full else fashion_mnist.SAMPLE_PLACE
+            fashion_mnist.verify(name, folder)
+            known.append({"name": name, "where": str(folder), "state": "verified"})
         except DataError as error:
             known.append({"name": name, "where": "", "state": str(error)})
     if flags.json:
         print_json(known)
     else:
-        print(
-            Table(
-                ("name", "where it is, or why not"), [[(row["name"], row["where"] or row["state"]) for row in known]], 2
-            )
-        )
+        rows = [(entry["name"], entry["where"] or entry["state"]) for entry in known]
+        print(Table(("name", "where it is, or why not"), [rows], 2))
 
 
 def _check(flags: Check) -> int:
@@ -124,43 +121,41 @@ def _check(flags: Check) -> int:
         if isinstance(images, ArrayImages) and not flags.duplicates:
             labels = images.labels.astype(np.int64)
         else:
-            labels, pixels = _read(images, flags.workers, bad)
+            labels, pixels = _read_thumbnails(images, flags.workers, bad)
             thumbnails[split] = np.flatnonzero(labels >= 0), pixels[labels >= 0]
-        counted = Counter(labels.tolist())
-        counts["training" if split == "train" else split] = [counted[label] for label in range(len(data.classes))]
-    found = _duplicates(data, thumbnails) if flags.duplicates else []
-    code = FAILED if bad or found else DONE
+        class_counts = Counter(labels.tolist())
+        counts["training" if split == "train" else split] = [class_counts[label] for label in range(len(data.classes))]
+    duplicates = _duplicates(data, thumbnails) if flags.duplicates else []
+    code = FAILED if bad or duplicates else DONE
     if flags.json:
         sizes = {name: {split: counts[split][label] for split in counts} for label, name in enumerate(data.classes)}
-        told = {"name": data.name, "classes": sizes, "bad_images": bad, "other_files": len(data.other_files)}
-        print_json(told | ({"duplicates": found} if flags.duplicates else {}))
+        report = {"name": data.name, "classes": sizes, "bad_images": bad, "other_files": len(data.other_files)}
+        print_json(report | ({"duplicates": duplicates} if flags.duplicates else {}))
         return code
-    rows = [(name, *map("{:,}".format, some)) for name, *some in zip(data.classes, *counts.values(), strict=True)]
-    total = [("all", *(f"{sum(some):,}" for some in counts.values()))]
+    rows = [(name, *map("{:,}".format, row)) for name, *row in zip(data.classes, *counts.values(), strict=True)]
+    total = [("all", *(f"{sum(column):,}" for column in counts.values()))]
     print(Table(("class", *counts), [rows, total]), *data.notes, sep="\n")
     count = "1 bad image" if len(bad) == 1 else f"{len(bad):,} bad images"
     print(count + (", which --bad-images skip leaves out:" if bad else ""))
-    _print_some([f"{name}: {reason}" for name, reason in bad.items()])
+    _print_first([f"{name}: {reason}" for name, reason in bad.items()])
     if flags.duplicates:
-        print(f"{len(found):,} images kept out of training that nearly equal a training image" + ":" * bool(found))
-        _print_some([f"{pair['image']} ({pair['split']}): {pair['like']}" for pair in found])
+        ending = ":" * bool(duplicates)
+        print(f"{len(duplicates):,} images kept out of training that nearly equal a training image{ending}")
+        _print_first([f"{pair['image']} ({pair['split']}): {pair['like']}" for pair in duplicates])
     return code
 
 
-def _print_some(lines: list[str]) -> None:
-    for line in lines[:NAMED_IMAGES]:
+def _print_first(lines: list[str]) -> None:
+    for line in lines[:MAX_LISTED_IMAGES]:
         print(f"  {line}")
-    if len(lines) > NAMED_IMAGES:
-        print(f"  and {len(lines) - NAMED_IMAGES:,} more, see --json")
+    if len(lines) > MAX_LISTED_IMAGES:
+        print(f"  and {len(lines) - MAX_LISTED_IMAGES:,} more, see --json")
 
 
-def _read(
-    images: "Images", num_workers: int | None, bad: dict[str, str]
-) -> "tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]":
-    """The labels of images, below 0 for what cannot be read, and their thumbnails; what is bad, and why, goes to `bad`.
+def _read_thumbnails(images: "Images", num_workers: int | None, bad: dict[str, str]) -> "Thumbnails":
+    """The labels, (images,), below 0 for a bad image, and the thumbnails, (images, 3, side, side).
 
-    Returns:
-        (images,) and (images, 3, side, side).
+    The name of each bad image, and the reason, are added to `bad`.
     """
     import numpy as np
 
@@ -169,33 +164,33 @@ def _read(
     from vggkit.data.loader import Loader, default_workers, in_parts
     from vggkit.data.preprocessing import Preprocessing
 
-    # Whole images, decoded in colour, are what any training reads.
+    # Every training reads whole images; colour is the most that it decodes.
     read = FittedImage(Preprocessing(THUMBNAIL_SIDE, 3, (0.0,) * 3, (1.0,) * 3))
     workers = default_workers() if num_workers is None else num_workers
     loader = Loader(images, read, seed=0, num_workers=workers, pin_memory=False, bad_images="skip")
     batches = list(loader.batches(in_parts(np.arange(len(images)), 256), epoch=0))
     bad |= loader.bad
-    return np.concatenate([some.numpy() for _, some in batches]), np.concatenate([some.numpy() for some, _ in batches])
+    return np.concatenate([y.numpy() for _, y in batches]), np.concatenate([x.numpy() for x, _ in batches])
 
 
 def _duplicates(data: "ImageSource", thumbnails: "dict[str, Thumbnails]") -> list[dict[str, object]]:
-    """The images outside the training split that are nearly equal to a training image, each with the nearest one."""
+    """The near-duplicates of training images in the other splits, each with the nearest training image."""
     from vggkit.data.duplicates import near_duplicates
 
-    found: list[dict[str, object]] = []
-    train_positions, train = thumbnails.pop("train")
+    duplicates: list[dict[str, object]] = []
+    train_positions, train_pixels = thumbnails.pop("train")
     for split, (positions, pixels) in thumbnails.items():
-        pairs = near_duplicates(pixels, train)
+        pairs = near_duplicates(pixels, train_pixels)
         images = _names(data.splits[split], [int(positions[pair.image]) for pair in pairs])
-        likes = _names(data.splits["train"], [int(train_positions[pair.like]) for pair in pairs])
-        found += [
-            {"split": split, "image": image, "like": like, "difference": round(pair.difference, 2)}
-            for image, like, pair in zip(images, likes, pairs, strict=True)
+        originals = _names(data.splits["train"], [int(train_positions[pair.like]) for pair in pairs])
+        duplicates += [
+            {"split": split, "image": image, "like": original, "difference": round(pair.difference, 2)}
+            for image, original, pair in zip(images, originals, pairs, strict=True)
         ]
-    return found
+    return duplicates
 
 
 def _names(images: "Images", positions: list[int]) -> list[str]:
     read = images.reader(seed=0, epoch=0)
-    names = {position: read(position).name for position in sorted(set(positions))}  # in the order of a stream
+    names = {position: read(position).name for position in sorted(set(positions))}  # a stream is read in order
     return [names[position] for position in positions]

@@ -34,13 +34,13 @@ class Flags:
     several are compared."""
     network: NetworkFlags = field(default_factory=NetworkFlags)
     batch_size: int = 1
-    """Images that MACs, activations and training memory are counted for."""
+    """Images for which MACs, activations and training memory are counted."""
     optimizer: OptimizerState = "sgd"
-    """What training keeps beside the parameters: sgd nothing, momentum as much again, adamw twice."""
+    """Optimizer state that training keeps: none (sgd), one value a parameter (momentum) or two (adamw)."""
     dtype: Dtype = "float32"
-    """What maps are made of in training; bfloat16 under autocast."""
+    """Type of the feature maps in training; bfloat16 under autocast."""
     memory: str | None = None
-    """Memory for training (6GB, 6GiB, 500MB, 6e9): whether a step fits, and which batch does."""
+    """Memory for training (6GB, 6GiB, 500MB, 6e9): whether a step fits into it, and the largest batch that does."""
     scaling: ScalingFlags = field(default_factory=ScalingFlags)
     layers: bool = False
     """A row for each layer instead of each block."""
@@ -56,18 +56,18 @@ def run(arguments: list[str]) -> None:
     if flags.layers and len(flags.networks) > 1:
         raise UserError(f"expected one network with --layers, got {len(flags.networks)}")
     memory_bytes = None if flags.memory is None else parse_bytes(flags.memory)
-    described = [_described(flags.network.network(text), flags, memory_bytes) for text in flags.networks]
+    described = [_measured(flags.network.network(text), flags, memory_bytes) for text in flags.networks]
     if flags.json:
-        values = [_json(one, flags, memory_bytes) for one in described]
+        values = [_json(item, flags, memory_bytes) for item in described]
         print_json(values if len(values) > 1 else values[0])
         return
     if len(described) > 1:
         print(_side_by_side(described, flags))
     else:
         _print_one(described[0], flags, memory_bytes)
-    for one in described:
-        if one.steps:
-            print_scaling(one.network, one.steps, flags.scaling)
+    for item in described:
+        if item.steps:
+            print_scaling(item.network, item.steps, flags.scaling)
 
 
 def parse_bytes(text: str) -> int:
@@ -91,66 +91,66 @@ class _Described:
     network: Network
     costs: Costs
     training: dict[bool, TrainingMemory]
-    """Without and, of a network that has blocks, with --recompute."""
+    """Without --recompute (False) and, for a network with blocks, with it (True)."""
     largest_batch: dict[bool, int]
-    """That fits into --memory; empty if that is not given."""
+    """The largest batch that fits into --memory, by --recompute; empty if --memory is not given."""
     steps: list[StepPrediction]
     """One for each number of --workers."""
 
 
-def _described(network: Network, flags: Flags, memory_bytes: int | None) -> _Described:
-    ways = (False, True) if isinstance(network, Architecture) else (False,)
+def _measured(network: Network, flags: Flags, memory_bytes: int | None) -> _Described:
+    recomputes = (False, True) if isinstance(network, Architecture) else (False,)
     options: dict[str, Any] = {"dtype": flags.dtype, "optimizer": flags.optimizer}
-    training = {way: training_memory(network, flags.batch_size, recompute=way, **options) for way in ways}
-    most = {}
+    training = {r: training_memory(network, flags.batch_size, recompute=r, **options) for r in recomputes}
+    largest = {}
     if memory_bytes is not None:
-        most = {way: largest_batch(network, memory_bytes, recompute=way, **options) for way in ways}
+        largest = {r: largest_batch(network, memory_bytes, recompute=r, **options) for r in recomputes}
     steps = predictions(network, flags.batch_size, flags.scaling)
-    return _Described(network, costs(network, flags.batch_size), training, most, steps)
+    return _Described(network, costs(network, flags.batch_size), training, largest, steps)
 
 
-def _json(one: _Described, flags: Flags, memory_bytes: int | None) -> dict[str, Any]:
+def _json(item: _Described, flags: Flags, memory_bytes: int | None) -> dict[str, Any]:
     def sums(part: Sum) -> dict[str, int]:
         return {name: value for name, value in vars(part).items() if name != "layers"}
 
-    training: dict[str, Any] = {"optimizer": flags.optimizer, "dtype": flags.dtype, **asdict(one.training[False])}
-    if True in one.training:
-        training["recompute"] = asdict(one.training[True])
+    training: dict[str, Any] = {"optimizer": flags.optimizer, "dtype": flags.dtype, **asdict(item.training[False])}
+    if True in item.training:
+        training["recompute"] = asdict(item.training[True])
     if memory_bytes is not None:
         training["memory"] = {
             "memory_bytes": memory_bytes,
-            "fits": one.training[False].peak_bytes <= memory_bytes,
-            "largest_batch": one.largest_batch[False],
-            "largest_batch_recompute": one.largest_batch.get(True),
+            "fits": item.training[False].peak_bytes <= memory_bytes,
+            "largest_batch": item.largest_batch[False],
+            "largest_batch_recompute": item.largest_batch.get(True),
         }
-    steps = [asdict(step) for step in one.steps]
+    steps = [asdict(step) for step in item.steps]
     return {
-        "architecture": json.loads(one.network.to_json()),
+        "architecture": json.loads(item.network.to_json()),
         "batch_size": flags.batch_size,
-        **{name: sums(getattr(one.costs, name)) for name in ("total", "convolutional", "fully_connected")},
+        **{name: sums(getattr(item.costs, name)) for name in ("total", "convolutional", "fully_connected")},
         "training": training,
         **({"scaling": {"prediction": True, **asdict(flags.scaling), "steps": steps}} if steps else {}),
-        "parts": {name: sums(part) for name, part in one.costs.parts.items()},
-        "layers": [asdict(layer) for layer in one.costs.layers],
+        "parts": {name: sums(part) for name, part in item.costs.parts.items()},
+        "layers": [asdict(layer) for layer in item.costs.layers],
     }
 
 
-def _print_one(one: _Described, flags: Flags, memory_bytes: int | None) -> None:
-    print(one.costs.table(flags.layers))
-    print(one.training[False])
+def _print_one(item: _Described, flags: Flags, memory_bytes: int | None) -> None:
+    print(item.costs.table(flags.layers))
+    print(item.training[False])
     print(f"training: the peak of a step with {flags.optimizer} in {flags.dtype}, temporary maps included")
     if memory_bytes is None:
         return
-    for way, memory in one.training.items():
-        fits = "fits" if memory.peak_bytes <= memory_bytes else "does not fit"
-        most = f"at most {one.largest_batch[way]:,}" if one.largest_batch[way] else "not even 1 does"
-        if one.largest_batch[way] == MAX_BATCH_SIZE:
-            most = "so does any other"
-        if way:
+    for recompute, memory in item.training.items():
+        fits, largest = "fits" if memory.peak_bytes <= memory_bytes else "does not fit", item.largest_batch[recompute]
+        limit = f"at most {largest:,}" if largest else "not even 1 does"
+        if largest == MAX_BATCH_SIZE:
+            limit = "so does any other"
+        if recompute:
             peak = decimal(memory.peak_bytes, precision=2)
-            print(f"with --recompute, blocks computed again: {peak}, {fits}; {most}")
+            print(f"with --recompute, blocks computed again: {peak}, {fits}; {limit}")
         else:
-            print(f"in {decimal(memory_bytes, precision=2)}: a batch of {flags.batch_size} {fits}; {most}")
+            print(f"in {decimal(memory_bytes, precision=2)}: a batch of {flags.batch_size} {fits}; {limit}")
     print("not counted: the program itself, the data, what the allocator keeps")
 
 
@@ -159,15 +159,16 @@ def _side_by_side(described: list[_Described], flags: Flags) -> Table:
     name_width = max(8, (64 - 7 * with_ratios * (len(described) - 1)) // len(described) - 1)
 
     def row(name: str, cells: list[str], ratios: list[str] | None = None) -> list[str]:
+        """The cell of each network, with its ratio behind all but the first if there is room."""
         pairs = zip(cells[1:], ratios or [""] * len(cells[1:]), strict=True)
         return [name, cells[0], *(text for pair in pairs for text in pair[: 1 + with_ratios])]
 
-    networks = [one.network for one in described]
+    networks = [item.network for item in described]
     inputs = [f"{network.in_channels}x{network.image_size}x{network.image_size}" for network in networks]
     rows = [row("images", inputs), row("classes", [f"{network.num_classes:,}" for network in networks])]
-    measured = [_quantities(one) for one in described]
-    for name, (form, _) in measured[0].items():
-        first, *others = values = [quantities[name][1] for quantities in measured]
+    columns = [_quantities(item) for item in described]
+    for name, (form, _) in columns[0].items():
+        first, *others = values = [quantities[name][1] for quantities in columns]
         rows.append(row(name, [format(value, form) for value in values], [_ratio(value, first) for value in others]))
     notes = [
         "MMACs: millions of multiply-adds; FLOPs = 2 x MACs",
@@ -177,27 +178,27 @@ def _side_by_side(described: list[_Described], flags: Flags) -> Table:
     if with_ratios:
         notes.append(f"ratio: to {shown(networks[0].name, limit=40)}")
     if flags.memory is not None:
-        for way, name in ((False, "largest batch"), (True, "  --recompute")):
-            most = [one.largest_batch.get(way) for one in described]
-            rows.append(row(name, ["-" if n is None else f"{n:,}" for n in most]))
+        for recompute, name in ((False, "largest batch"), (True, "  --recompute")):
+            largest = [item.largest_batch.get(recompute) for item in described]
+            rows.append(row(name, ["-" if n is None else f"{n:,}" for n in largest]))
         notes.append(f"largest batch: that trains in {flags.memory}; --recompute: with vgg train --recompute")
     header = row("", [shown(network.name, name_width) for network in networks], ["ratio"] * (len(networks) - 1))
     return Table(header, [rows], title=f"batches of {flags.batch_size}", notes=notes)
 
 
-def _quantities(one: _Described) -> dict[str, tuple[str, float]]:
-    """What networks are compared by: how each figure is written, and the figure."""
-    whole, conv, fc = one.costs.total, one.costs.convolutional, one.costs.fully_connected
+def _quantities(item: _Described) -> dict[str, tuple[str, float]]:
+    """The format and the value of each figure by which networks are compared."""
+    total, conv, fc = item.costs.total, item.costs.convolutional, item.costs.fully_connected
     return {
-        "weight layers": (",.0f", whole.weight_layers),
+        "weight layers": (",.0f", total.weight_layers),
         "parameters, conv": (",.0f", conv.parameters),
         "parameters, fc": (",.0f", fc.parameters),
-        "parameters": (",.0f", whole.parameters),
+        "parameters": (",.0f", total.parameters),
         "MMACs, conv": (",.1f", conv.macs / 1e6),
         "MMACs, fc": (",.1f", fc.macs / 1e6),
-        "MMACs": (",.1f", whole.macs / 1e6),
-        "MB out": (",.1f", whole.activation_bytes / 1e6),
-        "MB to train": (",.1f", one.training[False].peak_bytes / 1e6),
+        "MMACs": (",.1f", total.macs / 1e6),
+        "MB out": (",.1f", total.activation_bytes / 1e6),
+        "MB to train": (",.1f", item.training[False].peak_bytes / 1e6),
     }
 
 

@@ -1,4 +1,4 @@
-"""`vgg doctor`: does a network learn from where it starts?"""
+"""`vgg doctor`: whether a network will learn from its initial weights."""
 
 import json
 import math
@@ -32,13 +32,13 @@ class Flags:
     architecture: Positional[str]
     """A name (vgg19, vgg11_bn/4, lenet, alexnet) or blocks (1x64 2x128)."""
     data: str = "fashion-mnist"
-    """What to take images from, as for vgg train."""
+    """Data to take a batch from, as for vgg train."""
     data_dir: Path | None = None
-    """Where to look for Fashion-MNIST first."""
+    """Folder to search for Fashion-MNIST first."""
     init: Init = "kaiming"
-    """How the weights start."""
+    """Initialisation of the weights."""
     warm_start: str = ""
-    """A run folder or a weight file to start from as vgg train would; none if empty."""
+    """A run folder or weight file to start from, as for vgg train; none if empty."""
     optimizer: Optimizer = "sgd"
     """The optimizer of the first steps."""
     learning_rate: float = 0.05
@@ -48,13 +48,13 @@ class Flags:
     image_size: int | None = None
     """Pixels along a side; the published size (224, for lenet 28) if not given."""
     batch_size: int = 8
-    """Training images to look at; more of them judge a high learning rate more justly."""
+    """Training images to use; a high learning rate is judged more reliably on more of them."""
     hidden: tuple[int, ...] | None = None
     """Widths of the hidden fully connected layers; 4096 4096 if not given, none with the head gap."""
     head: Head = "flatten"
     """flatten (the book's), adaptive (torchvision's), conv (the paper's dense evaluation) or gap."""
     bad_images: BadImages = "fail"
-    """What to do with files that are no images or broken: fail, or skip."""
+    """What to do with files that are damaged or no images: fail, or skip."""
     seed: int = 0
     """Seed of the weights and of the choice of images, as for vgg train."""
     json: bool = False
@@ -65,7 +65,7 @@ def run(arguments: list[str]) -> None:
     """Run the verb."""
     flags = parse_flags("doctor", Flags, arguments)
     options = {"head": flags.head, **given(image_size=flags.image_size, hidden=flags.hidden)}
-    as_network(flags.architecture, in_channels=1, **options)  # a wrong one is said before torch is imported
+    as_network(flags.architecture, in_channels=1, **options)  # raises before the slow import of torch
 
     from vggkit.data.sources import open_data
     from vggkit.lab.doctor import examine, first_batch
@@ -76,7 +76,7 @@ def run(arguments: list[str]) -> None:
     if not 0 <= flags.seed < 2**31:
         raise ValueError(f"expected a seed from 0 to {2**31 - 1}, got {flags.seed}")
     network = as_network(flags.architecture, in_channels=data.channels, num_classes=len(data.classes), **options)
-    net = _at_start(network, flags)
+    net = _initial_network(network, flags)
     images, labels = first_batch(data, network, flags.batch_size, flags.seed, flags.bad_images)
     how: dict[str, Any] = {name: getattr(flags, name) for name in ("optimizer", "learning_rate", "momentum")}
     diagnosis = examine(net, images, labels, **how)
@@ -86,15 +86,15 @@ def run(arguments: list[str]) -> None:
         return
     start = f"init {flags.init}" + (f", warm-started from {flags.warm_start}" if flags.warm_start else "")
     print(f"{network.name}, {start}: {len(images)} images of {data.name} at {network.image_size} px")
-    print(_layers(diagnosis))
+    print(_layer_table(diagnosis))
     rate = f"{flags.optimizer} at a learning rate of {flags.learning_rate:g}"
     print(_verdict(diagnosis, rate, math.log(network.num_classes)))
     for finding in diagnosis.findings:
         print(f"- {finding}")
 
 
-def _at_start(network: Network, flags: Flags) -> "VGG | BaselineNetwork":
-    """The network with the weights that `vgg train` begins with."""
+def _initial_network(network: Network, flags: Flags) -> "VGG | BaselineNetwork":
+    """The network with the weights with which `vgg train` would begin."""
     import torch
 
     from vggkit.networks.baselines import build
@@ -110,7 +110,7 @@ def _at_start(network: Network, flags: Flags) -> "VGG | BaselineNetwork":
     return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
-def _layers(diagnosis: "Diagnosis") -> Table:
+def _layer_table(diagnosis: "Diagnosis") -> Table:
     rows = [
         (
             layer.name,
@@ -132,7 +132,7 @@ def _layers(diagnosis: "Diagnosis") -> Table:
 
 
 def _verdict(diagnosis: "Diagnosis", rate: str, guessing: float) -> str:
-    """The verdict in a sentence; `guessing` is the loss of a network that knows nothing."""
+    """The verdict in a sentence; `guessing` is the loss of uniform probabilities, log(classes)."""
     from vggkit.lab.doctor import PATIENCE
 
     is_counted = PATIENCE < diagnosis.plateau < math.inf
@@ -147,6 +147,6 @@ def _verdict(diagnosis: "Diagnosis", rate: str, guessing: float) -> str:
 
 
 def _bar(value: float) -> str:
-    """Two characters for each power of ten from 1e-12 to 1."""
+    """A bar on a logarithmic scale: two characters for each power of ten from 1e-12 to 1."""
     full = round(min(max(24 + 2 * math.log10(value), 0), 24)) if 0 < value < math.inf else 0
     return "█" * full + "·" * (24 - full)

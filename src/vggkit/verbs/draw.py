@@ -2,15 +2,14 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
 from vggkit.design.drawing import Style
 from vggkit.design.network import draw
 from vggkit.errors import shown
 from vggkit.verbs.network import NetworkFlags
-from vggkit.verbs.terminal import check_out, parse_flags
+from vggkit.verbs.terminal import Out, check_out, parse_flags
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Flags:
 
     networks: Positional[tuple[str, ...]]
     """Names (vgg16, vgg11_bn, vgg11/4, the paper's A-LRN, lenet), blocks ("1x64 2x128"), runs or weight files."""
-    out: Annotated[Path, arg(aliases=("-o",))]
+    out: Out[Path]
     """The .svg, .png or .pdf file to write."""
     style: Style = "scale"
     """scale: maps as cuboids, to scale; blocks: a box for each layer, as in the book."""

@@ -1,4 +1,4 @@
-"""`vgg dream`: a photo changed so that a layer responds more strongly."""
+"""`vgg dream`: change a photo so that a layer responds more strongly to it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +21,11 @@ class Flags(PaintingFlags):
     image: Positional[Path]
     """The photo."""
     layer: str = "relu5_1"
-    """Whose mean square grows."""
+    """The layer whose mean square is increased."""
     size: int = 512
     """Pixels of the longer side."""
     octaves: int = 4
-    """Sizes, each 1.4 times the one before."""
+    """Number of sizes, each 1.4 times the one before."""
     steps: int = 10
     """Steps of gradient ascent at each size."""
 

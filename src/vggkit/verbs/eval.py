@@ -29,17 +29,17 @@ class Flags(ModelFlags):
     """
 
     best: bool = False
-    """Take the weights of the run's best epoch (best.safetensors) instead of the last one's."""
+    """Use the weights of the run's best epoch (best.safetensors) instead of the last one's."""
     data: str | None = None
-    """Images to measure on, named as for vgg train; if not given, those that the run kept out of its training."""
+    """Images to measure on, as for vgg train --data; if not given, those that the run held out of its training."""
     split: Literal["train", "val", "validation", "test", "all"] | None = None
-    """The part of the data to measure on; of --data, if not given, test, else validation, else all."""
+    """The part of the data to measure on; if not given, the test split of --data, else validation, else all."""
     bad_images: Literal["fail", "skip"] | None = None
-    """What to do with files that are damaged or no images; as the recipe says, if not given."""
+    """What to do with files that are damaged or no images; if not given, as in the recipe."""
     workers: int | None = None
     """Threads that decode image files ahead; half of the cores, at most 16, if not given."""
     data_dir: Path | None = None
-    """Where to look for Fashion-MNIST first."""
+    """Folder to search for Fashion-MNIST first."""
     views: Literal["one", "flip", "multi-crop", "dense", "dense+crop"] = "one"
     """What the network sees of an image. one: the same as in vgg predict. The others average the probabilities of views
     and of their mirror images. flip: the same view; multi-crop: 5 x 5 crops; dense: the whole image, which a VGG
@@ -48,18 +48,18 @@ class Flags(ModelFlags):
     """With --views: pixels to resize the shorter side of an image to; of several sizes the probabilities are averaged.
     If not given, images are resized as for vgg predict."""
     ensemble: tuple[str, ...] = ()
-    """Other models of the same classes, to average the probabilities of all models."""
+    """Other models with the same classes; the probabilities of all models are averaged."""
     plot: Path | None = None
-    """Draw the confusion matrix, what is taken for what, into this .png file."""
+    """Draw the confusion matrix into this .png file."""
     mistakes: Path | None = None
-    """Draw the 24 mistakes of the highest confidence, with the names of the images, into this .png file."""
+    """Draw the 24 mistakes with the highest confidence, with the names of the images, into this .png file."""
     reliability: Path | None = None
     """Draw the reliability diagram, accuracy against confidence, into this .png file."""
     predictions: Path | None = None
     """Write the name, the label and the 5 most probable classes of each image into this .csv file."""
     fit_temperature: Path | None = None
-    """Fit a temperature to the images measured on, which should not be those of the final test, and write the network
-    calibrated by it into this .safetensors file."""
+    """Fit a temperature to the images measured on, which should not be those of the final test, and write the
+    calibrated network into this .safetensors file."""
 
 
 def run(arguments: list[str]) -> None:
@@ -76,7 +76,7 @@ def run(arguments: list[str]) -> None:
 
     classifier = flags.classifier(flags.best)
     others = [replace(flags, model=model).classifier() for model in flags.ensemble]
-    data, notes = _opened(flags, recipe, folder)
+    data, notes = _open_data(flags, recipe, folder)
     evaluation = evaluate(
         [classifier, *others],
         data,
@@ -86,27 +86,29 @@ def run(arguments: list[str]) -> None:
         views=None if flags.views == "one" else Views(flags.views, flags.scales),
         keep_outputs=flags.predictions is not None or flags.fit_temperature is not None,
     )
-    written, refused = _write(flags, evaluation), None
+    written, calibration_error = _write(flags, evaluation), None
     if flags.fit_temperature is not None and evaluation.outputs is not None:
         try:
-            fitted = fit_temperature(evaluation.outputs.log_probabilities, evaluation.labels, classifier.temperature)
-            save_calibrated(flags.fit_temperature, classifier, fitted)
-            written.append(f"{shown(flags.fit_temperature, 500)}: {fitted}")
-        except UserError as error:  # the evaluation stands without it
-            refused = error
+            temperature = fit_temperature(
+                evaluation.outputs.log_probabilities, evaluation.labels, classifier.temperature
+            )
+            save_calibrated(flags.fit_temperature, classifier, temperature)
+            written.append(f"{shown(flags.fit_temperature, 500)}: {temperature}")
+        except UserError as error:  # raised once the evaluation is printed
+            calibration_error = error
     if not flags.best and Path(classifier.source).with_name("best.safetensors").exists():
         notes.append(f"{Path(classifier.source).parent} also has best.safetensors, of its best epoch: --best takes it")
     if flags.json:
-        told = {"weights": classifier.source, "ensemble": [other.source for other in others]}
-        print_json({**told, "notes": [*notes, *evaluation.notes], **_facts(evaluation), "written": written})
+        models = {"weights": classifier.source, "ensemble": [other.source for other in others]}
+        print_json({**models, "notes": [*notes, *evaluation.notes], **_figures(evaluation), "written": written})
     else:
-        names = ", ".join(one.source for one in (classifier, *others))
-        print(f"weights: {names}", *notes, evaluation, *written, sep="\n")
-    if refused is not None:
-        raise refused
+        sources = ", ".join(model.source for model in (classifier, *others))
+        print(f"weights: {sources}", *notes, evaluation, *written, sep="\n")
+    if calibration_error is not None:
+        raise calibration_error
 
 
-def _facts(evaluation: "Evaluation") -> dict[str, object]:
+def _figures(evaluation: "Evaluation") -> dict[str, object]:
     numbers = ("measured_on", "accuracy", "interval", "top5", "calibration_error")
     return {
         **{name: getattr(evaluation, name) for name in numbers},
@@ -118,14 +120,14 @@ def _facts(evaluation: "Evaluation") -> dict[str, object]:
 
 
 def _check(flags: Flags, recipe: Recipe | None) -> None:
-    """Raise `UserError`, before any image is read, for flags that cannot be."""
-    outputs = dict[str, str]()
+    """Raise `UserError`, before any image is read, for values and combinations of flags that are not allowed."""
+    flag_by_path = dict[str, str]()
     reads = (flags.model, *flags.ensemble, flags.data or (recipe and recipe.data))
     suffixes = {"predictions": ".csv", "fit-temperature": ".safetensors"}
     for name in ("plot", "mistakes", "reliability", *suffixes):
         if (path := getattr(flags, name.replace("-", "_"))) is not None:
             check_out(path, suffixes.get(name, ".png"), flag=f"--{name}", reads=reads)
-            if (other := outputs.setdefault(os.path.realpath(path), name)) != name:
+            if (other := flag_by_path.setdefault(os.path.realpath(path), name)) != name:
                 raise UserError(f"expected a file of its own for --{name}, got that of --{other}: {path}")
     check_workers(flags.workers)
     if flags.scales and flags.views == "one":
@@ -135,7 +137,7 @@ def _check(flags: Flags, recipe: Recipe | None) -> None:
 
 
 def _write(flags: Flags, evaluation: "Evaluation") -> list[str]:
-    """Write the pictures and the table asked for; a line on each."""
+    """Write the requested pictures and the table; returns a line for each."""
     from vggkit.inference import confusion
 
     written = []
@@ -151,19 +153,19 @@ def _write(flags: Flags, evaluation: "Evaluation") -> list[str]:
     return written
 
 
-def _opened(flags: Flags, recipe: Recipe | None, folder: Path) -> "tuple[ImageSource, list[str]]":
-    """The data that the flags or the recipe of the run in `folder` name, and lines on it."""
+def _open_data(flags: Flags, recipe: Recipe | None, folder: Path) -> "tuple[ImageSource, list[str]]":
+    """Open the data named by the flags or by the recipe of the run in `folder`; returns it with notes to print."""
     from vggkit.data.sources import open_data
     from vggkit.inference.evaluate import data_of_run
 
-    known = recipe or Recipe.named("quick")
-    options = {name: getattr(known, name) for name in ("holdout", "seed", "stream", "epoch_images")}
+    defaults = recipe or Recipe.named("quick")
+    options = {name: getattr(defaults, name) for name in ("holdout", "seed", "stream", "epoch_images")}
     if flags.data is None:
         if recipe and recipe.validation and flags.split not in (None, "test", "all"):
             return data_of_run(folder, flags.data_dir), []
-        return open_data(known.data, data_dir=flags.data_dir, **options), []
+        return open_data(defaults.data, data_dir=flags.data_dir, **options), []
     data = open_data(flags.data, data_dir=flags.data_dir, holdout=0)
-    if "all" in data.splits and flags.split not in (None, "all"):  # the run's own data, at another place perhaps
+    if "all" in data.splits and flags.split not in (None, "all"):  # perhaps the run's own data, moved to another folder
         return open_data(flags.data, data_dir=flags.data_dir, **options), []
     notes = [str(data)] * (len(data.splits) > 1)
     if recipe is not None and Path(recipe.data).resolve() == Path(flags.data).resolve() and "all" in data.splits:

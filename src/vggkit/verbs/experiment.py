@@ -1,4 +1,4 @@
-"""`vgg experiment`: a question to a measured answer."""
+"""`vgg experiment`: answer a question by training recipes side by side."""
 
 import ast
 import csv
@@ -14,7 +14,7 @@ from tyro.conf import Positional
 from vggkit.errors import UserError, nearest, shown
 from vggkit.lab.experiments import EXPERIMENTS, Equal, Experiment, Size, named_experiment, varied
 from vggkit.training.recipe import Recipe
-from vggkit.verbs.terminal import DONE, RESUMABLE, Short, check_out, given, parse_flags, print_json, print_to_stderr
+from vggkit.verbs.terminal import DONE, RESUMABLE, Out, check_out, given, parse_flags, print_json, print_to_stderr
 
 
 @dataclass(frozen=True)
@@ -30,46 +30,45 @@ class Flags:
     """The question: resolution, alexnet-vgg, deep-or-wide, kernel-size, head, batch-norm, initialisation or family;
     with --vary your own."""
     vary: tuple[str, ...] = ()
-    """Fields of the recipe with their values, FIELD=VALUE,VALUE; all combinations are trained. A value that holds a
-    comma stands in double quotes, as in CSV: 'architecture="2x16k3,1",lenet'."""
+    """Fields of the recipe with their values, FIELD=VALUE,VALUE; all combinations are trained. A value with a comma is
+    put in double quotes, as in CSV: 'architecture="2x16k3,1",lenet'."""
     recipe: str | None = None
-    """What --vary changes; quick if not given."""
+    """The recipe that --vary changes; quick if not given."""
     data: str | None = None
-    """Other data than the recipe's; for a named question too."""
+    """Data to use instead of the recipe's or the question's."""
     epochs: int | None = None
-    """Other than those of the recipe or the question."""
+    """Epochs instead of those of the recipe or the question."""
     seeds: int | None = None
     """Runs of each recipe; 3 or 5 if not given."""
     equal: Equal | None = None
-    """What is made equal to the first recipe's, with --vary: the epochs, if not given; the images seen, which differ
-    with the data, or the seconds of training (both to whole epochs); or an image's macs or the parameters (by the
-    channels)."""
+    """With --vary: the quantity in which all recipes equal the first: epochs (if not given); images seen in training or
+    seconds of training, both to whole epochs; or macs of an image or parameters, by scaling the channels."""
     size: Size | None = None
-    """How much a named question trains, in widths and epochs; minutes if not given."""
-    out: Short[Path | None] = None
+    """How much a named question trains: its widths and epochs; minutes if not given."""
+    out: Out[Path | None] = None
     """A .html, .md, .csv, .json or .svg file to write the answer to."""
     runs: Path | None = None
-    """The folder of the runs, and where to go on from; experiments/<name> if not given."""
+    """Folder of the runs, from which a stopped command resumes; experiments/<name> if not given."""
     ray: str = ""
-    """The address of a Ray cluster to run the trials on, or auto; every machine must see the folder of the runs."""
+    """Address of a Ray cluster to run the trials on, or auto; every machine needs access to the folder of the runs."""
     device: str | None = None
-    """cpu, cuda, cuda:1 or mps; a GPU, if there is one, if not given."""
+    """cpu, cuda, cuda:1 or mps; if not given, a GPU if there is one."""
     data_dir: Path | None = None
-    """Where to look for Fashion-MNIST first."""
+    """Folder to search for Fashion-MNIST first."""
     list: bool = False
-    """List the questions that have a name."""
+    """List the named questions."""
     json: bool = False
     """Print JSON instead of a table."""
 
 
 def run(arguments: list[str]) -> int:
-    """Run the verb; returns the exit code: 75 if a signal stopped it, after which the same command goes on."""
+    """Run the verb; the exit code is 75 if a signal stopped it, after which the same command resumes."""
     flags = parse_flags("experiment", Flags, arguments)
     if flags.list:
         for name, question in EXPERIMENTS.items():
             print(f"{name:<15} {question.words}")
         return DONE
-    experiment = _asked(flags)
+    experiment = _experiment(flags)
     folder = flags.runs or Path("experiments") / experiment.name
     if flags.out is not None:
         check_out(flags.out, ".html", ".md", ".csv", ".json", ".svg", reads=(flags.data, flags.recipe))
@@ -93,17 +92,17 @@ def run(arguments: list[str]) -> int:
     return DONE
 
 
-def _asked(flags: Flags) -> Experiment:
-    """The experiment that the flags name or vary."""
+def _experiment(flags: Flags) -> Experiment:
+    """The experiment that the flags name, or describe by --vary."""
     if (flags.name is None) == (not flags.vary):
         raise UserError("expected the name of a question or --vary FIELD=VALUE,VALUE, try vgg experiment --list")
     changes = given(epochs=flags.epochs, data=flags.data)
     if flags.name is not None:
         if flags.recipe or flags.equal:
             raise UserError(f"expected --vary with --recipe and --equal, got {flags.name}, which has its own")
-        asked = named_experiment(flags.name, flags.size or "minutes")
-        recipes = {label: recipe.changed(**changes) for label, recipe in asked.recipes.items()}
-        return replace(asked, recipes=recipes, **given(seeds=flags.seeds))
+        experiment = named_experiment(flags.name, flags.size or "minutes")
+        recipes = {label: recipe.changed(**changes) for label, recipe in experiment.recipes.items()}
+        return replace(experiment, recipes=recipes, **given(seeds=flags.seeds))
     grid = _grid(flags, changes)
     base = Recipe.named(flags.recipe or "quick", **changes)
     names = [name for name, values in grid.items() if len(values) > 1]
@@ -113,10 +112,10 @@ def _asked(flags: Flags) -> Experiment:
 
 
 def _grid(flags: Flags, changes: Mapping[str, object]) -> dict[str, list[object]]:
-    """The fields that vary, with their values; `UserError` for what another flag decides too."""
+    """The values of each field in --vary; raises `UserError` for a field that another flag decides too."""
     if flags.size is not None:
         raise UserError("expected --size with the name of a question, got --vary, try --epochs or --vary architecture=")
-    fields = list(map(_values, flags.vary))
+    fields = list(map(_field_values, flags.vary))
     grid = dict(fields)
     if twice := [name for index, (name, _) in enumerate(fields) if name in dict(fields[:index])]:
         raise UserError(f"expected each field once in --vary, got {twice[0]} twice")
@@ -131,8 +130,8 @@ def _grid(flags: Flags, changes: Mapping[str, object]) -> dict[str, list[object]
     return grid
 
 
-def _values(text: str) -> tuple[str, list[object]]:
-    """The field of a recipe in `FIELD=VALUE,VALUE`, and the values."""
+def _field_values(text: str) -> tuple[str, list[object]]:
+    """The field and the values in the text FIELD=VALUE,VALUE."""
     name, _, values = text.partition("=")
     name, kinds = name.replace("-", "_"), get_type_hints(Recipe)
     if name not in kinds or not values:
@@ -146,12 +145,12 @@ def _values(text: str) -> tuple[str, list[object]]:
 
 
 def _value(kind: object, text: str) -> object:
-    """A text as the value of a field; what it cannot be the recipe refuses."""
+    """`text` as a value of type `kind`, or as it is if it is none; the recipe checks it."""
     if kind == tuple[int, ...]:
         return tuple(int(part) if part.isdecimal() and len(part) < 10 else part for part in text.split())
     if kind in (int, float, bool) and len(text) < 100:
         try:
             return ast.literal_eval(text.capitalize() if kind is bool else text)
-        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # all that it may raise
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # all of literal_eval's errors
             return text
     return text

@@ -1,27 +1,27 @@
-"""`vgg explain`: what in an image speaks for a class, what a unit looks for, and the first layer's filters."""
+"""`vgg explain`: attribution maps of an image, the image and patches that maximise a unit, and the first filters."""
 
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
 from vggkit.design.table import Table
 from vggkit.errors import UserError, shown
 from vggkit.inference.explain_names import OF_LAYERS, Method
 from vggkit.verbs.models import ModelFlags
-from vggkit.verbs.terminal import check_out, given, parse_flags, print_json, print_to_stderr
+from vggkit.verbs.terminal import Out, check_out, given, parse_flags, print_json, print_to_stderr
 
 if TYPE_CHECKING:
     from vggkit.inference.predict import Classifier
 
 Outcome = tuple[bytes, dict[str, Any], list[Any]]
-"""The content of the file, what --json prints, and lines to print without it."""
+"""The content of the file to write, what to print with --json, and the lines to print without it."""
 MAX_MAPS = 64
 CHECKED = ("passes", "verdict", "mean_correlation", "correlation", "gain", "deletion", "insertion")
-"""What --json prints of a check."""
+"""The fields of a check that --json prints."""
 MAX_SEED = 2**32 - 1
 
 
@@ -35,26 +35,26 @@ class Flags(ModelFlags):
     """
 
     image: Positional[Path | None] = None
-    """An image file (PNG, JPEG, WebP, GIF, BMP or TIFF) of any size and mode; none with --unit and --filters."""
-    out: Annotated[Path, arg(aliases=("-o",))]
-    """The .png file to write; or .npy, for the maps as float32 (classes, methods, height, width)."""
+    """An image file (PNG, JPEG, WebP, GIF, BMP or TIFF) of any size and mode; not with --unit or --filters."""
+    out: Out[Path]
+    """The .png file to write, or a .npy file for the maps as float32 (classes, methods, height, width)."""
     methods: tuple[Method, ...] = ("grad-cam",)
-    """One or several, side by side. guided-backprop shows edges, whatever the network has learned."""
+    """One or more methods, drawn side by side. guided-backprop shows edges, whatever the network has learned."""
     classes: tuple[str, ...] = ()
-    """Names or numbers of the classes to explain; the most probable one, if not given."""
+    """Names or numbers of the classes to explain; if not given, the most probable class."""
     layer: str | None = None
-    """The layer of grad-cam and layer-cam, such as relu4_3; the last ReLU of the blocks, if not given."""
+    """The layer for grad-cam and layer-cam, such as relu4_3; if not given, the last ReLU of the blocks."""
     check: bool = False
-    """Measure whether each map tells something about the network: it is compared with the maps of randomised networks,
-    and what it marks is deleted from the image."""
+    """Measure whether each map depends on the network: compare it with the maps of randomised networks, and delete from
+    the image what it marks."""
     unit: str | None = None
-    """A unit, such as conv4_2:37 or fc8:281: draw the image that it answers to most."""
+    """A unit, such as conv4_2:37 or fc8:281: draw the image that maximises it."""
     data: str | None = None
-    """With --unit: images, named as for vgg train, of which the patches that excite it most are drawn."""
+    """With --unit: images, as for vgg train --data; the patches that excite the unit most are drawn."""
     filters: bool = False
     """Draw the filters of the first layer."""
     seed: int = 0
-    """Of noise, of new weights and of random orders."""
+    """Seed of the noise, of randomised weights and of random orders."""
 
 
 def run(arguments: list[str]) -> None:
@@ -74,14 +74,10 @@ def run(arguments: list[str]) -> None:
         raise UserError(f"expected a --seed from 0 to {MAX_SEED}, got {flags.seed}, try 0")
     if (count := len(flags.classes) * len(flags.methods)) > MAX_MAPS:
         raise UserError(f"expected at most {MAX_MAPS} maps, got {count}, try fewer --classes or --methods")
-    check_out(
-        flags.out,
-        *((".png", ".npy") if flags.image is not None else (".png",)),
-        reads=(flags.image, flags.data, flags.model),
-    )
-    classifier = flags.classifier()
-    work = _explain if flags.image is not None else _draw_unit if flags.unit is not None else _draw_filters
-    content, facts, lines = work(flags, classifier)
+    suffixes = (".png",) if flags.image is None else (".png", ".npy")
+    check_out(flags.out, *suffixes, reads=(flags.image, flags.data, flags.model))
+    outcome = _explain if flags.image is not None else _draw_unit if flags.unit is not None else _draw_filters
+    content, facts, lines = outcome(flags, flags.classifier())
     from vggkit.data.files import write_whole
 
     write_whole(flags.out, content)
@@ -99,7 +95,7 @@ def _explain(flags: Flags, classifier: "Classifier") -> Outcome:
     layers = {method: flags.layer if method in OF_LAYERS else None for method in flags.methods}
     if flags.layer is not None and not set(OF_LAYERS) & layers.keys():
         raise UserError(f"expected --layer with {' or '.join(OF_LAYERS)}, got it with {', '.join(flags.methods)}")
-    for method, layer in layers.items():  # so that what is wrong is said before any map is made
+    for method, layer in layers.items():  # raises before the first map is made
         how_to(classifier, method, layer)
     targets = [class_index(classifier.classes, name) for name in flags.classes]
     image: Any = flags.image
@@ -107,27 +103,24 @@ def _explain(flags: Flags, classifier: "Classifier") -> Outcome:
         [explain(classifier, image, method, target, layers[method], flags.seed) for method in flags.methods]
         for target in targets or (None,)
     ]
-    found = [one for row in rows for one in row]
-    for one in found:
-        if one.blank:
-            print_to_stderr(f"vgg explain: {one.blank}")
-    checks = [check(classifier, one, flags.seed) if flags.check and not one.blank else None for one in found]
-    facts = [
-        {
-            **{name: getattr(one, name) for name in ("image", "method", "layer", "target", "label", "probability")},
-            "least": float(one.heat.min()),
-            "most": float(one.heat.max()),
-            **given(note=one.blank or None),
-            **given(check=tested and {name: getattr(tested, name) for name in CHECKED}),
-        }
-        for one, tested in zip(found, checks, strict=True)
-    ]
-    lines = [tested or one for one, tested in zip(found, checks, strict=True)]
+    facts, lines, verdicts = list[dict[str, Any]](), list[Any](), list[str]()
+    for e in (explanation for row in rows for explanation in row):
+        fact = {name: getattr(e, name) for name in ("image", "method", "layer", "target", "label", "probability")}
+        fact |= {"least": float(e.heat.min()), "most": float(e.heat.max()), **given(note=e.blank or None)}
+        if e.blank:
+            print_to_stderr(f"vgg explain: {e.blank}")
+        if flags.check and not e.blank:
+            checked = check(classifier, e, flags.seed)
+            fact["check"] = {name: getattr(checked, name) for name in CHECKED}
+            verdicts.append(f"{e.label}, {e.method}: {checked.verdict}")
+            lines.append(checked)
+        else:
+            lines.append(e)
+        facts.append(fact)
     if flags.out.suffix == ".png":
-        verdicts = [f"{one.explanation.label}, {one.explanation.method}: {one.verdict}" for one in checks if one]
         return explanations_picture(rows, verdicts), {"maps": facts}, lines
     buffer = io.BytesIO()
-    np.save(buffer, np.array([[one.heat for one in row] for row in rows]))
+    np.save(buffer, np.array([[explanation.heat for explanation in row] for row in rows]))
     return buffer.getvalue(), {"maps": facts}, lines
 
 
@@ -139,15 +132,13 @@ def _draw_unit(flags: Flags, classifier: "Classifier") -> Outcome:
     from vggkit.inference.explain_units import exciting_patches, maximised, unit_of
 
     unit, patches, source = str(flags.unit), [], ""
-    unit_of(vgg_of(classifier.net), unit)  # before the data are read
+    unit_of(vgg_of(classifier.net), unit)  # raises before the data are read
     if flags.data is not None:
         data = open_data(flags.data, holdout=0)
         split = default_split(data)
         images = data.splits[split]
-        read, source = (
-            images.reader(0, 0),
-            f"{len(images):,} {split} images of {data.name}".replace(" all images", " images"),
-        )
+        source = f"{len(images):,} {split} images of {data.name}".replace(" all images", " images")
+        read = images.reader(0, 0)
         patches = exciting_patches(classifier, unit, (read(index).content for index in range(len(images))))
     pixels = maximised(classifier, unit, flags.seed)
     facts = {"unit": unit, "patches": [{"image": patch.image, "value": patch.value} for patch in patches]}

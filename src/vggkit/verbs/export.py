@@ -1,4 +1,4 @@
-"""`vgg export`: a trained network to a file for another runtime."""
+"""`vgg export`: write a trained network for another runtime."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ from tyro.conf import arg
 
 from vggkit.errors import UserError
 from vggkit.verbs.models import ModelFlags
-from vggkit.verbs.terminal import Short, check_kept, parse_flags, print_json
+from vggkit.verbs.terminal import Out, check_kept, parse_flags, print_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,19 +22,19 @@ class Flags(ModelFlags):
       vgg export torchvision/vgg16 -o head.onnx --int8-head --calibrate photos
     """
 
-    out: Short[Path]
-    """The file to write: .onnx, .pt2 (torch.export), .xml (OpenVINO); without a suffix, a new folder for timm."""
+    out: Out[Path]
+    """The file to write: .onnx, .pt2 (torch.export) or .xml (OpenVINO); without a suffix, a new folder for timm."""
     data: Annotated[str | None, arg(aliases=["--calibrate"])] = None
-    """Images to try the file on before it is written, and to calibrate and measure int8 with, named as for vgg train;
-    if not given, the run's own."""
+    """Images, as for vgg train --data, on which the file is verified, and int8 calibrated and measured; if not given,
+    the run's own."""
     with_preprocessing: bool = False
-    """Take RGB images of any size as uint8 (batch, height, width, 3), and give probabilities."""
+    """Make a graph from RGB images of any size, uint8 (batch, height, width, 3), to probabilities."""
     int8: bool = False
-    """8-bit weights in all layers of an .onnx file."""
+    """Use 8-bit weights in all layers of an .onnx file."""
     int8_head: bool = False
-    """8-bit weights in the fully connected layers alone, which hold most of VGG-16's."""
+    """Use 8-bit weights in the fully connected layers only, which hold most of VGG-16's."""
     max_drop: float = 0.5
-    """Points of top-1 that int8 may lose, in hundredths of the images; else nothing is written."""
+    """Percentage points of top-1 that int8 may lose; if it loses more, nothing is written."""
 
 
 def run(arguments: list[str]) -> None:

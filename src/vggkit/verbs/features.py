@@ -1,18 +1,15 @@
-"""`vgg features`: images to what the named layers of a network put out, and the images that are most alike by it."""
+"""`vgg features`: write the outputs of named layers for images, and find similar images by them."""
 
 import json
 import math
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
-
-from tyro.conf import arg
 
 from vggkit.design.table import Table
 from vggkit.errors import UserError, shown
 from vggkit.verbs.models import BadImages, ImagesFlags
-from vggkit.verbs.terminal import DONE, check_kept, check_out, parse_flags, print_json
+from vggkit.verbs.terminal import DONE, Out, check_kept, check_out, parse_flags, print_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,26 +23,26 @@ class Flags(ImagesFlags):
 
     layers: tuple[str, ...] = ()
     """Canonical names, such as relu3_3 conv4_1 pool5 fc7; conv is before its ReLU. With --like one, or the last."""
-    out: Annotated[Path | None, arg(aliases=("-o",))] = None
-    """The .safetensors file to write: a tensor for each layer, with a row for each image. With --like a .png."""
+    out: Out[Path | None] = None
+    """The .safetensors file to write, a tensor for each layer with a row for each image; with --like, a .png file."""
     like: Path | None = None
-    """An image: find those that are most like it in a file that this verb wrote, which stands for MODEL."""
+    """An image: find the most similar images in an index, a file written by this verb, given in place of MODEL."""
     top: int = 7
-    """Images to find."""
+    """Number of images to find."""
 
 
 def run(arguments: list[str]) -> int:
     """Run the verb; the exit code is 2 if an image is bad."""
     flags = parse_flags("features", Flags, arguments)
     if flags.like is not None:
-        return _find(flags, flags.like)
+        return _find_similar(flags, flags.like)
     if flags.out is None or not flags.layers:
         example = "vgg features torchvision/vgg16 photos --layers fc7 -o index.safetensors"
         raise UserError(f"expected --layers LAYER ... and --out FILE, got none, try '{example}'")
-    return _write(flags, flags.out)
+    return _write_features(flags, flags.out)
 
 
-def _write(flags: Flags, out: Path) -> int:
+def _write_features(flags: Flags, out: Path) -> int:
     check_out(out, ".safetensors", reads=(*flags.images, flags.model))
     classifier, bad = flags.classifier(), BadImages("features")
     import torch
@@ -56,12 +53,12 @@ def _write(flags: Flags, out: Path) -> int:
 
     names: list[str] = []
     shapes: dict[str, tuple[int, ...]] = {}
-    # What may be larger than memory goes to a file for each layer first: where a layer begins in the whole file is
-    # known once all images are read.
+    # Outputs may exceed memory. Each layer goes to a file of its own first, because its offset in the final file is
+    # known only after the last image.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
         parts = {layer: Path(folder, str(number)) for number, layer in enumerate(flags.layers)}
-        for some, outputs in feature_batches(classifier, flags.images, flags.layers, bad):
-            names += some
+        for batch_names, outputs in feature_batches(classifier, flags.images, flags.layers, bad):
+            names += batch_names
             for layer, output in outputs.items():
                 shapes[layer] = (len(names), *output.shape[1:])
                 with parts[layer].open("ab") as file:
@@ -85,8 +82,8 @@ def _write(flags: Flags, out: Path) -> int:
     return bad.code
 
 
-def _find(flags: Flags, query: Path) -> int:
-    """The table and the contact sheet of the images that are most like `query`."""
+def _find_similar(flags: Flags, query: Path) -> int:
+    """Print the table of the images most similar to `query`, and write their contact sheet."""
     if len(flags.layers) > 1 or flags.images:
         raise UserError("expected an index and at most one layer with --like, got more, try --layers fc7")
     if flags.out is not None:
@@ -100,13 +97,13 @@ def _find(flags: Flags, query: Path) -> int:
     if flags.out is not None:
         check_kept(flags.out, index.images)
     classifier = load_classifier(index.model, choose_device(flags.device))
-    found = index.like(replace(classifier, preprocessing=index.preprocessing), query, flags.top)
+    matches = index.like(replace(classifier, preprocessing=index.preprocessing), query, flags.top)
     if flags.out is not None:
-        write_whole(flags.out, contact_sheet(query, found))
+        write_whole(flags.out, contact_sheet(query, matches))
     if flags.json:
-        print_json([match._asdict() for match in found])
+        print_json([match._asdict() for match in matches])
     else:
-        print(Table(("image", f"cosine of {index.layer}"), [[(name, f"{value:.4f}") for name, value in found]]))
+        print(Table(("image", f"cosine of {index.layer}"), [[(name, f"{value:.4f}") for name, value in matches]]))
         if flags.out is not None:
             print(shown(flags.out, 500))
     return DONE

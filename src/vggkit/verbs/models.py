@@ -1,4 +1,4 @@
-"""The flags of every verb that takes a trained network, and the classifier that they name."""
+"""The flags shared by the verbs that use a trained network, and the classifier that they name."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PreparationFlags:
-    """Without them, images are prepared as the weight file says, or as the publisher does whose names it has."""
+    """If not given, images are prepared as the weight file states, or as the publisher of its names does."""
 
     preprocessing: Literal["torchvision", "timm", "keras", "caffe"] | None = None
-    """Prepare images as this publisher does: Caffe's numbers may have torchvision's names."""
+    """Prepare images as this publisher does: weights of Caffe's may have torchvision's names."""
     mean: tuple[float, ...] | None = None
     """Mean of each channel, in [0, 1]; in [0, 255] if one is above 1."""
     std: tuple[float, ...] | None = None
@@ -29,18 +29,18 @@ class PreparationFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFlags:
-    """What the verbs that use a trained network share."""
+    """The flags of the verbs that use a trained network."""
 
     model: Positional[str]
     """A run folder, a weight file, or published weights such as torchvision/vgg16 ('vgg weights' lists them)."""
     device: str | None = None
-    """cpu, cuda, cuda:1 or mps; a GPU, if there is one, if not given."""
+    """cpu, cuda, cuda:1 or mps; if not given, a GPU if there is one."""
     preparation: PreparationFlags = field(default_factory=PreparationFlags)
     json: bool = False
     """Print JSON instead of text."""
 
     def classifier(self, best: bool = False) -> "Classifier":
-        """The classifier that the flags name, on its device: of a run the last epoch's, or the best one's."""
+        """Load the classifier that the flags name onto its device: that of a run's last epoch, or of its `best` one."""
         from vggkit.design.network import costs
         from vggkit.inference.predict import load_classifier
         from vggkit.training.hardware import choose_device, keep_freed_memory, use_huge_pages
@@ -61,25 +61,25 @@ class ModelFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class ImagesFlags(ModelFlags):
-    """What the verbs that take images share."""
+    """The flags of the verbs that take images."""
 
     images: Positional[tuple[Path, ...]]
     """Image files (PNG, JPEG, WebP, GIF, BMP or TIFF) of any size and mode, and folders of them."""
 
     def classifier(self, best: bool = False) -> "Classifier":
-        """The classifier, if there are images for it."""
+        """As `ModelFlags.classifier`; raises `UserError` without images."""
         if not self.images:
             raise UserError("expected at least one image, got none")
         return super().classifier(best)
 
 
 class BadImages:
-    """Names each bad image on stderr, and knows the exit code that follows."""
+    """Prints each bad image to stderr; `code` is the exit code."""
 
     def __init__(self, verb: str) -> None:
         self.verb, self.code = verb, DONE
 
     def __call__(self, error: ValueError) -> None:
-        """Tell of one."""
+        """Print the error of a bad image."""
         print_to_stderr(f"vgg {self.verb}: {one_line(error)}")
         self.code = USER_ERROR

@@ -1,4 +1,4 @@
-"""The flags of every verb that takes a network, and the network that they and a text, a run or a file describe."""
+"""The flags that describe a network, and the network that a text, a run folder or a weight file names."""
 
 import contextlib
 import os
@@ -10,13 +10,14 @@ from vggkit.design.architecture import Head
 from vggkit.design.network import Network, as_network, network_from_json
 from vggkit.errors import ArchitectureError, WeightsError, shown
 from vggkit.verbs.terminal import given
+from vggkit.weights.runs import CHECKPOINTS, MODEL, NETWORK
 
 SUFFIXES = (".safetensors", ".pth", ".npz", ".h5")
 
 
 @dataclass(frozen=True)
 class NetworkFlags:
-    """What a name or the notation leaves open."""
+    """Properties that a name or the notation leaves open."""
 
     in_channels: int | None = None
     """1 for grey images, 3 for RGB; the network's own if not given: 3, for lenet and alexnet 1."""
@@ -35,8 +36,8 @@ class NetworkFlags:
         """The network called `text`, or that of the run folder or weight file at the path `text`.
 
         Raises:
-            ArchitectureError: a network that cannot be.
-            WeightsError: a file that does not say what network it is of.
+            ArchitectureError: an invalid network.
+            WeightsError: a missing file, or one that does not state its network.
         """
         options = given(**asdict(self))
         try:
@@ -50,11 +51,11 @@ class NetworkFlags:
 
 
 def _network_at(path: Path) -> Network:
-    """The network of a run folder or of a weight file, of which only the header is read if it is one of vggkit's."""
+    """The network of a run folder or weight file; of a file written by vggkit only the header is read."""
     if path.is_dir():
         path = _weights_of(path)
-    if found := why_not_a_file(path):
-        raise WeightsError(f"expected a run folder or a weight file, got {shown(str(path), limit=500)}: {found}")
+    if reason := why_not_a_file(path):
+        raise WeightsError(f"expected a run folder or a weight file, got {shown(str(path), limit=500)}: {reason}")
     from safetensors import SafetensorError, safe_open
 
     metadata = None
@@ -62,15 +63,15 @@ def _network_at(path: Path) -> Network:
         metadata = file.metadata()
     if metadata and "architecture" in metadata:
         return network_from_json(metadata["architecture"])
-    from vggkit.weights.files import load_weights  # which needs torch
+    from vggkit.weights.files import load_weights  # imports torch
 
     return load_weights(path)[0].architecture
 
 
 def _weights_of(run: Path) -> Path:
-    """The weights of a run: the trained ones or, of a run that goes on, the newest checkpoint's."""
-    steps = sorted(run.glob("checkpoints/step-*/network.safetensors"), key=lambda path: path.stat().st_mtime)
-    for path in (run / "model.safetensors", *reversed(steps)):
+    """The weights of a finished run, or of the newest checkpoint of an unfinished one."""
+    checkpoints = sorted(run.glob(f"{CHECKPOINTS}/step-*/{NETWORK}"), key=lambda path: path.stat().st_mtime)
+    for path in (run / MODEL, *reversed(checkpoints)):
         if path.is_file():
             return path
     raise WeightsError(f"expected a run folder with weights in it, got {shown(str(run), limit=500)}, try vgg train")

@@ -1,17 +1,15 @@
-"""What the verbs that paint an image share: their flags, a live line on stderr, and the file that they write."""
+"""Shared by the verbs that paint an image: flags, a live progress line, and the file that is written."""
 
 import io
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-from tyro.conf import arg
+from typing import TYPE_CHECKING
 
 from vggkit.errors import shown
 from vggkit.verbs.models import ModelFlags
-from vggkit.verbs.terminal import print_json, print_to_stderr
+from vggkit.verbs.terminal import Out, print_json, print_to_stderr
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,23 +20,23 @@ PLAIN_LINE_SECONDS = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class PaintingFlags(ModelFlags):
-    """The flags of every verb that paints an image."""
+    """The flags of the verbs that paint an image."""
 
     model: str
-    """The network that looks: keras/vgg16_notop (59 MB), torchvision/vgg16, a run folder or a weight file."""
-    out: Annotated[Path, arg(aliases=("-o",))]
+    """The network: keras/vgg16_notop (59 MB), torchvision/vgg16, a run folder or a weight file."""
+    out: Out[Path]
     """The image to write: .png, .jpg or .webp."""
 
 
 class LiveLine:
-    """Shows the newest of many lines on stderr: in place on a terminal, now and then elsewhere."""
+    """Shows progress on stderr: a line that is replaced on a terminal, a line every 10 seconds elsewhere."""
 
     def __init__(self) -> None:
         self.line, self.is_live, self.start = "", sys.stderr.isatty(), time.perf_counter()
         self._last = self.start
 
     def __call__(self, line: str) -> None:
-        """Take the next line."""
+        """Show the next line."""
         self.line, now = line, time.perf_counter()
         if self.is_live:
             print(f"\r\x1b[2K{line}", end="", file=sys.stderr, flush=True)
@@ -48,7 +46,7 @@ class LiveLine:
 
 
 def write_painting(image: "Image", flags: PaintingFlags, line: LiveLine) -> None:
-    """Write what was painted, and say how that went."""
+    """Write the image to --out, and print the last line of progress, the size and the time."""
     seconds = time.perf_counter() - line.start
     if line.is_live:
         print(file=sys.stderr)

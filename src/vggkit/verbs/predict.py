@@ -1,4 +1,4 @@
-"""`vgg predict`: image files to classes."""
+"""`vgg predict`: classify image files."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ class Flags(ImagesFlags):
     """
 
     top: int = 3
-    """Classes to show for each image."""
+    """Number of classes to show for each image."""
 
 
 def run(arguments: list[str]) -> int:
@@ -26,14 +26,14 @@ def run(arguments: list[str]) -> int:
     classifier, bad = flags.classifier(), BadImages("predict")
     from vggkit.inference.predict import MIRRORED, predictions
 
-    found = []
+    results = []
     for name, best in predictions(classifier, flags.images, flags.top, bad):
         if flags.json:
-            found.append({"image": name, "predictions": [p._asdict() for p in best]})
+            results.append({"image": name, "predictions": [p._asdict() for p in best]})
         else:
             print(f"{shown(name, limit=500)}: {', '.join(map(str, best))}", flush=True)
     if flags.json:
-        print_json(found)
+        print_json(results)
     elif classifier.preprocessing.test_flip:
         print(f"each is the {MIRRORED}")
     return bad.code

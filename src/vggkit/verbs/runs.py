@@ -1,4 +1,4 @@
-"""`vgg runs`: the runs in a folder, as a table. Foreign and damaged folders may lie among them."""
+"""`vgg runs`: the runs in a folder as a table, damaged ones included."""
 
 import contextlib
 import os
@@ -29,7 +29,7 @@ class Flags:
     """
 
     folder: Positional[Path] = Path("runs")
-    """The folder that holds the run folders, or one run folder."""
+    """A folder with run folders, or one run folder."""
     json: bool = False
     """Print JSON instead of a table."""
 
@@ -40,18 +40,18 @@ def run(arguments: list[str]) -> None:
     if not flags.folder.is_dir():
         reason = why_not_a_file(flags.folder) or "a file"
         raise UserError(f"expected a folder with runs, got {flags.folder}: {reason}, try 'vgg train' or another folder")
-    listed = [_described(path) for path in (flags.folder, *flags.folder.iterdir()) if os.path.lexists(path / RECIPE)]
-    listed.sort(key=lambda run: (run["age_seconds"], run["run"]))
+    runs = [_summary(path) for path in (flags.folder, *flags.folder.iterdir()) if os.path.lexists(path / RECIPE)]
+    runs.sort(key=lambda run: (run["age_seconds"], run["run"]))
     if flags.json:
-        print_json(listed)
-    elif listed:
-        print(_table(listed))
+        print_json(runs)
+    elif runs:
+        print(_table(runs))
     else:
         print_to_stderr(f"no runs in {flags.folder}")
 
 
-def _described(path: Path) -> dict[str, Any]:
-    """A run as its files say it: a value is None where they do not say it, or say what cannot be."""
+def _summary(path: Path) -> dict[str, Any]:
+    """The figures of a run from its files; None for what is missing or invalid in them."""
     recipe: dict[str, Any] = {}
     epochs, written, state = list[EpochMetrics](), time.time(), "damaged"
     with contextlib.suppress(RunError, OSError):
@@ -77,15 +77,16 @@ def _described(path: Path) -> dict[str, Any]:
     }
 
 
-def _table(listed: list[dict[str, Any]]) -> Table:
-    """As wide as the terminal, or 80 columns: runs and their data share what the other columns leave."""
+def _table(runs: list[dict[str, Any]]) -> Table:
+    """A table as wide as the terminal, at least 80 columns; long names of runs and data are cut to fit."""
     header = ("run", "recipe", "data", "state", "epochs", "acc", "examples/s", "age")
-    rows = [_row(run) for run in listed]
-    run, _, data, *_ = widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    room = max(24, max(80, shutil.get_terminal_size().columns) - sum(widths) - len(widths) + 1 + run + data)
-    run = min(run, room - min(data, 13))
-    cut = [(_cut(name, run), recipe, _cut(source, room - run), *cells) for name, recipe, source, *cells in rows]
-    return Table(header, [cut], 4)
+    rows = [_row(run) for run in runs]
+    name_width, _, data_width, *_ = widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    other_width = sum(widths) + len(widths) - 1 - name_width - data_width
+    room = max(24, max(80, shutil.get_terminal_size().columns) - other_width)
+    name_width = min(name_width, room - min(data_width, 13))
+    rows = [(_cut(run, name_width), recipe, _cut(data, room - name_width), *rest) for run, recipe, data, *rest in rows]
+    return Table(header, [rows], 4)
 
 
 def _row(run: dict[str, Any]) -> tuple[str, ...]:
@@ -101,5 +102,5 @@ def _row(run: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _cut(text: str, width: int) -> str:
-    """The end of `text`, which tells paths apart."""
+    """The end of `text`, in which paths differ, in at most `width` characters."""
     return text if len(text) <= width else "..." + text[3 - width :]

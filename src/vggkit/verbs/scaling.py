@@ -1,4 +1,4 @@
-"""`vgg describe --workers`: a prediction of data-parallel training."""
+"""`vgg describe --workers`: predict a step of data-parallel training."""
 
 from dataclasses import dataclass
 
@@ -15,24 +15,24 @@ class ScalingFlags:
     """Data-parallel training, predicted."""
 
     workers: tuple[int, ...] | None = None
-    """Predict a training step of so many workers, each with --batch-size images; several numbers, a row each."""
+    """Predict a training step of this many workers, each with --batch-size images; a row for each number."""
     link_gbps: float | None = None
-    """10^9 bits that a worker sends in a second while it receives as many; needed with --workers."""
+    """Bandwidth of a worker in each direction, in 10^9 bits/s; needed with --workers."""
     tflops: float | None = None
-    """10^12 FLOPs that one worker does in a second of training, measured; needed with --workers."""
+    """Measured training speed of one worker, in 10^12 FLOP/s; needed with --workers."""
     latency_us: float = 10.0
-    """Microseconds that a message to the next worker takes beside its bytes."""
+    """Latency of a message to the next worker, in microseconds."""
     compression: Compression = "none"
-    """What is sent: none (float32), bf16, powersgd (two matrices of --powersgd-rank)."""
+    """Compression of the gradients: none (float32), bf16, or powersgd (two matrices of --powersgd-rank)."""
     powersgd_rank: int = 4
     """Columns of PowerSGD's matrices."""
 
 
 def predictions(network: Network, batch_size: int, flags: ScalingFlags) -> list[StepPrediction]:
-    """A step for each number of workers, with `batch_size` images a worker; none without --workers.
+    """The predicted step of each number of workers, with `batch_size` images a worker; empty without --workers.
 
     Raises:
-        UserError: a flag without the others that it needs, or an impossible value.
+        UserError: a flag without the others that it needs, or a value out of range.
     """
     if not flags.workers:
         if flags != ScalingFlags():
@@ -61,7 +61,7 @@ def predictions(network: Network, batch_size: int, flags: ScalingFlags) -> list[
 
 
 def print_scaling(network: Network, steps: list[StepPrediction], flags: ScalingFlags) -> None:
-    """Print the table; every line says that it is a prediction."""
+    """Print the predicted steps as a table; every line says that it is a prediction."""
     first = steps[0]
     rank = f" of rank {flags.powersgd_rank}" if flags.compression == "powersgd" else ""
     print(

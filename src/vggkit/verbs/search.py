@@ -1,4 +1,4 @@
-"""`vgg search`: the best network under a budget."""
+"""`vgg search`: find the best network under a budget."""
 
 import re
 import shlex
@@ -7,8 +7,9 @@ from pathlib import Path
 
 from vggkit.errors import UserError, shown
 from vggkit.lab.designs import Budget
+from vggkit.lab.kept import FOUND
 from vggkit.training.recipe import Recipe
-from vggkit.verbs.terminal import DONE, RESUMABLE, Short, check_out, parse_flags, print_json, print_to_stderr
+from vggkit.verbs.terminal import DONE, RESUMABLE, Out, check_out, parse_flags, print_json, print_to_stderr
 
 COUNTS: dict[str, float] = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}
 SECONDS: dict[str, float] = {"": 1, "s": 1, "min": 60, "h": 3_600}
@@ -24,38 +25,38 @@ class Flags:
     """
 
     max_params: str | None = None
-    """Parameters at most, such as 600k."""
+    """Most parameters, such as 600k."""
     max_macs: str | None = None
-    """MACs of an image at most, such as 30M."""
+    """Most MACs of an image, such as 30M."""
     max_memory_mb: float | None = None
-    """MB at most at the peak of a training step, as vgg describe --batch-size predicts it for the recipe's batch."""
+    """Largest peak memory of a training step in MB, as vgg describe predicts it for the recipe's batch size."""
     max_milliseconds: float | None = None
-    """Milliseconds at most to classify one image, measured on this machine."""
+    """Most milliseconds to classify one image, measured on this machine."""
     time: str = "30min"
-    """How long to search, such as 90s, 30min or 2h; the winner's own runs come on top. A search that is gone on with
-    may have more."""
+    """How long to search, such as 90s, 30min or 2h, without the winner's final runs. A resumed search may be given
+    more."""
     recipe: str = "quick"
-    """How they are trained: all but the network."""
+    """The recipe by which networks are trained, whatever its own network."""
     data: str | None = None
-    """Other data than the recipe's."""
+    """Data to use instead of the recipe's."""
     epochs: int = 9
-    """Of the longest trials; the shortest have a ninth."""
+    """Epochs of the longest trials; the shortest have a ninth."""
     seed: int = 0
-    """Of the networks that are drawn."""
+    """Seed of the choice of networks."""
     seeds: int = 3
-    """Runs of the winner on all training images."""
+    """Number of final runs of the winner on all training images."""
     runs: Path | None = None
-    """The folder of the search, and where to go on from; searches/<recipe> if not given."""
-    out: Short[Path | None] = None
-    """A .html or .md file to write a report to, or a .svg file for its picture."""
+    """Folder of the search, from which a stopped command resumes; searches/<recipe> if not given."""
+    out: Out[Path | None] = None
+    """A .html or .md file to write a report to, or a .svg file for its plot."""
     device: str | None = None
-    """cpu, cuda, cuda:1 or mps; a GPU, if there is one, if not given."""
+    """cpu, cuda, cuda:1 or mps; if not given, a GPU if there is one."""
     json: bool = False
     """Print JSON instead of a table."""
 
 
 def run(arguments: list[str]) -> int:
-    """Run the verb; returns the exit code: 75 if a signal stopped it, after which the same command goes on."""
+    """Run the verb; the exit code is 75 if a signal stopped it, after which the same command resumes."""
     flags = parse_flags("search", Flags, arguments)
     if flags.out is not None:
         check_out(flags.out, ".html", ".md", ".svg", reads=(flags.data,))
@@ -69,27 +70,27 @@ def run(arguments: list[str]) -> int:
     folder = flags.runs or Path("searches") / base.name
 
     from vggkit.lab.report import write_report
-    from vggkit.lab.search import FOUND, search
+    from vggkit.lab.search import search
 
     options = {"seconds": seconds, "seeds": flags.seeds, "device": flags.device, "say": print_to_stderr}
-    found = search(base, budget, folder, **options)  # type: ignore[arg-type]
-    if found is None:
+    result = search(base, budget, folder, **options)  # type: ignore[arg-type]
+    if result is None:
         print(f"stopped; go on with the same command, or --runs {shown(folder, 500)}")
         return RESUMABLE
     if flags.out is not None:
-        parts = found.report(shlex.join(["vgg", "search", *arguments]))
-        write_report(flags.out, "Networks found under a budget", parts, svg=found.plot)
+        parts = result.report(shlex.join(["vgg", "search", *arguments]))
+        write_report(flags.out, "Networks found under a budget", parts, svg=result.plot)
     if flags.json:
-        print_json(found.to_json())
+        print_json(result.to_json())
     else:
-        print(found.table())
+        print(result.table())
         print(f"{shown(folder / FOUND, 500)} is its recipe, for vgg train --recipe")
     return DONE
 
 
 def _number(text: str, units: dict[str, float]) -> float:
-    """`600k`, `1.5M`, `30min` as a number of the smallest unit."""
-    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([a-z]*)", text.strip().lower())
-    if not found or found[2] not in units:
+    """The value of a text such as `600k`, `1.5M` or `30min`."""
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([a-z]*)", text.strip().lower())
+    if not match or match[2] not in units:
         raise UserError(f"expected a number such as 30{list(units)[-2]}, got {shown(repr(text))}")
-    return float(found[1]) * units[found[2]]
+    return float(match[1]) * units[match[2]]

@@ -1,4 +1,4 @@
-"""`vgg style`: a photo painted in the style of a picture."""
+"""`vgg style`: paint a photo in the style of a picture."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,17 +21,17 @@ class Flags(PaintingFlags):
     content: Positional[Path]
     """The photo."""
     style: Positional[Path]
-    """The picture in whose style it is painted."""
+    """The picture whose style is used."""
     sizes: tuple[int, ...] = (256, 512)
-    """Pixels of the longer side, from coarse to fine."""
+    """Sizes to paint at, one after another: pixels of the longer side."""
     steps: int = 100
     """Evaluations of the network at each size."""
     style_weight: float = 5.0
-    """Of the error of the style; that of the content counts 1."""
+    """Weight of the style error; that of the content error is 1."""
     average_pooling: bool = False
-    """Average pools in place of max pools, as the authors propose."""
+    """Use average pools instead of max pools, as the authors propose."""
     original_colours: bool = False
-    """Keep the photo's colours; only its luminance is painted."""
+    """Keep the photo's colours, and paint only its luminance."""
 
 
 def run(arguments: list[str]) -> None:

@@ -26,16 +26,8 @@ from vggkit.errors import ERROR_CHARACTERS, UserError, VggkitError, nearest, sho
 
 FlagsOfVerb = TypeVar("FlagsOfVerb")
 
-Short = Annotated[FlagsOfVerb, arg(aliases=["-o"])]
-"""A flag for the file to write, which -o names too."""
-
-FOLDERS_OF_RUNS = ("recipe.json", "SHA256SUMS", "experiment.json", "search.json")
-"""What marks the folder of a run, of a checkpoint, of an experiment and of a search."""
-FILES_OF_RUNS = (
-    *FOLDERS_OF_RUNS, "metrics.jsonl", "curves.png", "model.safetensors", "best.safetensors", "network.safetensors",
-    "optimizer.safetensors", "state.json", "outcome.json", "found.json", "log.jsonl",
-)  # fmt: skip
-"""What these folders hold, which no verb but the one that made the folder writes."""
+Out = Annotated[FlagsOfVerb, arg(aliases=["-o"])]
+"""A flag for the file to write, with the short form -o."""
 
 DONE, FAILED, USER_ERROR, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130
 """Exit codes; 75 is EX_TEMPFAIL of sysexits.h: stopped by a signal with a checkpoint, to be run again."""
@@ -51,16 +43,19 @@ METAVARS = {
     "ensemble": "MODEL", "mistakes": "FILE", "reliability": "FILE", "predictions": "FILE",
     "fit_temperature": "FILE",
 }  # fmt: skip
-"""What flags and arguments of these names take, in the help of every verb; the others take numbers."""
+"""Metavars of flags and arguments by name, for all verbs; the others take numbers."""
 
 
 def parse_flags(
     verb: str, flags: type[FlagsOfVerb], arguments: list[str], default: FlagsOfVerb | None = None
 ) -> FlagsOfVerb:
-    """The flags of a verb; raises `UserError` if they are wrong, in one line where tyro draws a box.
+    """Parse the flags of a verb; a mistake raises `UserError` with one line instead of tyro's box.
 
-    With a `default` of its own, which may be true, a switch can be set both ways, by --flip and --no-flip. A verb that
-    has actions does the first of them if `arguments` name none.
+    Args:
+        verb: its name, for messages.
+        flags: the dataclass of its flags. If it has actions and `arguments` name none, the first action is parsed.
+        arguments: the words after the verb.
+        default: values to start from. As a switch may then be on, each has two forms, --flip and --no-flip.
     """
     actions = actions_of(flags)
     if actions and arguments[:1] not in (["-h"], ["--help"]):
@@ -73,20 +68,8 @@ def parse_flags(
     known = prepare(cast(type, flags))
     if default is not None:
         known = known | {f"--no-{name[2:]}": () for name, takes in known.items() if not takes}
-    seen = set[str]()
-    for word in arguments:
-        name, equals, _ = word.replace("_", "-").partition("=")
-        is_flag = re.match("-[a-zA-Z-]", name) and name not in ("-h", "--help")
-        if is_flag and (name not in known or (equals and not known[name])):
-            raise UserError(_unknown(verb, word, known))
-        if is_flag and name in seen and known[name][:1] and known[name][0].endswith(" ..."):  # the last would win
-            raise UserError(f"expected {name} once, with all of its values, got it twice")
-        seen.add(name)
-    for flag, word in zip(["", *arguments], arguments, strict=False):
-        if not word or re.fullmatch("--[a-z_-]+=", word):  # an empty path would mean the current folder
-            of = f" for {shown((word or flag).removesuffix('='))}" if (word or flag).startswith("-") else ""
-            raise UserError(f"expected a value{of}, got an empty text, try 'vgg {verb} --help'")
-    # Neither is a terminal, so that help has no colours.
+    _check_words(verb, arguments, known)
+    # Neither stream is a terminal, so that the help has no colours.
     printed, errors = (io.TextIOWrapper(io.BytesIO(), sys.stdout.encoding, "backslashreplace") for _ in range(2))
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
@@ -101,7 +84,7 @@ def parse_flags(
             )
     except SystemExit as leaving:
         if not leaving.code:  # --help
-            width = shutil.get_terminal_size().columns  # tyro fits its boxes to it, but not the usage
+            width = shutil.get_terminal_size().columns  # tyro wraps its boxes to it, but not the usage
             print("\n".join(line if len(line) <= width else textwrap.fill(line, width) for line in _lines(printed)))
             raise
     else:
@@ -111,51 +94,68 @@ def parse_flags(
     raise UserError(_refused(verb, flags.__doc__ or "", _lines(errors), arguments, known))
 
 
+def _check_words(verb: str, arguments: list[str], known: dict[str, tuple[str, ...]]) -> None:
+    """Raise `UserError` for what tyro accepts or explains badly: unknown or repeated flags, and empty values."""
+    seen = set[str]()
+    for previous, word in zip(["", *arguments], arguments, strict=False):
+        name, equals, _ = word.replace("_", "-").partition("=")
+        is_flag = re.match("-[a-zA-Z-]", name) and name not in ("-h", "--help")
+        if is_flag and (name not in known or (equals and not known[name])):
+            raise UserError(_unknown(verb, word, known))
+        if is_flag and name in seen and known[name][:1] and known[name][0].endswith(" ..."):  # the last would win
+            raise UserError(f"expected {name} once, with all of its values, got it twice")
+        seen.add(name)
+        if not word or re.fullmatch("--[a-z_-]+=", word):  # an empty path would mean the current folder
+            flag = (word or previous).removesuffix("=")
+            target = f" for {shown(flag)}" if flag.startswith("-") else ""
+            raise UserError(f"expected a value{target}, got an empty text, try 'vgg {verb} --help'")
+
+
 @cache
 def prepare(flags: type) -> dict[str, tuple[str, ...]]:
-    """Give each flag of a dataclass its metavar, and hide defaults that say nothing.
+    """Set the metavar and help text of each flag of a dataclass, and hide defaults such as None and False.
 
-    The dataclasses cannot say it themselves: that of a recipe, for one, knows nothing of command lines.
+    This is done here because some of the dataclasses, such as the recipe, know nothing of command lines.
 
     Returns:
-        The names of flags and arguments, and what each takes: its metavar, its choices, or nothing.
+        For each flag and argument, by name: its metavar, or its choices, or nothing for a switch.
     """
     known: dict[str, tuple[str, ...]] = {}
-    # tyro itself keeps the line breaks of a text that is indented.
+    # The docstrings are parsed here because tyro keeps the line breaks of indented ones.
     bases = (base for base in reversed(flags.__mro__) if is_dataclass(base))
     texts = {text.arg_name: text.description or "" for base in bases for text in parse_from_object(base).params}
     for name, hint in get_type_hints(flags, include_extras=True).items():
-        whole, *marks = (hint.__origin__, *hint.__metadata__) if get_origin(hint) is Annotated else (hint,)
-        parts = (whole, *get_args(whole))
+        kind, *marks = (hint.__origin__, *hint.__metadata__) if get_origin(hint) is Annotated else (hint,)
+        parts = (kind, *get_args(kind))
         if nested := [part for part in parts if is_dataclass(part)]:
             for part in nested:
                 known |= prepare(cast(type, part))
             continue
-        kind = whole
-        while get_origin(kind) not in (None, Literal):  # of int | None and tuple[int, ...], the int
-            kind = next(part for part in get_args(kind) if part is not NoneType)
+        element = kind
+        while get_origin(element) not in (None, Literal):  # the int of int | None and of tuple[int, ...]
+            element = next(part for part in get_args(element) if part is not NoneType)
         metavar = None
-        if kind is not bool and not get_args(kind):
+        if element is not bool and not get_args(element):
             is_tuple = any(get_origin(part) is tuple for part in parts)
-            metavar = METAVARS.get(name, kind.__name__.upper()) + " ..." * is_tuple
+            metavar = METAVARS.get(name, element.__name__.upper()) + " ..." * is_tuple
         is_argument = Positional in marks
         shown_metavar = f"[{metavar}]" if metavar and is_argument and hasattr(flags, name) else metavar
-        told = " ".join(texts.get(name, "").split())
-        style = arg(metavar=shown_metavar, help=told, help_behavior_hint=_shown_default)
-        flags.__annotations__[name] = Annotated[(whole, style, *marks)]  # the verb's own marks win
+        help_text = " ".join(texts.get(name, "").split())
+        style = arg(metavar=shown_metavar, help=help_text, help_behavior_hint=_shown_default)
+        flags.__annotations__[name] = Annotated[(kind, style, *marks)]  # the verb's own marks come last, and win
         aliases = [alias for mark in marks for alias in getattr(mark, "aliases", None) or ()]
         for flag in (name if is_argument else "--" + name.replace("_", "-"), *aliases):
-            known[flag] = get_args(kind) or ((metavar,) if metavar else ())
+            known[flag] = get_args(element) or ((metavar,) if metavar else ())
     return known
 
 
 def actions_of(flags: type) -> dict[str, type]:
-    """The dataclasses that the field `action` of a verb may be, by their names on the command line."""
+    """The dataclasses of a verb's actions, such as `fetch` of `vgg data`, by name; empty without actions."""
     return {part.__name__.lower(): part for part in get_args(flags.__annotations__.get("action"))}
 
 
 def values_of(flag: str, arguments: list[str]) -> list[str]:
-    """The words that `arguments` give to `flag`, the last time that it is there."""
+    """The values of `flag` where it occurs last in `arguments`; empty if it does not."""
     values: list[str] = []
     for index, word in enumerate(arguments):
         name, equals, value = word.partition("=")
@@ -166,17 +166,17 @@ def values_of(flag: str, arguments: list[str]) -> list[str]:
 
 
 def _unknown(verb: str, word: str, known: dict[str, tuple[str, ...]]) -> str:
-    """What is wrong with `word`, which is no flag of the verb, and what was probably meant."""
+    """The error message for `word`, an unknown flag or a word too many, with the flag that was probably meant."""
     close = None
     if word.startswith("-"):
         close = nearest(word.partition("=")[0], [name for name in known if name.startswith("-")])
     elif "--recipe" in known:
-        close = _meant_to_train(word)
+        close = _missing_training_flag(word)
     return f"expected flags of vgg {verb}, got '{shown(word)}', try {close or f'vgg {verb} --help'}"
 
 
-def _meant_to_train(word: str) -> str | None:
-    """The flag that `vgg train photos`, `vgg train quick` and `vgg train vgg11_bn` lack."""
+def _missing_training_flag(word: str) -> str | None:
+    """`word` with its flag, for `vgg train photos`, `vgg train quick` and `vgg train vgg11_bn`."""
     from vggkit.design.network import as_network
     from vggkit.training.recipe import RECIPES
 
@@ -191,8 +191,8 @@ def _meant_to_train(word: str) -> str | None:
 
 
 def _refused(verb: str, docs: str, box: list[str], arguments: list[str], known: dict[str, tuple[str, ...]]) -> str:
-    """What tyro's `box` says, in one line: what was expected, what came, what to try."""
-    # A title, then (a rule where the box is plain ASCII) the message, a rule, and where to find help.
+    """The error in tyro's `box` as one line: expected, got, try."""
+    # The box holds a title, (where it is plain ASCII, a rule,) the message, a rule, and where to find help.
     _title, *lines = (line[2:].rstrip("│ ") for line in box)
     body = itertools.dropwhile(lambda line: not line.strip(" ─-"), lines)
     rows = list(itertools.takewhile(lambda line: line.strip(" ─-"), body))
@@ -208,9 +208,9 @@ def _refused(verb: str, docs: str, box: list[str], arguments: list[str], known: 
     name, takes = named[1], known[named[1]]
     got = values_of(name, arguments) or re.findall("invalid choice '(.*?)'", message)
     close = nearest(got[0], takes) if got and len(takes) > 1 else None
-    told = f"'{shown(' '.join(got))}'" if got else "none"
-    what = "one of " * (len(takes) > 1) + ", ".join(takes) + f" for {name}" * name.startswith("-")
-    return f"expected {what}, got {told}, try {close or f'vgg {verb} --help'}"
+    got_text = f"'{shown(' '.join(got))}'" if got else "none"
+    expected = "one of " * (len(takes) > 1) + ", ".join(takes) + f" for {name}" * name.startswith("-")
+    return f"expected {expected}, got {got_text}, try {close or f'vgg {verb} --help'}"
 
 
 def _lines(stream: io.TextIOWrapper) -> list[str]:
@@ -223,14 +223,14 @@ def _shown_default(default: str) -> str:
 
 
 def given(**options: Any) -> dict[str, Any]:
-    """The `options` that are not None: those that the user gave."""
+    """The `options` that are not None."""
     return {name: value for name, value in options.items() if value is not None}
 
 
 def check_out(path: Path, *suffixes: str, flag: str = "--out", reads: Iterable[object] = ()) -> None:
     """Raise `UserError`, before any work is done, unless a file of one of `suffixes` can be written at `path`.
 
-    Nothing of a run and nothing of what the verb `reads`, see `check_kept`, may be lost by it.
+    For `reads` and `flag` see `check_kept`.
     """
     expected = f"expected a {' or '.join(suffixes)} file in a folder that exists for {flag}, got {path}"
     if path.suffix not in suffixes or path.is_dir() or not path.parent.is_dir():
@@ -243,37 +243,44 @@ def check_out(path: Path, *suffixes: str, flag: str = "--out", reads: Iterable[o
 
 
 def check_kept(path: Path, reads: Iterable[object], flag: str = "--out") -> None:
-    """Raise `UserError` if a file written at `path` replaces one of a run, or changes what is read.
+    """Raise `UserError` if writing a file at `path` would replace a file of a run, or change what the verb reads.
 
     Args:
         path: where a file would be written.
-        reads: files, runs and folders of images that the verb reads; names of what is no file, and None, are ignored.
+        reads: files, runs and folders of images that the verb reads; other names and None are ignored.
         flag: by which the user named `path`.
     """
+    from vggkit.data.folders import holds_runs
+    from vggkit.lab.kept import EXPERIMENT, FOUND, LOG, OUTCOME, SEARCH
+    from vggkit.training.run_folder import BEST, RECIPE
+    from vggkit.weights.runs import FILES, MODEL, SUMS
+
     place = Path(os.path.realpath(path))
-    if place.name in FILES_OF_RUNS and any((place.parent / name).is_file() for name in FOLDERS_OF_RUNS):
+    marks_of_runs = (RECIPE, SUMS, EXPERIMENT, SEARCH)
+    files_of_runs = (*marks_of_runs, *FILES, MODEL, BEST, "curves.png", OUTCOME, FOUND, LOG)
+    if place.name in files_of_runs and any((place.parent / name).is_file() for name in marks_of_runs):
         raise UserError(f"expected a new file for {flag}, got a file of a run: {path}, try another folder")
-    exists = os.path.exists  # of a path too long to be one too
-    for one in map(str, filter(None, reads)):
-        weights = [f"{one}/model.safetensors", f"{one}/best.safetensors"]
-        if exists(path) and any(exists(known) and path.samefile(known) for known in (one, *weights)):
+    exists = os.path.exists  # unlike Path.exists it takes a name too long for any file
+    for source in map(str, filter(None, reads)):
+        weights = [f"{source}/{MODEL}", f"{source}/{BEST}"]
+        if exists(path) and any(exists(file) and path.samefile(file) for file in (source, *weights)):
             raise UserError(f"expected a new file for {flag}, got one that is read: {path}, try another name")
-        is_run = any(map(exists, (*weights, f"{one}/recipe.json")))
-        if exists(f"{one}/.") and not is_run and Path(os.path.realpath(one)) in place.parents:
-            raise UserError(f"expected a file outside of {one}, which is read, for {flag}, got {path}")
+        has_images = exists(f"{source}/.") and not any(map(exists, weights)) and not holds_runs(source)
+        if has_images and Path(os.path.realpath(source)) in place.parents:
+            raise UserError(f"expected a file outside of {source}, which is read, for {flag}, got {path}")
 
 
 def check_workers(workers: int | None) -> None:
-    """Raise `UserError` unless so many threads can decode images."""
+    """Raise `UserError` unless `workers` is a valid number of threads that decode images."""
     if workers is not None and not 0 <= workers <= 1024:
         raise UserError(f"expected --workers from 0 to 1024, got {workers}")
 
 
 def print_to_stderr(line: str) -> None:
-    """Print `line` to stderr at once, safely."""
+    """Print `line` to stderr at once, escaped as by `shown`."""
     print(shown(line, ERROR_CHARACTERS), file=sys.stderr, flush=True)
 
 
 def print_json(value: object) -> None:
-    """`value` as one line of JSON; NaN, which JSON has not, is refused."""
+    """Print `value` as one line of JSON; raises `ValueError` for NaN, which JSON does not have."""
     print(json.dumps(value, allow_nan=False))

@@ -1,4 +1,4 @@
-"""`vgg train`: a recipe to a run folder."""
+"""`vgg train`: train by a recipe into a run folder."""
 
 import os
 from dataclasses import dataclass, fields
@@ -31,24 +31,24 @@ class Flags:
     out: Annotated[Path | None, arg(metavar="DIR")] = None
     """The run folder, which must not exist yet; runs/<name>-<number> if not given."""
     resume: Path | None = None
-    """A run folder to go on from; where there is none, the run is begun, if --recipe or a flag of a recipe is given."""
+    """A run folder to resume from; if it does not exist, the run is begun, given --recipe or a flag of a recipe."""
     more_epochs: int | None = None
-    """With --resume RUN: begin a new run of so many epochs, with a schedule of its own, from the weights of RUN."""
+    """With --resume RUN: begin a new run of this many epochs, with a new schedule, from the weights of RUN."""
     device: str | None = None
-    """cpu, cuda, cuda:1 or mps; a GPU, if there is one, if not given."""
+    """cpu, cuda, cuda:1 or mps; if not given, a GPU if there is one."""
     data_dir: Path | None = None
-    """Where to look for Fashion-MNIST first."""
+    """Folder to search for Fashion-MNIST first."""
     save_seconds: float = 50.0
-    """Seconds from one checkpoint to the next; a run is also saved when it is stopped, and at its end."""
+    """Seconds between checkpoints; a run is also saved when it is stopped, and at its end."""
     workers: int | None = None
     """Threads that decode image files ahead; half of the cores, at most 16, if not given."""
     engine: Literal["fast", "eager", "torch"] | None = None
-    """fast: all that this machine can do; eager: nothing captured ahead; torch: torch's own layers."""
+    """fast: the fastest that this machine offers; eager: no captured graphs; torch: torch's own layers."""
 
 
-@signals_handled()  # before the slow imports, in which an interrupt could be lost
+@signals_handled()  # before the slow imports, during which an interrupt could be lost
 def run(arguments: list[str]) -> int:
-    """Run the verb; the exit code is 75 for a run that a signal stopped, which --resume goes on with."""
+    """Run the verb; the exit code is 75 if a signal stopped the run, which --resume continues."""
     flags = _parsed(arguments)
     _check(flags)
     recipe, resume = flags.fields, flags.resume
@@ -88,7 +88,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _parsed(arguments: list[str]) -> Flags:
-    """The flags; those of the recipe have the values of the named one, or of the run to go on with, as defaults."""
+    """Parse the flags; the defaults of the recipe's are those of the named recipe, or of the run to resume."""
     (named,), (resumed,) = ((values_of(flag, arguments) or [""])[:1] for flag in ("--recipe", "--resume"))
     default = read_recipe(Path(named)) if named.endswith(".json") else Recipe.named(named or "quick")
     if resumed and not (Path(resumed) / RECIPE).is_file():

@@ -1,15 +1,15 @@
-"""`vgg weights`: published weights, and weight files from one library's names into another's."""
+"""`vgg weights`: list and fetch published weights, and convert weight files."""
 
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
 from vggkit.design.table import Table
 from vggkit.errors import UserError, shown
 from vggkit.verbs.models import PreparationFlags
-from vggkit.verbs.terminal import check_kept, check_out, given, parse_flags, print_json, print_to_stderr
+from vggkit.verbs.terminal import Out, check_kept, check_out, given, parse_flags, print_json, print_to_stderr
 
 if TYPE_CHECKING:
     from vggkit.data.preprocessing import Preprocessing
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class List:
-    """List the published weights that are known, and where they are."""
+    """List the known published weights and where they are stored."""
 
     json: bool = False
     """Print JSON instead of a table."""
@@ -26,7 +26,7 @@ class List:
 
 @dataclass(frozen=True)
 class Fetch:
-    """Fetch published weights, and verify their hash.
+    """Fetch published weights and verify their hash.
 
     Examples:
       vgg weights fetch torchvision/vgg11
@@ -48,16 +48,16 @@ class Convert:
 
     model: Positional[str]
     """A run folder, a weight file, or published weights such as torchvision/vgg16."""
-    out: Annotated[Path, arg(aliases=("-o",))]
+    out: Out[Path]
     """The file to write: .safetensors, or .pth with --to torchvision."""
     to: Literal["vggkit", "torchvision"] = "vggkit"
-    """Whose names the file has."""
+    """The library whose names the file has."""
     head: Literal["flatten", "adaptive", "conv"] | None = None
     """Another head with the same weights; conv takes images of any size."""
     image_size: int | None = None
-    """Pixels along a side that images are brought to, with the heads adaptive and conv."""
+    """Pixels along a side to which images are resized, with the heads adaptive and conv."""
     in_channels: int | None = None
-    """1 for grey images, 3 for RGB; the first convolution's weights are summed or shared out."""
+    """1 for grey images, 3 for RGB; the first convolution's weights are summed or divided over the channels."""
     fold: bool = False
     """Fold order, scale, mean and std into the first convolution, which then takes RGB in [0, 1]."""
     preparation: PreparationFlags = field(default_factory=PreparationFlags)
@@ -137,7 +137,7 @@ def _convert(flags: Convert) -> None:
     if not isinstance(net, VGG):
         raise UserError(f"expected a VGG network to convert, got {net.architecture.name}")
     stated = preprocessing_for(net, metadata, print_to_stderr, **given(**asdict(flags.preparation)))
-    net, preprocessing = _changed(net, stated, flags)
+    net, preprocessing = _converted(net, stated, flags)
     if flags.to == "torchvision":
         save_torchvision(out, net)
         if preprocessing not in (None, preprocessing_of("torchvision", channels=net.architecture.in_channels)):
@@ -150,8 +150,8 @@ def _convert(flags: Convert) -> None:
     print(shown(out, 500))
 
 
-def _changed(net: "VGG", preprocessing: "Preprocessing | None", flags: Convert) -> "tuple[VGG, Preprocessing | None]":
-    """`net` and its preprocessing with the channels, folding, head and size of images that `flags` ask for."""
+def _converted(net: "VGG", preprocessing: "Preprocessing | None", flags: Convert) -> "tuple[VGG, Preprocessing | None]":
+    """`net` and its preprocessing, converted to the channels, folding, head and image size of the flags."""
     from vggkit.weights import surgery
 
     if flags.in_channels not in (None, net.architecture.in_channels):
@@ -170,6 +170,6 @@ def _changed(net: "VGG", preprocessing: "Preprocessing | None", flags: Convert) 
     if flags.image_size is not None:
         net = surgery.with_image_size(net, flags.image_size)
         preprocessing = preprocessing and replace(preprocessing, image_size=flags.image_size)
-    if flags.head == "flatten":  # which takes one size of images
+    if flags.head == "flatten":  # last, because it fixes the size of images
         net = surgery.with_head(net, "flatten")
     return net, preprocessing
