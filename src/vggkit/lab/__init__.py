@@ -1,1 +1,1 @@
-"""What a network would do, measured: the doctor. Imports run down to training, never up to the verbs."""
+"""Questions about networks, answered by measurement. Imports run down to training, never up to the verbs."""

@@ -1,4 +1,4 @@
-"""What the runs of an experiment say: a table, a sentence for each comparison, a picture, and a report."""
+"""The results of an experiment: a table, a sentence for each comparison, a plot and a report."""
 
 import math
 import statistics
@@ -15,12 +15,14 @@ from vggkit.lab.statistics import Interval, mean_interval
 from vggkit.lab.trials import Outcome, Plan
 from vggkit.training.progress import clock
 
-MEAN, SEED = "#4c78a8", "#e45756"
+MEAN_COLOUR, SEED_COLOUR = "#4c78a8", "#e45756"
+SHARED_FIELDS = ("data", "architecture", "image_size", "epochs", "batch_size", "optimizer", "learning_rate", "schedule")
+"""Fields of a recipe that are reported if they are the same in all recipes."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One recipe over its seeds."""
+    """The trials of one recipe, over all seeds."""
 
     label: str
     cost: Sum
@@ -28,30 +30,30 @@ class Row:
     trials: tuple[Outcome, ...]
     """By seed."""
     against: str
-    """The label that it is compared with; empty for one that others are compared with."""
+    """The label of its reference; empty if it is one itself."""
     difference: Interval | None
-    """Its accuracy less the other's, over the seeds that both ended."""
+    """Its accuracy minus the reference's, paired over the seeds for which both converged."""
 
     @property
     def accuracy(self) -> Interval | None:
         """Over the seeds that did not diverge; None if all did."""
-        ended = [trial.accuracy for trial in self.trials if trial.accuracy is not None]
-        return mean_interval(ended) if ended else None
+        accuracies = [trial.accuracy for trial in self.trials if trial.accuracy is not None]
+        return mean_interval(accuracies) if accuracies else None
 
     @property
     def seconds(self) -> float:
-        """Of a run, the median."""
+        """The median wall time of a run."""
         return statistics.median(trial.seconds for trial in self.trials)
 
     @property
     def examples_per_second(self) -> float | None:
-        """In training, the median."""
+        """The median throughput in training."""
         speeds = [trial.examples_per_second for trial in self.trials if trial.examples_per_second]
         return statistics.median(speeds) if speeds else None
 
     @property
     def peak_bytes(self) -> int | None:
-        """The most of all runs."""
+        """The largest peak memory of a run."""
         return max((trial.peak_bytes for trial in self.trials if trial.peak_bytes), default=None)
 
     @property
@@ -63,16 +65,16 @@ class Row:
 
     @property
     def sentence(self) -> str:
-        """What the numbers say of the comparison."""
+        """The result of the comparison in a sentence."""
         if self.difference is None:
             return f"{self.label} diverged, or {self.against} did."
         if self.verdict == "not decided":
-            return f"{self.label} against {self.against}: not decided ({written(self.difference, signed=True)})."
+            return f"{self.label} against {self.against}: not decided ({interval_text(self.difference, signed=True)})."
         better = self.difference if self.verdict == "better" else -self.difference
-        return f"{self.label} is {self.verdict} than {self.against} by {written(better)}."
+        return f"{self.label} is {self.verdict} than {self.against} by {interval_text(better)}."
 
     def to_json(self) -> dict[str, Any]:
-        """All that was measured, for JSON, which has no infinite numbers: the bounds of one value are null."""
+        """The measurements for JSON; an infinite bound, that of a single value, is null."""
 
         def bounds(interval: Interval) -> dict[str, float | None]:
             return {name: value if math.isfinite(value) else None for name, value in asdict(interval).items()}
@@ -93,7 +95,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Answer:
-    """An experiment with what was measured."""
+    """An experiment with its results."""
 
     plan: Plan
     outcomes: Sequence[Outcome]
@@ -101,27 +103,27 @@ class Answer:
 
     @property
     def sentences(self) -> list[str]:
-        """A sentence for each comparison, which the numbers support."""
+        """The result of each comparison in a sentence."""
         return [row.sentence for row in self.rows if row.against]
 
     @property
     def shared(self) -> str:
-        """What a reader wants to know of the recipes, where it is the same in all."""
+        """The `SHARED_FIELDS` that are the same in all recipes, in a sentence."""
         recipes = [self.plan.recipe(label) for label in self.plan.experiment.recipes]
-        alike = {name: {getattr(recipe, name) for recipe in recipes} for name in SHARED}
-        values = (f"{name.replace('_', ' ')} {of.pop()}" for name, of in alike.items() if len(of) == 1)
-        return f"All: {', '.join(values)}."
+        values = {name: {getattr(recipe, name) for recipe in recipes} for name in SHARED_FIELDS}
+        shared = (f"{name.replace('_', ' ')} {one.pop()}" for name, one in values.items() if len(one) == 1)
+        return f"All: {', '.join(shared)}."
 
     def table(self, with_words: bool = True) -> Table:
-        """A line for each recipe; the question and its answer stand around it if `with_words`."""
+        """A row for each recipe; `with_words` also the question and the sentences."""
         header = ("recipe", "accuracy", "difference", "params", "MACs", "examples/s", "s", "MB")
-        lines = [
+        rows = [
             (
                 row.label,
-                written(row.accuracy) if row.accuracy else "diverged",
-                written(row.difference, signed=True) if row.difference else "",
-                short(row.cost.parameters),
-                short(row.cost.macs),
+                interval_text(row.accuracy) if row.accuracy else "diverged",
+                interval_text(row.difference, signed=True) if row.difference else "",
+                short_count(row.cost.parameters),
+                short_count(row.cost.macs),
                 f"{row.examples_per_second:,.0f}" if row.examples_per_second else "",
                 f"{row.seconds:,.0f}",
                 f"{row.peak_bytes / 1e6:,.0f}" if row.peak_bytes else "",
@@ -140,10 +142,10 @@ class Answer:
             f"measured on {' and '.join(sorted(hardware))} in {clock(seconds)}, "
             f"predicted {clock(self.plan.total_seconds)}",
         ]
-        return Table(header, [lines], 1, experiment.question if with_words else "", notes)
+        return Table(header, [rows], 1, experiment.question if with_words else "", notes)
 
     def to_json(self) -> dict[str, Any]:
-        """All that was measured, for JSON."""
+        """The measurements, for JSON."""
         experiment = self.plan.experiment
         return {
             **{name: getattr(experiment, name) for name in ("name", "question", "equal", "seeds")},
@@ -155,30 +157,30 @@ class Answer:
         }
 
     def to_csv(self) -> str:
-        """A line for each trial."""
+        """The trials as CSV."""
         return csv_of([vars(outcome) for outcome in self.outcomes])
 
     def report(self, command: str) -> list[Part]:
-        """The parts of a report; `command` makes it again."""
+        """The parts of a report; `command` reproduces it."""
         words = "the mean over seeds with its 95% interval, and every seed"
         words = f"Accuracy of each recipe: {words if self.plan.experiment.seeds > 1 else 'one run of each'}."
         picture, table = Picture(self.plot(), words), self.table(with_words=False)
         return [*self.sentences, picture, table, self.shared, Heading("Made by"), Code(command)]
 
     def plot(self) -> str:
-        """The accuracies with their intervals, and every seed as a dot, as an SVG picture."""
+        """The accuracies with their intervals, and every seed as a dot, as SVG."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(5.4, 0.9 + 0.5 * len(self.rows)), layout="constrained")
         axes = figure.subplots()
         for place, row in enumerate(self.rows):
             values = [trial.accuracy for trial in row.trials if trial.accuracy is not None]
-            axes.plot(values, [place] * len(values), "o", color=SEED, markersize=4)
-            if row.accuracy is not None and math.isfinite(row.accuracy.high):  # of one run there is no interval
+            axes.plot(values, [place] * len(values), "o", color=SEED_COLOUR, markersize=4)
+            if row.accuracy is not None and math.isfinite(row.accuracy.high):  # infinite for a single run
                 half = row.accuracy.high - row.accuracy.mean
-                axes.errorbar(row.accuracy.mean, place, xerr=half, fmt="|", color=MEAN, markersize=14, capsize=3)
+                axes.errorbar(row.accuracy.mean, place, xerr=half, fmt="|", color=MEAN_COLOUR, markersize=14, capsize=3)
             name = shown(row.label, 60) + " (diverged)" * (not values)
-            # Within the axes, above its values: long names leave a narrow picture its width.
+            # The name stands within the axes, above its values, so that a long one does not narrow them.
             axes.annotate(name, (0, place), (4, 11), ("axes fraction", "data"), "offset points", parse_math=False)
         over = ": mean and 95% interval; every seed as a dot" if self.plan.experiment.seeds > 1 else " of one run"
         axes.set(xlabel=f"accuracy{over}", yticks=())
@@ -188,12 +190,8 @@ class Answer:
         return as_svg(figure)
 
 
-SHARED = ("data", "architecture", "image_size", "epochs", "batch_size", "optimizer", "learning_rate", "schedule")
-"""Fields of a recipe that a reader wants to know, where they are the same in all."""
-
-
 def answered(plan: Plan, outcomes: Sequence[Outcome]) -> Answer:
-    """What `outcomes`, all of `plan`'s, say."""
+    """The answer that all outcomes of `plan` give."""
     accuracies = {(outcome.label, outcome.seed): outcome.accuracy for outcome in outcomes}
 
     def row(label: str) -> Row:
@@ -211,13 +209,13 @@ def answered(plan: Plan, outcomes: Sequence[Outcome]) -> Answer:
     return Answer(plan, outcomes, tuple(row(label) for label in plan.experiment.recipes))
 
 
-def written(interval: Interval, signed: bool = False) -> str:
-    """`0.912 ±0.007`, the mean and half of the interval; the value alone if there is one.
+def interval_text(interval: Interval, signed: bool = False) -> str:
+    """The mean and half of the interval, `0.912 ±0.007`; the mean alone if the interval is infinite.
 
-    Both have as many digits as it takes to see on which side of 0 the nearer bound lies, 3 at least.
+    Both have at least 3 decimals, and up to 6 if it takes more to tell the nearer bound from 0.
 
-    >>> written(Interval(0.0074, 0.0003, 0.0145), signed=True), written(Interval(0.0068, -0.0003, 0.0139), signed=True)
-    ('+0.0074 ±0.0071', '+0.0068 ±0.0071')
+    >>> interval_text(Interval(0.0074, 0.0003, 0.0145), signed=True)
+    '+0.0074 ±0.0071'
     """
     mean, half, digits = interval.mean, interval.high - interval.mean, 3
     while round(abs(mean), digits) == round(half, digits) and digits < 6 and half:
@@ -226,7 +224,7 @@ def written(interval: Interval, signed: bool = False) -> str:
     return f"{value} ±{half:.{digits}f}" if math.isfinite(half) else value
 
 
-def short(count: int) -> str:
-    """A count in three digits: `61.7k`, `138M`."""
+def short_count(count: int) -> str:
+    """A count with three significant digits: `61.7k`, `138M`."""
     unit, name = next((u, n) for u, n in ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1, "")) if count >= u or u == 1)
     return f"{count / unit:.3g}{name}"

@@ -1,7 +1,7 @@
-"""How fast a network trains or classifies on this machine, against PyTorch as it comes.
+"""How fast a network trains or classifies on this machine, compared with plain PyTorch.
 
-Each way has a process of its own, since how a process gets its memory decides much on a CPU; they take turns, so that
-what disturbs the machine disturbs all of them alike.
+Each implementation has its own process, because on a CPU the allocation of memory decides much of the speed. They take
+turns, so that disturbances of the machine affect all alike.
 """
 
 import contextlib
@@ -42,20 +42,19 @@ TURN_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Speed:
-    """One way through one network."""
+    """The speed of one implementation of a network."""
 
     way: Way
-    """`vggkit`, as `vgg train` and `vgg predict` run; torch's own modules in either layout of memory."""
+    """`vggkit`, as `vgg train` and `vgg predict` run it, or torch's modules in either memory layout."""
     examples_per_second: tuple[float, ...]
-    """One value for each turn; loading data takes no part in it."""
+    """One value for each turn; loading of data is not included."""
     share_of_product_rate: float
-    """Operations of convolutions as they are defined, by the median, over the rate of a large matrix product. More
-    than 1 is possible where the arithmetic is cheaper than its definition."""
+    """Median FLOP/s, by the definition of the layers, over the rate of a large matrix product; it may exceed 1, as fast
+    algorithms do fewer operations."""
     peak_bytes: int
-    """The most resident memory, beyond what the process held before the network was made; on CUDA, the most that torch
-    allocated."""
+    """Peak resident memory beyond that of the process before the network was made; on CUDA, torch's peak allocation."""
     convolutions: str
-    """What computes the convolutions, and how many of them: `compiled, 7 of 8`; or `torch` for all."""
+    """The engine of the convolutions: `compiled, 7 of 8`, or `torch` for all."""
 
     @property
     def median(self) -> float:
@@ -65,14 +64,14 @@ class Speed:
 
 @dataclass(frozen=True)
 class Bench:
-    """The speed of every way through one network, and what it was measured on."""
+    """The speed of every implementation of a network, and what it was measured on."""
 
     speeds: tuple[Speed, ...]
     product_flops_per_second: float
-    """The rate of a large matrix product in float32; on CUDA in bfloat16, the type that training uses there."""
+    """The rate of a large matrix product in float32, or on CUDA in bfloat16, as training uses there."""
     hardware: str
     not_compiled: str
-    """Why this CPU's convolutions are not compiled, if they are not."""
+    """Why the convolutions for this CPU are not compiled; empty if they are."""
 
 
 def bench(
@@ -86,24 +85,24 @@ def bench(
 ) -> Bench:
     """Train or classify random images in turns of half a second or three steps, after a turn to warm up.
 
-    All ways are in memory at once, each in a process of its own.
+    All implementations are in memory at once.
 
     Args:
-        network: what to measure, with the size of its images.
+        network: the network, with its image size.
         batch_size: images in a step.
-        training: forward, backward and update, or forward alone.
-        repeats: turns of each way.
+        training: measure training steps, else forward passes.
+        repeats: turns of each implementation.
         device: as `torch.device` takes it; a CUDA GPU if there is one, else the CPU.
-        say: called with each line of progress: what is measured, and the speed of each turn.
+        say: called with each line of progress.
 
     Raises:
-        ValueError: a batch_size or a number of repeats below 1; or `VGGKIT_ENGINE` names no engine.
-        RunError: there is no such device; or a process ended, perhaps for lack of memory.
+        ValueError: `batch_size` or `repeats` is below 1, or `VGGKIT_ENGINE` names no engine.
+        RunError: there is no such device, or a process ended, perhaps for lack of memory.
     """
     for name, value in (("batch_size", batch_size), ("repeats", repeats)):
         if value < 1:
             raise ValueError(f"expected {name} from 1, got {value}")
-    chosen = choose_device(device)
+    torch_device = choose_device(device)
     engine_name()  # checks it
     ways: tuple[Way, ...] = get_args(Way)
     turns: dict[Way, list[_Turn]] = {way: [] for way in ways}
@@ -112,35 +111,34 @@ def bench(
         processes = {way: stack.enter_context(ProcessPoolExecutor(1, context)) for way in ways}
 
         def take_turn(way: Way) -> _Turn:
-            case = (way, network, batch_size, training, str(chosen), torch.get_num_threads())
+            case = (way, network, batch_size, training, str(torch_device), torch.get_num_threads())
             try:
                 return processes[way].submit(_next_turn, *case).result()
             except BrokenProcessPool:
                 raise RunError(f"expected {way} to end its turn, got an ended process, try a smaller batch") from None
 
-        for way in ways:  # one at a time
+        for way in ways:
             say(f"{way}: warming up")
             take_turn(way)
         for number, way in itertools.product(range(1, repeats + 1), ways):
             turns[way].append(take_turn(way))
             say(f"turn {number} of {repeats}, {way}: {batch_size / turns[way][-1].seconds:,.1f} examples/s")
     macs = costs(network, batch_size).total.macs + (backward_macs(network, batch_size) if training else 0)
-    rate = product_flops_per_second(chosen)
+    rate = product_flops_per_second(torch_device)
     speeds = []
     for way in ways:
-        seconds = [turn.seconds for turn in turns[way]]
+        seconds, last = [turn.seconds for turn in turns[way]], turns[way][-1]
         share = 2 * macs / statistics.median(seconds) / rate
-        last = turns[way][-1]
         speeds.append(Speed(way, tuple(batch_size / s for s in seconds), share, last.peak_bytes, last.convolutions))
-    not_compiled = cpu.why_not_compiled() if chosen.type == "cpu" else ""
-    return Bench(tuple(speeds), rate, describe_hardware(chosen), not_compiled)
+    not_compiled = cpu.why_not_compiled() if torch_device.type == "cpu" else ""
+    return Bench(tuple(speeds), rate, describe_hardware(torch_device), not_compiled)
 
 
 class _Turn(NamedTuple):
     seconds: float
     """The median of its steps."""
     peak_bytes: int
-    """So far; see `Speed`."""
+    """Up to now; see `Speed`."""
     convolutions: str
 
 
@@ -148,7 +146,7 @@ def _next_turn(*case: Any) -> _Turn:
     return next(_turns(*case))
 
 
-@functools.cache  # a process has one network, and goes on with it in each turn
+@functools.cache  # each process keeps its network from turn to turn
 def _turns(
     way: Way, network: Network, batch_size: int, training: bool, device_name: str, threads: int
 ) -> Iterator[_Turn]:
@@ -166,12 +164,12 @@ def _turns(
 
 
 def _step(way: Way, network: Network, batch_size: int, training: bool, device: torch.device) -> tuple[Step, str]:
-    """A step on random images, and what computes its convolutions."""
+    """A step on random images, and the engine of its convolutions."""
     torch.manual_seed(0)
     net, x, labels = with_random_images(network, batch_size, device, by_channel=way == "PyTorch")
     net.train(training)
     fast = accelerate(net)
-    convolutions = _convolved_by(fast) if way == "vggkit" else "torch"
+    convolutions = _convolution_engine(fast) if way == "vggkit" else "torch"
     if not training:
         return classifies(fast if way == "vggkit" else net, x), convolutions
     if way == "vggkit":
@@ -182,30 +180,35 @@ def _step(way: Way, network: Network, batch_size: int, training: bool, device: t
 def with_random_images(
     network: Network, batch_size: int, device: torch.device, *, by_channel: bool = False
 ) -> tuple[AnyNetwork, Tensor, Tensor]:
-    """A new network, a batch of random images as it takes them, and their labels; in memory by channel if asked."""
+    """A new network, a batch of random images for it and their labels, channels_last unless `by_channel`."""
     layout = torch.contiguous_format if by_channel else torch.channels_last
     net = build(network, "torch").to(device)
     net.to(memory_format=layout)  # type: ignore[call-overload]
-    x = torch.randn(batch_size, network.in_channels, network.image_size, network.image_size, device=device)
+    x = random_images(network, batch_size, device)
     labels = torch.randint(network.num_classes, (batch_size,), device=device)
     return net, x.contiguous(memory_format=layout), labels
 
 
+def random_images(network: Network, batch_size: int, device: torch.device) -> Tensor:
+    """Standard normal noise, (batch_size, channels, height, width), of the size that `network` takes."""
+    return torch.randn(batch_size, network.in_channels, network.image_size, network.image_size, device=device)
+
+
 def trains_by(recipe: Recipe, fast: Accelerated, x: Tensor, labels: Tensor) -> Step:
-    """One training step of `fast` on one batch, as `train` takes it; its learning rate is too low to diverge."""
+    """A training step of `fast` on one batch, as in `train`, with a learning rate too low to diverge."""
     optimizer, rate = make_optimizer(recipe, fast.net), torch.full((), 1e-6, device=x.device)
     step = functools.partial(train_step, fast, optimizer, x, labels, rate, recipe.label_smoothing)
     return gpu.capture_step(step, fast.net, optimizer, []) if x.is_cuda else step
 
 
-def _convolved_by(fast: Accelerated) -> str:
+def _convolution_engine(fast: Accelerated) -> str:
     names = {name for name, layer in fast.net.named_modules() if isinstance(layer, nn.Conv2d)}
     chosen = [choice.engine for choice in describe_engine(fast) if choice.layer in names]
     return f"compiled, {chosen.count('vggkit')} of {len(chosen)}" if "vggkit" in chosen else "torch"
 
 
 def classifies(net: nn.Module, x: Tensor) -> Step:
-    """One forward pass of `net` over `x`."""
+    """A forward pass of `net` on `x`."""
 
     @torch.no_grad()
     def step() -> None:
@@ -216,7 +219,7 @@ def classifies(net: nn.Module, x: Tensor) -> Step:
 
 
 def trains(net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, labels: Tensor) -> Step:
-    """One training step of `net` on one batch, as a program of PyTorch's writes it."""
+    """A training step of `net` on one batch in plain PyTorch."""
 
     def step() -> None:
         with gpu.half(x):
@@ -229,9 +232,9 @@ def trains(net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, labels: 
 
 
 def turn_seconds(step: Step, device: torch.device, steps_at_once: int = 1) -> float:
-    """Median seconds of a step, over as many as fit into a turn, 3 times `steps_at_once` at least.
+    """The median seconds of a step over a turn, of at least 3 x `steps_at_once` steps.
 
-    `device` is waited for after each `steps_at_once`.
+    `device` is synchronised after each `steps_at_once` steps.
     """
     seconds: list[float] = []
     while len(seconds) < 3 or sum(seconds) < TURN_SECONDS:
@@ -244,37 +247,37 @@ def turn_seconds(step: Step, device: torch.device, steps_at_once: int = 1) -> fl
 
 
 def settled_seconds(step: Step, device: torch.device) -> float:
-    """`turn_seconds`, after a turn to warm up."""
+    """`turn_seconds` after a turn to warm up."""
     turn_seconds(step, device)
     return turn_seconds(step, device)
 
 
-def resident_bytes(what: str) -> int:
-    """Of this process: now (VmRSS) or at most so far (VmHWM); 0 where the system does not say."""
+def resident_bytes(field: str) -> int:
+    """Resident memory of this process: current (VmRSS) or peak (VmHWM); 0 if the system does not report it."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.is_file() else []
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(what)), 0)
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(field)), 0)
 
 
-def restarted_peak(device: torch.device) -> int:
-    """Bytes of memory in use now, from which the peak is counted anew."""
+def reset_peak_memory(device: torch.device) -> int:
+    """Restart the measurement of the peak memory; returns the bytes in use now."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
     gc.collect()
-    with contextlib.suppress(AttributeError, OSError):  # where this is no Linux, the peak is that of the process
-        ctypes.CDLL(None).malloc_trim(0)  # what the trial before has freed
+    with contextlib.suppress(AttributeError, OSError):  # elsewhere than on Linux, the peak stays that of the process
+        ctypes.CDLL(None).malloc_trim(0)  # returns freed memory to the system
         Path("/proc/self/clear_refs").write_text("5")
     return resident_bytes("VmRSS")
 
 
-def peak_of(device: torch.device) -> int:
-    """Bytes of memory in use at most since `restarted_peak`."""
+def peak_memory_bytes(device: torch.device) -> int:
+    """The peak memory in bytes since `reset_peak_memory`."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident_bytes("VmHWM")
 
 
 def product_flops_per_second(device: torch.device) -> float:
-    """Operations/s of a large matrix product, by the faster of the libraries that torch brings."""
+    """FLOP/s of a large matrix product, by the fastest library that torch includes."""
     n = 8192 if device.type == "cuda" else 2048
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
@@ -285,6 +288,6 @@ def product_flops_per_second(device: torch.device) -> float:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until `device` has done what it was given."""
+    """Wait until `device` has finished all work submitted to it."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

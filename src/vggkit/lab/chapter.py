@@ -50,17 +50,17 @@ TRAINED: dict[Size, dict[str, Any]] = {
     "hours": {"epochs": 3},
     "gpu": {},
 }
-"""What a size changes in the book's recipe."""
+"""What each size changes in the book's recipe."""
 
 
 @dataclass(frozen=True)
 class Chapter:
-    """What was measured for the page."""
+    """The measurements for the page."""
 
     run: Run
-    """Of the narrow network."""
+    """The run of the narrow network."""
     answers: dict[str, Answer]
-    """By the name of the experiment."""
+    """By name of the experiment."""
 
 
 def measured_chapter(
@@ -75,34 +75,32 @@ def measured_chapter(
     """Train the chapter's network and answer its exercises, in run folders within `folder`.
 
     Args:
-        size: how much is trained, see `named_experiment`.
-        folder: of this chapter; what is in it is not trained again.
+        size: how much to train, see `named_experiment`.
+        folder: of this chapter; finished runs in it are not repeated.
         names: the exercises.
-        changes: to the fields of all recipes: other data, fewer epochs.
-        device: as `train` takes it.
-        say: is told what is run.
+        changes: to fields of all recipes, such as the data or the epochs.
+        device: as for `train`.
+        say: called with each line of progress.
 
     Returns:
-        None if a signal stopped it: the same call goes on.
+        The measurements; None if a signal stopped it, after which the same call resumes.
 
     Raises:
         RecipeError: an unknown exercise or size.
-        RunError: `folder` is of another chapter.
+        RunError: `folder` belongs to another chapter.
     """
     changes = changes or {}
-    asked = [named_experiment(name, size) for name in names]
+    experiments = [named_experiment(name, size) for name in names]
     recipe = Recipe.named("d2l", **{**TRAINED[size], **changes})
     say(f"training {recipe.architecture} at {recipe.image_size} px, epochs: {recipe.epochs}")
     run = train(recipe, resume=folder / "narrow", device=device, progress=False)
     if run.stopped_by is not None:
         return None
     answers = {}
-    for number, experiment in enumerate(asked, 1):
-        recipes = {label: each.changed(**changes) for label, each in experiment.recipes.items()}
-        say(f"exercise {number} of {len(asked)}, {experiment.name}: {experiment.question}")
-        plan, outcomes = run_experiment(
-            replace(experiment, recipes=recipes), folder / experiment.name, device=device, say=say
-        )
+    for number, named in enumerate(experiments, 1):
+        experiment = replace(named, recipes={label: r.changed(**changes) for label, r in named.recipes.items()})
+        say(f"exercise {number} of {len(experiments)}, {experiment.name}: {experiment.question}")
+        plan, outcomes = run_experiment(experiment, folder / experiment.name, device=device, say=say)
         if outcomes is None:
             return None
         answers[experiment.name] = answered(plan, outcomes)
@@ -110,52 +108,52 @@ def measured_chapter(
 
 
 class _Words:
-    """The words of the page in one language, from chapter.toml."""
+    """The texts of the page in one language, from chapter.toml; call it with the name of a sentence."""
 
     def __init__(self, language: Language) -> None:
         if language not in get_args(Language):
             raise RecipeError(f"expected a language of {', '.join(get_args(Language))}, got {shown(repr(language))}")
-        read = tomllib.loads(resources.files("vggkit.lab").joinpath("chapter.toml").read_text("utf-8"))
-        self._own = read[language]
+        texts = tomllib.loads(resources.files("vggkit.lab").joinpath("chapter.toml").read_text("utf-8"))
+        self._sentences = texts[language]
         self._terms = [
-            (re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+?)", re.escape(english))), other)
-            for english, other in self._own.get("terms", {}).items()
+            (re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+?)", re.escape(english))), translation)
+            for english, translation in self._sentences.get("terms", {}).items()
         ]
 
     def __call__(self, name: str, **values: object) -> str:
-        """A sentence of the page, filled with values."""
-        filled = {key: self.of(value) if isinstance(value, str) else value for key, value in values.items()}
-        return str(self._own[name].format(**filled))
+        """The sentence `name` of the page, filled with `values`."""
+        translated = {key: self.of(value) if isinstance(value, str) else value for key, value in values.items()}
+        return str(self._sentences[name].format(**translated))
 
     def of(self, english: str) -> str:
-        """What another part of vggkit says, in this language; names and numbers are left as they are."""
-        for pattern, other in self._terms:
-            if found := pattern.fullmatch(english):
-                return str(other.format(**{blank: self.of(words) for blank, words in found.groupdict().items()}))
+        """The translation of a text from another part of vggkit; names and numbers stay as they are."""
+        for pattern, translation in self._terms:
+            if match := pattern.fullmatch(english):
+                return str(translation.format(**{blank: self.of(text) for blank, text in match.groupdict().items()}))
         return english
 
     def table(self, table: Table) -> Table:
-        """`table` in this language."""
+        """`table`, translated."""
         sections = [[list(map(self.of, row)) for row in rows] for rows in table.sections]
         header, notes = (list(map(self.of, lines)) for lines in (table.header, table.notes))
         return Table(header, sections, table.left_aligned, self.of(table.title), notes)
 
     def picture(self, svg: str, words: str) -> Picture:
-        """A picture whose texts are in this language."""
-        said = re.sub(r"(?<=>)[^<>]*\w[^<>]*(?=<)", lambda text: escape(self.of(unescape(text[0]))), svg)
-        return Picture(said, words)
+        """A picture with its texts translated."""
+        translated = re.sub(r"(?<=>)[^<>]*\w[^<>]*(?=<)", lambda text: escape(self.of(unescape(text[0]))), svg)
+        return Picture(translated, words)
 
 
 def chapter_page(chapter: Chapter, command: str, language: Language = "en") -> str:
-    """The page as HTML, in one file that needs nothing else.
+    """The page as one self-contained HTML file.
 
     Args:
-        chapter: what was measured.
-        command: makes the page again.
-        language: of its words; the numbers are the same.
+        chapter: the measurements.
+        command: that reproduces the page.
+        language: of its texts.
 
     Raises:
-        RecipeError: another language.
+        RecipeError: an unknown language.
     """
     words = _Words(language)
     parts: list[Part] = [words("intro", version=__version__, hardware=chapter.run.hardware)]
@@ -173,7 +171,7 @@ def chapter_page(chapter: Chapter, command: str, language: Language = "en") -> s
 
 
 def _network(words: _Words) -> list[Part]:
-    """VGG-11 as the book prints it, and drawn."""
+    """The shapes of VGG-11 as the book prints them, and its drawing."""
     net, x, lines = vgg(CONV_ARCH).eval(), torch.zeros(1, 1, 224, 224), []
     with torch.no_grad():
         for blk in net:
@@ -186,34 +184,34 @@ def _network(words: _Words) -> list[Part]:
         words("network_1"),
         Code(f"{LOOP}\n\n" + "\n".join(lines)),
         words("network_2", shown=num_shown, hidden=num_weighted - num_shown),
-        words.picture(draw(_of_book("vgg11")), words("network_3")),
+        words.picture(draw(_book_network("vgg11")), words("network_3")),
     ]
 
 
 def _costs(words: _Words) -> list[Part]:
-    """Where VGG-11 needs what, beside AlexNet and its narrow edition."""
-    alexnet, whole, narrow = (costs(_of_book(name)) for name in ("alexnet", "vgg11", "vgg11/4"))
-    total, small = whole.total, narrow.total
-    early = sum(part.activation_bytes for name, part in whole.parts.items() if name in ("block1", "block2"))
+    """The costs of VGG-11 by part, compared with those of AlexNet and of the narrow network."""
+    alexnet, vgg11, narrow = (costs(_book_network(name)) for name in ("alexnet", "vgg11", "vgg11/4"))
+    total, small = vgg11.total, narrow.total
+    early = sum(part.activation_bytes for name, part in vgg11.parts.items() if name in ("block1", "block2"))
     shares = {
-        "fc_parameters": whole.fully_connected.parameters / total.parameters,
-        "conv_macs": whole.convolutional.macs / total.macs,
+        "fc_parameters": vgg11.fully_connected.parameters / total.parameters,
+        "conv_macs": vgg11.convolutional.macs / total.macs,
         "early_memory": early / total.activation_bytes,
     }
-    beside = {
+    ratios = {
         "parameters_ratio": total.parameters / alexnet.total.parameters,
         "macs_ratio": total.macs / alexnet.total.macs,
         "memory_ratio": total.activation_bytes / alexnet.total.activation_bytes,
     }
     rows = [
-        (name, f"{need.parameters:,}", f"{2 * need.macs / 1e9:,.2f} G", f"{need.activation_bytes / 1e6:,.1f} MB")
-        for name, need in (("AlexNet", alexnet.total), ("VGG-11", total), ("VGG-11/4", small))
+        (name, f"{cost.parameters:,}", f"{2 * cost.macs / 1e9:,.2f} G", f"{cost.activation_bytes / 1e6:,.1f} MB")
+        for name, cost in (("AlexNet", alexnet.total), ("VGG-11", total), ("VGG-11/4", small))
     ]
     return [
         Heading(words("costs")),
         words("costs_1", **shares),
-        words.table(whole.table()),
-        words("costs_2", **beside),
+        words.table(vgg11.table()),
+        words("costs_2", **ratios),
         words.table(Table(("network", "parameters", "FLOPs", "activations"), [rows])),
         Heading(words("narrow")),
         words(
@@ -226,19 +224,19 @@ def _costs(words: _Words) -> list[Part]:
     ]
 
 
-def _of_book(name: str) -> Any:
+def _book_network(name: str) -> Any:
     return as_network(name, in_channels=1, num_classes=10, image_size=224)
 
 
 def _training(words: _Words, run: Run) -> list[Part]:
-    """The run beside the book's."""
+    """The run, compared with the book's."""
     recipe, book, last = run.recipe, Recipe.named("d2l"), run.history[-1]
     figures = (last.train_loss, last.train_accuracy, last.test_accuracy)
     here = [*(f"{value:.3f}" for value in figures), f"{run.examples_per_second:,.0f}"]
     rows = [(name, printed, measured) for (name, printed), measured in zip(BOOK.items(), here, strict=True)]
-    macs = [costs(each.network(in_channels=1, num_classes=10)).total.macs for each in (book, recipe)]
+    book_macs, macs = (costs(r.network(in_channels=1, num_classes=10)).total.macs for r in (book, recipe))
     reasons = [
-        words(name, here=getattr(recipe, name), book=getattr(book, name), ratio=macs[0] / macs[1])
+        words(name, here=getattr(recipe, name), book=getattr(book, name), ratio=book_macs / macs)
         for name in ("epochs", "image_size", "data", "architecture")
         if getattr(recipe, name) != getattr(book, name)
     ]
@@ -255,7 +253,7 @@ def _training(words: _Words, run: Run) -> list[Part]:
 
 
 def _throughput(answers: dict[str, Answer]) -> str:
-    """Accuracy against examples/s of every network of the exercises, as an SVG picture; empty if all diverged."""
+    """Accuracy against training speed of every network of the exercises, as SVG; empty if all diverged."""
     measured = [
         (row.label, row.accuracy.mean, row.examples_per_second, row.cost.parameters)
         for answer in answers.values()

@@ -1,4 +1,4 @@
-"""Every network of VGG blocks inside a budget, by closed forms: hundreds of thousands a second. Imports no torch."""
+"""All networks of VGG blocks within a budget, by closed forms: hundreds of thousands a second. Imports no torch."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -8,13 +8,13 @@ from typing import NamedTuple
 from vggkit.errors import ArchitectureError
 
 WIDTHS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-"""Channels that a block may have; those of the blocks after it are as many or more."""
+"""Channels that a block may have; they never decrease from block to block."""
 MOST_CONVS, MOST_BLOCKS = 4, 5
-"""Convolutions of a block, and blocks."""
+"""Most convolutions of a block, and most blocks."""
 LEAST_SHARE = 0.5
-"""The share of a limit that a design must use to be drawn: far smaller networks are seldom the best."""
+"""The share of a limit that a drawn design uses at least: far smaller networks are seldom the best."""
 NEARBY_TRIES, STEPS = 200, ((1, 0), (-1, 0), (0, 1), (0, -1))
-"""How often `nearby` tries; and convolutions and widths that it adds to a block, or takes."""
+"""Attempts of `nearby`, and its changes of a block: convolutions, and places in `WIDTHS`."""
 
 Blocks = tuple[tuple[int, int], ...]
 """Pairs of convolutions and channels."""
@@ -22,7 +22,7 @@ Blocks = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class Budget:
-    """What a network may cost; None for no limit. Parameters or MACs must have one, so that designs can be listed."""
+    """Limits of a network's costs; None for no limit. Parameters or MACs need one, so that designs can be listed."""
 
     parameters: int | None = None
     macs: int | None = None
@@ -40,16 +40,16 @@ class Budget:
                 raise ArchitectureError(f"expected a limit of {name} above 0, got {limit}")
 
     def holds(self, parameters: int, macs: int) -> bool:
-        """Whether both are inside."""
+        """Whether both are within the limits."""
         return self.share(parameters, macs) <= 1
 
     def share(self, parameters: int, macs: int) -> float:
-        """The share of the limit that is used most."""
+        """The larger of the shares of both limits."""
         return max(parameters / self.parameters if self.parameters else 0, macs / self.macs if self.macs else 0)
 
 
 class Design(NamedTuple):
-    """A network with batch norm, and a head without hidden layers, behind an average over the last map."""
+    """A network with batch norm and the head gap without hidden layers."""
 
     notation: str
     parameters: int
@@ -58,31 +58,31 @@ class Design(NamedTuple):
 
 
 def sized(blocks: Blocks, image_size: int, in_channels: int = 1, num_classes: int = 10) -> Design:
-    """The design of `blocks`, for images of `image_size` pixels along a side, with what it costs."""
+    """The design of `blocks` for images of `image_size` pixels along a side."""
     parameters = macs = 0
-    into, size = in_channels, image_size
+    channels, size = in_channels, image_size
     for convs, width in blocks:
-        weights = 9 * width * (into + (convs - 1) * width)
+        weights = 9 * width * (channels + (convs - 1) * width)
         parameters += weights + 3 * width * convs  # biases, and the norm's scale and shift
         macs += weights * size * size
-        into, size = width, size // 2
+        channels, size = width, size // 2
     notation = " ".join(f"{convs}x{width}" for convs, width in blocks) + "_bn"
-    return Design(notation, parameters + (into + 1) * num_classes, macs + into * num_classes)
+    return Design(notation, parameters + (channels + 1) * num_classes, macs + channels * num_classes)
 
 
 def blocks_of(notation: str) -> Blocks:
-    """The blocks of a design's notation; raises `ValueError` for another text."""
+    """The blocks of a design's notation; raises `ValueError` for any other text."""
     pairs = (block.split("x") for block in notation.removesuffix("_bn").split(" "))
     return tuple((int(convs), WIDTHS[WIDTHS.index(int(width))]) for convs, width in pairs)
 
 
 def designs(budget: Budget, *, widths: Sequence[int] = WIDTHS, **sizes: int) -> Iterator[Design]:
-    """All designs of up to `MOST_BLOCKS` blocks of 1 to `MOST_CONVS` convolutions of 3x3 inside `budget`.
+    """All designs of up to `MOST_BLOCKS` blocks of 1 to `MOST_CONVS` convolutions of 3x3 within `budget`.
 
     Args:
-        budget: the limits, of which those of parameters and MACs count here.
+        budget: the limits; only those of parameters and MACs are used.
         widths: channels that a block may have, in rising order.
-        sizes: as `sized` takes them.
+        sizes: the further arguments of `sized`.
 
     >>> next(designs(Budget(parameters=2_000), image_size=28))
     Design(notation='1x8_bn', parameters=186, macs=56528)
@@ -105,7 +105,7 @@ def designs(budget: Budget, *, widths: Sequence[int] = WIDTHS, **sizes: int) -> 
 
 
 def is_possible(blocks: Blocks, image_size: int) -> bool:
-    """Whether `blocks` are of this space: each halves an image of at least 2 pixels, and widths do not fall."""
+    """Whether `blocks` are a design: each can halve the image, and the widths do not decrease."""
     if not 1 <= len(blocks) <= MOST_BLOCKS or image_size >> len(blocks) < 1:
         return False
     widths = [width for _, width in blocks]
@@ -113,10 +113,10 @@ def is_possible(blocks: Blocks, image_size: int) -> bool:
 
 
 def drawn(budget: Budget, count: int, seed: int, **sizes: int) -> list[Design]:
-    """Up to `count` designs drawn evenly from those of `designs` that use at least `LEAST_SHARE` of some limit.
+    """A uniform sample of up to `count` of the `designs` that use at least `LEAST_SHARE` of a limit, in random order.
 
     Raises:
-        ArchitectureError: there is none.
+        ArchitectureError: there is no such design.
     """
     draws, kept, seen = random.Random(seed), list[Design](), 0  # noqa: S311
     for design in designs(budget, widths=WIDTHS, **sizes):
@@ -136,7 +136,7 @@ def drawn(budget: Budget, count: int, seed: int, **sizes: int) -> list[Design]:
 
 
 def nearby(design: str, budget: Budget, draws: random.Random, **sizes: int) -> Design | None:
-    """A design inside `budget` one to three steps from `design`, the notation of another; None if none is found.
+    """A design within `budget`, one to three steps from that with the notation `design`; None if none is found.
 
     A step adds or removes a convolution or a block, or makes a block one width wider or narrower.
     """
@@ -145,13 +145,13 @@ def nearby(design: str, budget: Budget, draws: random.Random, **sizes: int) -> D
         for _ in range(draws.randint(1, 3)):
             place = draws.randrange(len(blocks))
             convs, width = blocks[place]
-            others = ((convs + more, WIDTHS[(WIDTHS.index(width) + by) % len(WIDTHS)]) for more, by in STEPS)
-            changes: list[Blocks] = [*((other,) for other in others), (), ((convs, width), (1, width))]
+            near = ((convs + more, WIDTHS[(WIDTHS.index(width) + by) % len(WIDTHS)]) for more, by in STEPS)
+            changes: list[Blocks] = [*((block,) for block in near), (), ((convs, width), (1, width))]
             blocks = (*blocks[:place], *draws.choice(changes), *blocks[place + 1 :])
             if not is_possible(blocks, sizes["image_size"]):
                 break
         else:
-            found = sized(blocks, **sizes)
-            if LEAST_SHARE <= budget.share(found.parameters, found.macs) <= 1 and found.notation != design:
-                return found
+            other = sized(blocks, **sizes)
+            if LEAST_SHARE <= budget.share(other.parameters, other.macs) <= 1 and other.notation != design:
+                return other
     return None

@@ -1,4 +1,4 @@
-"""A question as data: the recipes whose runs answer it, and the questions that have a name. Imports no torch."""
+"""Experiments as data: the recipes whose runs answer a question, and the named questions. Imports no torch."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -20,15 +20,15 @@ class Experiment:
     """A question, and the recipes whose runs answer it.
 
     Attributes:
-        name: names the folder of its runs.
+        name: also the name of the folder of its runs.
         question: one sentence.
         recipes: by label, in the order of the table.
-        seeds: runs of each recipe; the same seeds for all, so that differences are paired.
-        equal: what is made equal to that of the recipe compared with: `epochs` are as the recipes have them; for the
-            `images` seen in training, which differ by epoch from one data set to another, and for the `seconds` of
-            training the epochs are chosen; for the `macs` of an image and the `parameters`, the channels.
-        against: the label that a recipe is compared with, by its own; the first one if not given.
-        unmatched: labels that stay as they are, whatever `equal` says.
+        seeds: runs of each recipe, with the same seeds for all, so that differences are paired.
+        equal: the quantity in which a recipe equals its reference. `epochs` changes nothing; for `images` seen in
+            training and `seconds` of training the epochs are adapted, for `macs` of an image and `parameters` the
+            channels.
+        against: the reference of a recipe, label by label; the first recipe if not given.
+        unmatched: labels of recipes that `equal` leaves as they are.
     """
 
     name: str
@@ -50,13 +50,13 @@ class Experiment:
             raise RecipeError(f"expected labels of recipes, got {shown(', '.join(sorted(unknown)))}")
 
     def reference(self, label: str) -> str:
-        """The label that a recipe is compared with; its own if others are compared with it."""
+        """The label of the recipe with which `label` is compared; `label` itself if it is a reference."""
         first = next(iter(self.recipes))
         return label if label in self.against.values() else self.against.get(label, first)
 
     @property
     def adapted(self) -> dict[str, str]:
-        """The labels whose recipes are made equal to another one's, with its label."""
+        """The recipes that are adapted to their reference: its label, by their own."""
         references = {label: self.reference(label) for label in self.recipes if label not in self.unmatched}
         return {label: reference for label, reference in references.items() if label != reference}
 
@@ -66,7 +66,7 @@ class Experiment:
 
 
 def varied(base: Recipe, grid: Mapping[str, Sequence[Any]]) -> dict[str, Recipe]:
-    """All combinations of the values of `grid`, a field of the recipe each, labelled by the fields that vary.
+    """All combinations of the values in `grid`, by field of the recipe, labelled by the fields that vary.
 
     >>> list(varied(Recipe.named("quick"), {"image_size": [32, 64], "flip": [True, False]}))
     ['32 px, flip', '32 px, no flip', '64 px, flip', '64 px, no flip']
@@ -76,10 +76,10 @@ def varied(base: Recipe, grid: Mapping[str, Sequence[Any]]) -> dict[str, Recipe]
             raise RecipeError(f"expected different values of {name}, got {shown(str(twice[0]))} twice")
     combinations = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
     fields = [name for name, values in grid.items() if len(values) > 1]
-    return {", ".join(_label(name, some[name]) for name in fields): base.changed(**some) for some in combinations}
+    return {", ".join(_value_label(name, c[name]) for name in fields): base.changed(**c) for c in combinations}
 
 
-def _label(field: str, value: object) -> str:
+def _value_label(field: str, value: object) -> str:
     if field == "image_size":
         return f"{value} px"
     if isinstance(value, bool):
@@ -90,19 +90,19 @@ def _label(field: str, value: object) -> str:
 
 
 def fitted(experiment: Experiment, networks: Mapping[str, Network]) -> dict[str, Network]:
-    """`networks`, by label, with the channels with which the MACs or parameters are equal, if they are to be."""
-    by, found = experiment.equal, dict(networks)
-    if by in ("macs", "parameters"):
+    """`networks`, by label, with their channels scaled if the experiment holds MACs or parameters equal."""
+    quantity, adapted = experiment.equal, dict(networks)
+    if quantity in ("macs", "parameters"):
         for label, reference in experiment.adapted.items():
-            found[label] = matched(networks[label], getattr(costs(networks[reference]).total, by), by)
-    return found
+            adapted[label] = matched(networks[label], getattr(costs(networks[reference]).total, quantity), quantity)
+    return adapted
 
 
 def matched(network: Network, wanted: int, by: Literal["macs", "parameters"]) -> Architecture:
-    """`network` with its channels scaled so that it comes as near as can be to `wanted` MACs of an image or parameters.
+    """`network` with its channels scaled to come as near as possible to `wanted` MACs of an image or parameters.
 
     Raises:
-        RecipeError: it is no network of VGG blocks, or comes no nearer than 10%.
+        RecipeError: it has no VGG blocks, or cannot come within 10%.
     """
     if not isinstance(network, Architecture):
         raise RecipeError(f"expected a network of blocks to fit to equal {by}, got {network.name}")
@@ -111,8 +111,8 @@ def matched(network: Network, wanted: int, by: Literal["macs", "parameters"]) ->
         blocks = [replace(b, channels=max(1, round(b.channels * factor))) for b in network.blocks]
         return replace(network, blocks=tuple(blocks))
 
-    def cost(some: Architecture) -> int:
-        total = costs(some).total
+    def cost(architecture: Architecture) -> int:
+        total = costs(architecture).total
         return total.macs if by == "macs" else total.parameters
 
     low, high = 0.0, 1.0
@@ -121,24 +121,25 @@ def matched(network: Network, wanted: int, by: Literal["macs", "parameters"]) ->
     for _ in range(40):
         middle = (low + high) / 2
         low, high = (middle, high) if cost(scaled(middle)) < wanted else (low, middle)
-    found = min(scaled(low), scaled(high), key=lambda some: abs(cost(some) - wanted))
-    if abs(cost(found) - wanted) > 0.1 * wanted:
+    best = min(scaled(low), scaled(high), key=lambda candidate: abs(cost(candidate) - wanted))
+    if abs(cost(best) - wanted) > 0.1 * wanted:
         raise RecipeError(
-            f"expected {network.name} to come within 10% of {wanted:,} {by}, got {cost(found):,}, "
+            f"expected {network.name} to come within 10% of {wanted:,} {by}, got {cost(best):,}, "
             "try another number of convolutions"
         )
-    return found
+    return best
 
 
 class _Question(NamedTuple):
-    """A question that has a name: its recipes, of a base and a width, and how much each size trains for it."""
+    """A named question."""
 
     words: str
     recipes: Callable[[Recipe, int], dict[str, Recipe]]
+    """From the base recipe and the divisor of the channels to the recipes by label."""
     scales: Mapping[Size, tuple[int, int]]
-    """What the channels of the family's networks are divided by, and the epochs."""
+    """The divisor of the channels, and the epochs."""
     options: Mapping[str, Any] = {}
-    """Of the `Experiment`."""
+    """Further arguments of the `Experiment`."""
 
 
 SEEDS: dict[Size, int] = {"minutes": 3, "hours": 5, "gpu": 5}
@@ -146,18 +147,18 @@ _TRAINING = Recipe(
     name="experiment", architecture="vgg11_bn/4", image_size=32, hidden=(), dropout=0.0, batch_size=128,
     optimizer="adamw", learning_rate=0.006, schedule="linear", warmup=0.2, weight_decay=0.05, normalize=True, flip=True,
 )  # fmt: skip
-"""How the questions with a name train, where they do not say it: not as `quick`, which a better one may replace."""
+"""The base recipe of the named questions; independent of `quick`, which may change."""
 
 
 def named_experiment(name: str, size: Size = "minutes") -> Experiment:
     """One of `EXPERIMENTS`, on the whole of Fashion-MNIST.
 
     Args:
-        name: which question.
+        name: of the question.
         size: `minutes` takes less than ten on two cores, `hours` a night, `gpu` needs a GPU.
 
     Raises:
-        RecipeError: there is no experiment or size of that name.
+        RecipeError: an unknown name or size.
     """
     if name not in EXPERIMENTS:
         close = nearest(name, EXPERIMENTS)
@@ -203,17 +204,17 @@ def _kernel_size(base: Recipe, divided_by: int) -> dict[str, Recipe]:
 
 
 KERNELS = {2: 5, 3: 7}
-"""The size of a kernel that sees as much as so many of 3x3."""
+"""For a number of stacked 3x3 kernels, the size of a kernel with the same receptive field."""
 
 
 def _blocks(num_convs: int, width: int, kernel_size: int = 3) -> str:
-    """Three blocks with batch norm, each twice as wide as the one before."""
+    """Three blocks with batch norm, each twice as wide as the previous one."""
     kernel = f"k{kernel_size}" if kernel_size != 3 else ""
     return " ".join(f"{num_convs}x{width * factor}{kernel}" for factor in (1, 2, 4)) + "_bn"
 
 
 def _head(base: Recipe, divided_by: int) -> dict[str, Recipe]:
-    # At 64 pixels the last map has 2x2 places: flattened they are not what their average is.
+    # At 64 pixels the last map is 2x2, so that flattening it differs from averaging it.
     net = base.changed(architecture=f"vgg11_bn/{divided_by}", dropout=0.5, image_size=64, learning_rate=2e-3)
     return {
         "4096 4096": net.changed(hidden=(4096, 4096)),
@@ -289,4 +290,4 @@ EXPERIMENTS = {
         {"minutes": (8, 1), "hours": (4, 6), "gpu": (1, 10)},
     ),
 }
-"""The chapter's exercises and what its discussion asks."""
+"""The chapter's exercises and the questions of its discussion."""

@@ -1,4 +1,4 @@
-"""One trained network in every format that it can have here: size, time, accuracy, and how far its outputs are off."""
+"""One trained network in every format: file size, time, accuracy, and the difference of its outputs."""
 
 import os
 import tempfile
@@ -33,42 +33,42 @@ EXPORTED: dict[str, tuple[str, Int8 | None]] = {
     "timm": ("net", None),
 }
 BATCH = 8
-"""Images whose outputs are compared together; a runtime may keep the memory for them."""
+"""Batch size of the comparison of outputs; small, as a runtime may keep the memory of a batch."""
 
 
 @dataclass(frozen=True)
 class FormatSpeed:
-    """One format."""
+    """The measurements of one format."""
 
     format: str
     file_bytes: int
     seconds: tuple[float, ...]
-    """Of each forward pass of a batch."""
+    """The time of each forward pass of a batch."""
     top1: float | None
-    """The share of the images that is classified right, 0 to 1; None if the data has none of the network's classes."""
+    """Top-1 accuracy, 0 to 1; None if the data has none of the network's classes."""
     largest_difference: float
-    """Of the logits from those of the plain network, as a share of the largest."""
+    """Of the logits from those of PyTorch, relative to the largest logit."""
 
 
 @dataclass(frozen=True)
 class Formats:
-    """All formats, and what they were measured on."""
+    """The measurements of all formats, and what they were measured on."""
 
     rows: tuple[FormatSpeed, ...]
     left_out: dict[str, str]
-    """Why, by format."""
+    """Formats that could not be measured, with the reasons."""
     measured_on: str
     hardware: str
 
 
-class _Way(NamedTuple):
+class _Runner(NamedTuple):
     run: Run
-    taken: Preprocessing
+    preprocessing: Preprocessing
     file_bytes: int
 
-    def ready(self, pixels: Tensor) -> Callable[[], Tensor]:
-        """A forward pass on some images, which are prepared for it."""
-        return partial(self.run, self.taken.scaled(pixels).contiguous())
+    def forward_pass(self, pixels: Tensor) -> Callable[[], Tensor]:
+        """A forward pass on uint8 images, which are prepared beforehand."""
+        return partial(self.run, self.preprocessing.scaled(pixels).contiguous())
 
 
 @torch.no_grad()
@@ -86,14 +86,14 @@ def bench_formats(
     Args:
         model: a classifier, or what `load_classifier` takes.
         data: see `export`; int8 is left out without training images.
-        batch_size: images that are timed together.
-        images: of those not trained on, which top-1 and the differences are measured on, at most.
+        batch_size: images of a timed forward pass.
+        images: the most held-out images to measure top-1 and the differences on.
         repeats: forward passes of each format, in turns.
-        say: told of what is being done.
+        say: called with each line of progress.
 
     Raises:
-        ValueError: `batch_size`, `images` or `repeats` below 1.
-        DataError, WeightsError: `data` or `model` is not there, or is damaged.
+        ValueError: `batch_size`, `images` or `repeats` is below 1.
+        DataError, WeightsError: `data` or `model` is missing or damaged.
     """
     for name, value in (("batch_size", batch_size), ("images", images), ("repeats", repeats)):
         if value < 1:
@@ -101,64 +101,66 @@ def bench_formats(
     classifier = load_classifier(model)
     classifier.check_has_classes()
     source = source_for(classifier, data, needs_training=False)
-    pixels, labels = _read(classifier, source, images)
-    ways, left_out = dict[str, _Way](), dict[str, str]()
+    pixels, labels = _held_out_images(classifier, source, images)
+    runners, left_out = dict[str, _Runner](), dict[str, str]()
     with tempfile.TemporaryDirectory(prefix="vgg-formats-") as folder, quiet():
-        for name, made in _makers(classifier, Path(folder), data).items():
+        for name, make_runner in _runner_makers(classifier, Path(folder), data).items():
             say(f"{name}: preparing")
             try:
-                ways[name] = made()
+                runners[name] = make_runner()
             except (UserError, ExportError) as error:
                 left_out[name] = one_line(error)
         say("forward passes in turns")
         timed = pixels[torch.arange(batch_size) % len(pixels)]
-        seconds = seconds_in_turns({name: way.ready(timed) for name, way in ways.items()}, repeats)
-        outputs = {n: torch.cat([way.ready(some)() for some in pixels.split(BATCH)]) for n, way in ways.items()}
+        seconds = seconds_in_turns({name: r.forward_pass(timed) for name, r in runners.items()}, repeats)
+        logits = {n: torch.cat([r.forward_pass(x)() for x in pixels.split(BATCH)]) for n, r in runners.items()}
     rows = [
-        FormatSpeed(name, way.file_bytes, tuple(seconds[name]), *_judged(outputs[name], outputs["PyTorch"], labels))
-        for name, way in ways.items()
+        FormatSpeed(name, r.file_bytes, tuple(seconds[name]), *_compared(logits[name], logits["PyTorch"], labels))
+        for name, r in runners.items()
     ]
     measured_on = f"{len(pixels):,} {source.held_out_name} images of {source.name}"
     return Formats(tuple(rows), left_out, measured_on, describe_hardware(torch.device("cpu")))
 
 
-def _read(classifier: Classifier, source: ImageSource, images: int) -> tuple[Tensor, Tensor]:
-    """The first images kept out, as the network takes them, and their labels; -1 for a class that it does not know."""
+def _held_out_images(classifier: Classifier, source: ImageSource, images: int) -> tuple[Tensor, Tensor]:
+    """The first held-out images, uint8 as the network sees them, and their labels; -1 for a class that it lacks."""
     how, read = classifier.preprocessing, source.held_out.reader(0, 0)
     samples = [read(position) for position in range(min(images, len(source.held_out)))]
     pixels = np.stack([fitted(sample.content, how, sample.name) for sample in samples])
     try:
         matches = matched_classes(classifier.classes, source.classes)
-    except DataError:  # the network's classes are others
+    except DataError:  # none of the classes is known
         matches = [None] * len(source.classes)
     known = [matches[sample.label] for sample in samples]
     return torch.from_numpy(pixels), torch.tensor([-1 if label is None else label for label in known])
 
 
-def _makers(classifier: Classifier, folder: Path, data: str | os.PathLike[str] | None) -> dict[str, Callable[[], _Way]]:
-    """For each way, what makes it ready; an export goes into `folder`."""
+def _runner_makers(
+    classifier: Classifier, folder: Path, data: str | os.PathLike[str] | None
+) -> dict[str, Callable[[], _Runner]]:
+    """For each format, a function that makes its runner; exports are written into `folder`."""
     net, how, file = classifier.net, classifier.preprocessing, Path(classifier.source)
     size = file.stat().st_size if file.is_file() else sum(p.nbytes for p in net.parameters())
 
-    def exported(name: str, int8: Int8 | None) -> _Way:
+    def exported(name: str, int8: Int8 | None) -> _Runner:
         kind = FORMATS[Path(name).suffix]
         if kind.missing:
             raise UserError(f"needs {kind.missing}, try {to_install(kind.missing)}")
-        made = export(classifier, folder / name, data, int8=int8, max_drop=100)
+        files = export(classifier, folder / name, data, int8=int8, max_drop=100).manifest["files"].values()
         taken = how if Path(name).suffix else rgb_in_0_1(how)
-        return _Way(kind.open(folder / name), taken, sum(one["bytes"] for one in made.manifest["files"].values()))
+        return _Runner(kind.open(folder / name), taken, sum(file["bytes"] for file in files))
 
     return {
-        "vggkit": lambda: _Way(classifier.fast, how, size),
-        "PyTorch": lambda: _Way(net, how, size),
-        "vggkit, head bfloat16": lambda: _Way(accelerate(net, head="bfloat16"), how, size),
-        "vggkit, head int8": lambda: _Way(accelerate(net, head="int8"), how, size),
-        **{format_name: partial(exported, *given) for format_name, given in EXPORTED.items()},
+        "vggkit": lambda: _Runner(classifier.fast, how, size),
+        "PyTorch": lambda: _Runner(net, how, size),
+        "vggkit, head bfloat16": lambda: _Runner(accelerate(net, head="bfloat16"), how, size),
+        "vggkit, head int8": lambda: _Runner(accelerate(net, head="int8"), how, size),
+        **{format_name: partial(exported, *arguments) for format_name, arguments in EXPORTED.items()},
     }
 
 
-def _judged(logits: Tensor, plain: Tensor, labels: Tensor) -> tuple[float | None, float]:
-    """The share of images that is classified right, and the largest difference from `plain`."""
+def _compared(logits: Tensor, plain: Tensor, labels: Tensor) -> tuple[float | None, float]:
+    """The top-1 accuracy, and the largest difference from `plain`, relative to its largest logit."""
     is_known = labels >= 0
     is_right = (logits.argmax(dim=1) == labels)[is_known]
     top1 = is_right.double().mean().item() if is_known.any() else None

@@ -1,4 +1,4 @@
-"""How far the runs of an experiment are, and how long they still take: what was predicted, by what is measured."""
+"""The progress of the runs of an experiment, and the time left, predicted and corrected by measurement."""
 
 import re
 import time
@@ -11,58 +11,57 @@ from vggkit.training.progress import clock
 from vggkit.weights.runs import METRICS
 
 PRIOR_SECONDS = 10.0
-"""How much of a measurement the prediction counts for: a first run is too short to be trusted alone."""
+"""The weight of the prediction, as seconds of measurement at the predicted pace."""
 
 
 class Pace:
-    """The pace of runs from now on, wherever they run: how far each is, its own `metrics.jsonl` says."""
+    """The pace of runs, from its creation on; the progress of each is read from its `metrics.jsonl`."""
 
     def __init__(self, runs: Mapping[Path, tuple[float, int]]) -> None:
         """`runs` gives for each run folder its predicted seconds and its steps."""
         self._runs, self._ended = runs, set[Path]()
+        self._total_seconds = sum(seconds for seconds, _ in runs.values())
         self._begin, self._done_before = time.perf_counter(), self._done_seconds
 
     def end(self, run: Path) -> None:
-        """Note that a run has ended, perhaps before its last step."""
+        """Record that a run has ended, perhaps before its last step."""
         self._ended.add(run)
 
     @property
     def share_done(self) -> float:
-        """Of all runs, by their predicted seconds, 0 to 1."""
+        """The share of all runs that is done, by predicted seconds, 0 to 1."""
         return self._done_seconds / self._total_seconds
 
     @property
     def seconds_left(self) -> float:
-        """Of wall time, at the pace so far."""
+        """The wall time left at the measured pace."""
         done, taken = self._done_seconds - self._done_before, time.perf_counter() - self._begin
         return (self._total_seconds - self._done_seconds) * (taken + PRIOR_SECONDS) / (done + PRIOR_SECONDS)
 
     @property
-    def _total_seconds(self) -> float:
-        return sum(seconds for seconds, _ in self._runs.values())
-
-    @property
     def _done_seconds(self) -> float:
-        """The predicted seconds of the steps that were taken."""
-        shares = {run: 1.0 if run in self._ended else _share_done(run, steps) for run, (_, steps) in self._runs.items()}
-        return sum(share * self._runs[run][0] for run, share in shares.items())
+        """The predicted seconds of the steps that are done."""
+        return sum(
+            seconds * (1.0 if run in self._ended else _share_done(run, steps))
+            for run, (seconds, steps) in self._runs.items()
+        )
 
     def __str__(self) -> str:
         return f"{len(self._ended)} of {len(self._runs)} runs, about {clock(self.seconds_left)} left"
 
 
 def _share_done(run: Path, steps: int) -> float:
-    """Of the steps of a run, 0 to 1, by the last line of its metrics that tells one."""
+    """The share of its steps that a run has done, 0 to 1, by the last step in its metrics."""
     content = b""
-    with suppress(OSError):  # there is none yet
+    with suppress(OSError):  # not written yet
         content = read_regular(run / METRICS)[-2_000:]
-    found = re.findall(rb'"step": ([0-9]{1,12})', content)
-    return min(1.0, int(found[-1]) / steps) if found else 0.0
+    done = re.findall(rb'"step": ([0-9]{1,12})', content)
+    return min(1.0, int(done[-1]) / steps) if done else 0.0
 
 
 @contextmanager
 def shown_live(pace: Pace) -> Iterator[bool]:
-    """Show a bar for all runs together while they go on, if stderr is a terminal; yields whether it is."""
+    """Within, show one progress bar for all runs if stderr is a terminal; yields whether it is."""
     from rich.console import Console
     from rich.live import Live
     from rich.progress_bar import ProgressBar

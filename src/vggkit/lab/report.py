@@ -1,4 +1,4 @@
-"""A report as one HTML file that needs nothing else, or as Markdown."""
+"""Reports as one self-contained HTML file or as Markdown."""
 
 import csv
 import io
@@ -43,54 +43,54 @@ pre { overflow-x: auto; padding: .6rem .8rem; border: 1px solid var(--line); bor
 
 @dataclass(frozen=True)
 class Heading:
-    """A heading of the second level."""
+    """A second-level heading."""
 
     words: str
 
 
 @dataclass(frozen=True)
 class Code:
-    """A command, or lines of a program."""
+    """A command or a program."""
 
     words: str
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An SVG picture, whose text says what it shows."""
+    """An SVG picture with its caption."""
 
     svg: str
     words: str
 
 
 Part = str | Heading | Code | Picture | Table
-"""A paragraph is a text."""
+"""A str is a paragraph."""
 
 
 def as_svg(figure: "Figure") -> str:
-    """A picture as an SVG element, the same each time, with its words as text; its ink is dark on light or the reverse.
+    """A figure as a reproducible SVG element with selectable text, dark on light or light on dark as the browser is.
 
-    It is so in a page, and as a file of its own where a browser shows it.
+    It serves in a page and as a file of its own.
     """
     import matplotlib as mpl
 
-    written = io.StringIO()
+    buffer = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "vggkit", "font.family": "sans-serif"}):
         metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(written, format="svg", metadata=metadata, transparent=True)
-    text = written.getvalue()
+        figure.savefig(buffer, format="svg", metadata=metadata, transparent=True)
+    text = buffer.getvalue()
     ink = 'class="themed" style="color-scheme: light dark; color: CanvasText; fill: CanvasText"'
     return f"<svg {ink} {text[text.index('<svg') + 5 :]}".replace("#000000", "currentColor")
 
 
 def write_report(path: Path, title: str, parts: Sequence[Part], **others: Callable[[], str]) -> None:
-    """Write a report to `path` in the form of its suffix: .html, .md, or one of `others`, such as `svg=plot`."""
-    forms = {"html": lambda: to_html(title, parts), "md": lambda: to_markdown(title, parts), **others}
-    write_whole(path, forms[path.suffix[1:]]().encode("utf-8", "backslashreplace"))
+    """Write a report to `path` in the format of its suffix: .html, .md, or one of `others`, such as `svg=plot`."""
+    formats = {"html": lambda: to_html(title, parts), "md": lambda: to_markdown(title, parts), **others}
+    write_whole(path, formats[path.suffix[1:]]().encode("utf-8", "backslashreplace"))
 
 
 def csv_of(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of the same columns as CSV; at least one."""
+    """One or more rows with the same columns as CSV."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -99,7 +99,7 @@ def csv_of(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def to_html(title: str, parts: Sequence[Part], language: str = "en") -> str:
-    """The report as one page, light or dark as its reader has it; nothing in it is fetched or run."""
+    """The report as one HTML page, light or dark as the browser is; it loads and runs nothing."""
     body = "\n".join(map(_html, parts))
     return (
         f'<!doctype html>\n<html lang="{language}">\n<head>\n<meta charset="utf-8">\n'
@@ -122,7 +122,7 @@ def _html(part: Part) -> str:
 
 
 def to_markdown(title: str, parts: Sequence[Part]) -> str:
-    """The report as Markdown; a picture is what its words say."""
+    """The report as Markdown; of a picture only the caption is kept."""
     return "\n\n".join([f"# {_plain(title)}", *map(_markdown, parts)]) + "\n"
 
 
@@ -143,5 +143,5 @@ def _markdown(part: Part) -> str:
 
 
 def _plain(words: str) -> str:
-    """`words` with what Markdown would take for its own escaped."""
+    """`words` with the special characters of Markdown escaped."""
     return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", words)

@@ -1,4 +1,4 @@
-"""What a few repeated measurements say, with how sure that is. Imports no torch."""
+"""Statistics of a few repeated measurements. Imports no torch."""
 
 import math
 import statistics
@@ -39,22 +39,22 @@ def mean_interval(values: Sequence[float]) -> Interval:
 
 
 def t_quantile(degrees: int, confidence: float = 0.95) -> float:
-    """The value that a t variable of `degrees` (1 or more) stays within, on both sides, with probability `confidence`.
+    """The t with P(|T| < t) = `confidence` for Student's t distribution with `degrees` (1 or more) of freedom.
 
     >>> round(t_quantile(9), 4)
     2.2622
     """
     low, high = 0.0, 1.0
-    while _within(high, degrees) < confidence:
+    while _probability_within(high, degrees) < confidence:
         high *= 2
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if _within(middle, degrees) < confidence else (low, middle)
+        low, high = (middle, high) if _probability_within(middle, degrees) < confidence else (low, middle)
     return high
 
 
-def _within(t: float, degrees: int) -> float:
-    """The probability of |T| < t. Source: Abramowitz & Stegun, "Handbook of Mathematical Functions", 26.7.3 and 4."""
+def _probability_within(t: float, degrees: int) -> float:
+    """P(|T| < t). Source: Abramowitz & Stegun, "Handbook of Mathematical Functions", 26.7.3 and 4."""
     angle = math.atan2(t, math.sqrt(degrees))
     cosine_squared = math.cos(angle) ** 2
     is_odd = degrees % 2

@@ -1,4 +1,4 @@
-"""The runs of an experiment: predicted, begun, gone on with, here or on a cluster, and what came of each."""
+"""The trials of an experiment: planned, run or resumed, here or on a Ray cluster, and their outcomes."""
 
 import contextlib
 import importlib
@@ -22,7 +22,7 @@ from vggkit.design.network import Network, costs
 from vggkit.design.scaling import backward_macs
 from vggkit.engines.accelerate import accelerate
 from vggkit.errors import DivergedError, RunError, VggkitError, one_line, shown
-from vggkit.lab.bench import peak_of, restarted_peak, settled_seconds, trains_by, with_random_images
+from vggkit.lab.bench import peak_memory_bytes, reset_peak_memory, settled_seconds, trains_by, with_random_images
 from vggkit.lab.experiments import Experiment, fitted
 from vggkit.lab.kept import EXPERIMENT, OUTCOME, from_json, make_folder, read_json, refused
 from vggkit.lab.pace import Pace, shown_live
@@ -33,33 +33,33 @@ from vggkit.training.recipe import Recipe
 from vggkit.training.run_data import splits_of
 
 SET_UP_SECONDS = 1.5
-"""What a run takes beside its steps and evaluations: building, the first step, checkpoints, the curves."""
+"""The time of a run besides its steps and evaluations: building, the first step, checkpoints, the curves."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a trial: a run of one recipe from one seed."""
+    """The outcome of a trial: a run of one recipe from one seed."""
 
     label: str
     seed: int
     hardware: str
     accuracy: float | None
-    """Top-1 on the images kept out of training, after the last epoch; None if training diverged."""
+    """Top-1 on the held-out images after the last epoch; None if training diverged."""
     train_loss: float | None
     """Of the last epoch."""
     seconds: float
     """Wall time of the whole trial."""
     examples_per_second: float | None
-    """In training, data included."""
+    """In training, including the loading of data."""
     peak_bytes: int | None
-    """Memory at most, beyond what the process held before: resident on a CPU, allocated on a GPU."""
+    """Peak memory beyond that of the process before: resident on a CPU, allocated on a GPU."""
     diverged: str = ""
-    """How, if it did."""
+    """The error, if training diverged."""
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """What the data, this machine and what is held equal decide for the runs of a recipe."""
+    """What a recipe's runs owe to the data, to this machine and to what the experiment holds equal."""
 
     architecture: str
     epochs: int
@@ -70,15 +70,10 @@ class Chosen:
     predicted_seconds: float
     """Of a run, from its costs and a measured step."""
 
-    @property
-    def work(self) -> tuple[float, int]:
-        """The predicted seconds and the steps of a run."""
-        return self.predicted_seconds, self.steps
-
 
 @dataclass(frozen=True)
 class Plan:
-    """An experiment made ready."""
+    """An experiment, ready to run."""
 
     experiment: Experiment
     chosen: Mapping[str, Chosen]
@@ -96,13 +91,13 @@ class Plan:
         return self.recipe(label).network(in_channels=chosen.in_channels, num_classes=chosen.num_classes)
 
     def runs(self, folder: Path) -> dict[tuple[str, int], Path]:
-        """The run folder of each trial, a label and a seed, in their order."""
+        """The run folder of each trial, by label and seed, in the order of running."""
         trials = product(range(self.experiment.seeds), self.experiment.recipes)
         return {(label, seed): folder / f"{number:03}" for number, (seed, label) in enumerate(trials)}
 
     @property
     def total_seconds(self) -> float:
-        """The prediction for all trials, one after the other."""
+        """The predicted time of all trials, one after another."""
         return self.experiment.seeds * sum(chosen.predicted_seconds for chosen in self.chosen.values())
 
 
@@ -118,48 +113,49 @@ def run_experiment(
 ) -> tuple[Plan, list[Outcome] | None]:
     """Train every recipe of `experiment` from every seed, each in a run folder within `folder`.
 
-    A trial that was stopped is gone on with, exactly; a finished one is not run again; one that diverges is a result.
+    A stopped trial is resumed exactly, a finished one is not repeated, and one that diverges is a result.
 
     Args:
-        experiment: what is to be run.
-        folder: of this experiment alone; made if it is missing. All machines of a cluster must see it.
-        device: as `train` takes it.
+        experiment: the experiment.
+        folder: of this experiment alone; made if missing. All machines of a cluster need access to it.
+        device: as for `train`.
         data_dir: where to look for Fashion-MNIST first.
-        ray: the address of a Ray cluster that runs the trials, or `auto`; they run here, one after another, if empty.
-        say: is told what is predicted, and what came of each trial.
+        ray: the address of a Ray cluster that runs the trials, or `auto`; if empty, they run here, one after another.
+        say: called with the prediction and with the outcome of each trial.
         progress: show live progress over all trials, if stderr is a terminal.
 
     Returns:
-        What was planned, and the outcomes, seed by seed; None instead of them if a signal stopped it.
+        The plan, and the outcomes, seed by seed; None instead of these if a signal stopped it.
 
     Raises:
-        RunError: `folder` is of another experiment; or there is no such cluster.
+        RunError: `folder` belongs to another experiment, or there is no such cluster.
     """
     folder = folder.absolute()
-    with _on_ray(ray, device, say) if ray else contextlib.nullcontext(_here) as ended:
+    with _ray_runner(ray, device, say) if ray else contextlib.nullcontext(_run_here) as run_tasks:
         if not os.path.lexists(folder / EXPERIMENT):
             say("measuring a step of each recipe")
-        ((_, plan),) = ended([partial(_planned, experiment, folder, device, data_dir)])
+        ((_, plan),) = run_tasks([partial(_plan, experiment, folder, device, data_dir)])
         runs, outcomes = plan.runs(folder), read_outcomes(plan, folder)
         todo = [trial for trial in runs if trial not in outcomes]
-        pace = Pace({runs[trial]: plan.chosen[trial[0]].work for trial in todo})
+        chosen = {trial: plan.chosen[trial[0]] for trial in todo}
+        pace = Pace({runs[trial]: (c.predicted_seconds, c.steps) for trial, c in chosen.items()})
         say(f"{len(todo)} of {len(runs)} trials to run in {shown(folder, 500)}, predicted {clock(pace.seconds_left)}")
-        tasks = [partial(_trial, trial[0], plan.recipe(*trial), runs[trial], device, data_dir) for trial in todo]
+        tasks = [partial(_run_trial, trial[0], plan.recipe(*trial), runs[trial], device, data_dir) for trial in todo]
         try:
             with shown_live(pace) if progress else contextlib.nullcontext(False) as is_live:
-                for index, outcome in ended(tasks):
+                for index, outcome in run_tasks(tasks):
                     outcomes[todo[index]] = outcome
                     pace.end(runs[todo[index]])
-                    how = "diverged" if outcome.accuracy is None else f"accuracy {outcome.accuracy:.4f}"
-                    line = f"{outcome.label}, seed {outcome.seed}: {how} in {clock(outcome.seconds)}"
-                    say(line if is_live else f"{line}; {pace}")  # the bar shows the pace
+                    result = "diverged" if outcome.accuracy is None else f"accuracy {outcome.accuracy:.4f}"
+                    line = f"{outcome.label}, seed {outcome.seed}: {result} in {clock(outcome.seconds)}"
+                    say(line if is_live else f"{line}; {pace}")  # a live bar shows the pace itself
         except InterruptedError:
             return plan, None
     return plan, [outcomes[trial] for trial in runs]
 
 
-def _planned(experiment: Experiment, folder: Path, device_name: str | None, data_dir: Path | None) -> Plan:
-    """The plan in `folder`, or a new one, which is written there."""
+def _plan(experiment: Experiment, folder: Path, device_name: str | None, data_dir: Path | None) -> Plan:
+    """The plan in `folder`; a new one is made and written there if there is none."""
     path = folder / EXPERIMENT
     if os.path.lexists(path):
         plan = read_plan(folder)
@@ -167,7 +163,7 @@ def _planned(experiment: Experiment, folder: Path, device_name: str | None, data
             raise RunError(f"expected the experiment that {folder} was begun with, got another one, try another --runs")
         return plan
     make_folder(folder, "experiment")
-    plan = Plan(experiment, _chosen(experiment, choose_device(device_name), data_dir))
+    plan = Plan(experiment, _choose(experiment, choose_device(device_name), data_dir))
     values = {"asked": json.loads(experiment.to_json()), "chosen": {k: vars(v) for k, v in plan.chosen.items()}}
     write_whole(path, json.dumps(values, indent=1).encode())
     return plan
@@ -176,48 +172,48 @@ def _planned(experiment: Experiment, folder: Path, device_name: str | None, data
 def read_plan(folder: Path) -> Plan:
     """The plan of the experiment in `folder`; raises `RunError`."""
     path, what = folder / EXPERIMENT, "the plan of an experiment"
-    kept = read_json(path, what)
-    if not isinstance(kept, dict) or kept.keys() != {"asked", "chosen"} or not isinstance(kept["chosen"], dict):
+    stored = read_json(path, what)
+    if not isinstance(stored, dict) or stored.keys() != {"asked", "chosen"} or not isinstance(stored["chosen"], dict):
         raise refused(path, what)
-    chosen = {label: from_json(Chosen, values, path, what) for label, values in kept["chosen"].items()}
+    chosen = {label: from_json(Chosen, values, path, what) for label, values in stored["chosen"].items()}
     try:
-        asked = kept["asked"]
-        recipes = {label: Recipe.from_json(json.dumps(recipe)) for label, recipe in asked["recipes"].items()}
-        unmatched = tuple(asked["unmatched"])
-        plan = Plan(Experiment(**{**asked, "recipes": recipes, "unmatched": unmatched}), chosen)
+        experiment = stored["asked"]
+        recipes = {label: Recipe.from_json(json.dumps(recipe)) for label, recipe in experiment["recipes"].items()}
+        unmatched = tuple(experiment["unmatched"])
+        plan = Plan(Experiment(**{**experiment, "recipes": recipes, "unmatched": unmatched}), chosen)
         for label in recipes:
             plan.network(label)  # checks its values
     except (VggkitError, LookupError, TypeError, AttributeError):
         raise refused(path, what) from None
-    if any(each.steps < 1 or each.predicted_seconds <= 0 for each in plan.chosen.values()):
+    if any(c.steps < 1 or c.predicted_seconds <= 0 for c in chosen.values()):
         raise refused(path, what)
     return plan
 
 
 def read_outcomes(plan: Plan, folder: Path) -> dict[tuple[str, int], Outcome]:
-    """What has come of the trials of `plan` that have ended; raises `RunError`."""
+    """The outcomes of the finished trials of `plan`, by label and seed; raises `RunError`."""
     runs = plan.runs(folder).items()
-    return {trial: known for trial, run in runs if (known := _read_outcome(run, *trial)) is not None}
+    return {trial: outcome for trial, run in runs if (outcome := _read_outcome(run, *trial)) is not None}
 
 
-def _chosen(experiment: Experiment, device: torch.device, data_dir: Path | None) -> dict[str, Chosen]:
-    """The epochs and channels with which what is to be equal is equal, and how long that takes."""
+def _choose(experiment: Experiment, device: torch.device, data_dir: Path | None) -> dict[str, Chosen]:
+    """The epochs and channels that make the recipes equal as the experiment demands, and the time of a run."""
     opened = cache(partial(open_data, data_dir=data_dir))
     sources = {
         label: opened(r.data, holdout=r.holdout, seed=r.seed, stream=r.stream, epoch_images=r.epoch_images)
         for label, r in experiment.recipes.items()
     }
-    before = {label: _network(recipe, sources[label]) for label, recipe in experiment.recipes.items()}
-    networks, recipes = fitted(experiment, before), dict(experiment.recipes)
+    unscaled = {label: _network(recipe, sources[label]) for label, recipe in experiment.recipes.items()}
+    networks, recipes = fitted(experiment, unscaled), dict(experiment.recipes)
     for label, network in networks.items():
-        if isinstance(network, Architecture) and network != before[label]:
+        if isinstance(network, Architecture) and network != unscaled[label]:
             recipes[label] = recipes[label].changed(architecture=network.notation)
-    images = {label: _images(recipe, sources[label])[0] for label, recipe in recipes.items()}
+    images = {label: _image_counts(recipe, sources[label])[0] for label, recipe in recipes.items()}
     seconds = {label: epoch_seconds(recipe, sources[label], device) for label, recipe in recipes.items()}
     if experiment.equal in ("images", "seconds"):
-        of_epoch: Mapping[str, float] = images if experiment.equal == "images" else seconds
+        per_epoch: Mapping[str, float] = images if experiment.equal == "images" else seconds
         for label, reference in experiment.adapted.items():
-            epochs = recipes[reference].epochs * of_epoch[reference] / of_epoch[label]
+            epochs = recipes[reference].epochs * per_epoch[reference] / per_epoch[label]
             recipes[label] = recipes[label].changed(epochs=max(1, round(epochs)))
     return {
         label: Chosen(
@@ -236,8 +232,8 @@ def _network(recipe: Recipe, source: ImageSource) -> Network:
     return recipe.network(in_channels=recipe.in_channels(source.channels), num_classes=len(source.classes))
 
 
-def _images(recipe: Recipe, source: ImageSource) -> tuple[int, int]:
-    """Images of an epoch, and those that it is evaluated on; raises `RunError` or `DataError`, as `train` does."""
+def _image_counts(recipe: Recipe, source: ImageSource) -> tuple[int, int]:
+    """The number of images in an epoch and in its evaluation; raises `RunError` or `DataError`, as `train` does."""
     (train_images, held_out), _ = splits_of(recipe, source)
     return len(train_images), len(held_out)
 
@@ -245,36 +241,35 @@ def _images(recipe: Recipe, source: ImageSource) -> tuple[int, int]:
 def epoch_seconds(recipe: Recipe, source: ImageSource, device: torch.device) -> float:
     """The predicted time of an epoch of `recipe` on `source`, its evaluation included, from a measured step.
 
-    Loading is not in it: images in memory cost next to nothing, files may cost more.
+    Loading of data is not included: it takes next to no time for images in memory, but may for files.
     """
-    network, (train_images, held_out_images) = _network(recipe, source), _images(recipe, source)
+    network, (train_images, held_out_images) = _network(recipe, source), _image_counts(recipe, source)
     batch_size = min(recipe.batch_size, train_images)
     keep_freed_memory(costs(network, batch_size).total.activation_bytes)  # as `train` does
     net, x, labels = with_random_images(network, batch_size, device)
     step_seconds = settled_seconds(trains_by(recipe, accelerate(net.train()), x, labels), device)
     forward, backward = costs(network).total.macs, backward_macs(network, 1)
-    evaluated = held_out_images * (2 if recipe.test_flip else 1)
-    return step_seconds / batch_size * (train_images + evaluated * forward / (forward + backward))
+    evaluations = held_out_images * (2 if recipe.test_flip else 1)
+    return step_seconds / batch_size * (train_images + evaluations * forward / (forward + backward))
 
 
-def _trial(label: str, recipe: Recipe, run: Path, device_name: str | None, data_dir: Path | None) -> Outcome:
-    """Train, from the start or where it stopped, and keep what came of it; `InterruptedError` if a signal stops it."""
-    if (known := _read_outcome(run, label, recipe.seed)) is not None:  # of a task whose machine ended after it
-        return known
+def _run_trial(label: str, recipe: Recipe, run: Path, device_name: str | None, data_dir: Path | None) -> Outcome:
+    """Train or resume a trial, and write its outcome; raises `InterruptedError` if a signal stops it."""
+    if (finished := _read_outcome(run, label, recipe.seed)) is not None:  # Ray may repeat a finished task
+        return finished
     device = choose_device(device_name)
-    before, begin = restarted_peak(device), time.perf_counter()
-    diverged, accuracy, loss, speed, peak_bytes = "", None, None, None, None
-    seconds = 0.0
+    before, begin = reset_peak_memory(device), time.perf_counter()
+    diverged, accuracy, loss, speed, peak_bytes, seconds = "", None, None, None, None, 0.0
     try:
         trained = train(recipe, resume=run, device=device_name, data_dir=data_dir, progress=False)
         if trained.stopped_by is not None:
             raise InterruptedError(trained.stopped_by)
         last, speed = trained.history[-1], trained.examples_per_second
         accuracy, loss, seconds = last.test_accuracy, last.train_loss, last.elapsed_seconds
-        peak_bytes = max(0, peak_of(device) - before)
+        peak_bytes = max(0, peak_memory_bytes(device) - before)
     except DivergedError as error:
         diverged = str(error)
-    seconds = max(seconds, time.perf_counter() - begin)  # a part of them was before the last start, if it was stopped
+    seconds = max(seconds, time.perf_counter() - begin)  # a resumed run has some from before
     hardware = describe_hardware(device)
     outcome = Outcome(label, recipe.seed, hardware, accuracy, loss, seconds, speed, peak_bytes, diverged)
     write_whole(run / OUTCOME, json.dumps(vars(outcome), indent=1).encode())
@@ -291,20 +286,19 @@ def _read_outcome(run: Path, label: str, seed: int) -> Outcome | None:
     return outcome
 
 
-Ended = Callable[[Sequence[Callable[[], Any]]], Iterator[tuple[int, Any]]]
-"""Runs tasks, and yields the position and the result of each that has ended."""
+TaskRunner = Callable[[Sequence[Callable[[], Any]]], Iterator[tuple[int, Any]]]
+"""Runs tasks; yields the position and the result of each when it has ended."""
 
 
-def _here(tasks: Sequence[Callable[[], Any]]) -> Iterator[tuple[int, Any]]:
+def _run_here(tasks: Sequence[Callable[[], Any]]) -> Iterator[tuple[int, Any]]:
     return enumerate(task() for task in tasks)
 
 
 @contextlib.contextmanager
-def _on_ray(address: str, device: str | None, say: Callable[[str], None]) -> Iterator[Ended]:
-    """As `_here`, on the machines of the Ray cluster at `address`, which begins a task anew if its machine ends.
+def _ray_runner(address: str, device: str | None, say: Callable[[str], None]) -> Iterator[TaskRunner]:
+    """Within, run tasks on the Ray cluster at `address`, which repeats a task if its machine fails.
 
-    Each asks for as many CPUs as torch has threads here, so that its numbers are those that it would have here, or
-    for a GPU.
+    Each task gets a GPU, or as many CPUs as torch has threads here, so that its numbers are those of a run here.
     """
     try:
         ray: Any = importlib.import_module("ray")
@@ -323,13 +317,13 @@ def _on_ray(address: str, device: str | None, say: Callable[[str], None]) -> Ite
             say(f"waiting: a trial asks for {threads} CPUs, no machine of the cluster has them, try OMP_NUM_THREADS=1")
         remote = ray.remote(**options, retry_exceptions=[InterruptedError])(_with_threads)
 
-        def ended(tasks: Sequence[Callable[[], Any]]) -> Iterator[tuple[int, Any]]:
+        def run_tasks(tasks: Sequence[Callable[[], Any]]) -> Iterator[tuple[int, Any]]:
             running = {remote.remote(task, threads): index for index, task in enumerate(tasks)}
             while running:
                 (done,), _ = ray.wait(list(running))
                 yield running.pop(done), ray.get(done)
 
-        yield ended
+        yield run_tasks
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
     except ray.exceptions.RayError as error:
