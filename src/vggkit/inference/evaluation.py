@@ -1,4 +1,4 @@
-"""What is known of a network after a look at labelled images: accuracy, by class, confused with what, and how sure."""
+"""The results of an evaluation: accuracy, overall and by class, confusions, mistakes and calibration."""
 
 import math
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ FEW_IMAGES = 100
 
 
 class Mistake(NamedTuple):
-    """An image that was taken for another class, with the probability of that class, 0 to 1."""
+    """An image that was misclassified, with the probability of the predicted class, 0 to 1."""
 
     name: str
     label: str
@@ -27,20 +27,20 @@ class Mistake(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What a network says of each image that counts."""
+    """The outputs for each image that is counted."""
 
     names: tuple[str, ...]
-    """As the data calls the images: relative paths, rows of a file."""
+    """The names of the images in the data: relative paths, rows of a file."""
     log_probabilities: npt.NDArray[np.float32]
     """(images, classes): natural logarithms."""
 
 
 @dataclass(frozen=True, repr=False)
 class Evaluation:
-    """How a network does on labelled images."""
+    """The results of a network on labelled images."""
 
     classes: tuple[str, ...]
-    """Of the network."""
+    """The network's classes."""
     labels: npt.NDArray[np.int64]
     """(images,): the true class of each image that could be read and whose class the network knows."""
     predicted: npt.NDArray[np.int64]
@@ -48,19 +48,19 @@ class Evaluation:
     measured_on: str = "images"
     """`test images of fashion-mnist`."""
     notes: tuple[str, ...] = ()
-    """Lines on the views that were averaged, and on what was left out."""
+    """Lines on averaged views and on images that were left out."""
     mistakes: tuple[Mistake, ...] = ()
-    """Those that the network was surest of, up to 24."""
+    """Those of the highest confidence, up to 24."""
     top5: float = math.nan
-    """The share of all images whose class is among the five most probable, 0 to 1."""
+    """The share of images whose class is among the five most probable, 0 to 1."""
     confidence: npt.NDArray[np.float32] | None = None
     """(images,): the probability of the most probable class, 0 to 1."""
     outputs: Outputs | None = None
-    """If `evaluate` was asked to keep them."""
+    """None unless `evaluate` kept them."""
 
     @property
     def accuracy(self) -> float:
-        """Top-1: the share of all images that were classified right, 0 to 1."""
+        """Top-1: the share of images that were classified right, 0 to 1."""
         return float((self.labels == self.predicted).mean())
 
     @property
@@ -70,28 +70,27 @@ class Evaluation:
 
     @property
     def summary(self) -> str:
-        """The accuracy and its interval in words."""
+        """The accuracy and its interval as text."""
         low, high = self.interval
         return f"accuracy {self.accuracy:.4f} (95%: {low:.3f} to {high:.3f})"
 
     @property
     def calibration_error(self) -> float:
-        """How far confidence and accuracy are apart on average, 0 to 1; see `calibration.calibration_error`."""
-        return (
-            math.nan if self.confidence is None else calibration_error(self.confidence, self.labels == self.predicted)
-        )
+        """The expected calibration error, 0 to 1; see `calibration.calibration_error`."""
+        if self.confidence is None:
+            return math.nan
+        return calibration_error(self.confidence, self.labels == self.predicted)
 
     @property
     def errors(self) -> str:
-        """The errors in words, in percent of the images as the paper prints them, and that of the probabilities."""
+        """The top-1 and top-5 errors in percent, as the paper prints them, and the calibration error, as text."""
         top5 = f", top-5 {1 - self.top5:.1%}" * (len(self.classes) > 5)
-        return (
-            f"error: top-1 {1 - self.accuracy:.1%}{top5}; expected calibration error (ECE) {self.calibration_error:.1%}"
-        )
+        ece = f"expected calibration error (ECE) {self.calibration_error:.1%}"
+        return f"error: top-1 {1 - self.accuracy:.1%}{top5}; {ece}"
 
     @property
     def class_counts(self) -> list[tuple[int, int]]:
-        """For each class, how many of its images were classified right, and how many it has."""
+        """For each class, the number of its images that were classified right, and of all its images."""
         chosen = (self.labels[self.labels == self.predicted], self.labels)
         right, images = (np.bincount(labels, minlength=len(self.classes)).tolist() for labels in chosen)
         return list(zip(right, images, strict=True))
@@ -108,12 +107,12 @@ class Evaluation:
 
     @cached_property
     def confusion(self) -> npt.NDArray[np.int64]:
-        """(classes, classes): images of the row's class that were taken for the column's."""
+        """(classes, classes): the number of images of the row's class that were classified as the column's."""
         size = len(self.classes)
         return np.bincount(self.labels * size + self.predicted, minlength=size**2).reshape(size, size)
 
     def table(self) -> Table:
-        """The accuracy in each class; what is confused with what, if that fits into 80 columns, else the most of it."""
+        """The accuracy by class, with the confusion matrix if it fits into 80 columns, else the largest confusion."""
         title = f"{self.summary} on the {len(self.labels):,} {self.measured_on}"
         names, scores = self.classes, [_score(*counts) for counts in self.class_counts]
         notes = self.notes if self.confidence is None else (self.errors, *self.notes)
@@ -130,8 +129,8 @@ class Evaluation:
             wrong = np.bincount(self.predicted[self.labels == index], minlength=len(names))
             wrong[index] = 0
             most = int(wrong.argmax())
-            taken_for = (names[most], f"{wrong[most]:,}") if wrong[most] else ("", "")
-            rows.append((names[index], scores[index], *taken_for))
+            confusion = (names[most], f"{wrong[most]:,}") if wrong[most] else ("", "")
+            rows.append((names[index], scores[index], *confusion))
         return Table(("class", "accuracy", "most taken for", "times"), [rows], 3, title, notes)
 
     def __repr__(self) -> str:
@@ -142,7 +141,7 @@ class Evaluation:
 
 
 def interval_of(right: int, images: int) -> tuple[float, float]:
-    """The 95% confidence interval of a share, `right` of `images`, 0 to 1.
+    """The 95% confidence interval of the share `right` / `images`, 0 to 1.
 
     Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927.
 
@@ -156,7 +155,7 @@ def interval_of(right: int, images: int) -> tuple[float, float]:
 
 
 def _score(right: int, images: int) -> str:
-    """The share that is right, with its interval if there are few images."""
+    """The accuracy as text, with its interval if there are few images."""
     if not images:
         return "-"
     low, high = interval_of(right, images)

@@ -1,7 +1,7 @@
-"""What in an image speaks for a class: a map over its pixels, by eight methods, from the plain network and autograd.
+"""Attribution maps: which pixels of an image speak for a class, by eight methods, with the plain network and autograd.
 
-A map explains the logit of a class. Methods that need an image without content take zeros as the network's input: the
-mean colour of the data that it was trained on.
+A map explains the logit of a class. The baseline of the methods that need one is an input of zeros: the mean colour of
+the training data.
 """
 
 from dataclasses import dataclass
@@ -23,27 +23,27 @@ EXPLAINED_TOGETHER = 8
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Explanation:
-    """Which pixels of an image speak for a class, by one method."""
+    """The map of an image and a class by one method."""
 
     image: str
     """The name of the image."""
     method: Method
     layer: str | None
-    """What the map was made from; None for the image itself."""
+    """The layer of the map; None for methods without a layer."""
     target: int
-    """The class, by its number."""
+    """Index of the class."""
     label: str
-    """The class, by its name."""
+    """Name of the class."""
     probability: float
-    """Of that class, 0 to 1."""
+    """Probability of the class, 0 to 1."""
     heat: npt.NDArray[np.float32]
-    """(height, width) of the network's input. Not scaled: 0 is what says nothing; see `SIGNED`."""
+    """(height, width) of the network's input, not normalised; 0 is neutral, and the maps of `SIGNED` are signed."""
     pixels: npt.NDArray[np.uint8]
     """(height, width, channels): the image as the network saw it."""
 
     @property
     def blank(self) -> str:
-        """What there is to say if the map is zero everywhere; empty for other maps."""
+        """A message if the map is zero everywhere; empty for other maps."""
         if self.heat.any():
             return ""
         where = f"at {self.layer}" if self.layer else "in the image"
@@ -63,14 +63,14 @@ def explain(
     layer: str | None = None,
     seed: int = 0,
 ) -> Any:
-    """Which pixels of images speak for a class. The network and its gradients are left as they were.
+    """Explain which pixels of images speak for a class; the network and its gradients are not changed.
 
     Args:
         model: a classifier, or what `load_classifier` takes.
         images: as for `predict`.
-        method: see `Method`; docs/explain.md says which is which, with the sources.
+        method: see `Method`; docs/explain.md describes them, with the sources.
         target: a class by its name or number; by default the most probable one of each image.
-        layer: of `grad-cam` and `layer-cam`: any that puts out maps, by default the last ReLU of the blocks.
+        layer: for `grad-cam` and `layer-cam`, any layer of the blocks; by default their last ReLU.
         seed: of the noise of `smoothgrad`.
 
     Returns:
@@ -78,7 +78,7 @@ def explain(
 
     Raises:
         DataError, WeightsError: as `predict` does.
-        ValueError: an unknown method, class or layer; or a network that is LeNet or AlexNet, or in training mode.
+        ValueError: an unknown method, class or layer; or a network without VGG blocks, or in training mode.
 
     >>> from vggkit import Classifier, Preprocessing, vgg
     >>> net = vgg("1x4 1x8", image_size=16, hidden=()).eval()
@@ -89,27 +89,27 @@ def explain(
     """
     classifier = load_classifier(model)
     how = how_to(classifier, method, layer, seed)
-    wanted = None if target is None else class_index(classifier.classes, target)
-    found = []
+    fixed_target = None if target is None else class_index(classifier.classes, target)
+    explanations = []
     for names, pixels in batches(images, classifier.preprocessing, EXPLAINED_TOGETHER):
         x = classifier.preprocessing.scaled(pixels.to(classifier.device))
         with torch.no_grad():
             probabilities = classifier.net(x).softmax(dim=1)
         check_finite(probabilities, names, "probabilities")
-        targets = probabilities.argmax(dim=1) if wanted is None else torch.full_like(probabilities[:, 0], wanted).long()
+        targets = probabilities.argmax(dim=1)
+        if fixed_target is not None:
+            targets.fill_(fixed_target)
         heat = maps(vgg_of(classifier.net), x, targets, how)
         check_finite(heat, names, "maps")
-        chosen = probabilities.gather(1, targets[:, None])[:, 0]
-        for name, index, probability, one, image in zip(
-            names, targets.tolist(), chosen.tolist(), heat.cpu().numpy(), pixels.movedim(1, -1).numpy(), strict=True
-        ):
+        columns = targets.tolist(), probabilities.tolist(), heat.cpu().numpy(), pixels.movedim(1, -1).numpy()
+        for name, index, row, heat_map, image in zip(names, *columns, strict=True):
             label = classifier.classes[index]
-            found.append(Explanation(name, method, how.layer or None, index, label, probability, one, image))
-    return found if is_several(images) else found[0]
+            explanations.append(Explanation(name, method, how.layer or None, index, label, row[index], heat_map, image))
+    return explanations if is_several(images) else explanations[0]
 
 
 def how_to(classifier: Classifier, method: Method, layer: str | None = None, seed: int = 0) -> How:
-    """How to make maps of a classifier by `method`; raises `ValueError` if that cannot be, see `explain`."""
+    """The parameters of `method` for a classifier; raises `ValueError` as `explain`."""
     classifier.check_has_classes()
     net = vgg_of(classifier.net)
     if method not in get_args(Method):
@@ -127,7 +127,7 @@ def how_to(classifier: Classifier, method: Method, layer: str | None = None, see
 
 
 def class_index(classes: tuple[str, ...], target: str | int) -> int:
-    """The number of a class, given by its name, without regard to case, or by its number; raises `ValueError`.
+    """The index of a class, given by its name, regardless of case, or by its index; raises `ValueError`.
 
     >>> class_index(("cat", "dog"), "Dog"), class_index(("cat", "dog"), "0")
     (1, 0)

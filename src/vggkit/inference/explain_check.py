@@ -1,12 +1,11 @@
-"""Whether a map tells something about its network: two tests on the image at hand.
+"""Sanity checks of an attribution map: two tests, on its image, of whether it depends on the network.
 
-Randomisation (Adebayo et al., arXiv 1810.03292): parts of the network are initialised anew, from the last one down to
-the first. A map that still looks the same shows the image, not what the network has learned.
+Randomisation (Adebayo et al., arXiv 1810.03292): parts of the network are reinitialised, from the last to the first. A
+map that does not change shows the image, not what the network has learned.
 
-Deletion and insertion (Samek et al., arXiv 1509.06321; Petsiuk et al., arXiv 1806.07421): square regions get the
-mean colour, those that the map marks first; or the other way round, they come back into an image of that colour. A map
-that knows what the class depends on lets its probability fall early and rise early, earlier than a random order does
-and than the edges of the image do.
+Deletion and insertion (Samek et al., arXiv 1509.06321; Petsiuk et al., arXiv 1806.07421): square regions are replaced
+by the mean colour, in the order of the map, or inserted into an image of that colour. With a good map, the probability
+of the class falls or rises earlier than with a random order or with that of the edges of the image.
 """
 
 import copy
@@ -29,21 +28,21 @@ from vggkit.networks.modules import init_weights
 from vggkit.networks.vgg import VGG
 
 MAX_CORRELATION = 0.5
-"""With the maps of randomised networks, on average; guided backprop has more, and what depends on weights has less."""
-LEAST_GAIN = 0.1
-"""By how much, in probability, a map must beat random orders and edges."""
+"""Mean correlation with the maps of randomised networks, above which a map fails; guided backprop is above it."""
+MIN_GAIN = 0.1
+"""Margin, in probability, by which the gain of a map must exceed those of random orders and edges."""
 REGIONS_PER_SIDE, STEPS, RANDOM_ORDERS = 14, 14, 5
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Check:
-    """What `check` measured of a map."""
+    """The results of `check` for a map."""
 
     explanation: Explanation
     correlation: dict[str, float]
-    """Spearman's rank correlation with the map of the network whose parts, from the last down to this one, are new."""
+    """Spearman's rank correlation with the map of the network reinitialised from its last part down to this one."""
     deletion: dict[str, tuple[float, ...]]
-    """The probability of the class, from the whole image to none of it, in the order of `map`, `edges`, `random`."""
+    """The probability of the class from the whole image to none of it, in the orders `map`, `edges` and `random`."""
     insertion: dict[str, tuple[float, ...]]
     """The same from none of it to the whole image."""
 
@@ -54,18 +53,18 @@ class Check:
 
     @cached_property
     def gain(self) -> dict[str, float]:
-        """The area under the insertion curve less that under the deletion curve, -1 to 1; 0 for a blind order."""
+        """The area under the insertion curve minus that under the deletion curve, -1 to 1; 0 if the order is no use."""
         return {name: _area(self.insertion[name]) - _area(self.deletion[name]) for name in self.deletion}
 
     @property
     def passes(self) -> bool:
-        """Whether the map tells something about the network."""
+        """Whether the map depends on the network and finds what the class depends on."""
         best = max(self.gain["edges"], self.gain["random"])
-        return self.mean_correlation < MAX_CORRELATION and self.gain["map"] >= best + LEAST_GAIN
+        return self.mean_correlation < MAX_CORRELATION and self.gain["map"] >= best + MIN_GAIN
 
     @property
     def verdict(self) -> str:
-        """Whether the map tells something about the network, and why, in one line."""
+        """The result and its reason in one line."""
         gain, correlation = self.gain, f"{self.mean_correlation:.2f}"
         gains = f"{gain['map']:.2f}, edges {gain['edges']:.2f}, random {gain['random']:.2f}"
         if self.mean_correlation >= MAX_CORRELATION:
@@ -77,16 +76,10 @@ class Check:
     def table(self) -> Table:
         """The numbers of both tests."""
         rows = [(f"new from the end to {part}", f"{value:.2f}", "", "", "") for part, value in self.correlation.items()]
-        curves = [
-            (
-                f"order of {name}",
-                "",
-                f"{_area(self.deletion[name]):.2f}",
-                f"{_area(self.insertion[name]):.2f}",
-                f"{gain:.2f}",
-            )
-            for name, gain in self.gain.items()
-        ]
+        curves = []
+        for name, gain in self.gain.items():
+            areas = (_area(self.deletion[name]), _area(self.insertion[name]), gain)
+            curves.append((f"order of {name}", "", *(f"{area:.2f}" for area in areas)))
         header = ("", "rank correlation", "deletion", "insertion", "gain")
         notes = ("deletion, insertion: the mean probability of the class; gain: insertion - deletion", self.verdict)
         return Table(header, [rows, curves], 1, str(self.explanation), notes)
@@ -96,15 +89,15 @@ class Check:
 
 
 def check(model: AnyModel, explanation: Explanation, seed: int = 0) -> Check:
-    """Whether a map tells something about the network that it was made from.
+    """Check whether a map depends on the network that it was made from.
 
     Args:
-        model: what `explain` made the explanation from.
-        explanation: of that model.
+        model: the one that was explained.
+        explanation: the map.
         seed: of new weights and random orders.
 
     Raises:
-        UserError: the map is zero everywhere, which leaves nothing to compare.
+        UserError: the map is zero everywhere.
     """
     if explanation.blank:
         raise UserError(f"expected a map to check, got none: {explanation.blank}")
@@ -121,10 +114,10 @@ def check(model: AnyModel, explanation: Explanation, seed: int = 0) -> Check:
     generator = torch.Generator().manual_seed(seed)
     orders["random"] = [torch.rand(REGIONS_PER_SIDE**2, generator=generator) for _ in range(RANDOM_ORDERS)]
     curves = {
-        name: np.mean([_curves(classifier.fast, x, explanation.target, order) for order in some], axis=0)
-        for name, some in orders.items()
+        name: np.mean([_curves(classifier.fast, x, explanation.target, order) for order in repeats], axis=0)
+        for name, repeats in orders.items()
     }
-    deletion, insertion = ({name: tuple(both[i].tolist()) for name, both in curves.items()} for i in (0, 1))
+    deletion, insertion = ({name: tuple(pair[i].tolist()) for name, pair in curves.items()} for i in (0, 1))
     return Check(explanation, correlation, deletion, insertion)
 
 
@@ -136,15 +129,15 @@ def rank_correlation(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> 
     """
     ranks = []
     for values in (a, b):
-        _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-        rank = (np.cumsum(counts) - (counts - 1) / 2)[places.ravel()]  # equal values share the mean of their ranks
+        _, indices, counts = np.unique(values, return_inverse=True, return_counts=True)
+        rank = (np.cumsum(counts) - (counts - 1) / 2)[indices.ravel()]  # equal values share the mean of their ranks
         ranks.append(rank - rank.mean())
     size = float(np.linalg.norm(ranks[0]) * np.linalg.norm(ranks[1]))
     return round(float(ranks[0] @ ranks[1]) / size, 6) if size else 0.0
 
 
 def _randomised(net: VGG, seed: int) -> Iterator[tuple[str, VGG]]:
-    """The network with more and more new parts: the last one, the last two, and so on down to all."""
+    """The network with its last part, its last two and so on reinitialised; the same copy each time."""
     net = copy.deepcopy(net)
     layers = layers_of(net)
     parts = dict.fromkeys(layer.part for layer in net.architecture.layers())
@@ -160,32 +153,32 @@ def _randomised(net: VGG, seed: int) -> Iterator[tuple[str, VGG]]:
 
 
 def _edges(x: Tensor) -> Tensor:
-    """Sobel's gradient of an image (channels, height, width), its size summed over the channels: (height, width)."""
+    """The norm of Sobel's gradient of an image (channels, height, width), summed over the channels: (height, width)."""
     across = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]])
     kernels = torch.stack([across, across.T])[:, None]
     padded = F.pad(x[:, None], (1, 1, 1, 1), mode="replicate")
-    sizes: Tensor = F.conv2d(padded, kernels).norm(dim=1)
-    return sizes.sum(dim=0)
+    norms: Tensor = F.conv2d(padded, kernels).norm(dim=1)
+    return norms.sum(dim=0)
 
 
 def _regions(heat: Tensor) -> Tensor:
-    """The mean of a map (height, width) in each of the regions."""
+    """The mean of a map (height, width) in each region: (regions,)."""
     return F.adaptive_avg_pool2d(heat[None], REGIONS_PER_SIDE).flatten()
 
 
 @torch.no_grad()
 def _curves(net: nn.Module, x: Tensor, target: int, values: Tensor) -> npt.NDArray[np.float64]:
-    """(2, STEPS + 1): the probability of the class while the regions of the highest values go, and while they come."""
+    """The deletion and the insertion curve, (2, STEPS + 1), by regions in descending order of `values`."""
     ranks = values.argsort(descending=True, stable=True).argsort().view(1, 1, REGIONS_PER_SIDE, REGIONS_PER_SIDE)
-    places = F.interpolate(ranks.float(), size=x.shape[-2:]).to(x.device)
-    found = []
+    pixel_ranks = F.interpolate(ranks.float(), size=x.shape[-2:]).to(x.device)
+    points = []
     for step in range(STEPS + 1):
-        is_first = places < step * REGIONS_PER_SIDE**2 / STEPS
-        probabilities = net(torch.cat([x * ~is_first, x * is_first])).softmax(dim=1)
-        found.append(probabilities[:, target].double().cpu().numpy())
-    return np.stack(found, axis=1)
+        is_marked = pixel_ranks < step * REGIONS_PER_SIDE**2 / STEPS
+        probabilities = net(torch.cat([x * ~is_marked, x * is_marked])).softmax(dim=1)
+        points.append(probabilities[:, target].double().cpu().numpy())
+    return np.stack(points, axis=1)
 
 
 def _area(curve: tuple[float, ...]) -> float:
-    """The area under a curve from 0 to 1."""
+    """The area under a curve over [0, 1]."""
     return float(np.trapezoid(curve, dx=1 / (len(curve) - 1)))

@@ -1,4 +1,4 @@
-"""The maps of `explain`, one function each: from the network's input to what speaks for a class, by plain autograd."""
+"""The methods of `explain`, a function each: from the network's input to maps, by plain autograd."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,31 +16,31 @@ from vggkit.inference.explain_names import Method
 from vggkit.networks.vgg import VGG
 
 NOISE, NOISY_IMAGES = 0.15, 25
-"""Of `smoothgrad`: the standard deviation as a share of the image's range, as its paper suggests; and how many."""
+"""Of `smoothgrad`: the standard deviation as a share of the image's range, as in its paper, and the copies."""
 PATH_STEPS = 32
-"""Of `integrated-gradients`: the points of the Gauss-Legendre rule."""
+"""Of `integrated-gradients`: points of the Gauss-Legendre rule."""
 WINDOWS_PER_SIDE = 7
-"""Of `occlusion`: windows side by side; each is moved by half of its side."""
+"""Of `occlusion`: the side of a window is this fraction of the image's; windows overlap by half."""
 GAMMA, STABILISER = 0.25, 1e-6
 """Of `lrp`."""
 
 
 @dataclass(frozen=True)
 class How:
-    """How a map is made."""
+    """The parameters of a method."""
 
     method: Method
     layer: str
-    """Of `OF_LAYERS`; empty for the others."""
+    """For `OF_LAYERS`; empty for other methods."""
     low: Tensor
     """The network's input for black: (1, channels, 1, 1)."""
     high: Tensor
-    """And for white."""
+    """The network's input for white."""
     seed: int = 0
 
 
 def vgg_of(net: nn.Module) -> VGG:
-    """`net`, if it can be explained; raises `ValueError` if not."""
+    """`net`; raises `ValueError` unless it is a VGG in evaluation mode."""
     if not isinstance(net, VGG):
         name = getattr(net, "architecture", net).name
         raise UserError(f"expected a VGG network, got {name}, try a model with VGG blocks")
@@ -50,18 +50,18 @@ def vgg_of(net: nn.Module) -> VGG:
 
 
 def layers_of(net: VGG) -> dict[str, nn.Module]:
-    """All layers in order, by their canonical names."""
+    """All layers in order, by canonical name."""
     modules = {path.rpartition(".")[2]: module for path, module in net.named_modules()}
     return {layer.name: modules[layer.name] for layer in net.architecture.layers()}
 
 
 def map_layers(net: VGG) -> list[str]:
-    """The layers of the blocks in order; each puts out maps."""
+    """The names of the layers of the blocks in order."""
     return [layer.name for layer in net.architecture.layers() if layer.part.startswith("block")]
 
 
 def map_layer(net: VGG, name: str) -> str:
-    """`name`, if it is a layer of the blocks; raises `ValueError`, which gives the nearest, if not."""
+    """`name`; raises `ValueError` unless it is a layer of the blocks."""
     known = map_layers(net)
     if name not in known:
         close = nearest(name, known) or known[-2]
@@ -78,7 +78,7 @@ def maps(net: VGG, x: Tensor, targets: Tensor, how: How) -> Tensor:
         net: in evaluation mode.
         x: (images, channels, height, width), the network's input.
         targets: (images,), the class to explain for each image.
-        how: see `How`.
+        how: the method with its parameters.
 
     Returns:
         (images, height, width), float32.
@@ -92,14 +92,14 @@ def _score(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _gradient(run: Callable[[Tensor], Tensor], x: Tensor, targets: Tensor) -> Tensor:
-    """What the logits of the classes change by with `x`; gradients of parameters are not computed."""
+    """The gradient of the targets' logits with respect to `x`; parameters get none."""
     x = x.detach().requires_grad_()
     gradient: Tensor = torch.autograd.grad(_score(run(x), targets).sum(), x)[0]
     return gradient
 
 
 def _saliency(net: VGG, x: Tensor, targets: Tensor, how: How) -> Tensor:
-    """Simonyan, Vedaldi & Zisserman, arXiv 1312.6034, section 3: the gradient, its largest channel."""
+    """Simonyan, Vedaldi & Zisserman, arXiv 1312.6034, section 3: the absolute gradient, its largest channel."""
     return _gradient(net, x, targets).abs().amax(dim=1)
 
 
@@ -121,8 +121,8 @@ def _integrated_gradients(net: VGG, x: Tensor, targets: Tensor, how: How) -> Ten
     return (x * total).sum(dim=1)
 
 
-def _at_layer(net: VGG, x: Tensor, targets: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """What a layer puts out, and the gradient there."""
+def _output_and_gradient(net: VGG, x: Tensor, targets: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """The output of a layer, and the gradient with respect to it."""
     layers = layers_of(net)
     modules, cut = [*layers.values()], [*layers].index(name) + 1
     with torch.no_grad():
@@ -132,40 +132,40 @@ def _at_layer(net: VGG, x: Tensor, targets: Tensor, name: str) -> tuple[Tensor, 
 
 def _grad_cam(net: VGG, x: Tensor, targets: Tensor, how: How) -> Tensor:
     """Selvaraju et al., arXiv 1610.02391: a layer's maps, weighted by the gradient's mean over each."""
-    output, gradient = _at_layer(net, x, targets, how.layer)
-    return _enlarged((gradient.mean(dim=(2, 3), keepdim=True) * output).sum(dim=1).relu(), x)
+    output, gradient = _output_and_gradient(net, x, targets, how.layer)
+    return _upsampled((gradient.mean(dim=(2, 3), keepdim=True) * output).sum(dim=1).relu(), x)
 
 
 def _layer_cam(net: VGG, x: Tensor, targets: Tensor, how: How) -> Tensor:
     """Jiang et al., "LayerCAM", IEEE TIP 2021: a layer's maps, each place weighted by its own positive gradient."""
-    output, gradient = _at_layer(net, x, targets, how.layer)
-    return _enlarged((gradient.relu() * output).sum(dim=1).relu(), x)
+    output, gradient = _output_and_gradient(net, x, targets, how.layer)
+    return _upsampled((gradient.relu() * output).sum(dim=1).relu(), x)
 
 
-def _enlarged(small: Tensor, x: Tensor) -> Tensor:
+def _upsampled(small: Tensor, x: Tensor) -> Tensor:
     return F.interpolate(small[:, None], size=x.shape[-2:], mode="bilinear")[:, 0]
 
 
 @torch.no_grad()
 def _occlusion(net: VGG, x: Tensor, targets: Tensor, how: How) -> Tensor:
-    """Zeiler & Fergus, arXiv 1311.2901, section 4.2: how much the logit falls where a window hides the image."""
+    """Zeiler & Fergus, arXiv 1311.2901, section 4.2: the mean drop of the logit over the windows that hide a pixel."""
     size = x.shape[-1]
     side = max(1, size // WINDOWS_PER_SIDE)
     starts = sorted({*range(0, size - side, max(1, side // 2)), size - side})
-    whole = _score(net(x), targets)
-    fall, covered = torch.zeros_like(x[:, 0]), torch.zeros_like(x[0, 0])
+    score = _score(net(x), targets)
+    drop, num_windows = torch.zeros_like(x[:, 0]), torch.zeros_like(x[0, 0])
     for top in starts:
         for left in starts:
             window = (..., slice(top, top + side), slice(left, left + side))
             hidden = x.clone()
             hidden[window] = 0
-            fall[window] += (whole - _score(net(hidden), targets))[:, None, None]
-            covered[window] += 1
-    return fall / covered
+            drop[window] += (score - _score(net(hidden), targets))[:, None, None]
+            num_windows[window] += 1
+    return drop / num_windows
 
 
 class _GuidedReLU(torch.autograd.Function):
-    """A ReLU through which only positive gradients return."""
+    """A ReLU whose backward pass lets only positive gradients through."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ class _GuidedReLU(torch.autograd.Function):
 
 
 def _guided_backprop(net: VGG, x: Tensor, targets: Tensor, how: How) -> Tensor:
-    """Springenberg et al., arXiv 1412.6806: the gradient without what is negative behind each ReLU."""
+    """Springenberg et al., arXiv 1412.6806: the gradient, clipped to positive values at each ReLU."""
     guided: Callable[[Tensor], Tensor] = _GuidedReLU.apply
 
     def run(x: Tensor) -> Tensor:
@@ -190,11 +190,11 @@ def _guided_backprop(net: VGG, x: Tensor, targets: Tensor, how: How) -> Tensor:
 
 
 def _lrp(net: VGG, x: Tensor, targets: Tensor, how: How) -> Tensor:
-    """Layer-wise relevance propagation: the logit is divided among the inputs of each layer, back to the pixels.
+    """Layer-wise relevance propagation: the logit is distributed over the inputs of each layer, back to the pixels.
 
     The rules are those that Montavon et al. ("Layer-Wise Relevance Propagation: An Overview", 2019) recommend for VGG:
-    epsilon for fully connected layers, gamma for convolutions, z-box for the first. A batch norm is part of its
-    convolution; ReLU, dropout and local response normalisation pass relevance on as it is. Biases keep their share.
+    epsilon for fully connected layers, gamma for convolutions, z-box for the first. A batch norm is folded into its
+    convolution; ReLU, dropout and local response normalisation pass relevance unchanged. Biases absorb their share.
     """
     layers, inputs = layers_of(net), list[Tensor]()
     with torch.no_grad():
@@ -207,35 +207,36 @@ def _lrp(net: VGG, x: Tensor, targets: Tensor, how: How) -> Tensor:
         if isinstance(layer, nn.BatchNorm2d):
             norm = layer
         elif isinstance(layer, nn.Conv2d) and name in in_blocks:
-            weight, bias = _merged(layer, norm)
+            weight, bias = _fused(layer, norm)
             plus, minus, positive = weight.clamp(min=0), weight.clamp(max=0), bias.clamp(min=0)
-            terms = [(a, _with(layer, weight + GAMMA * plus, bias + GAMMA * positive))]
+            terms = [(a, _conv_with(layer, weight + GAMMA * plus, bias + GAMMA * positive))]
             if name == in_blocks[0]:
                 low, high = (-limit.expand_as(a) for limit in (how.low, how.high))
-                low_term, high_term = (low, _with(layer, plus, -positive)), (high, _with(layer, minus, positive - bias))
-                terms = [(a, _with(layer, weight, bias)), low_term, high_term]
-            relevance, norm = _shared(relevance, terms), None
+                low_term = low, _conv_with(layer, plus, -positive)
+                high_term = high, _conv_with(layer, minus, positive - bias)
+                terms = [(a, _conv_with(layer, weight, bias)), low_term, high_term]
+            relevance, norm = _propagated(relevance, terms), None
         elif not isinstance(layer, nn.ReLU | nn.Dropout | nn.LocalResponseNorm):
-            relevance = _shared(relevance, [(a, layer)])
+            relevance = _propagated(relevance, [(a, layer)])
     return relevance.sum(dim=1)
 
 
-def _merged(conv: nn.Conv2d, norm: Any) -> tuple[Tensor, Tensor]:
-    """The weight and bias of a convolution and the batch norm behind it, if there is one, as one convolution."""
+def _fused(conv: nn.Conv2d, norm: Any) -> tuple[Tensor, Tensor]:
+    """The weight and bias of a convolution with its batch norm, if any, folded in."""
     weight, bias = conv.weight.detach(), torch.as_tensor(conv.bias).detach()
     if norm is None:
         return weight, bias
-    of_norm = (norm.running_mean, norm.running_var, norm.eps, norm.weight.detach(), norm.bias.detach())
-    return fuse_conv_bn_weights(weight, bias, *of_norm)
+    parameters = (norm.running_mean, norm.running_var, norm.eps, norm.weight.detach(), norm.bias.detach())
+    return fuse_conv_bn_weights(weight, bias, *parameters)
 
 
-def _with(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
+def _conv_with(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
     """`conv` with another weight and bias."""
     return lambda a: functional_call(conv, {"weight": weight, "bias": bias}, (a,))
 
 
-def _shared(relevance: Tensor, terms: list[tuple[Tensor, Callable[[Tensor], Tensor]]]) -> Tensor:
-    """The relevance of outputs, divided among the inputs by what each adds to the sum of all terms."""
+def _propagated(relevance: Tensor, terms: list[tuple[Tensor, Callable[[Tensor], Tensor]]]) -> Tensor:
+    """The relevance of outputs, distributed over the inputs in proportion to their parts in the sum of all terms."""
     inputs = [a.detach().requires_grad_() for a, _ in terms]
     output: Any = sum(layer(a) for a, (_, layer) in zip(inputs, terms, strict=True))
     quotient = relevance / (output + STABILISER * torch.where(output < 0, -1, 1)).detach()

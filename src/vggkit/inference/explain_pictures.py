@@ -20,45 +20,42 @@ if TYPE_CHECKING:
 
 PANEL_INCHES = 2.6
 BRIGHTEST = 0.995
-"""The quantile of a map's absolute values that gets the full colour: one bright pixel would make the others dark."""
+"""The quantile of a map's absolute values that gets the full colour; with the maximum, one pixel could dim the rest."""
 TITLE_CHARACTERS = 40
-"""Of a line above a panel."""
+"""Length of a line above a panel."""
 OPACITY = 0.7
-"""Of an overlay where the map is strongest."""
+"""Opacity of an overlay where the map is strongest."""
 
 
 def explanations_picture(rows: Sequence[Sequence[Explanation]], verdicts: Sequence[str] = ()) -> bytes:
-    """A PNG file: for each row, all of one image and class, the image, then overlay and map of each explanation.
+    """A PNG file: for each row, of one image and class, the image, then overlay and map of each explanation.
 
     Args:
-        rows: as long as each other.
-        verdicts: lines to put below.
+        rows: of equal length.
+        verdicts: lines below the picture.
     """
     columns = 1 + 2 * len(rows[0])
-    figure = _figure(
-        PANEL_INCHES * columns + len(rows[0]), (PANEL_INCHES + 0.45) * len(rows) + 0.1 + 0.25 * len(verdicts)
-    )
+    height = (PANEL_INCHES + 0.45) * len(rows) + 0.1 + 0.25 * len(verdicts)
+    figure = _figure(PANEL_INCHES * columns + len(rows[0]), height)
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for axes, row in zip(grid, rows, strict=True):
         first = row[0]
-        _show(
-            axes[0],
-            first.pixels,
-            f"{shown(first.label, 30)} {first.probability:.1%}\n{shown(Path(first.image).name, 30)}",
-        )
-        for index, explanation in enumerate(row):
-            _draw(figure, axes[1 + 2 * index], axes[2 + 2 * index], explanation)
+        title = f"{shown(first.label, 30)} {first.probability:.1%}\n{shown(Path(first.image).name, 30)}"
+        _show(axes[0], first.pixels, title)
+        for explanation, overlay, alone in zip(row, axes[1::2], axes[2::2], strict=True):
+            _draw_map(figure, overlay, alone, explanation)
     figure.supxlabel("\n".join(shown(line, 200) for line in verdicts), fontsize=8, x=0.01, ha="left", parse_math=False)
     return as_png(figure)
 
 
-def _draw(figure: "Figure", overlay: Any, alone: Any, explanation: Explanation) -> None:
+def _draw_map(figure: "Figure", overlay: Any, alone: Any, explanation: Explanation) -> None:
+    """Draw a map over its image into the axes `overlay`, and by itself into the axes `alone`."""
     heat, is_signed = explanation.heat, explanation.method in SIGNED
-    most = float(np.quantile(np.abs(heat), BRIGHTEST)) or float(np.abs(heat).max()) or 1.0
-    style = {"cmap": "RdBu_r" if is_signed else "inferno", "vmin": -most if is_signed else 0, "vmax": most}
+    limit = float(np.quantile(np.abs(heat), BRIGHTEST)) or float(np.abs(heat).max()) or 1.0
+    style = {"cmap": "RdBu_r" if is_signed else "inferno", "vmin": -limit if is_signed else 0, "vmax": limit}
     where = f" at {explanation.layer}" if explanation.layer else ""
     _show(overlay, explanation.pixels.mean(axis=2), explanation.method + where)
-    overlay.imshow(heat, alpha=OPACITY * np.clip(np.abs(heat) / most, 0, 1), **style)
+    overlay.imshow(heat, alpha=OPACITY * np.clip(np.abs(heat) / limit, 0, 1), **style)
     image = alone.imshow(heat, **style)
     _show(alone, None, textwrap.fill(explanation.blank, TITLE_CHARACTERS))
     if explanation.blank:
@@ -69,7 +66,7 @@ def _draw(figure: "Figure", overlay: Any, alone: Any, explanation: Explanation) 
 
 
 def unit_picture(unit: str, pixels: Pixels, patches: Sequence[Patch], source: str = "") -> bytes:
-    """A PNG file: the image that excites a unit, and the patches of a data set that excite it most."""
+    """A PNG file: the image that maximises a unit, and the patches of a data set that excite it most."""
     columns = 1 + bool(patches)
     figure = _figure(4.2 * columns, 4.4)
     parts = figure.subfigures(1, columns, squeeze=False)[0]
@@ -85,7 +82,7 @@ def unit_picture(unit: str, pixels: Pixels, patches: Sequence[Patch], source: st
 
 
 def filters_picture(title: str, filters: npt.NDArray[np.float32]) -> bytes:
-    """A PNG file: each of `first_filters` as a small image; of more than 4 channels, their mean."""
+    """A PNG file: each of `first_filters` as a small image, grey unless it has 3 channels."""
     columns = math.ceil(math.sqrt(len(filters) * 2))
     rows = math.ceil(len(filters) / columns)
     figure = _figure(0.55 * columns, 0.6 * rows + 0.4)
@@ -104,7 +101,7 @@ def _figure(width: float, height: float) -> "Figure":
 
 
 def _show(axes: Any, pixels: npt.NDArray[Any] | None, title: str, white: float = 255) -> None:
-    """An image without axes; grey if it has one channel."""
+    """Draw an image without axes, grey if it has one channel."""
     axes.axis("off")
     axes.set_title(title, fontsize=8, parse_math=False)
     if pixels is not None:

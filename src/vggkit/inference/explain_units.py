@@ -1,4 +1,4 @@
-"""What a unit looks for: the image that excites it most, the patches of a data set that do, the first layer's filters.
+"""What a unit responds to: the image that maximises it, the patches that excite it most, the first layer's filters.
 
 A unit is a channel of a layer of the blocks, or one output of a fully connected layer: `conv4_2:37`, `fc8:281`.
 Source: Olah, Mordvintsev & Schubert, "Feature Visualization", Distill 2017.
@@ -24,13 +24,13 @@ Pixels = npt.NDArray[np.uint8]
 STEPS, LEARNING_RATE = 128, 0.05
 NUM_PATCHES, IMAGES_TOGETHER = 9, 32
 COLOUR = 0.4
-"""Of a maximised image: how easily the channels differ, compared with what they have in common."""
+"""Of a maximised image: the weight of differences between channels, relative to their mean."""
 CONTRAST = 1.5
-"""Of a maximised image, before the sigmoid that keeps it between black and white: the root of the mean square."""
+"""Of a maximised image: its root mean square before the sigmoid that limits it to [0, 1]."""
 DECAY = 1.5
-"""Of a maximised image: how much slower high frequencies come than low ones."""
-OUTSIDE = 128
-"""The grey of what lies outside of the image."""
+"""Of a maximised image: the exponent of the frequency by which its spectrum is divided."""
+PADDING_GREY = 128
+"""The value of the pixels of a patch outside the image."""
 
 
 class Unit(NamedTuple):
@@ -39,11 +39,11 @@ class Unit(NamedTuple):
     layer: LayerCost
     number: int
     is_map: bool
-    """Whether it sees a part of the image, once for each place of a map."""
+    """Whether it is a channel of a map, which sees a part of the image at each position."""
 
 
 class Patch(NamedTuple):
-    """A part of an image, and how much it excites a unit."""
+    """A patch of an image, and the output of a unit for it."""
 
     image: str
     value: float
@@ -52,7 +52,7 @@ class Patch(NamedTuple):
 
 
 def unit_of(net: VGG, text: str) -> Unit:
-    """The unit that `text`, such as `conv4_2:37`, names; raises `ValueError` if there is none."""
+    """The unit named by a text such as `conv4_2:37`; raises `ValueError` if there is none."""
     name, _, number = text.partition(":")
     known = {layer.name: layer for layer in costs(net.architecture).layers}
     if name not in known:
@@ -65,19 +65,19 @@ def unit_of(net: VGG, text: str) -> Unit:
 
 
 def maximised(model: AnyModel, unit: str, seed: int = 0) -> Pixels:
-    """The image that excites a unit, found by gradient ascent from noise; the same for the same seed.
+    """The image that maximises a unit, by gradient ascent from noise; the same for the same seed.
 
-    It is varied by its frequencies, of which the low ones come first, as in photographs, and is moved by a few pixels
-    in each step, so that no pattern at one place alone is rewarded. A ReLU's unit is maximised before the ReLU, whose
-    gradient may be zero.
+    The ascent is on the spectrum, weighted towards low frequencies as in photographs, and the image is shifted by a few
+    pixels in each step, so that the pattern does not depend on its position. A ReLU's unit is maximised before the
+    ReLU, whose gradient may be zero.
 
     Args:
         model: a classifier, or what `load_classifier` takes.
-        unit: a layer and the number of a channel, see above.
+        unit: a layer and a channel, such as `conv4_2:37`.
         seed: of the noise.
 
     Returns:
-        uint8 (side, side, channels): the unit's receptive field and one step of its layer, at most the whole image.
+        uint8 (side, side, channels): the unit's receptive field plus the stride of its layer, at most the whole image.
 
     Raises:
         ValueError: no such unit.
@@ -87,7 +87,7 @@ def maximised(model: AnyModel, unit: str, seed: int = 0) -> Pixels:
     layer, number, is_map = unit_of(net, unit)
     names, modules = zip(*layers_of(net).items(), strict=True)
     end = names.index(layer.name)
-    run = nn.Sequential(*modules[: end if isinstance(modules[end], nn.ReLU) else end + 1])
+    layers = nn.Sequential(*modules[: end if isinstance(modules[end], nn.ReLU) else end + 1])
     arch, generator = net.architecture, torch.Generator().manual_seed(seed)
     side = min(layer.receptive_field + layer.stride, arch.image_size) if is_map else arch.image_size
     frequency = (
@@ -100,17 +100,17 @@ def maximised(model: AnyModel, unit: str, seed: int = 0) -> Pixels:
         shift = torch.randint(-(side // 16), side // 16 + 1, (2,), generator=generator).tolist()
         with torch.enable_grad():
             image = _image(spectrum, frequency, side)
-            output = run(classifier.preprocessing.normalize(image.roll(shift, (2, 3))))[0, number]
+            output = layers(classifier.preprocessing.normalize(image.roll(shift, (2, 3))))[0, number]
             value = output[output.shape[0] // 2, output.shape[1] // 2] if is_map else output.mean()
             (spectrum.grad,) = torch.autograd.grad(-value, spectrum)
         optimizer.step()
-    found = (255 * _image(spectrum.detach(), frequency, side)[0].movedim(0, -1)).round()
-    pixels: Pixels = found.byte().cpu().numpy()
+    image = _image(spectrum.detach(), frequency, side)[0].movedim(0, -1)
+    pixels: Pixels = (255 * image).round().byte().cpu().numpy()
     return pixels
 
 
 def _image(spectrum: Tensor, frequency: Tensor, side: int) -> Tensor:
-    """(1, channels, side, side) in [0, 1]; its contrast is the same whatever the spectrum, so that none saturates."""
+    """The image of a spectrum, (1, channels, side, side) in [0, 1], with a fixed contrast against saturation."""
     waves: Tensor = torch.fft.irfft2(torch.complex(*spectrum) / frequency, s=(side, side), norm="ortho")
     common = waves.mean(dim=0, keepdim=True)
     waves = common + COLOUR * (waves - common)
@@ -123,7 +123,7 @@ def exciting_patches(model: AnyModel, unit: str, images: Images) -> list[Patch]:
 
     Args:
         model: a classifier, or what `load_classifier` takes.
-        unit: a layer and the number of a channel, see above.
+        unit: a layer and a channel, such as `conv4_2:37`.
         images: as for `predict`.
 
     Raises:
@@ -146,15 +146,15 @@ def exciting_patches(model: AnyModel, unit: str, images: Images) -> list[Patch]:
     return best
 
 
-def _cropped(image: Tensor, layer: LayerCost, place: tuple[int, int]) -> Tensor:
-    """The receptive field of one place of a layer in an image (channels, height, width)."""
+def _cropped(image: Tensor, layer: LayerCost, position: tuple[int, int]) -> Tensor:
+    """The receptive field of a position of a layer in an image (channels, height, width)."""
     side = layer.receptive_field
     if side >= image.shape[-1]:
         return image
-    wide = F.pad(image, (side,) * 4, value=OUTSIDE)
-    # Convolutions are centred, and a pool's output stands for the middle of its two pixels.
-    top, left = (side + index * layer.stride + (layer.stride - side) // 2 for index in place)
-    return wide[:, top : top + side, left : left + side].clone()
+    padded = F.pad(image, (side,) * 4, value=PADDING_GREY)
+    # Convolutions are centred, and a pool's output is centred between its two pixels.
+    top, left = (side + index * layer.stride + (layer.stride - side) // 2 for index in position)
+    return padded[:, top : top + side, left : left + side].clone()
 
 
 def first_filters(model: AnyModel) -> npt.NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""A trained network to a file for another runtime, which must give the network's answers before the file is there."""
+"""Export of a trained network to a file for another runtime, verified in that runtime before it is written."""
 
 import copy
 import hashlib
@@ -24,37 +24,37 @@ from vggkit.data.sources import open_data
 from vggkit.errors import ExportError, UserError, check_type, check_utf8, shown
 from vggkit.inference.evaluate import data_of_run
 from vggkit.inference.export_formats import FORMATS, Format, Subject, quiet, rgb_in_0_1
-from vggkit.inference.export_int8 import Int8, check_max_drop, compared, quantize
+from vggkit.inference.export_int8 import Int8, check_max_drop, compare_accuracy, quantize
 from vggkit.inference.predict import AnyModel, Classifier, class_logits, load_classifier
 from vggkit.version import __version__
 
 BATCHES = (1, 2, 7)
-"""Images together, with each of which an exported file is tried."""
+"""Batch sizes with which an exported file is verified."""
 TOLERANCE, PREPARED_TOLERANCE = 1e-4, 1e-2
-"""The largest difference that is taken for rounding, as a share of the largest output. With the preprocessing in the
-graph it is larger, since a pixel of a resized image may differ by one or two of 255 levels."""
+"""The largest difference that counts as rounding, relative to the largest output; larger with the preprocessing in the
+graph, as a pixel of a resized image may differ by one or two of 255 levels."""
 
 
 @dataclass(frozen=True, repr=False)
 class Exported:
-    """A file that was written, and what is known of it."""
+    """An exported file with its manifest."""
 
     path: Path
     manifest: dict[str, Any]
-    """What `<path>.json` holds: what goes in and comes out, preprocessing, classes, hashes, versions and checks."""
+    """The content of `<path>.json`: inputs, outputs, preprocessing, classes, hashes, versions and checks."""
 
     def __repr__(self) -> str:
-        known = self.manifest
-        worst = max(known["checks"], key=lambda check: check["largest_difference"])
-        size = sum(file["bytes"] for file in known["files"].values()) / 1e6
-        runtime, version = list(known["versions"].items())[-1]
-        same = "same top-1, " * all(check["same_top1"] for check in known["checks"])
+        manifest, checks = self.manifest, self.manifest["checks"]
+        worst = max(checks, key=lambda check: check["largest_difference"])
+        size = sum(file["bytes"] for file in manifest["files"].values()) / 1e6
+        runtime, version = list(manifest["versions"].items())[-1]
+        same = "same top-1, " * all(check["same_top1"] for check in checks)
         lines = [
-            f"{shown(self.path, 500)}: {size:,.1f} MB, {known['output']} for {known['input']}",
-            f"{runtime} {version} on {known['checked_on']}, {len(known['checks'])} batches: {same}"
+            f"{shown(self.path, 500)}: {size:,.1f} MB, {manifest['output']} for {manifest['input']}",
+            f"{runtime} {version} on {manifest['checked_on']}, {len(checks)} batches: {same}"
             f"largest difference {worst['largest_difference']:.1e} of {worst['largest_output']:.3g}",
         ]
-        if int8 := known.get("int8"):
+        if int8 := manifest.get("int8"):
             lines.append(
                 f"int8 on {int8['measured_on']}: top-1 {int8['top1_float32']:.2%} to {int8['top1_int8']:.2%} "
                 f"(McNemar's p {int8['mcnemar_p']:.2g}); one image in {int8['int8_ms']:.2f} ms, in "
@@ -72,25 +72,26 @@ def export(
     int8: Int8 | None = None,
     max_drop: float = 0.5,
 ) -> Exported:
-    """Write a trained network for another runtime, once that runtime has given the network's answers on real images.
+    """Write a trained network for another runtime, once that runtime has given the network's outputs on real images.
 
-    It is given 1, 2 and 7 images together, in two sizes if the network takes any. `<path>.json` says what came of it.
+    It is verified on batches of 1, 2 and 7 images, of two sizes if the network takes any size; `<path>.json` holds the
+    results.
 
     Args:
         model: a classifier, or what `load_classifier` takes.
-        path: `.onnx` for ONNX; `.pt2` for `torch.export`; `.xml` for OpenVINO, which puts a `.bin` beside it; a name
-            without a suffix for a new folder that `timm.create_model("local-dir:...")` takes.
-        data: images to try it on, see `open_data`; by default those of the run, or else the sample of Fashion-MNIST.
-            With `int8` its training images give the ranges, and what is kept out of them the accuracy.
-        with_preprocessing: take uint8 (batch, height, width, 3), RGB of any size, and give probabilities; without it,
-            take what `Preprocessing` gives, float32 (batch, channels, height, width), and give logits.
-        int8: `all` for 8-bit weights in every layer of an ONNX file, `head` in the fully connected layers alone.
-        max_drop: points of top-1, hundredths of the images, that int8 may lose.
+        path: `.onnx` for ONNX; `.pt2` for `torch.export`; `.xml` for OpenVINO, with a `.bin` beside it; a name without
+            a suffix for a new folder for `timm.create_model("local-dir:...")`.
+        data: images to verify it on, see `open_data`; by default those of the run, else the sample of Fashion-MNIST.
+            With `int8`, it is calibrated on the training images, and its accuracy measured on the held-out ones.
+        with_preprocessing: the graph takes uint8 (batch, height, width, 3), RGB of any size, and gives probabilities;
+            otherwise it takes float32 (batch, channels, height, width), as from `Preprocessing`, and gives logits.
+        int8: 8-bit weights of an ONNX file, in `all` layers or in the fully connected `head` only.
+        max_drop: percentage points of top-1 that int8 may lose.
 
     Raises:
-        UserError: there is no such format, it cannot hold this network, or its package is not installed.
-        DataError, WeightsError: `data` or `model` is not there, or is damaged.
-        ExportError: the runtime's answers differ, or int8 loses more than it may; nothing was written.
+        UserError: an unknown format, one that cannot hold this network, or one whose package is not installed.
+        DataError, WeightsError: `data` or `model` is missing or damaged.
+        ExportError: the runtime's outputs differ, or int8 loses too much; nothing was written.
     """
     check_type(path, str | os.PathLike, "a path to export to", "export(model, 'model.onnx')")
     path = Path(path)
@@ -110,19 +111,20 @@ def export(
     taken = classifier.preprocessing if path.suffix else rgb_in_0_1(classifier.preprocessing)
     trials = _trials(classifier, _first_images(source), taken, with_preprocessing)
     if not path.suffix and getattr(classifier.net.architecture, "head", "") != "conv":
-        trials = trials[:1]  # timm's head slides over a larger map
+        trials = trials[:1]  # timm's head slides over a larger map, as ours does only with the head conv
     subject = Subject(classifier, with_preprocessing, trials[-1].inputs[:2])
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder, quiet(), torch.no_grad():
-        made = Path(folder) / path.name
-        kind.write(subject, made)
-        measured = {}
+        unverified = Path(folder) / path.name
+        kind.write(subject, unverified)
+        int8_results = {}
         if int8:
-            quantize(made.rename(made.with_name("whole.onnx")), made, classifier, source, int8)
-            measured["int8"] = {"layers": int8, **compared(kind.open(made), classifier, source, max_drop)}
+            quantize(unverified.rename(unverified.with_name("float32.onnx")), unverified, classifier, source, int8)
+            comparison = compare_accuracy(kind.open(unverified), classifier, source, max_drop)
+            int8_results["int8"] = {"layers": int8, **comparison}
         tolerance = PREPARED_TOLERANCE if with_preprocessing else math.inf if int8 else TOLERANCE
-        checks = _checked(kind, made, trials, tolerance)
+        checks = _verify(kind, unverified, trials, tolerance)
         files = {str(file.relative_to(folder)): _hash(file) for file in Path(folder).rglob("*") if file.is_file()}
-        for part in sorted(Path(folder).iterdir()):  # of OpenVINO's two files the .bin comes first
+        for part in sorted(Path(folder).iterdir()):  # OpenVINO's .bin before its .xml
             os.rename(part, path.parent / part.name)  # noqa: PTH104
     sync_folder(path.parent)
     manifest = {
@@ -133,14 +135,14 @@ def export(
         "versions": versions,
         "checked_on": f"{max(BATCHES)} images of {source.name}",
         "checks": checks,
-        **measured,
+        **int8_results,
     }
     write_whole(path.with_name(f"{path.name}.json"), json.dumps(manifest, indent=2).encode())
     return Exported(path, manifest)
 
 
 def check_export_path(path: Path) -> None:
-    """Raise `UserError` unless something can be exported to `path`."""
+    """Raise `UserError` unless `path` is one for an export, and can be written."""
     if path.suffix == ".safetensors":
         raise UserError(f"expected a format of another library, got {path}, try 'vgg weights convert'")
     check_utf8(path)
@@ -154,14 +156,14 @@ def check_export_path(path: Path) -> None:
 
 @dataclass(frozen=True)
 class _Trial:
-    """Images of one size, as a graph takes them, and what the plain network makes of them."""
+    """Inputs of one image size, and the outputs of the plain network for them."""
 
     inputs: Tensor
     expected: Tensor
 
 
 def source_for(classifier: Classifier, data: str | os.PathLike[str] | None, needs_training: bool) -> ImageSource:
-    """The images to try a file on, and with `needs_training` others for its ranges."""
+    """The data to verify a file on, with training images for calibration if `needs_training`."""
     path = Path(classifier.source)
     if data is not None:
         source = open_data(data) if needs_training else open_data(data, holdout=0)
@@ -177,26 +179,25 @@ def source_for(classifier: Classifier, data: str | os.PathLike[str] | None, need
 
 
 def _first_images(source: ImageSource) -> list[Image.Image]:
-    """The first images that are not for training, in colour; from the start again if there are too few."""
+    """The first held-out images, in colour; repeated if there are too few."""
     images = source.held_out
     read, count = images.reader(0, 0), min(max(BATCHES), len(images))
     samples = [read(position) for position in range(count)]
-    some = [decoded(sample.content, 3, sample.name) for sample in samples]
-    return [some[number % count] for number in range(max(BATCHES))]
+    return [decoded(samples[i % count].content, 3, samples[i % count].name) for i in range(max(BATCHES))]
 
 
 @torch.no_grad()
 def _trials(
     classifier: Classifier, images: list[Image.Image], taken: Preprocessing, with_preprocessing: bool
 ) -> list[_Trial]:
-    """The images in the network's size, and in a larger one whose sides are no multiples, where a graph takes any.
+    """The images in the network's size and, if the graph takes any size, in a larger one of no multiple of it.
 
-    A graph without preprocessing takes them as `taken` says.
+    Inputs of a graph without preprocessing are normalised by `taken`.
     """
     net, how, side = classifier.net, classifier.preprocessing, classifier.preprocessing.image_size
-    is_free = with_preprocessing or not net.takes_one_size
+    takes_any_size = with_preprocessing or not net.takes_one_size
     trials = []
-    for width, height in [(side, side), (side * 3 // 2 + 1, side * 5 // 4)][: 1 + is_free]:
+    for width, height in [(side, side), (side * 3 // 2 + 1, side * 5 // 4)][: 1 + takes_any_size]:
         colour = [image.resize((width, height), Image.Resampling.BILINEAR) for image in images]
         if with_preprocessing:
             inputs = torch.from_numpy(np.stack([np.asarray(image) for image in colour]))
@@ -209,9 +210,9 @@ def _trials(
     return trials
 
 
-def _checked(kind: Format, made: Path, trials: list[_Trial], tolerance: float) -> list[dict[str, Any]]:
-    """What the runtime of `kind` makes of each batch; raises `ExportError` if it is something else than expected."""
-    run, checks = kind.open(made), list[dict[str, Any]]()
+def _verify(kind: Format, path: Path, trials: list[_Trial], tolerance: float) -> list[dict[str, Any]]:
+    """Compare the outputs of the runtime with the expected ones by batch; raises `ExportError` if they differ."""
+    run, checks = kind.open(path), list[dict[str, Any]]()
     for trial in trials:
         largest = trial.expected.abs().max().item()
         for count in BATCHES:
@@ -225,14 +226,8 @@ def _checked(kind: Format, made: Path, trials: list[_Trial], tolerance: float) -
                     f"of {largest:.3g}{'' if agrees else ' and another top-1'} for a batch of {tuple(inputs.shape)}, "
                     "and wrote nothing, try another format"
                 )
-            checks.append(
-                {
-                    "batch": list(inputs.shape),
-                    "largest_difference": difference,
-                    "largest_output": largest,
-                    "same_top1": agrees,
-                }
-            )
+            check = {"batch": list(inputs.shape), "largest_difference": difference, "largest_output": largest}
+            checks.append({**check, "same_top1": agrees})
     return checks
 
 

@@ -1,4 +1,4 @@
-"""The formats that a network is exported to: how a file of each is written, and how its own runtime runs it."""
+"""The export formats: how a file of each is written, and how its runtime runs it."""
 
 import json
 import logging
@@ -25,29 +25,29 @@ from vggkit.weights.files import published_as, safetensors_pieces
 INPUT, OUTPUT = "images", "outputs"
 
 Run = Callable[[Tensor], Tensor]
-"""What a runtime makes of a batch."""
+"""From a batch to the outputs of a runtime."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is exported."""
+    """A network to export."""
 
     classifier: Classifier
     with_preprocessing: bool
-    """Whether the graph takes RGB and gives probabilities; see `graph_of`."""
+    """See `graph_of`."""
     example: Tensor
-    """A batch that the graph takes."""
+    """An input batch of the graph."""
 
     @property
     def program(self) -> torch.export.ExportedProgram:
-        """The graph, as torch traces it."""
+        """The traced graph."""
         free = {axis: torch.export.Dim.DYNAMIC for axis, length in enumerate(self.axes) if isinstance(length, str)}
         graph = graph_of(self.classifier, self.with_preprocessing)
         return torch.export.export(graph, (self.example,), dynamic_shapes=(free,))
 
     @property
     def axes(self) -> tuple[int | str, ...]:
-        """The shape of a batch, with a name for each side that may have any length."""
+        """The shape of an input batch, with names for dynamic axes."""
         how, net = self.classifier.preprocessing, self.classifier.net
         if self.with_preprocessing:
             return "batch", "height", "width", 3
@@ -56,7 +56,7 @@ class Subject:
 
     @property
     def texts(self) -> dict[str, str]:
-        """What a file says of itself, each as JSON."""
+        """The metadata of a file, each value as JSON."""
         return {
             "classes": json.dumps(self.classifier.classes),
             "preprocessing": self.classifier.preprocessing.to_json(),
@@ -65,7 +65,7 @@ class Subject:
 
     @property
     def description(self) -> dict[str, Any]:
-        """What goes in and comes out."""
+        """The inputs and outputs of the graph with its metadata, for the manifest."""
         what = "probabilities" if self.with_preprocessing else "logits"
         return {
             "input": f"{str(self.example.dtype).removeprefix('torch.')} ({', '.join(map(str, self.axes))})",
@@ -75,11 +75,11 @@ class Subject:
 
 
 class Format(NamedTuple):
-    """One kind of file, or of folder."""
+    """A format of a file or a folder."""
 
     name: str
     packages: tuple[str, ...]
-    """What writing and running take; the last one is the runtime."""
+    """Packages for writing and running; the last one is the runtime."""
     write: Callable[[Subject, Path], None]
     open: Callable[[Path], Run]
 
@@ -89,7 +89,7 @@ class Format(NamedTuple):
         for package in self.packages:
             try:
                 import_module(package)
-            except (ImportError, RuntimeError):  # the latter from a package for another build of torch
+            except (ImportError, RuntimeError):  # RuntimeError from a package for another build of torch
                 return package
         return ""
 
@@ -102,13 +102,13 @@ class Format(NamedTuple):
 
 
 def to_install(package: str) -> str:
-    """The command that installs a package of a format, with those that it is used with."""
+    """The command that installs a package of a format."""
     return f"pip install '{'vggkit[export]' if package in FORMATS['.onnx'].packages else package}'"
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Within, exporters say nothing of operators that nobody asked for, nor of their own future."""
+    """Within, exporters log no warnings and warn of no future changes."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -119,7 +119,7 @@ def quiet() -> Iterator[None]:
 
 
 def write_onnx(subject: Subject, path: Path) -> None:
-    """One .onnx file, with the weights in it and the texts in its metadata."""
+    """Write one .onnx file with weights and metadata."""
     program: Any = torch.onnx.export(
         subject.program, dynamo=True, verbose=False, input_names=[INPUT], output_names=[OUTPUT]
     )
@@ -128,13 +128,13 @@ def write_onnx(subject: Subject, path: Path) -> None:
 
 
 def open_onnx(path: Path) -> Run:
-    """ONNX Runtime on the CPU, with as many threads as torch."""
+    """Open a file in ONNX Runtime on the CPU, with as many threads as torch."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    (name,) = (taken.name for taken in session.get_inputs())
+    (name,) = (argument.name for argument in session.get_inputs())
     return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 
 
@@ -150,13 +150,13 @@ def _open_pt2(path: Path) -> Run:
 def _write_openvino(subject: Subject, path: Path) -> None:
     import openvino
 
-    whole = path.with_suffix(".onnx")
-    write_onnx(subject, whole)
-    model = openvino.convert_model(whole)
+    onnx_file = path.with_suffix(".onnx")
+    write_onnx(subject, onnx_file)
+    model = openvino.convert_model(onnx_file)
     for key, text in subject.texts.items():
         model.set_rt_info(text, ["vggkit", key])
     openvino.save_model(model, path, compress_to_fp16=False)
-    whole.unlink()
+    onnx_file.unlink()
 
 
 def _open_openvino(path: Path) -> Run:
@@ -180,7 +180,7 @@ def _write_timm(subject: Subject, folder: Path) -> None:
 
 
 def rgb_in_0_1(how: Preprocessing) -> Preprocessing:
-    """`how` as timm has it: of RGB in [0, 1]. A network that takes BGR has its first weights turned for it."""
+    """`how` for RGB in [0, 1], as timm has it; the first weights of a network for BGR must be flipped to fit."""
     step = -1 if how.order == "bgr" else 1
     mean, std = (tuple(value / how.scale for value in values[::step]) for values in (how.mean, how.std))
     return replace(how, order="rgb", scale=1.0, mean=mean, std=std)
@@ -225,4 +225,4 @@ FORMATS = {
     ".xml": Format("OpenVINO", ("onnx", "onnxscript", "openvino"), _write_openvino, _open_openvino),
     "": Format("timm", ("timm",), _write_timm, _open_timm),
 }
-"""By the suffix of the file; a folder has none."""
+"""By suffix; a folder has none."""

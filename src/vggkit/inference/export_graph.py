@@ -1,7 +1,7 @@
-"""A trained network as a module whose graph every runtime takes, at any size of image; preprocessing is in it if asked.
+"""A trained network as a module that exports to every runtime, for any image size, with preprocessing if wanted.
 
-Adaptive pooling and resizing exist in few runtimes, and there for few sizes. Here each is two products with a matrix
-of weights, which the graph computes from the size of the map: along the height and along the width.
+Few runtimes have adaptive pooling and resizing, and these for few sizes. Here each is two matrix products, along the
+height and along the width, with weights that the graph computes from the size of the map.
 """
 
 import copy
@@ -20,15 +20,15 @@ LUMINANCE = (19595, 38470, 7471)
 
 
 def graph_of(classifier: Classifier, with_preprocessing: bool) -> nn.Sequential:
-    """A copy of the network of `classifier` on the CPU, whose parameters have their names and torch's usual strides.
+    """A copy of the network of `classifier` on the CPU, with the same names of parameters, in contiguous format.
 
     Returns:
-        A module from float32 (batch, channels, height, width), as `Preprocessing` gives them, to logits
-        (batch, classes); `with_preprocessing` from uint8 (batch, height, width, 3), RGB of any size, to probabilities.
+        A module from float32 (batch, channels, height, width), as from `Preprocessing`, to logits (batch, classes);
+        `with_preprocessing`, from uint8 (batch, height, width, 3), RGB of any size, to probabilities.
     """
     net: nn.Module = copy.deepcopy(classifier.net).cpu()
     net = net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    layers = OrderedDict((name, _lowered(layer)) for name, layer in net.named_children())
+    layers = OrderedDict((name, _exportable(layer)) for name, layer in net.named_children())
     if with_preprocessing:
         prepared = OrderedDict[str, nn.Module](prepare=Prepare(classifier.preprocessing))
         mean = OrderedDict[str, nn.Module](mean=OverMirrored()) if classifier.preprocessing.test_flip else {}
@@ -36,14 +36,14 @@ def graph_of(classifier: Classifier, with_preprocessing: bool) -> nn.Sequential:
     return nn.Sequential(layers).eval()
 
 
-def _lowered(layer: nn.Module) -> nn.Module:
+def _exportable(layer: nn.Module) -> nn.Module:
     if isinstance(layer, nn.AdaptiveAvgPool2d):
         return Average(cast(int, layer.output_size))
     return Average(layer.size, at_least=True) if isinstance(layer, Fit) else layer
 
 
 class Average(nn.Module):
-    """`nn.AdaptiveAvgPool2d(size)`, or `Fit(size)` with `at_least`, by sums and products alone."""
+    """`nn.AdaptiveAvgPool2d(size)` or, with `at_least`, `Fit(size)`, by sums and products only."""
 
     def __init__(self, size: int, at_least: bool = False) -> None:
         super().__init__()
@@ -56,17 +56,17 @@ class Average(nn.Module):
         return self._weights(x.shape[2], x.dtype) @ x @ self._weights(x.shape[3], x.dtype).t()
 
     def _weights(self, length: int, dtype: torch.dtype) -> Tensor:
-        """(outputs, length): each output is the mean of the places that it covers, wholly or in part."""
+        """(outputs, length): each output is the mean of the inputs that it covers, at least partly."""
         outputs = torch.sym_max(length, self.size) if self.at_least else self.size
-        index, place = torch.arange(outputs).unsqueeze(1), torch.arange(length)
+        index, position = torch.arange(outputs).unsqueeze(1), torch.arange(length)
         first = torch.div(index * length, outputs, rounding_mode="trunc")
         end = torch.div((index + 1) * length + outputs - 1, outputs, rounding_mode="trunc")
-        covers = (place >= first) & (place < end)
+        covers = (position >= first) & (position < end)
         return covers.to(dtype) / (end - first).to(dtype)
 
 
 class OverMirrored(nn.Module):
-    """The mean of the logits of images and of their mirror images, which follow them."""
+    """The mean of the logits of images, the first half of a batch, and of their mirror images, the second half."""
 
     def forward(self, logits: Tensor) -> Tensor:
         """(2 x batch, classes) to (batch, classes)."""
@@ -74,12 +74,10 @@ class OverMirrored(nn.Module):
 
 
 class Prepare(nn.Module):
-    """`Preprocessing` as `vggkit.data.images.fitted` does it, by sums and products alone.
+    """`Preprocessing` as in `vggkit.data.images.fitted`, by sums and products only.
 
-    With `test_flip`, the mirror images follow the images.
-
-    As in Pillow's Resample.c, the filter is stretched by the factor by which an image is reduced, the width is
-    resampled before the height, and both passes round to 8 bits.
+    With `test_flip`, the mirror images follow the images. As in Pillow's Resample.c, the filter is stretched by the
+    factor of reduction, the width is resampled before the height, and both passes round to 8 bits.
     """
 
     def __init__(self, preprocessing: Preprocessing) -> None:
@@ -90,30 +88,27 @@ class Prepare(nn.Module):
         """uint8 (batch, height, width, 3), RGB, to float32 (batch or 2 x batch, channels, image_size, image_size)."""
         how = self.preprocessing
         x = images.permute(0, 3, 1, 2).float()
-        if how.channels == 1:  # sums below 2^24, which float32 holds exactly
+        if how.channels == 1:  # the sums are below 2^24, and so exact in float32
             parts = x * x.new_tensor(LUMINANCE).view(3, 1, 1)
             x = ((parts.sum(dim=1, keepdim=True) + 2**15) / 2**16).floor()
         height, width = (torch.full((), side, dtype=torch.int64) for side in x.shape[2:])
         shorter = torch.minimum(height, width)
-        rows, columns = (
-            self._samples(side, whole, shorter) for side, whole in zip((height, width), x.shape[2:], strict=True)
-        )
-        x = _in_8_bits(rows @ _in_8_bits(x @ columns.t()))
+        rows, columns = self._samples(height, x.shape[2], shorter), self._samples(width, x.shape[3], shorter)
+        x = _rounded_to_8_bits(rows @ _rounded_to_8_bits(x @ columns.t()))
         x = x.flip(1) if how.order == "bgr" else x
-        factor, offset = zip(
-            *((how.scale / (255 * s), m / s) for m, s in zip(how.mean, how.std, strict=True)), strict=True
-        )
+        factor = [how.scale / (255 * std) for std in how.std]
+        offset = [mean / std for mean, std in zip(how.mean, how.std, strict=True)]
         x = x * x.new_tensor(factor).view(-1, 1, 1) - x.new_tensor(offset).view(-1, 1, 1)
         return torch.cat([x, x.flip(-1)]) if how.test_flip else x
 
     def _samples(self, side: Tensor, length: int, shorter: Tensor) -> Tensor:
-        """(image_size, length): the weights of the pixels along one side; see `Preprocessing.seen` for which."""
+        """(image_size, length): the weights of the pixels along one side, cropped as in `Preprocessing.seen`."""
         how, size = self.preprocessing, self.preprocessing.image_size
         start, scale = torch.zeros(()), side.float() / size
         if how.resize == "crop":
-            whole = max(size, round(size / how.crop_fraction)) * side // shorter
-            scale = side.float() / whole.float()
-            start = ((whole - size).float() / 2).round() * scale
+            resized = max(size, round(size / how.crop_fraction)) * side // shorter
+            scale = side.float() / resized.float()
+            start = ((resized - size).float() / 2).round() * scale
         centre = start + (torch.arange(size).unsqueeze(1) + 0.5) * scale
         distance = ((torch.arange(length) + 0.5 - centre) / scale.clamp(min=1)).abs()
         weights = _bicubic(distance) if how.interpolation == "bicubic" else (1 - distance).clamp(min=0)
@@ -121,11 +116,11 @@ class Prepare(nn.Module):
 
 
 def _bicubic(distance: Tensor) -> Tensor:
-    """Keys' filter with a = -0.5, as Pillow has it. Source: IEEE Trans. ASSP 29 (6), 1981, equation 15."""
+    """Keys' filter with a = -0.5, as in Pillow. Source: IEEE Trans. ASSP 29 (6), 1981, equation 15."""
     near = (1.5 * distance - 2.5) * distance**2 + 1
     far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
     return torch.where(distance < 1, near, torch.where(distance < 2, far, torch.zeros_like(distance)))
 
 
-def _in_8_bits(x: Tensor) -> Tensor:
+def _rounded_to_8_bits(x: Tensor) -> Tensor:
     return (x + 0.5).floor().clamp(0, 255)

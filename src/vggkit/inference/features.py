@@ -1,4 +1,4 @@
-"""Images to what the named layers of a network put out for them."""
+"""The outputs of named layers of a network for images."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -12,19 +12,19 @@ from vggkit.networks.vgg import VGG
 
 
 def features(model: AnyModel, images: Images, layers: Sequence[str]) -> dict[str, Tensor]:
-    """What the named layers of a network put out for images.
+    """The outputs of named layers of a network for images.
 
     Args:
         model: a classifier, or what `load_classifier` takes.
         images: as for `predict`.
-        layers: canonical names, such as `relu3_3`, see `VGG.features`, which this calls; use that for gradients.
+        layers: canonical names, such as `relu3_3`, see `VGG.features`, which also gives gradients.
 
     Returns:
-        By name, in the order asked for: (images, channels, height, width), or (images, features) behind `flatten`.
+        By name, in the order of `layers`: (images, channels, height, width), or (images, features) after `flatten`.
 
     Raises:
         DataError, WeightsError: as `predict` does.
-        ValueError: an unknown layer name; or the network is LeNet or AlexNet.
+        ValueError: an unknown layer name, or a network without VGG blocks.
     """
     batches = [outputs for _, outputs in feature_batches(model, images, layers)]
     return {name: torch.cat([outputs[name] for outputs in batches]) for name in layers} if batches else {}
@@ -34,7 +34,7 @@ def features(model: AnyModel, images: Images, layers: Sequence[str]) -> dict[str
 def feature_batches(
     model: AnyModel, images: Images, layers: Sequence[str], on_bad: Callable[[DataError], None] | None = None
 ) -> Iterator[tuple[list[str], dict[str, Tensor]]]:
-    """The names of images and their `features`, batch by batch; `on_bad` is told of bad images, which are left out."""
+    """The names of images and their `features`, by batch; bad images are left out and passed to `on_bad`, if given."""
     check_type(layers, Sequence, "a list of layers", "['relu3_3']")
     classifier = load_classifier(model)
     net = classifier.net

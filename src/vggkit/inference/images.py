@@ -1,4 +1,4 @@
-"""Whatever a user calls an image to what a network takes."""
+"""Images in every form that a user may pass, as the network takes them."""
 
 import os
 import re
@@ -19,24 +19,24 @@ from vggkit.data.samples import IMAGE_SUFFIXES
 from vggkit.errors import DataError, shown
 
 AnyImage = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | npt.NDArray[np.uint8] | Tensor
-"""See `predict`. Floats are rounded to 8 bits. Grey has 1 channel, RGB 3, and 4 with transparency."""
+"""See `predict`. Floats are rounded to 8 bits; an array has 1 channel (grey), 3 (RGB) or 4 (RGBA)."""
 
 Images = AnyImage | Iterable[AnyImage]
-"""One image; or several: a list or another iterable of images, a folder, an array or tensor with one more dimension."""
+"""One image, or several: an iterable of images, a folder, or a 4-dimensional array or tensor."""
 
 
 def prepared(image: AnyImage, preprocessing: Preprocessing, name: str = "the image") -> Tensor:
     """One image, resized and cropped, as uint8 (channels, image_size, image_size), for `Preprocessing.scaled`.
 
     Raises:
-        DataError: it is no image, it is damaged, or decoding it takes too much; it is named, by `name` if not a file.
+        DataError: it is no image, damaged or too large; the message has the path, or `name` for what is no file.
     """
     content, name = content_of(image, name)
     return torch.from_numpy(fitted(content, preprocessing, name))
 
 
 def content_of(image: AnyImage, name: str = "the image") -> tuple[Content, str]:
-    """One image as `decoded` and `fitted` take it, and what they call it; raises `DataError` for what is no image."""
+    """One image as `decoded` and `fitted` take it, with its name; raises `DataError` for what is no image."""
     given: Any = image
     if isinstance(given, str | os.PathLike):
         name = os.fsdecode(given)
@@ -68,9 +68,9 @@ def content_of(image: AnyImage, name: str = "the image") -> tuple[Content, str]:
 
 
 def is_several(images: Images) -> bool:
-    """Whether `images` stands for a list of images, even if it holds only one."""
+    """Whether `images` is a list of images, even of one."""
     if isinstance(images, str | os.PathLike):
-        return os.path.isdir(images)  # noqa: PTH112 (of a name too long for any file too)
+        return os.path.isdir(images)  # noqa: PTH112 (takes names of any length)
     is_one = isinstance(images, bytes | bytearray | memoryview | Mapping) or hasattr(images, "read")
     return isinstance(images, Iterable) and not is_one and getattr(images, "ndim", 4) == 4
 
@@ -78,14 +78,14 @@ def is_several(images: Images) -> bool:
 def batches(
     images: Images, preprocessing: Preprocessing, batch_size: int, on_bad: Callable[[DataError], None] | None = None
 ) -> Iterator[tuple[list[str], Tensor]]:
-    """The names of `images`, and uint8 (images, channels, image_size, image_size), at most `batch_size` at a time.
+    """The names of `images` and their pixels, uint8 (images, channels, image_size, image_size), by batch.
 
-    A bad image is a `DataError`, or is left out and told to `on_bad`, if that is given.
+    A bad image raises `DataError`, or is left out and passed to `on_bad`, if given.
     """
     entries = _named(images)
-    while some := list(islice(entries, batch_size)):
+    while batch := list(islice(entries, batch_size)):
         good: list[tuple[str, Tensor]] = []
-        for name, image in some:
+        for name, image in batch:
             try:
                 good.append((name, prepared(image, preprocessing, name)))
             except DataError as error:
@@ -97,6 +97,7 @@ def batches(
 
 
 def _named(images: Images) -> Iterator[tuple[str, AnyImage]]:
+    """Each image with its name; folders are replaced by the files in them."""
     several = is_several(images)
     entries: Any = images if several and not isinstance(images, str | os.PathLike) else [images]
     for number, image in enumerate(entries):
@@ -109,9 +110,9 @@ def _named(images: Images) -> Iterator[tuple[str, AnyImage]]:
 
 
 def _files_in(folder: Path) -> list[Path]:
-    """The image files in `folder` and the folders in it, sorted; hidden ones are left out."""
-    found = [path for path in sorted(folder.rglob("[!.]*")) if path.name.lower().endswith(IMAGE_SUFFIXES)]
-    found = [path for path in found if "/." not in f"/{path.relative_to(folder)}"]
-    if not found:
+    """The image files in `folder` and below it, sorted, without hidden ones."""
+    files = [path for path in sorted(folder.rglob("[!.]*")) if path.name.lower().endswith(IMAGE_SUFFIXES)]
+    files = [path for path in files if "/." not in f"/{path.relative_to(folder)}"]
+    if not files:
         raise DataError(f"{shown(str(folder), limit=500)}: expected image files in a folder, got none")
-    return found
+    return files

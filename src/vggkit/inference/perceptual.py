@@ -1,4 +1,4 @@
-"""Two images compared by what a trained network's layers make of them: a perceptual loss, and a learned distance.
+"""Comparison of images by the layers of a trained network: a perceptual loss, and the learned distance LPIPS.
 
 Sources: Gatys, Ecker & Bethge, arXiv 1508.06576 (content and style, the Gram matrix); Johnson, Alahi & Fei-Fei,
 arXiv 1603.08155 (both as a loss to train with, divided by the size of the maps); Zhang et al., arXiv 1801.03924
@@ -24,13 +24,13 @@ class PerceptualLoss(nn.Module):
     """The weighted sum, over named layers, of mean squared differences of maps (content) and Gram matrices (style).
 
     Args:
-        net: trained; it is put into evaluation mode and frozen, and only run up to the deepest layer named.
-        preprocessing: of its weights; images are not resized, since the layers of blocks take any size.
-        content: the weight of each layer whose maps are to agree, such as `{"relu3_3": 1.0}`.
-        style: the weight of each layer whose Gram matrices are to agree.
+        net: a trained network; it is set to evaluation mode, frozen, and run up to the deepest layer named.
+        preprocessing: of its weights; images are not resized, as the blocks take any size.
+        content: the weight of each layer whose maps are compared, such as `{"relu3_3": 1.0}`.
+        style: the weight of each layer whose Gram matrices are compared.
 
     Raises:
-        ValueError: no layer, or one that the blocks of the network do not have.
+        ValueError: no layer, or an unknown layer of the blocks.
 
     >>> import torch
     >>> from vggkit import Architecture
@@ -64,18 +64,18 @@ class PerceptualLoss(nn.Module):
             raise ValueError("expected a layer in content or style, got none, try content={'relu3_3': 1.0}")
 
     def train(self, mode: bool = True) -> "PerceptualLoss":
-        """As `nn.Module.train`; the network stays in evaluation mode."""
+        """As `nn.Module.train`, but the network stays in evaluation mode."""
         super().train(mode)
         self.net.eval()
         return self
 
     @property
     def layers(self) -> list[str]:
-        """All layers that are compared."""
+        """The layers that are compared."""
         return list(dict.fromkeys([*self.content, *self.style]))
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """The loss, a scalar; its gradient flows to `output` (and to `target`, if that wants one).
+        """The loss, a scalar; its gradient flows to `output`, and to `target` if that requires one.
 
         Args:
             output: float (batch, channels, height, width), RGB in [0, 1].
@@ -91,19 +91,19 @@ class PerceptualLoss(nn.Module):
 
 
 class LPIPS(nn.Module):
-    """The learned distance LPIPS, version 0.1, of two images: how different people would find them, from 0.
+    """The learned distance LPIPS, version 0.1: how different people find two images, from 0.
 
-    At every place of five maps of a VGG-16 both images' channels are scaled to length 1; the squares of their
-    differences are weighted by what was learned, added up, averaged over the places, and added up over the maps.
-    It is that of the package `lpips` with the same convolutions, which should be torchvision's: those it learned with.
+    At each position of five maps of a VGG-16, the channels of both images are scaled to length 1; the squares of their
+    differences are summed with learned weights, averaged over the positions and summed over the maps. With
+    torchvision's weights, for which it was learned, it equals the distance of the package `lpips`.
 
     Args:
-        net: a VGG-16, which is frozen; only its blocks are run, and they take images of any size from 16.
+        net: a VGG-16, which is frozen; only its blocks are run, which take images from 16 pixels.
         preprocessing: of its weights.
         heads: a file with `lin0.model.1.weight` to `lin4.model.1.weight`, such as `lpips/weights/v0.1/vgg.pth`.
 
     Raises:
-        WeightsError: the file is missing or damaged, or holds no heads for these layers.
+        WeightsError: the file is missing or damaged, or has no heads for these layers.
     """
 
     def __init__(self, net: VGG, preprocessing: Preprocessing, heads: str | os.PathLike[str]) -> None:
@@ -114,13 +114,13 @@ class LPIPS(nn.Module):
         expected = {f"lin{n}.model.1.weight": (1, widths.get(name), 1, 1) for n, name in enumerate(LPIPS_LAYERS)}
         with open_container(heads) as (stored, _):
             if any(name not in stored or stored[name].shape != shape for name, shape in expected.items()):
-                got = ", ".join(f"{name} {found.shape}" for name, found in list(stored.items())[:5])
+                got = ", ".join(f"{name} {tensor.shape}" for name, tensor in list(stored.items())[:5])
                 raise WeightsError(f"expected {expected}, as {net.architecture.name} asks, got {shown(got, 300)}")
             for layer, name in zip(LPIPS_LAYERS, expected, strict=True):
                 self.register_buffer(layer, stored[name].read().float())
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """The distance of each pair, (batch,); its gradient flows to `output` (and to `target`, if that wants one).
+        """The distance of each pair, (batch,); its gradient flows to `output`, and to `target` if that requires one.
 
         Args:
             output: float (batch, 3, height, width), RGB in [0, 1].
@@ -140,21 +140,21 @@ def _check(net: VGG, preprocessing: Preprocessing) -> None:
 
 
 def _maps(
-    of: PerceptualLoss | LPIPS, layers: Sequence[str], output: Tensor, target: Tensor
+    module: PerceptualLoss | LPIPS, layers: Sequence[str], output: Tensor, target: Tensor
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What `layers` put out for two batches of images, if these can be compared; raises `ValueError`."""
-    channels = of.preprocessing.channels
+    """The outputs of `layers` for two batches of images; raises `ValueError` unless their shapes are equal."""
+    channels = module.preprocessing.channels
     if output.shape != target.shape or output.ndim != 4 or output.shape[1] != channels:
         raise ValueError(
             f"expected two batches of one shape and {channels} channels, got {tuple(output.shape)} and "
             f"{tuple(target.shape)}"
         )
-    ours, theirs = (of.net.features(of.preprocessing.normalize(x), layers) for x in (output, target))
+    ours, theirs = (module.net.features(module.preprocessing.normalize(x), layers) for x in (output, target))
     return ours, theirs
 
 
 def gram_matrix(maps: Tensor) -> Tensor:
-    """The products of each pair of channels, summed over the map and divided by its size.
+    """The Gram matrix of the channels, divided by the size of the maps.
 
     Args:
         maps: (batch, channels, height, width).
@@ -162,5 +162,7 @@ def gram_matrix(maps: Tensor) -> Tensor:
     Returns:
         (batch, channels, channels), divided by channels x height x width.
     """
-    flat = maps.flatten(start_dim=2) / math.sqrt(maps.shape[1:].numel())  # before the product, for float16's sake
+    flat = maps.flatten(start_dim=2) / math.sqrt(
+        maps.shape[1:].numel()
+    )  # before the product, against overflow in float16
     return flat @ flat.transpose(1, 2)

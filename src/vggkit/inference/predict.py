@@ -1,4 +1,4 @@
-"""A weight file and images to class probabilities."""
+"""Loading of trained networks, and class probabilities of images."""
 
 import functools
 import math
@@ -22,18 +22,17 @@ from vggkit.weights.preparation import preprocessing_for
 from vggkit.weights.runs import find_weights
 
 MAX_ACTIVATION_BYTES = 2**31
-"""A weight file that says its network needs more for one image is refused; VGG-19 at 224 needs 0.1 GB."""
+"""Weight files of networks that need more than this for one image are refused; VGG-19 at 224 needs 0.1 GB."""
 
 BATCH_IMAGES, BATCH_BYTES = 64, 2**30
-"""Images that are predicted together: no more than these, or than their activations fit into so many bytes."""
-
+"""Limits of a batch: the number of images, and the bytes of their activations."""
 
 MIRRORED = "mean of the image and its mirror image"
-"""What probabilities are with `Preprocessing.test_flip`."""
+"""A note for probabilities with `Preprocessing.test_flip`."""
 
 
 class Prediction(NamedTuple):
-    """One class and how probable the network finds it."""
+    """A class and its probability."""
 
     label: str
     probability: float
@@ -45,17 +44,17 @@ class Prediction(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class Classifier:
-    """A trained network with all it takes to use it; call it with images to `predict`."""
+    """A trained network with its classes and preprocessing; call it with images to `predict`."""
 
     net: AnyNetwork
     """In evaluation mode."""
     classes: tuple[str, ...]
-    """Empty if the file has no fully connected layers: the blocks then have features, but there are no classes."""
+    """Empty if the weight file has no fully connected layers; the network then only gives features of its blocks."""
     preprocessing: Preprocessing
     source: str = "memory"
-    """The file that it was read from."""
+    """The file of its weights."""
     temperature: float = 1.0
-    """What its logits have been divided by, if it was calibrated."""
+    """The divisor of its logits, already folded into the weights, if it was calibrated."""
 
     def __call__(self, images: Images, top: int = 3) -> list[Any]:
         """See `predict`."""
@@ -73,24 +72,24 @@ class Classifier:
 
     @functools.cached_property
     def fast(self) -> Accelerated:
-        """`net`, run by this machine's engine."""
+        """`net`, accelerated for this machine."""
         return accelerate(self.net)
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """The device of the network."""
         return next(self.net.parameters()).device
 
     def inputs(
         self, images: Images, on_bad: Callable[[DataError], None] | None = None
     ) -> Iterator[tuple[list[str], Tensor]]:
-        """The names of images and what the network takes for them, in batches that fit into memory; see `batches`."""
+        """The names of images and the network's input for them, in batches that fit into memory; see `batches`."""
         fitting = max(1, BATCH_BYTES // costs(self.net.architecture).total.activation_bytes)
         for names, pixels in batches(images, self.preprocessing, min(BATCH_IMAGES, fitting), on_bad):
             yield names, self.preprocessing.scaled(pixels.to(self.device))
 
     def check_has_classes(self) -> None:
-        """Raise `WeightsError` if the weight file has no fully connected layers of a VGG."""
+        """Raise `WeightsError` if there are no classes."""
         if not self.classes:
             raise WeightsError(
                 f"expected weights with fully connected layers of a VGG, got {self.source} without, try 'vgg features' "
@@ -107,17 +106,17 @@ def load_classifier(
     report: Callable[[str], None] = lambda line: None,
     **preparation: Any,
 ) -> Classifier:
-    """The network of a run, of a weight file, or of published weights, run by the fast engine of its device.
+    """Load the trained network of a run, of a weight file or of published weights.
 
     Args:
         run: what `train` returned, or its folder; a weight file, see `load_weights`; or a name such as
-            `torchvision/vgg16`, which is fetched into the user's cache. A classifier is returned as it is.
-        device: where to put it.
-        report: is told in a line of a download, and of a preprocessing that is guessed from the names in the file.
-        preparation: `mean`, `std`, `order` or `preprocessing` instead of what the file says, see `preprocessing_for`.
+            `torchvision/vgg16`, which is downloaded into the user's cache. A classifier is returned as it is.
+        device: of the network.
+        report: called with a line about a download, or about a preprocessing guessed from the names in the file.
+        preparation: `mean`, `std`, `order` or `preprocessing` instead of the file's, see `preprocessing_for`.
 
     Raises:
-        WeightsError: there is none, it is damaged, or nothing says how to prepare an image for it.
+        WeightsError: it is missing or damaged, or its preprocessing is unknown.
     """
     if isinstance(run, Classifier):
         return run
@@ -132,8 +131,8 @@ def load_classifier(
         has_names = "classes" in metadata
         classes = tuple(metadata_list(metadata, "classes") if has_names else class_names(net.architecture.num_classes))
         arch, temperature = net.architecture, float(metadata.get("temperature", 1))
-        is_prepared = (preprocessing.channels, preprocessing.image_size) == (arch.in_channels, arch.image_size)
-        if not is_prepared or len(classes) not in (0, arch.num_classes):
+        input_fits = (preprocessing.channels, preprocessing.image_size) == (arch.in_channels, arch.image_size)
+        if not input_fits or len(classes) not in (0, arch.num_classes):
             raise WeightsError("expected classes and preprocessing that fit the architecture, got others")
         if not 0 < temperature < math.inf:
             raise WeightsError(f"expected a temperature above 0, got {temperature}")
@@ -156,24 +155,24 @@ def predict(model: AnyModel, images: Images, top: int = 3) -> list[Any]:
         images: one image: a path, the bytes or the open file of a PNG, JPEG, WebP, GIF, BMP or TIFF of any size and
             mode, an image of Pillow's, a uint8 array (height, width[, channels]) or a tensor (channels, height,
             width), uint8 or float in [0, 1]; or a list of these, or a folder, which are predicted in batches.
-        top: classes wanted; all, if there are fewer.
+        top: number of classes; all, if there are fewer.
 
     Returns:
         A list of `Prediction` for one image, a list of such lists for several.
 
     Raises:
-        DataError: an image is missing, is damaged or is none; it is named.
-        WeightsError: the weights give values that are not finite.
+        DataError: an image is missing or damaged, or is none; the message names it.
+        WeightsError: the probabilities are not finite.
     """
-    found = [best for _, best in predictions(model, images, top)]
-    return found if is_several(images) else found[0]
+    results = [best for _, best in predictions(model, images, top)]
+    return results if is_several(images) else results[0]
 
 
 @torch.no_grad()
 def predictions(
     model: AnyModel, images: Images, top: int = 3, on_bad: Callable[[DataError], None] | None = None
 ) -> Iterator[tuple[str, list[Prediction]]]:
-    """The name of each image and its `top` classes; `on_bad` is told of bad images, which are left out."""
+    """The name of each image and its `top` classes; bad images are left out and passed to `on_bad`, if given."""
     if not isinstance(top, int) or top < 1:
         raise ValueError(f"expected a top from 1, got {top!r}")
     classifier = load_classifier(model)
@@ -187,13 +186,13 @@ def predictions(
 
 
 def class_logits(net: nn.Module, x: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """The logits of `net` for its input `x`, averaged over mirror images with `test_flip`: (images, classes)."""
+    """The logits of `net` for the input `x`, with `test_flip` averaged over mirror images: (images, classes)."""
     logits: Tensor = net(x)
     return (logits + net(x.flip(-1))) / 2 if preprocessing.test_flip else logits
 
 
 def check_finite(outputs: Tensor, names: list[str], what: str) -> None:
-    """Raise `WeightsError`, which names the first image, unless all `outputs` of a batch are finite."""
+    """Raise `WeightsError`, with the name of the first such image, unless all `outputs` are finite."""
     is_finite = outputs.flatten(1).isfinite().all(dim=1)
     if not is_finite.all():
         name = names[is_finite.tolist().index(False)]
@@ -201,5 +200,5 @@ def check_finite(outputs: Tensor, names: list[str], what: str) -> None:
 
 
 def few(names: tuple[str, ...]) -> str:
-    """The number of classes and the first of them."""
+    """The number of classes and the first names, for messages."""
     return f"{len(names):,} classes ({shown(', '.join(names[:3]))}{', ...' * (len(names) > 3)})"

@@ -1,4 +1,4 @@
-"""Images like a given one: nearest by the cosine of their features, in an index that `vgg features` wrote."""
+"""Search for similar images, by the cosine of their features, in an index that `vgg features` wrote."""
 
 import os
 from collections.abc import Sequence
@@ -23,36 +23,36 @@ SHEET_COLUMNS, THUMBNAIL_PIXELS = 4, 224
 
 
 class Similar(NamedTuple):
-    """An image of an index, and how like the query it is."""
+    """An image of an index and its similarity to the query."""
 
     image: str
     cosine: float
-    """Of the angle between both vectors of features: 1 for the same direction."""
+    """Of the angle between the feature vectors, -1 to 1."""
 
 
 @dataclass(frozen=True)
 class Index:
-    """Features of many images, and what made them."""
+    """Features of many images, with the model that computed them."""
 
     images: tuple[str, ...]
     layer: str
     vectors: Tensor
-    """(images, features), of length 1; the features of a map are its channels' means."""
+    """(images, features), of length 1; the feature of a channel of a map is its mean."""
     model: str
     preprocessing: Preprocessing
 
     def like(self, classifier: Classifier, image: AnyImage, top: int = 5) -> list[Similar]:
-        """The `top` images of the index that are most like `image`, the most similar first.
+        """The `top` images of the index most similar to `image`, in descending order.
 
         Args:
-            classifier: of the network that made the index.
+            classifier: with the network that computed the index.
             image: as for `predict`.
-            top: images wanted; all, if there are fewer.
+            top: number of images; all, if there are fewer.
 
         Raises:
             DataError: as for `predict`.
-            WeightsError: as for `predict`; or the network's features are not of the index's size.
-            ValueError: the network has no such layer.
+            WeightsError: as for `predict`, or another number of features than in the index.
+            ValueError: the network lacks the layer.
         """
         if top < 1:
             raise ValueError(f"expected a top from 1, got {top}")
@@ -69,10 +69,10 @@ class Index:
 
 
 def read_index(path: str | os.PathLike[str], layer: str | None = None) -> Index:
-    """The index in the file at `path`, which `vgg features` wrote, by the features of `layer` (by default its last).
+    """Read the features of `layer`, by default the last, from an index that `vgg features` wrote.
 
     Raises:
-        WeightsError: the file is missing or damaged, no index, or has no such layer.
+        WeightsError: the file is missing, damaged or no index, or lacks the layer.
     """
     with open_container(path) as (stored, metadata):
         if not {"model", "images", "layers", "preprocessing"} <= metadata.keys():
@@ -96,19 +96,18 @@ def read_index(path: str | os.PathLike[str], layer: str | None = None) -> Index:
     return Index(images, layer, vectors, metadata["model"], preprocessing)
 
 
-def contact_sheet(query: AnyImage, found: list[Similar]) -> bytes:
-    """A PNG of the query and the images found, with their cosines."""
-    return sheet([(query, "query"), *((name, f"{cosine:.3f}") for name, cosine in found)])
+def contact_sheet(query: AnyImage, matches: list[Similar]) -> bytes:
+    """A PNG file with the query and the similar images, with their cosines."""
+    return sheet([(query, "query"), *((name, f"{cosine:.3f}") for name, cosine in matches)])
 
 
 def sheet(titled: Sequence[tuple[AnyImage, str]]) -> bytes:
-    """A PNG of images, each below its title; one that cannot be read any more says so."""
+    """A PNG file with images below their titles; an image that cannot be read is left blank with a note."""
     from matplotlib.figure import Figure
 
     rows = max(1, -(-len(titled) // SHEET_COLUMNS))
     figure = Figure(figsize=(2.2 * SHEET_COLUMNS, 2.5 * rows), dpi=100, layout="constrained")
-    cells = figure.subplots(rows, SHEET_COLUMNS, squeeze=False).flat
-    for cell in cells:
+    for cell in figure.subplots(rows, SHEET_COLUMNS, squeeze=False).flat:
         cell.axis("off")
     for cell, (image, title) in zip(figure.axes, titled, strict=False):
         try:
@@ -121,5 +120,5 @@ def sheet(titled: Sequence[tuple[AnyImage, str]]) -> bytes:
 
 
 def _vectors(outputs: Tensor) -> Tensor:
-    """What a layer puts out, as vectors of length 1, (images, features)."""
+    """The outputs of a layer as vectors of length 1, (images, features)."""
     return F.normalize(outputs.float().mean(dim=(2, 3)) if outputs.ndim == 4 else outputs.float())

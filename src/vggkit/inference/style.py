@@ -1,4 +1,4 @@
-"""Images painted by gradient: a photo in the style of a picture, and a photo that excites a layer.
+"""Images by gradient descent on pixels: a photo in the style of a picture, and a photo that excites a layer.
 
 Sources: Gatys, Ecker & Bethge, CVPR 2016 (style), and Gatys et al., arXiv 1611.07865 (from coarse to fine, original
 colours); Mordvintsev, Olah & Tyka, "Inceptionism: Going Deeper into Neural Networks", 2015 (dreams).
@@ -23,17 +23,17 @@ CONTENT_LAYER = "relu4_2"
 STYLE_LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
 
 MIN_SIDE, MAX_SIDE = 32, 4096
-"""Of the longer side of a painted image, in pixels."""
+"""Limits of the longer side of an image, in pixels."""
 OCTAVE, MAX_OCTAVES = 1.4, 15
-"""Ratio of each size of a dream to the one before, and the most that fit between these sides."""
+"""Of dreams: the ratio of successive sizes, and the number of sizes that fit within these limits."""
 RATE = 0.01
-"""By how much a step of a dream changes the mean pixel, of 1."""
+"""Of dreams: the mean change of a pixel in a step, for pixels in [0, 1]."""
 MOST_SHIFT = 16
-"""Pixels by which a dream is moved before each step, so that the grid of the pools does not show."""
+"""Of dreams: the largest shift in pixels before each step, against artefacts of the pooling grid."""
 
 Report = Callable[[str], None]
 Maps = Callable[[Tensor, Sequence[str]], dict[str, Tensor]]
-"""From images in [0, 1] and names of layers to what these put out."""
+"""From images in [0, 1] and names of layers to their outputs."""
 
 
 def stylize(
@@ -49,29 +49,28 @@ def stylize(
 ) -> Image.Image:
     """The photo `content` in the style of the picture `style`, by L-BFGS on the pixels.
 
-    What shrinks is the squared error of the maps of relu4_2, compared with the photo's, plus `style_weight` times that
-    of the Gram matrices of relu1_1 to relu5_1, compared with the picture's; both relative to what they are compared
-    with, so that they do not depend on the scale of the weights.
+    The loss is the squared error of the maps of relu4_2 from the photo's, plus `style_weight` times that of the Gram
+    matrices of relu1_1 to relu5_1 from the picture's, both relative, so that the scale of the weights does not matter.
 
     Args:
         model: as for `predict`; a VGG with these layers.
         content: one image, as for `predict`.
-        style: likewise.
-        sizes: of the longer side of both images, in pixels: the first begins with the photo, each further one with
-            what the one before gave.
+        style: one image, as for `predict`.
+        sizes: of the longer side of both images, in pixels: the first starts from the photo, each further one from the
+            result of the previous.
         steps: evaluations of the network by L-BFGS at each size.
         style_weight: above 0.
         average_pooling: replace the max pools by average pools, as the authors propose.
-        report: is told of the size, the step and both errors after each step.
+        report: called with a line after each step.
 
     Raises:
         DataError: as for `predict`.
-        WeightsError: as for `predict`; or the errors are not finite.
-        ValueError: a value that cannot be, or the network lacks these layers.
+        WeightsError: as for `predict`, or the errors are not finite.
+        ValueError: a value out of range, or the network lacks these layers.
     """
     classifier = load_classifier(model)
-    maps = _maps_of(classifier, average_pooling)
-    _check(sizes, steps)
+    maps = _feature_function(classifier, average_pooling)
+    _check_sizes_and_steps(sizes, steps)
     check_type(style_weight, int | float, "a style weight", "5")
     if not 0 < style_weight < float("inf"):
         raise UserError(f"expected a style weight above 0, got {style_weight}, try 5")
@@ -80,12 +79,12 @@ def stylize(
     for size in sizes:
         small = _at_size(photo, size, classifier)
         errors = _style_errors(maps, small, _at_size(picture, size, classifier))
-        painted = _descended(_resized(painted, small.shape[-2:]), errors, style_weight, steps, report)
+        painted = _minimized(_resized(painted, small.shape[-2:]), errors, style_weight, steps, report)
     return _as_image(painted)
 
 
 def with_colours_of(painted: Image.Image, photo: AnyImage) -> Image.Image:
-    """The luminance of `painted` with the colours of `photo`, which is brought to its size."""
+    """The luminance of `painted` with the colours of `photo`, resized to it."""
     content, name = content_of(photo, "the photo")
     colours = decoded(content, 3, name).resize(painted.size, Image.Resampling.LANCZOS).convert("YCbCr").split()
     return Image.merge("YCbCr", (painted.convert("YCbCr").getchannel(0), *colours[1:])).convert("RGB")
@@ -102,26 +101,26 @@ def dream(
     steps: int = 10,
     report: Report = lambda line: None,
 ) -> Image.Image:
-    """`image`, changed so that a layer responds more strongly, by gradient ascent at several sizes.
+    """`image`, changed by gradient ascent at several sizes so that a layer responds more strongly.
 
     Args:
         model: as for `predict`; a VGG.
         image: one image, as for `predict`.
-        layer: whose mean square grows.
+        layer: the layer whose mean square is increased.
         size: of the longer side, in pixels.
-        octaves: sizes, each 1.4 times the one before; the last one is `size`.
+        octaves: number of sizes, each 1.4 times the previous; the last one is `size`.
         steps: of gradient ascent at each size.
-        report: is told of the size, the step and the mean square after each step.
+        report: called with a line after each step.
 
     Raises:
         DataError: as for `predict`.
-        WeightsError: as for `predict`; or the gradient is not finite.
-        ValueError: a value that cannot be, or an unknown layer.
+        WeightsError: as for `predict`, or the gradient is not finite.
+        ValueError: a value out of range, or an unknown layer.
     """
     classifier = load_classifier(model)
-    maps = _maps_of(classifier)
+    maps = _feature_function(classifier)
     sizes = _octaves(size, octaves)
-    _check(sizes, steps)
+    _check_sizes_and_steps(sizes, steps)
     photo, generator = _decoded(image, classifier, "the image"), torch.Generator().manual_seed(0)
     x = small = _at_size(photo, sizes[0], classifier)
     for side in sizes:
@@ -140,7 +139,7 @@ def dream(
 
 
 def with_average_pools(net: VGG) -> VGG:
-    """A network of the layers of `net`, but with average pools for its max pools; parameters are shared."""
+    """`net` with average pools instead of max pools; the parameters are shared."""
     with torch.device("meta"):
         other = VGG(net.architecture, init="torch")
     for path, layer in net.named_modules():
@@ -150,8 +149,8 @@ def with_average_pools(net: VGG) -> VGG:
     return other.eval()
 
 
-def _maps_of(classifier: Classifier, average_pooling: bool = False) -> Maps:
-    """What layers of the classifier's network put out for images in [0, 1]; gradients flow to the images alone."""
+def _feature_function(classifier: Classifier, average_pooling: bool = False) -> Maps:
+    """The outputs of the classifier's layers as a function of images in [0, 1], differentiable in the images only."""
     if not isinstance(classifier.net, VGG):
         raise UserError(f"expected a VGG network, got {classifier.net.architecture.name}")
     net = classifier.net.requires_grad_(False)
@@ -160,24 +159,24 @@ def _maps_of(classifier: Classifier, average_pooling: bool = False) -> Maps:
 
 
 def _style_errors(maps: Maps, photo: Tensor, picture: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """The relative errors of content and style of an image."""
+    """The relative errors of content and style, as a function of the image."""
     with torch.no_grad():
         content = maps(photo, [CONTENT_LAYER])[CONTENT_LAYER]
         grams = {name: gram_matrix(y) for name, y in maps(picture, STYLE_LAYERS).items()}
 
     def errors(x: Tensor) -> tuple[Tensor, Tensor]:
-        found = maps(x, [CONTENT_LAYER, *STYLE_LAYERS])
-        of_style = [_relative(gram_matrix(found[name]), gram) for name, gram in grams.items()]
-        return _relative(found[CONTENT_LAYER], content), torch.stack(of_style).mean()
+        outputs = maps(x, [CONTENT_LAYER, *STYLE_LAYERS])
+        style_errors = [_relative_error(gram_matrix(outputs[name]), gram) for name, gram in grams.items()]
+        return _relative_error(outputs[CONTENT_LAYER], content), torch.stack(style_errors).mean()
 
     return errors
 
 
-def _relative(found: Tensor, wanted: Tensor) -> Tensor:
-    return (found - wanted).square().sum() / wanted.square().sum().clamp_min(1e-12)
+def _relative_error(value: Tensor, target: Tensor) -> Tensor:
+    return (value - target).square().sum() / target.square().sum().clamp_min(1e-12)
 
 
-def _descended(
+def _minimized(
     start: Tensor, errors: Callable[[Tensor], tuple[Tensor, Tensor]], style_weight: float, steps: int, report: Report
 ) -> Tensor:
     x, num_done = start.clone().requires_grad_(), 0
@@ -192,7 +191,7 @@ def _descended(
         (gradient,) = torch.autograd.grad(value, x)
         _check_finite(value, gradient)
         x.grad = gradient.contiguous()
-        num_done = min(num_done + 1, steps)  # the last search for a step may take a few more
+        num_done = min(num_done + 1, steps)  # the last line search may take a few more
         report(f"{max(start.shape)} px, step {num_done}/{steps}: content error {content:.3f}, style error {style:.3f}")
         return value.detach()
 
@@ -201,7 +200,7 @@ def _descended(
 
 
 def _octaves(size: int, octaves: int) -> list[int]:
-    """The sizes of a dream, the smallest first; raises `UserError` if there are none, or one is too small."""
+    """The sizes of a dream, the smallest first; raises `UserError` if one is too small."""
     check_type(size, int, "a size in pixels", "512")
     check_type(octaves, int, "a number of octaves", "4")
     if not 1 <= octaves <= MAX_OCTAVES:
@@ -216,7 +215,7 @@ def _octaves(size: int, octaves: int) -> list[int]:
     return sizes
 
 
-def _check(sizes: Sequence[int], steps: int) -> None:
+def _check_sizes_and_steps(sizes: Sequence[int], steps: int) -> None:
     check_type(sizes, Sequence, "sizes in pixels", "(256, 512)")
     check_type(steps, int, "a number of steps", "50")
     if not sizes or not all(isinstance(size, int) and MIN_SIDE <= size <= MAX_SIDE for size in sizes):

@@ -1,4 +1,4 @@
-"""Several views of an image: mirror images, crops, and the whole of it at once, at one scale or several.
+"""Evaluation on several views of an image: mirror images, crops, and the whole image, at one or more scales.
 
 Source: Simonyan & Zisserman, arXiv 1409.1556, sections 3.2 and 4: the softmax outputs of all views are averaged.
 """
@@ -25,30 +25,30 @@ from vggkit.weights.surgery import with_head
 Kind = Literal["flip", "multi-crop", "dense", "dense+crop"]
 
 GRID = 5
-"""Crops along each side of an image, from edge to edge; fewer where there are fewer places."""
+"""Crops along each side of an image, evenly spaced; fewer if there are fewer positions."""
 MAX_SCALE, MAX_PIXELS = 4096, 2**24
-"""Of the shorter side, and of the whole image once it is resized, which a strip would make large."""
+"""Limits of the shorter side and of the whole resized image, which may be a long strip."""
 
 
 @dataclass(frozen=True)
 class Views:
-    """Which views of an image are taken, each with its mirror image; raises `UserError` for what cannot be."""
+    """Views of an image, each with its mirror image; raises `UserError` for invalid values."""
 
     kind: Kind
-    """`flip`: the middle; `multi-crop`: a grid of 5 x 5 crops; `dense`: the whole image, by fully connected layers that
-    slide over it as convolutions; `dense+crop`: the mean of both."""
+    """`flip`: the centre crop; `multi-crop`: a grid of 5 x 5 crops; `dense`: the whole image, with the fully connected
+    layers as convolutions; `dense+crop`: the mean of both."""
     scales: tuple[int, ...] = ()
-    """Pixels of the shorter side that an image is resized to; if there are none, as the preprocessing does."""
+    """Sizes of the shorter side in pixels to which an image is resized; if empty, as by the preprocessing."""
 
     def __str__(self) -> str:
-        seen = {
+        views = {
             "flip": "each image",
             "multi-crop": f"up to {GRID} x {GRID} crops of each image",
             "dense": "each whole image",
             "dense+crop": f"each whole image, up to {GRID} x {GRID} crops of it",
         }[self.kind]
         scales = f", at {', '.join(map(str, self.scales))} pixels" * bool(self.scales)
-        return f"mean of {seen} and the mirror image{'s' * ('crop' in self.kind)}{scales}"
+        return f"mean of {views} and the mirror image{'s' * ('crop' in self.kind)}{scales}"
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -61,11 +61,11 @@ class Views:
 def viewed(
     classifier: Classifier, images: Images, views: Views, names: dict[int, str]
 ) -> Iterator[tuple[Batch, Tensor]]:
-    """Each image as a batch, and the logarithm of its probabilities: float32 (1, classes); its name goes to `names`.
+    """Each image as a batch, with its log probabilities, float32 (1, classes); its name is added to `names`.
 
     Raises:
-        DataError: an image is bad, or so long that a view of it would be too large.
-        UserError: a scale is smaller than the network's images, or the network cannot be dense.
+        DataError: an image is bad, or too large once it is resized.
+        UserError: a scale is below the network's image size, or the network cannot be dense.
     """
     how, device = classifier.preprocessing, classifier.device
     if any(scale < how.image_size for scale in views.scales):
@@ -76,20 +76,21 @@ def viewed(
         sample = read(position)
         names[position] = sample.name
         image = decoded(sample.content, how.channels, sample.name)
-        parts = []
+        probabilities = []
         for scale in views.scales or (None,):
-            whole = torch.from_numpy(pixels_of(_resized(classifier, image, scale, sample.name))).to(device)
+            resized = torch.from_numpy(pixels_of(_resized(classifier, image, scale, sample.name))).to(device)
             if dense is not None:
-                parts.append(_probabilities(dense, whole[None], classifier))
+                probabilities.append(_probabilities(dense, resized[None], classifier))
             if views.kind != "dense":
-                crops = _crops(whole, how.image_size, GRID if "crop" in views.kind else 1)
-                parts.append(_probabilities(classifier.fast, crops, classifier))
-        seen = torch.from_numpy(fitted(image, how, sample.name)).to(device)[None]
-        yield Batch(seen, torch.tensor([sample.label], device=device), slice(0, 1), 1), torch.stack(parts).mean(0).log()
+                crops = _crops(resized, how.image_size, GRID if "crop" in views.kind else 1)
+                probabilities.append(_probabilities(classifier.fast, crops, classifier))
+        pixels = torch.from_numpy(fitted(image, how, sample.name)).to(device)[None]
+        batch = Batch(pixels, torch.tensor([sample.label], device=device), slice(0, 1), 1)
+        yield batch, torch.stack(probabilities).mean(0).log()
 
 
 def _dense(classifier: Classifier) -> nn.Module:
-    """The network with convolutions for fully connected layers, which takes images of any size."""
+    """The network with its fully connected layers as convolutions, for images of any size."""
     net = classifier.net
     if not isinstance(net, VGG):
         raise UserError(f"expected a VGG network for dense views, got {net.architecture.name}, try multi-crop")
@@ -97,7 +98,7 @@ def _dense(classifier: Classifier) -> nn.Module:
 
 
 def _resized(classifier: Classifier, image: Image.Image, scale: int | None, name: str) -> Image.Image:
-    """The image with a shorter side of `scale` pixels, or as the preprocessing resizes it."""
+    """The image, resized to a shorter side of `scale` pixels or as by the preprocessing."""
     how = classifier.preprocessing
     size = (how.image_size, how.image_size)
     if scale is not None or how.resize == "crop":
@@ -109,18 +110,17 @@ def _resized(classifier: Classifier, image: Image.Image, scale: int | None, name
     return image.resize(size, Image.Resampling[how.interpolation.upper()])
 
 
-def _crops(whole: Tensor, size: int, grid: int) -> Tensor:
-    """Squares of an image, uint8 (crops, channels, size, size): a grid of them, or the middle."""
-    spans = [length - size for length in whole.shape[1:]]
-    if grid == 1:
-        places = [[round(span / 2)] for span in spans]
-    else:
-        places = [np.unique(np.linspace(0, span, grid).round().astype(int)).tolist() for span in spans]
-    return torch.stack([whole[:, y : y + size, x : x + size] for y in places[0] for x in places[1]])
+def _crops(image: Tensor, size: int, grid: int) -> Tensor:
+    """A grid of square crops of an image, or the centre crop for a grid of 1: uint8 (crops, channels, size, size)."""
+    starts = []
+    for span in (length - size for length in image.shape[1:]):
+        positions = np.linspace(0, span, grid) if grid > 1 else np.array([span / 2])
+        starts.append(np.unique(positions.round().astype(int)).tolist())
+    return torch.stack([image[:, y : y + size, x : x + size] for y in starts[0] for x in starts[1]])
 
 
 def _probabilities(net: nn.Module, pixels: Tensor, classifier: Classifier) -> Tensor:
-    """The mean of the softmax outputs of some pixels, uint8 (views, channels, height, width), and of their mirrors."""
+    """The mean softmax output, (1, classes), of uint8 (views, channels, height, width) and their mirror images."""
     x = classifier.preprocessing.normalize(pixels.float() / 255)
     x = torch.cat([x, x.flip(-1)])
     with gpu.half(x):
