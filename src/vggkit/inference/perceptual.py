@@ -162,7 +162,6 @@ def gram_matrix(maps: Tensor) -> Tensor:
     Returns:
         (batch, channels, channels), divided by channels x height x width.
     """
-    flat = maps.flatten(start_dim=2) / math.sqrt(
-        maps.shape[1:].numel()
-    )  # before the product, against overflow in float16
+    # Divided before the product, against overflow in float16.
+    flat = maps.flatten(start_dim=2) / math.sqrt(maps.shape[1:].numel())
     return flat @ flat.transpose(1, 2)
