@@ -20,7 +20,7 @@ from vggkit.errors import ExportError
 from vggkit.inference.export import export
 from vggkit.inference.export_formats import FORMATS
 from vggkit.inference.export_graph import Average, Prepare
-from vggkit.inference.export_int8 import compared
+from vggkit.inference.export_int8 import compare_accuracy
 
 RNG = np.random.default_rng(0)
 PREPROCESSING = Preprocessing(16, 3, (0.5, 0.4, 0.3), (0.25, 0.2, 0.3), order="bgr", resize="crop", crop_fraction=0.8)
@@ -181,7 +181,7 @@ def test_int8_beyond_its_limit_is_refused_with_the_numbers():
         match=f"expected int8 to lose at most -50 points of top-1, got {was_right / 10:.2f}% to 10.00% on 1,000 test images of "
         r"fashion-mnist-sample \(McNemar's p .*\), and wrote nothing",
     ):
-        compared(lambda x: always_the_first.expand(len(x), -1), model, sample, max_drop=-50)
+        compare_accuracy(lambda x: always_the_first.expand(len(x), -1), model, sample, max_drop=-50)
 
 
 @pytest.mark.parametrize(
