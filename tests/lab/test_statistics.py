@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vggkit.inference.significance import mcnemar
+from vggkit.inference.evaluation import mcnemar
 from vggkit.lab.statistics import Interval, mean_interval, t_quantile
 
 

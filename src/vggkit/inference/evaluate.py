@@ -93,13 +93,7 @@ def evaluate(
     is_counted = labels != IGNORED_LABEL
     if not is_counted.any():
         raise DataError(f"{source.name}: expected an image to measure by that can be read, got none")
-    is_unknown = (data_labels != IGNORED_LABEL) & ~is_counted
-    unknown = Counter(source.classes[label] for label in data_labels[is_unknown].tolist())
-    notes = (
-        *([str(views)] if views else [MIRRORED] * any(c.preprocessing.test_flip for c in classifiers)),
-        *_list_note("not counted, as the network has no such class", [f"{n:,} of {k}" for k, n in unknown.items()]),
-        *_list_note("not counted, as they are bad", [f"{image}: {reason}" for image, reason in bad.items()]),
-    )
+    unknown = data_labels[(data_labels != IGNORED_LABEL) & ~is_counted]
     outputs = None
     if keep_outputs:
         log_probabilities = torch.cat([log_p for r in results for log_p in r.log_probabilities]).numpy()
@@ -109,7 +103,7 @@ def evaluate(
         labels[is_counted],
         predicted[is_counted],
         measured_on=f"{split_name.removeprefix('all')} images of {source.name}".lstrip(),
-        notes=notes,
+        notes=_notes(classifiers, views, [source.classes[label] for label in unknown], bad),
         mistakes=tuple(sorted(mistakes, key=lambda mistake: -mistake.probability)[:NUM_MISTAKES]),
         top5=float(is_in_top5[is_counted].mean()),
         confidence=torch.cat([r.confidence for r in results]).cpu().numpy()[is_counted],
@@ -118,7 +112,6 @@ def evaluate(
 
 
 def _load_all(models: list[AnyModel]) -> list[Classifier]:
-    """The classifiers, which must have the same classes."""
     if not models:
         raise UserError("expected a model to evaluate, got an empty list")
     classifiers = [load_classifier(model) for model in models]
@@ -134,7 +127,6 @@ def _load_all(models: list[AnyModel]) -> list[Classifier]:
 
 
 def _choose_split(data: ImageSource | str | os.PathLike[str], split: str | None) -> tuple[ImageSource, str]:
-    """The data and the name of one of its splits, or `all`."""
     check_type(data, ImageSource | str | os.PathLike, "labelled images", "open_data('photos'), or their folder")
     check_type(split, str | None, "the name of a split", "'test'")
     source = data if isinstance(data, ImageSource) else open_data(data, holdout=0)
@@ -173,8 +165,19 @@ def _averaged(streams: list[Iterator[tuple[Batch, Tensor]]]) -> Iterator[tuple[B
         yield batch, torch.stack(probabilities).mean(dim=0).log()
 
 
+def _notes(
+    classifiers: list[Classifier], views: Views | None, unknown: Iterable[str], bad: dict[str, str]
+) -> tuple[str, ...]:
+    """Notes on averaged views, on images of `unknown` classes, and on `bad` images."""
+    counts = Counter(unknown)
+    return (
+        *([str(views)] if views else [MIRRORED] * any(c.preprocessing.test_flip for c in classifiers)),
+        *_list_note("not counted, as the network has no such class", [f"{n:,} of {k}" for k, n in counts.items()]),
+        *_list_note("not counted, as they are bad", [f"{image}: {reason}" for image, reason in bad.items()]),
+    )
+
+
 def _list_note(what: str, items: list[str]) -> list[str]:
-    """A note with the first items, if there are any."""
     more = f"; and {len(items) - MAX_NOTES:,} more" * (len(items) > MAX_NOTES)
     return [f"{what}: {'; '.join(shown(item, limit=300) for item in items[:MAX_NOTES])}{more}"] * bool(items)
 
@@ -219,8 +222,6 @@ def data_of_run(model: Path, data_dir: Path | None = None) -> ImageSource:
 
 
 class _SplitResult(NamedTuple):
-    """The results of a split."""
-
     columns: Tensor
     """int64 (4, images): the label in the data, the label in the network, the prediction, and whether it is in the
     top 5."""

@@ -40,7 +40,6 @@ class Evaluation:
     """The results of a network on labelled images."""
 
     classes: tuple[str, ...]
-    """The network's classes."""
     labels: npt.NDArray[np.int64]
     """(images,): the true class of each image that could be read and whose class the network knows."""
     predicted: npt.NDArray[np.int64]
@@ -154,8 +153,21 @@ def interval_of(right: int, images: int) -> tuple[float, float]:
     return max(0.0, (middle - half) / (1 + z**2 / images)), min(1.0, (middle + half) / (1 + z**2 / images))
 
 
+def mcnemar(only_first: int, only_second: int) -> float:
+    """The exact two-sided p-value that two classifiers err alike, from the images that only one of them gets right.
+
+    Source: McNemar, "Note on the sampling error of the difference between correlated proportions", 1947; exact by the
+    binomial distribution.
+
+    >>> round(mcnemar(5, 15), 4)
+    0.0414
+    """
+    total, least = only_first + only_second, min(only_first, only_second)
+    tail = sum(math.comb(total, k) for k in range(least + 1))
+    return float(min(1.0, 2 * tail / 2**total))
+
+
 def _score(right: int, images: int) -> str:
-    """The accuracy as text, with its interval if there are few images."""
     if not images:
         return "-"
     low, high = interval_of(right, images)

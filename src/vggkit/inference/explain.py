@@ -17,8 +17,7 @@ from vggkit.inference.explain_names import OF_LAYERS, Method
 from vggkit.inference.images import Images, batches, is_several
 from vggkit.inference.predict import AnyModel, Classifier, check_finite, few, load_classifier
 
-EXPLAINED_TOGETHER = 8
-"""Images in a batch."""
+BATCH_SIZE = 8
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -26,14 +25,12 @@ class Explanation:
     """The map of an image and a class by one method."""
 
     image: str
-    """The name of the image."""
     method: Method
     layer: str | None
     """The layer of the map; None for methods without a layer."""
     target: int
     """Index of the class."""
     label: str
-    """Name of the class."""
     probability: float
     """Probability of the class, 0 to 1."""
     heat: npt.NDArray[np.float32]
@@ -91,7 +88,7 @@ def explain(
     how = how_to(classifier, method, layer, seed)
     fixed_target = None if target is None else class_index(classifier.classes, target)
     explanations = []
-    for names, pixels in batches(images, classifier.preprocessing, EXPLAINED_TOGETHER):
+    for names, pixels in batches(images, classifier.preprocessing, BATCH_SIZE):
         x = classifier.preprocessing.scaled(pixels.to(classifier.device))
         with torch.no_grad():
             probabilities = classifier.net(x).softmax(dim=1)

@@ -180,5 +180,4 @@ def _curves(net: nn.Module, x: Tensor, target: int, values: Tensor) -> npt.NDArr
 
 
 def _area(curve: tuple[float, ...]) -> float:
-    """The area under a curve over [0, 1]."""
     return float(np.trapezoid(curve, dx=1 / (len(curve) - 1)))

@@ -231,7 +231,6 @@ def _fused(conv: nn.Conv2d, norm: Any) -> tuple[Tensor, Tensor]:
 
 
 def _conv_with(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
-    """`conv` with another weight and bias."""
     return lambda a: functional_call(conv, {"weight": weight, "bias": bias}, (a,))
 
 

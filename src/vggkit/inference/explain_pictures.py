@@ -22,7 +22,6 @@ PANEL_INCHES = 2.6
 BRIGHTEST = 0.995
 """The quantile of a map's absolute values that gets the full colour; with the maximum, one pixel could dim the rest."""
 TITLE_CHARACTERS = 40
-"""Length of a line above a panel."""
 OPACITY = 0.7
 """Opacity of an overlay where the map is strongest."""
 

@@ -22,7 +22,7 @@ from vggkit.networks.vgg import VGG
 
 Pixels = npt.NDArray[np.uint8]
 STEPS, LEARNING_RATE = 128, 0.05
-NUM_PATCHES, IMAGES_TOGETHER = 9, 32
+NUM_PATCHES, BATCH_SIZE = 9, 32
 COLOUR = 0.4
 """Of a maximised image: the weight of differences between channels, relative to their mean."""
 CONTRAST = 1.5
@@ -30,7 +30,6 @@ CONTRAST = 1.5
 DECAY = 1.5
 """Of a maximised image: the exponent of the frequency by which its spectrum is divided."""
 PADDING_GREY = 128
-"""The value of the pixels of a patch outside the image."""
 
 
 class Unit(NamedTuple):
@@ -134,7 +133,7 @@ def exciting_patches(model: AnyModel, unit: str, images: Images) -> list[Patch]:
     net = vgg_of(classifier.net)
     layer, number, is_map = unit_of(net, unit)
     best: list[Patch] = []
-    for names, pixels in batches(images, classifier.preprocessing, IMAGES_TOGETHER):
+    for names, pixels in batches(images, classifier.preprocessing, BATCH_SIZE):
         x = classifier.preprocessing.scaled(pixels.to(classifier.device))
         output = classifier.fast.features(x, [layer.name])[layer.name][:, number].reshape(len(x), -1)
         values, places = output.max(dim=1)

@@ -36,7 +36,6 @@ class Subject:
     with_preprocessing: bool
     """See `graph_of`."""
     example: Tensor
-    """An input batch of the graph."""
 
     @property
     def program(self) -> torch.export.ExportedProgram:

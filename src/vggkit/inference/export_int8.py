@@ -15,9 +15,9 @@ from vggkit.data.images import fitted
 from vggkit.data.samples import ImageSource
 from vggkit.errors import ExportError, UserError, check_type
 from vggkit.inference.evaluate import evaluate
+from vggkit.inference.evaluation import mcnemar
 from vggkit.inference.export_formats import INPUT, Run
 from vggkit.inference.predict import Classifier
-from vggkit.inference.significance import mcnemar
 
 Int8 = Literal["all", "head"]
 """Which layers get 8-bit weights: all convolutions and fully connected layers, or the fully connected ones alone."""

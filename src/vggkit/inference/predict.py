@@ -52,7 +52,6 @@ class Classifier:
     """Empty if the weight file has no fully connected layers; the network then only gives features of its blocks."""
     preprocessing: Preprocessing
     source: str = "memory"
-    """The file of its weights."""
     temperature: float = 1.0
     """The divisor of its logits, already folded into the weights, if it was calibrated."""
 

@@ -229,7 +229,6 @@ def _book_network(name: str) -> Any:
 
 
 def _training(words: _Words, run: Run) -> list[Part]:
-    """The run, compared with the book's."""
     recipe, book, last = run.recipe, Recipe.named("d2l"), run.history[-1]
     figures = (last.train_loss, last.train_accuracy, last.test_accuracy)
     here = [*(f"{value:.3f}" for value in figures), f"{run.examples_per_second:,.0f}"]

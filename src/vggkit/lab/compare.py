@@ -18,9 +18,8 @@ from vggkit.design.network import costs
 from vggkit.design.table import Table
 from vggkit.errors import RunError, UserError, shown
 from vggkit.inference.evaluate import data_of_run, evaluate
-from vggkit.inference.evaluation import Evaluation
+from vggkit.inference.evaluation import Evaluation, mcnemar
 from vggkit.inference.predict import Classifier, load_classifier
-from vggkit.inference.significance import mcnemar
 from vggkit.lab.answers import short_count
 from vggkit.lab.bench import classifies, random_images, turn_seconds
 from vggkit.lab.pareto import Panel, front_plot, labelled
@@ -91,7 +90,6 @@ class Comparison:
 
     networks: tuple[Compared, ...]
     data: ImageSource
-    """The images that they were measured on."""
     hardware: str
 
     def table(self) -> Table:

@@ -96,7 +96,6 @@ class Diagnosis:
     """Within `PATIENCE` steps the loss falls (`learns`), may fall (`slow`) or does not (`stalls`); or the first step is
     too long (`overshoots`). Steps that become too long after the plateau are not foreseen."""
     findings: tuple[str, ...]
-    """A line for each finding, with what to try."""
 
 
 def examine(

@@ -131,8 +131,6 @@ def matched(network: Network, wanted: int, by: Literal["macs", "parameters"]) ->
 
 
 class _Question(NamedTuple):
-    """A named question."""
-
     words: str
     recipes: Callable[[Recipe, int], dict[str, Recipe]]
     """From the base recipe and the divisor of the channels to the recipes by label."""

@@ -40,7 +40,6 @@ class Pace:
 
     @property
     def _done_seconds(self) -> float:
-        """The predicted seconds of the steps that are done."""
         return sum(
             seconds * (1.0 if run in self._ended else _share_done(run, steps))
             for run, (seconds, steps) in self._runs.items()

@@ -123,25 +123,25 @@ def _html(part: Part) -> str:
 
 def to_markdown(title: str, parts: Sequence[Part]) -> str:
     """The report as Markdown; of a picture only the caption is kept."""
-    return "\n\n".join([f"# {_plain(title)}", *map(_markdown, parts)]) + "\n"
+    return "\n\n".join([f"# {_escaped(title)}", *map(_markdown, parts)]) + "\n"
 
 
 def _markdown(part: Part) -> str:
     if isinstance(part, Heading):
-        return f"## {_plain(part.words)}"
+        return f"## {_escaped(part.words)}"
     if isinstance(part, Code):
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", part.words)), default=0))
         return "\n".join([fence, *(shown(line, 10_000) for line in part.words.splitlines()), fence])
     if isinstance(part, Picture):
-        return f"*{_plain(part.words)}*"
+        return f"*{_escaped(part.words)}*"
     if isinstance(part, Table):
         rows = [part.header, ["-" if i < part.left_aligned else "-:" for i in range(len(part.header))]]
         rows += [row for section in part.sections for row in section]
-        lines = ["| " + " | ".join(_plain(cell) for cell in row) + " |" for row in rows]
-        return "\n\n".join([*([_plain(part.title)] if part.title else []), "\n".join(lines), *map(_plain, part.notes)])
-    return _plain(part)
+        lines = ["| " + " | ".join(_escaped(cell) for cell in row) + " |" for row in rows]
+        title, notes = [_escaped(part.title)] * bool(part.title), map(_escaped, part.notes)
+        return "\n\n".join([*title, "\n".join(lines), *notes])
+    return _escaped(part)
 
 
-def _plain(words: str) -> str:
-    """`words` with the special characters of Markdown escaped."""
+def _escaped(words: str) -> str:
     return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", words)

@@ -232,7 +232,6 @@ class Space:
         return next((notation for notation in candidates if notation not in tried and self._fits(notation)), None)
 
     def _fits(self, notation: str) -> bool:
-        """Whether a training step is within the memory limit."""
         limit, recipe = self.budget.memory_bytes, self.recipe(notation)
         state: OptimizerState = "momentum" if recipe.momentum else recipe.optimizer
         network = recipe.network(**self._data_sizes)
@@ -266,7 +265,6 @@ class Space:
         return tuple(f._replace(is_on_front=is_on) for f, is_on in zip(fast, is_on_front, strict=True))
 
     def _milliseconds(self, notation: str) -> float:
-        """The measured time to classify one image."""
         network = self.recipe(notation).network(**self._data_sizes)
         net = accelerate(build(network).to(self.device).eval())
         return 1000 * settled_seconds(classifies(net, random_images(network, 1, self.device)), self.device)

@@ -3,7 +3,7 @@
 import statistics
 import sys
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
@@ -11,6 +11,9 @@ from vggkit.design.table import Table
 from vggkit.errors import UserError, shown
 from vggkit.verbs.network import NetworkFlags
 from vggkit.verbs.terminal import parse_flags, print_json, print_to_stderr
+
+if TYPE_CHECKING:
+    from vggkit.lab.bench import Bench
 
 
 @dataclass(frozen=True)
@@ -61,16 +64,22 @@ def run(arguments: list[str]) -> None:
         result = bench(network, flags.batch_size, say=_show_live, **options)
     finally:
         _show_live("")
-    ours = result.speeds[0]
-    ratios = {
-        speed.way: [a / b for a, b in zip(ours.examples_per_second, speed.examples_per_second, strict=True)]
-        for speed in result.speeds[1:]
+    ours, *others = result.speeds
+    ratios: dict[str, list[float]] = {
+        other.way: [a / b for a, b in zip(ours.examples_per_second, other.examples_per_second, strict=True)]
+        for other in others
     }
     if flags.json:
         measured = {name: getattr(network, name) for name in ("image_size", "in_channels", "num_classes")}
         measured |= {"network": network.name, "batch_size": flags.batch_size, "training": flags.train}
         print_json({**measured, **asdict(result), "examples_per_second_over": ratios})
         return
+    print(_speed_table(result, ratios, title, flags))
+    if result.not_compiled:
+        print_to_stderr(f"convolutions are not compiled, and slower: {result.not_compiled}")
+
+
+def _speed_table(result: "Bench", ratios: dict[str, list[float]], title: str, flags: Flags) -> Table:
     rows = [
         (
             speed.way,
@@ -85,14 +94,12 @@ def run(arguments: list[str]) -> None:
     notes = [
         result.hardware,
         f"matrix product {result.product_flops_per_second / 1e9:,.0f} GFLOP/s; vggkit's convolutions: "
-        f"{ours.convolutions}",
+        f"{result.speeds[0].convolutions}",
         f"median of {flags.repeats} turn{'s' * (flags.repeats > 1)}, without data; peak MB: beyond the process's own",
         "of rate: the network's operations as defined, over those of a matrix product",
         "vggkit is: median and range of the turns' ratios",
     ]
-    print(Table(("way", "examples/s", "ms a step", "of rate", "peak MB", "vggkit is"), [rows], 1, title, notes))
-    if result.not_compiled:
-        print_to_stderr(f"convolutions are not compiled, and slower: {result.not_compiled}")
+    return Table(("way", "examples/s", "ms a step", "of rate", "peak MB", "vggkit is"), [rows], 1, title, notes)
 
 
 def _run_formats(flags: Flags) -> None:

@@ -86,16 +86,14 @@ def run(arguments: list[str]) -> None:
         views=None if flags.views == "one" else Views(flags.views, flags.scales),
         keep_outputs=flags.predictions is not None or flags.fit_temperature is not None,
     )
-    written, calibration_error = _write(flags, evaluation), None
-    if flags.fit_temperature is not None and evaluation.outputs is not None:
+    written, fit_error = _write(flags, evaluation), None
+    if flags.fit_temperature is not None and (outputs := evaluation.outputs) is not None:
         try:
-            temperature = fit_temperature(
-                evaluation.outputs.log_probabilities, evaluation.labels, classifier.temperature
-            )
+            temperature = fit_temperature(outputs.log_probabilities, evaluation.labels, classifier.temperature)
             save_calibrated(flags.fit_temperature, classifier, temperature)
             written.append(f"{shown(flags.fit_temperature, 500)}: {temperature}")
         except UserError as error:  # raised once the evaluation is printed
-            calibration_error = error
+            fit_error = error
     if not flags.best and Path(classifier.source).with_name("best.safetensors").exists():
         notes.append(f"{Path(classifier.source).parent} also has best.safetensors, of its best epoch: --best takes it")
     if flags.json:
@@ -104,8 +102,8 @@ def run(arguments: list[str]) -> None:
     else:
         sources = ", ".join(model.source for model in (classifier, *others))
         print(f"weights: {sources}", *notes, evaluation, *written, sep="\n")
-    if calibration_error is not None:
-        raise calibration_error
+    if fit_error is not None:
+        raise fit_error
 
 
 def _figures(evaluation: "Evaluation") -> dict[str, object]:
