@@ -32,12 +32,7 @@ DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_PLACE = Path("/usr/share/datasets/fashion-mnist")
 SAMPLE_PLACE = Path(__file__).parent / "fashion_mnist_sample"
 
-FILES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
+FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 CLASSES = (
     "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
 )  # fmt: skip

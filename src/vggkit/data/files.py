@@ -26,8 +26,8 @@ def why_not_a_file(path: Path) -> str | None:
         if path.is_symlink() and not path.is_dir():
             path.stat()
     except OSError as error:
-        known = {errno.ELOOP: "a link to itself", errno.ENOENT: "a link to nothing"}
-        return known.get(error.errno or 0, os.strerror(error.errno or 0))
+        links = {errno.ELOOP: "a link to itself", errno.ENOENT: "a link to nothing"}
+        return links.get(error.errno or 0, os.strerror(error.errno or 0))
     return "a folder" if path.is_dir() else "no regular file" if path.exists() else "nothing there"
 
 

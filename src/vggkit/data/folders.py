@@ -86,10 +86,10 @@ def _skip_wrappers(place: str) -> tuple[str, _Listing]:
 
 def _split_folders(place: str, top: _Listing, only_evaluate: bool) -> dict[str, str]:
     """The folder of each split, train first; empty if the folders in `place` are classes."""
-    named: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+    folders_of: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
     for name in top.folders:
-        named.get(split_named(name) or "", []).append(name)
-    split_folders = {split: names[0] for split, names in named.items() if names}
+        folders_of.get(split_named(name) or "", []).append(name)
+    split_folders = {split: names[0] for split, names in folders_of.items() if names}
     inner = [list_folder(f"{place}/{name}") for name in split_folders.values()]
     if "train" in split_folders:  # also a possible name of a class
         is_divided = len(split_folders) > 1 or bool(inner[0].folders) or len(top.folders) == 1
@@ -98,7 +98,7 @@ def _split_folders(place: str, top: _Listing, only_evaluate: bool) -> dict[str, 
         is_divided = only_evaluate and bool(split_folders) and hold_classes
     if not is_divided:
         return {}
-    for split, names in named.items():
+    for split, names in folders_of.items():
         if len(names) > 1:
             raise DataError(
                 f"{shown(place, 200)}: expected one folder for {split}, got {' and '.join(map(_printable, names))}"
@@ -129,10 +129,10 @@ def _open_split(place: str, prefix: str, classes: list[str], builder: SourceBuil
     for name in present:
         inner = list_folder(f"{place}/{prefix}{name}")
         if not inner.images:
-            named = f" ({first_three([shown(folder, 40) for folder in inner.folders])})" if inner.folders else ""
+            subfolders = f" ({first_three([shown(folder, 40) for folder in inner.folders])})" if inner.folders else ""
             raise DataError(
                 f"{where}/{shown(name, 200)}: expected image files in the folder of a class, got none, "
-                f"{len(inner.folders)} folders{named} and {len(inner.others)} other files, {LAYOUTS}"
+                f"{len(inner.folders)} folders{subfolders} and {len(inner.others)} other files, {LAYOUTS}"
             )
         others = [*inner.others, *(f"{folder}/" for folder in inner.folders)]
         builder.other_files += [_printable(f"{prefix}{name}/{other}") for other in others]

@@ -22,10 +22,8 @@ class Split:
     @classmethod
     def on(cls, device: torch.device, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8]) -> "Split":
         """Grey images (images, height, width) and their labels (images,) on `device`."""
-        return cls(
-            torch.from_numpy(images).unsqueeze(1).to(device),
-            torch.from_numpy(labels.astype(np.int64)).to(device),
-        )
+        int64_labels = torch.from_numpy(labels.astype(np.int64))
+        return cls(torch.from_numpy(images).unsqueeze(1).to(device), int64_labels.to(device))
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -93,19 +93,19 @@ def find_shards(path: Path) -> Shards | None:
         below = sorted(entry for folder in inner for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:
         raise DataError(f"{name}: expected to read it, got: {error.strerror}") from None
-    found = list(filter(_is_shard, top + below))
-    if not found:
+    shards = list(filter(_is_shard, top + below))
+    if not shards:
         return None
-    if len(set(map(_is_parquet, found))) > 1:
+    if len(set(map(_is_parquet, shards))) > 1:
         raise DataError(f"{name}: expected parquet files or tar shards, got both, try a folder for each")
-    splits = {file: _split_of(file.relative_to(path).as_posix()) for file in found}
-    files = {split: [str(file) for file in found if splits[file] == split] for split in SPLIT_WORDS}
+    splits = {file: _split_of(file.relative_to(path).as_posix()) for file in shards}
+    files = {split: [str(file) for file in shards if splits[file] == split] for split in SPLIT_WORDS}
     if not any(splits.values()):
-        files["train"] = list(map(str, found))
+        files["train"] = list(map(str, shards))
     taken = {Path(file) for part in files.values() for file in part} | {path / CLASSES_FILE, *inner}
     others = [shown(str(file.relative_to(path))) for file in top + below if file not in taken]
     files = {split: part for split, part in files.items() if part}
-    return Shards(name, _is_parquet(found[0]), files, others, _read_class_names(path))
+    return Shards(name, _is_parquet(shards[0]), files, others, _read_class_names(path))
 
 
 def _is_parquet(path: Path) -> bool:
@@ -170,15 +170,15 @@ def open_shards(shards: Shards, only_evaluate: bool, stream: bool, epoch_images:
     return builder.build(shards.name, classes, splits)
 
 
-def _classes(given: tuple[str, ...] | None, labels: list[list[Label]]) -> tuple[tuple[str, ...], Callable[..., int]]:
+def _classes(stated: tuple[str, ...] | None, labels: list[list[Label]]) -> tuple[tuple[str, ...], Callable[..., int]]:
     """The class names, and the function from a label and its image's name to a class index; it raises `DataError`.
 
-    Unless names are `given`, the classes are the texts among all `labels`, or the numbers up to the highest.
+    Without `stated` names, the classes are the texts among all `labels`, or the numbers up to the highest.
     """
     distinct = {label for of_split in labels for label in of_split if not isinstance(label, DataError)}
-    is_by_name = given is None and any(isinstance(label, str) for label in distinct)  # numbers then are names too
-    if given is not None:
-        names = given
+    is_by_name = stated is None and any(isinstance(label, str) for label in distinct)  # numbers then are names too
+    if stated is not None:
+        names = stated
     elif is_by_name:
         names = tuple(sorted(map(str, distinct)))
     else:
@@ -280,19 +280,19 @@ def _streams(shards: Shards, epoch_images: int, builder: SourceBuilder) -> tuple
         raise DataError(
             f"{shards.name}: expected a validation or test split, which a stream needs, got none, try without --stream"
         )
-    given, labels, counts = shards.class_names, list[list[Label]](), dict[str, list[int] | None]()
+    class_names, labels, counts = shards.class_names, list[list[Label]](), dict[str, list[int] | None]()
     for split, files in shards.files.items():
-        if shards.is_parquet and given:
+        if shards.is_parquet and class_names:
             counts[split] = [shards.tables[file].num_rows for file in files]
-        elif not shards.is_parquet and (shards.identity or (split == "train" and epoch_images and given)):
+        elif not shards.is_parquet and (shards.identity or (split == "train" and epoch_images and class_names)):
             counts[split] = None
         else:
             rows_of_files = [_label_rows(shards, file, builder) for file in files]
             counts[split] = list(map(len, rows_of_files))
             labels += [[row.label for row in rows] for rows in rows_of_files]
-    if not given and not labels:
+    if not class_names and not labels:
         raise DataError(f"{shards.name}: expected the names of the classes, which a stream needs, got none")
-    classes, index_of = _classes(given, labels)
+    classes, index_of = _classes(class_names, labels)
     splits: dict[str, Images] = {}
     for split, files in shards.files.items():
         file_counts = counts[split]

@@ -86,9 +86,9 @@ def _check_exists(path: Path, where: str) -> None:
         path.stat()
     except (OSError, ValueError) as error:  # ValueError for a null character
         reason = one_line(error)[:100] if isinstance(error, ValueError) else error.strerror
-        known = f"{FULL_NAME}, {SAMPLE_NAME}, a folder of images or hub:owner/name"
+        expected = f"{FULL_NAME}, {SAMPLE_NAME}, a folder of images or hub:owner/name"
         close = nearest(where, [FULL_NAME, SAMPLE_NAME]) or "'vgg data'"
-        raise DataError(f"expected {known}, got {where!r}: {reason}, try {close}") from None
+        raise DataError(f"expected {expected}, got {where!r}: {reason}, try {close}") from None
     if path.is_file() and path.suffix.lower() not in SUFFIXES:
         raise DataError(f"{where}: expected a folder of images, a .parquet or a .tar file, got another file")
 

@@ -94,7 +94,7 @@ class Costs:
         size, is_map = network.image_size, True
         receptive_field, stride, map_field = 1, 1, network.image_size  # map_field: input pixels that a whole map sees
         for layer in network.layers():
-            before, size = size, layer.output_size(size)
+            input_size, size = size, layer.output_size(size)
             is_map = is_map and layer.kind != "flatten"
             match layer.kind:
                 case "conv":
@@ -106,14 +106,14 @@ class Costs:
                     receptive_field += (layer.kernel_size - 1) * stride
                     stride *= layer.stride
                 case "adaptive":
-                    receptive_field += (_widest_window(before, size) - 1) * stride
-                    stride *= max(1, before // size)
+                    receptive_field += (_widest_window(input_size, size) - 1) * stride
+                    stride *= max(1, input_size // size)
                 case "flatten":
                     receptive_field = map_field
             if layer.kind in ("conv", "pool", "avgpool"):
                 map_field = receptive_field + (size - 1) * stride
             output_shape = (batch_size, layer.outputs, *((size, size) if is_map else ()))
-            is_view = layer.kind == "flatten" or (layer.kind == "fit" and size == before)
+            is_view = layer.kind == "flatten" or (layer.kind == "fit" and size == input_size)
             layer_costs.append(
                 LayerCost(
                     name=layer.name,

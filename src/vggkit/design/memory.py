@@ -148,9 +148,9 @@ def _operations(network: Network, batch_size: int, dtype: Dtype) -> Iterator[_Op
     size = network.image_size
     x = _Tensor(batch_size * network.in_channels * size * size)
     for layer in _execution_order(network):
-        before, size = size, layer.output_size(size)
-        is_view = layer.kind == "flatten" and (before == 1 or layer.inputs == 1)
-        if is_view or (layer.kind == "fit" and size == before) or (layer.kind == "dropout" and not network.dropout):
+        input_size, size = size, layer.output_size(size)
+        is_view = layer.kind == "flatten" and (input_size == 1 or layer.inputs == 1)
+        if is_view or (layer.kind == "fit" and size == input_size) or (layer.kind == "dropout" and not network.dropout):
             continue
         operation = _operation(layer, x, batch_size * layer.outputs * size * size, dtype)
         yield operation
@@ -168,9 +168,9 @@ def _operation(layer: Layer, x: _Tensor, values: int, dtype: Dtype) -> _Operatio
         case "conv" | "fc":
             y = _Tensor(values, 2 if dtype == "bfloat16" else BYTES_PER_VALUE)
             # Autocast converts an input of another type.
-            kept = x if x.bytes_per_value == y.bytes_per_value else _Tensor(x.values, y.bytes_per_value)
+            saved_x = x if x.bytes_per_value == y.bytes_per_value else _Tensor(x.values, y.bytes_per_value)
             copies = (_Tensor(layer.weights, y.bytes_per_value),) if dtype == "bfloat16" else ()
-            return _Operation(part, x, y, (kept, *copies), copies, BYTES_PER_VALUE * (layer.weights + layer.outputs))
+            return _Operation(part, x, y, (saved_x, *copies), copies, BYTES_PER_VALUE * (layer.weights + layer.outputs))
         case "bn":
             statistics = _Tensor(2 * layer.outputs)
             return _Operation(part, x, y, (x, statistics), gradient_bytes=statistics.num_bytes)
@@ -238,9 +238,9 @@ def _simulate(operations: list[_Operation], recompute: bool) -> tuple[int, int]:
     allocations.hold([operations[0].x])  # the images, which the caller holds
     for part, is_recomputed in zip(parts, recomputed, strict=True):
         for index, operation in enumerate(part):
-            kept = operation.saved if not is_recomputed else () if index else (operation.x,)
-            saved.update(kept)
-            allocations.hold([*kept, *operation.copies])
+            newly_saved = operation.saved if not is_recomputed else () if index else (operation.x,)
+            saved.update(newly_saved)
+            allocations.hold([*newly_saved, *operation.copies])
             allocations.peak_with((operation.x, operation.y, *operation.saved), last_gradient_bytes)
     for operation in operations:
         allocations.release(operation.copies)  # at the end of autocast

@@ -74,10 +74,7 @@ def view_of(network: AnyNetwork) -> View:
     image = Box("image", "image", "", "", network.in_channels, network.image_size, shape, f"image: {shape}")
     kind = getattr(network, "head", "flatten")
     head = f", head {kind}" if kind != "flatten" else ""
-    connected = {
-        "parameters": fully_connected.parameters / total.parameters,
-        "MACs": fully_connected.macs / total.macs,
-    }
+    connected = {"parameters": fully_connected.parameters / total.parameters, "MACs": fully_connected.macs / total.macs}
     return View(shown(network.name, limit=60) + head, (Part((image,)), *parts), lines, connected)
 
 

@@ -23,7 +23,7 @@ MAX_IMAGE_CHANNELS = 4
 def unsupported_reason(conv: nn.Conv2d) -> str:
     """Why the kernels cannot run `conv` for any input; empty if they can."""
     if type(conv) is not nn.Conv2d or type(conv.weight) is not nn.Parameter:
-        return "not a plain nn.Conv2d"  # parametrised, pruned, or somebody's own
+        return "not a plain nn.Conv2d"  # parametrised, pruned, or a subclass
     shape = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode)
     if shape != ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros"):
         return "not 3x3 with stride 1 and padding 1"

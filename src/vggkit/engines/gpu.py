@@ -230,14 +230,14 @@ def capture_step(
         values = [value for state in optimizer.state.values() for value in state.values()]
         return [value for value in values if isinstance(value, Tensor)]
 
-    kept = [(tensor, tensor.detach().clone()) for tensor in (*net.parameters(), *net.buffers(), *states())]
+    saved = [(tensor, tensor.detach().clone()) for tensor in (*net.parameters(), *net.buffers(), *states())]
     _warm_up(step, WARM_UP_STEPS)
-    known = {id(tensor) for tensor, _ in kept}
+    old_ids = {id(tensor) for tensor, _ in saved}
     with torch.no_grad():
-        for tensor, before in kept:
-            tensor.copy_(before)
+        for tensor, value in saved:
+            tensor.copy_(value)
         for tensor in states():  # made by the first step; all start at zero
-            if id(tensor) not in known:
+            if id(tensor) not in old_ids:
                 tensor.zero_()
     optimizer.zero_grad()
     torch.cuda.empty_cache()

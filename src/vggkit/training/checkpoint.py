@@ -92,10 +92,10 @@ def restore(
                 continue
             parameter = parameters[owner]
             # The fused step needs the parameter's strides and torch's alignment.
-            kept = torch.empty_like(parameter if tensor.ndim else tensor)
+            value = torch.empty_like(parameter if tensor.ndim else tensor)
             if key == "step" and parameter.is_cuda:
-                kept = kept.to(parameter.device)
-            optimizer.state[parameter][key] = kept.detach().copy_(tensor.view_as(kept))
+                value = value.to(parameter.device)
+            optimizer.state[parameter][key] = value.detach().copy_(tensor.view_as(value))
         net.load_state_dict(weights)
     except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"expected the tensors of this run's network, got: {one_line(error, 200)}") from None

@@ -191,8 +191,8 @@ def _stopwatch() -> Callable[[], float]:
 
     def lap() -> float:
         nonlocal mark
-        before, mark = mark, time.perf_counter()
-        return mark - before
+        last, mark = mark, time.perf_counter()
+        return mark - last
 
     return lap
 

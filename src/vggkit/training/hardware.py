@@ -28,8 +28,8 @@ def choose_device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = re.split(r"[.:] |\n", str(error))[0][:120]
         close = nearest(name, ("cpu", "cuda", "mps"))
-        known = close if close and close != name.partition(":")[0] else "cpu"
-        raise RunError(f"expected a device of this machine, got {shown(repr(name))} ({reason}), try {known}") from None
+        hint = close if close and close != name.partition(":")[0] else "cpu"
+        raise RunError(f"expected a device of this machine, got {shown(repr(name))} ({reason}), try {hint}") from None
     return device
 
 
@@ -38,8 +38,8 @@ def describe_hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
-    named = re.search(r"model name\s*: (.*\S)", cpuinfo.read_text()) if cpuinfo.is_file() else None
-    model = named[1] if named else platform.processor() or platform.machine()
+    match = re.search(r"model name\s*: (.*\S)", cpuinfo.read_text()) if cpuinfo.is_file() else None
+    model = match[1] if match else platform.processor() or platform.machine()
     if device.type == "mps":
         return f"{model}, mps"
     capability = torch.backends.cpu.get_cpu_capability()

@@ -121,13 +121,8 @@ def train(
         display = Progress(training, leader_folder, is_shown)
         stack.callback(display.close)
         _show_start(display, training, "resume" if files else "start", notes)
-        stopped_by = _train_and_save(
-            training,
-            folder,
-            display,
-            Saver(leader_folder, save_seconds, checkpoint, state.best_step),
-            until_epoch,
-        )
+        saver = Saver(leader_folder, save_seconds, checkpoint, state.best_step)
+        stopped_by = _train_and_save(training, folder, display, saver, until_epoch)
         return Run(
             folder,
             recipe,
@@ -287,9 +282,9 @@ def _describe_environment(facts: Mapping[str, Any]) -> str:
 def _resume_note(state: RunState, recipe: Recipe, measured_on: dict[str, Any]) -> str:
     if state.epoch > recipe.epochs:
         return "was trained to its end before; nothing is left to do; --more-epochs N begins a run from it"
-    before = {"vggkit": "before 0.5", **state.facts}
-    others = [f"{what} {before.get(what)}, now {now}" for what, now in measured_on.items() if before.get(what) != now]
-    reasons = [f"it had {'; '.join(others)}"] * bool(others)
+    saved = {"vggkit": "before 0.5", **state.facts}
+    changes = [f"{what} {saved.get(what)}, now {now}" for what, now in measured_on.items() if saved.get(what) != now]
+    reasons = [f"it had {'; '.join(changes)}"] * bool(changes)
     if measured_on["processes"] != 1 and recipe.compression == "powersgd":
         reasons.append("PowerSGD forgets the gradients that it has not sent yet")
     exactly = f"equal bits are not promised, since {' and '.join(reasons)}" if reasons else "bit for bit"

@@ -142,8 +142,8 @@ def _make_folder(folder: Path) -> None:
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True)
-        for made in new:
-            sync_folder(made.parent)
+        for created in new:
+            sync_folder(created.parent)
     except OSError as error:
         if isinstance(error, FileExistsError) and os.path.lexists(folder):  # not: a parent is a file
             raise

@@ -18,23 +18,11 @@ from vggkit.design.network import network_from_json
 from vggkit.errors import ArchitectureError, WeightsError, check_type, shown
 from vggkit.networks.baselines import BaselineNetwork, build
 from vggkit.networks.vgg import VGG
+from vggkit.weights import translation
 from vggkit.weights.containers import Stored, open_container
 from vggkit.weights.preparation import GUESSED
 from vggkit.weights.published import PUBLISHED
 from vggkit.weights.surgery import PADDING_KEY, is_folded, pad_with_values, with_head
-from vggkit.weights.translation import (
-    FEATURES_ONLY,
-    HEADS,
-    NETWORKS,
-    OPTIONAL_SUFFIX,
-    SOURCES,
-    Entry,
-    architecture_of,
-    entries,
-    matched,
-    plain_names,
-    preprocessing_of,
-)
 
 AnyNetwork = VGG | BaselineNetwork
 
@@ -96,7 +84,7 @@ def load_weights(path: str | os.PathLike[str], device: str | torch.device = "cpu
     """
     check_type(path, str | os.PathLike, "the path of a weight file", "load_weights('vgg16.pth')")
     with open_container(path) as (stored, metadata):
-        tensors = {plain: stored[name] for plain, name in plain_names(stored).items()}
+        tensors = {plain: stored[name] for plain, name in translation.plain_names(stored).items()}
         try:
             net, metadata = _load_own(tensors, metadata) if "architecture" in metadata else _load_foreign(tensors)
         except ArchitectureError as error:
@@ -119,12 +107,12 @@ def save_torchvision(path: str | os.PathLike[str], net: VGG) -> None:
 
 def published_as(source: Literal["torchvision", "timm"], net: VGG) -> tuple[str, dict[str, Tensor]]:
     """The name of `net` in `source`, and its CPU tensors as `source` has them; raises `WeightsError` if it has none."""
-    arch, names = net.architecture, NETWORKS[source]
-    state = with_head(net, HEADS[source]).state_dict() if arch.head != "gap" else {}
+    arch, names = net.architecture, translation.NETWORKS[source]
+    state = with_head(net, translation.HEADS[source]).state_dict() if arch.head != "gap" else {}
     sizes = {key: value.numel() for key, value in state.items()}  # together with the biases' they determine the shapes
     options = {"in_channels": arch.in_channels, "num_classes": arch.num_classes}
     for name in names:
-        table = entries(source, architecture_of(source, name, **options))
+        table = translation.entries(source, translation.architecture_of(source, name, **options))
         if {key: math.prod(entry.shape) for key, entry in table.items()} == sizes:
             return name, {
                 entry.name: state[key].detach().cpu().reshape(entry.shape).contiguous() for key, entry in table.items()
@@ -141,7 +129,7 @@ def _load_own(tensors: dict[str, Stored], metadata: dict[str, str]) -> tuple[Any
         net = build(network_from_json(metadata["architecture"]), init="torch")
         if isinstance(net, VGG) and PADDING_KEY in tensors:
             pad_with_values(net)
-    table = {name: Entry(name, tuple(tensor.shape)) for name, tensor in net.state_dict().items()}
+    table = {name: translation.Entry(name, tuple(tensor.shape)) for name, tensor in net.state_dict().items()}
     net.load_state_dict(_read_tensors(tensors, table, net.architecture.name), assign=True)
     return net, metadata
 
@@ -150,12 +138,12 @@ def _load_foreign(tensors: dict[str, Stored]) -> tuple[VGG, dict[str, str]]:
     preprocessing, first = None, tensors.get("classifier.0.bias")
     if first is not None and first.read().isnan().all():  # torchvision's IMAGENET1K_FEATURES
         tensors = {name: stored for name, stored in tensors.items() if not name.startswith("classifier.")}
-        preprocessing = FEATURES_ONLY
-    match = matched({name: stored.shape for name, stored in tensors.items()})
+        preprocessing = translation.FEATURES_ONLY
+    match = translation.match_source({name: stored.shape for name, stored in tensors.items()})
     if match is None:
         few = ", ".join(sorted(tensors)[:3]) or "none"
         raise WeightsError(
-            f"expected the tensors of vggkit, {', '.join(SOURCES)}, got {shown(few)}, "
+            f"expected the tensors of vggkit, {', '.join(translation.SOURCES)}, got {shown(few)}, "
             "try save_weights for a network of vggkit, the state dict alone for another one"
         )
     source, arch = match.source, match.architecture
@@ -169,17 +157,19 @@ def _load_foreign(tensors: dict[str, Stored]) -> tuple[VGG, dict[str, str]]:
     classes = class_names(arch.num_classes) if arch.head != "gap" else []
     metadata = {"source": f"{source}/{arch.name}", "classes": json.dumps(classes)}
     if arch.in_channels in (1, 3):
-        preprocessing = preprocessing or preprocessing_of(source, arch.image_size)
+        preprocessing = preprocessing or translation.preprocessing_of(source, arch.image_size)
         metadata |= {"preprocessing": preprocessing.for_channels(arch.in_channels).to_json(), GUESSED: source}
     return net, metadata
 
 
-def _read_tensors(tensors: Mapping[str, Stored], table: Mapping[str, Entry], network: str) -> dict[str, Tensor]:
+def _read_tensors(
+    tensors: Mapping[str, Stored], table: Mapping[str, translation.Entry], network: str
+) -> dict[str, Tensor]:
     """The tensors of `table` in vggkit's names, shapes and types; raises `WeightsError` unless all fit."""
-    known = {entry.name for entry in table.values()}
-    optional = {name for name in known if name.endswith(OPTIONAL_SUFFIX)}
-    for name in sorted((known ^ tensors.keys()) - optional):
-        if name in known:
+    expected = {entry.name for entry in table.values()}
+    optional = {name for name in expected if name.endswith(translation.OPTIONAL_SUFFIX)}
+    for name in sorted((expected ^ tensors.keys()) - optional):
+        if name in expected:
             raise WeightsError(f"expected the tensors of {network}, got no '{shown(name)}', try a whole file of it")
         raise WeightsError(f"expected the tensors of {network}, got '{shown(name)}' too, try a file without it")
     for entry in table.values():
@@ -190,7 +180,7 @@ def _read_tensors(tensors: Mapping[str, Stored], table: Mapping[str, Entry], net
 
 def _read_tensor(tensors: Mapping[str, Stored], name: str) -> Tensor:
     """A tensor as int64 if it is a counter, otherwise as finite float32."""
-    if name.endswith(OPTIONAL_SUFFIX):
+    if name.endswith(translation.OPTIONAL_SUFFIX):
         return tensors[name].read().long() if name in tensors else torch.tensor(0)
     tensor = tensors[name].read()
     if not tensor.is_floating_point():

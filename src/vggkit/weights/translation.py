@@ -112,7 +112,7 @@ def plain_names(names: Iterable[str]) -> dict[str, str]:
     return plain if len(plain) == len(parts) else {name: name for name in parts}
 
 
-def matched(shapes: Mapping[str, tuple[int, ...]]) -> Match | None:
+def match_source(shapes: Mapping[str, tuple[int, ...]]) -> Match | None:
     """The network of another library that matches the names in a file best; None if nothing matches."""
     best = best_match(shapes)
     if best is None:
@@ -129,10 +129,8 @@ def matched(shapes: Mapping[str, tuple[int, ...]]) -> Match | None:
         arch = architecture_of(source, network, head="gap", num_classes=1, **options)
         table = {key: entry for key, entry in entries(source, arch).items() if key.startswith("block")}
         return Match(source, arch, table)
-    weight, side = (
-        shapes.get(names[0], ()),
-        published.pooled_size,
-    )  # side of the map before the first fully connected layer
+    weight = shapes.get(names[0], ())
+    side = published.pooled_size  # of the map before the first fully connected layer
     if len(weight) == (4 if source == "timm" else 2):
         inputs = weight[0 if source == "keras" else 1]
         side = max(1, weight[2] if source == "timm" else math.isqrt(inputs // published.blocks[-1].channels))
