@@ -91,16 +91,11 @@ class Dataset:
 
 
 def load(name: str = FULL_NAME, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
-    """The data set `name`, verified.
+    """The data set `name`, verified; raises `DataError`.
 
-    Args:
-        name: `fashion-mnist`; `fashion-mnist-sample`, the 3,000 images that come with vggkit (the first 200 of each
-            class of the training set and the first 100 of each class of the test set); or a folder with the same four
-            file names, such as MNIST's, which is only checked for consistency.
-        data_dir: the folder of `fashion-mnist`; see `find`.
-
-    Raises:
-        DataError: it is missing, or one of its files is damaged.
+    It is `fashion-mnist`, in `data_dir` or where `find` looks; `fashion-mnist-sample`, which comes with vggkit (the first
+    200 images of each class of the training set and the first 100 of the test set); or a folder with the same four file
+    names, such as MNIST's, which is only checked for consistency.
     """
     if name in SHA256:
         return verify(name, SAMPLE_PLACE if name == SAMPLE_NAME else find(Path(data_dir) if data_dir else None))

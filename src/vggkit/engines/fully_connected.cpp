@@ -1,5 +1,5 @@
-// Fully connected layers: of few images, whose time is that of reading the weights, which may be narrower than float32;
-// and products in float32 with what ReLU and dropout have made mostly zeros.
+// Fully connected layers for few images, where reading the weights (float32, bfloat16 or int8) dominates; and float32
+// products with a sparse matrix, as ReLU and dropout make them.
 #include <algorithm>
 #include <cstdint>
 #include <type_traits>
@@ -8,16 +8,16 @@
 
 namespace {
 
-constexpr int ROWS = 4, TALL = 8;  // of weights at a time: as many streams keep the memory busy; more if narrow, for `x` to last
-constexpr int IMAGES = LANES / 4;  // whose sums fit the registers
-constexpr int AHEAD = 1024;        // bytes that are asked for before they are needed
+constexpr int ROWS = 4, TALL = 8;  // rows of weights at a time, to keep the memory busy; more if narrow, to reuse `x`
+constexpr int IMAGES = LANES / 4;  // at a time: their sums fit the registers
+constexpr int AHEAD = 1024;        // bytes to prefetch
 
 typedef uint32_t Bits __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef int32_t Whole __attribute__((vector_size(LANES * 4)));
 struct Bfloat16 { uint16_t upper; };  // half of a float32
 
-// How many weights lie in 32 bits, and the k-th of them in each lane as float32; of int8 it is 2^24 times as large, so that a
-// shift and a mask are enough.
+// The number of weights in 32 bits, and the k-th of them in each lane as float32; int8 gives 2^24 times the value, so that
+// a shift and a mask suffice.
 template <class T> constexpr int PARTS = 4 / sizeof(T);
 constexpr float INT8_SCALE = 1.0f / (1 << 24);
 inline Vector part(Bits lanes, int, float) { return (Vector)lanes; }
@@ -33,7 +33,7 @@ inline float value(Bfloat16 w) {
     return wide;
 }
 
-// sums[row][image] of w[row][inputs] and x[image][inputs], which `arrange` made.
+// sums[row][image] of w[row][inputs] and x[image][inputs] from `arrange`.
 template <int R, int N, class T>
 inline void dots(const float* x, const T* w, long inputs, float* sums) {
     constexpr int P = PARTS<T>;
@@ -63,7 +63,7 @@ void dots_of(int images, const float* x, const T* w, long inputs, float* sums) {
     if constexpr (N > 1) dots_of<R, N - 1>(images, x, w, inputs, sums);
 }
 
-// `x` with the values side by side that meet the k-th weights of a register.
+// `x` permuted so that the values for the k-th weights of a register are contiguous.
 template <class T>
 const float* arrange(const float* x, int images, long inputs, Buffer& buffer) {
     constexpr int P = PARTS<T>;
@@ -107,7 +107,7 @@ int product(const float* x, const T* weight, const float* scale, const float* bi
 constexpr int VECTORS = 8, WIDTH = VECTORS * LANES;  // columns of a panel: a row of its sums fits the registers
 constexpr int BLOCK = 128, HEIGHT = 512;             // rows of a panel, and of the sums with it, which fit the second cache
 
-struct Entry { float value; int at; };  // what is not zero, and where its row of the panel begins
+struct Entry { float value; int at; };  // a nonzero value, and the offset of its row in the panel
 
 // panel[k][WIDTH] of `ks` rows and `ns` columns of a matrix.
 void pack(const float* b, long row, long column, int ks, int ns, float* panel) {
@@ -129,8 +129,8 @@ void pack(const float* b, long row, long column, int ks, int ns, float* panel) {
 
 }  // namespace
 
-// c[rows][columns] = a b over `depth`: element (r, k) of a is at r * a_row + k * a_column, and so on; `entries` has room for
-// all of a. Its zeros are skipped, so that infinities and NaN of b behind them are not seen.
+// c[rows][columns] = a b over `depth`: element (r, k) of a is at r * a_row + k * a_column, and likewise for b; `entries` has
+// the size of a. Zeros of a are skipped, and with them infinities and NaN of b.
 extern "C" int vggkit_sparse_product(const float* a, long a_row, long a_column, const float* b, long b_row, long b_column, long rows,
                                      long depth, long columns, Entry* entries, int* ends, float* c, int threads) {
     long blocks = (depth + BLOCK - 1) / BLOCK, across = (columns + WIDTH - 1) / WIDTH, down = (rows + HEIGHT - 1) / HEIGHT;
@@ -178,8 +178,8 @@ extern "C" int vggkit_sparse_product(const float* a, long a_row, long a_column, 
     });
 }
 
-// A fully connected layer of few images, all rows whole; `bias` may be null. A weight has 4 bytes for float32, 2 for bfloat16,
-// 1 for int8, which alone has a `scale`. What a thread does decides no bit of the result.
+// A fully connected layer for few images, contiguous; `bias` may be null. A weight has 4 bytes for float32, 2 for bfloat16
+// or 1 for int8, which alone has a `scale`. The result does not depend on the number of threads.
 extern "C" int vggkit_fully_connected(const float* x, const void* weight, int weight_bytes, const float* scale, const float* bias,
                                       int images, long inputs, long outputs, float* y, int threads) {
     auto of = [&](auto* typed) {

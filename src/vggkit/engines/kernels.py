@@ -45,11 +45,7 @@ _ARGUMENTS = {
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The compiled kernels, built if missing or damaged in the user's cache.
-
-    Raises:
-        KernelError: there is no compiler, or it fails; the cache is full, or others can write there.
-    """
+    """The compiled kernels, built if missing or damaged in the user's cache; raises `KernelError`."""
     try:
         cxx = shlex.split(os.environ.get("CXX", ""))
         compilers = [cxx] if cxx else [[name] for name in COMPILERS if os.name == "posix" and shutil.which(name)]

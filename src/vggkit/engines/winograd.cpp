@@ -7,7 +7,7 @@
 
 namespace {
 
-constexpr int VECTORS = 2, ROWS = LANES == 16 ? 14 : 6;  // of a block of sums, in registers
+constexpr int VECTORS = 2, ROWS = LANES == 16 ? 14 : 6;  // size of a block of sums in registers
 constexpr int PANEL = LANES * VECTORS;
 constexpr int TILE = 4, POINTS = TILE + 2, POSITIONS = POINTS * POINTS, TAPS = 9;
 
@@ -17,8 +17,7 @@ typedef uint8_t Bytes __attribute__((vector_size(LANES), aligned(1), may_alias))
 inline Vector where(Mask mask, Vector v) { return (Vector)((Mask)v & mask); }
 inline Mask is_open(Vector v) { return ~(v <= 0); }  // for ReLU; NaN stays NaN, as in torch
 
-// A matrix of which any numbers of rows and columns are read: element (r, i) of a piece is at data[r * row + i * step],
-// and the next piece's columns, which follow, are `jump` further.
+// A matrix in pieces of columns: element (r, i) of a piece is at data[r * row + i * step], and the next piece is at `jump`.
 struct Matrix { const float* data; long row, step; int pieces = 1; long jump = 0; };
 
 // c[r][PANEL] = (c[r][PANEL] +) sum over i < n of each piece of a(r, i) b[i * b_row][PANEL], in registers.
@@ -47,7 +46,7 @@ void product_of(int rows, Matrix a, const float* b, long b_row, float* c, long c
 }
 
 void products(int rows, Matrix a, const float* b, long b_row, float* c, long c_row, int n, bool add) {
-    int blocks = (rows + ROWS - 1) / ROWS;  // of rows as equal as can be: a short one waits for its own sums
+    int blocks = (rows + ROWS - 1) / ROWS;  // of nearly equal size: a short block is latency-bound
     for (int block = 0; block < blocks; block++) {
         int r = long(rows) * block / blocks, end = long(rows) * (block + 1) / blocks;
         product_of(end - r, {a.data + r * a.row, a.row, a.step, a.pieces, a.jump}, b, b_row, c + r * c_row, c_row, n, add);
@@ -91,7 +90,7 @@ inline void weight_gradient_points(const Vector* u, long s, Vector* g, long t) {
 
 enum Gate { OPEN, RELU, POOL };
 
-// What is convolved: a map, or the gradient of one behind a ReLU (where its output was positive) or a pool.
+// The input of a convolution: a map, or the gradient of one after a ReLU (where its output was positive) or a pool.
 struct Map {
     const float* values;
     const void* gate;
@@ -125,7 +124,7 @@ inline Vector value_of(const Pixel& p, int c) {
     return value;
 }
 
-// Asks for what the next tile will want there: the rows of a tile are too far apart for the processor to guess.
+// Prefetches for the next tile: the rows of a tile are too far apart for the hardware prefetcher.
 template <Gate KIND>
 inline void prefetch_next(const Pixel& p, int channels, int c) {
     long next = long(KIND == POOL ? TILE / 2 : TILE) * channels + c;
@@ -150,8 +149,8 @@ struct Tiles {
     }
 };
 
-// v[position][tile][c] of `channels` from c0, tiles `row` floats apart and positions `plane` floats; of a map's 6x6
-// pixels, or of the 4x4 of a gradient the transpose of what transform_output does.
+// v[position][tile][c] of `channels` from c0, with tiles `row` and positions `plane` floats apart; from a map's 6x6 pixels,
+// or from a gradient's 4x4 by the transpose of transform_output.
 template <Gate KIND, bool IS_GRADIENT>
 void transform_tiles(const Map& map, const Tiles& tiles, long begin, long end, int c0, int channels, float* v, long row, long plane) {
     constexpr int SIDE = IS_GRADIENT ? TILE : POINTS, BORDER = IS_GRADIENT ? 0 : 1;
@@ -183,7 +182,7 @@ void transform(const Map& map, const Tiles& tiles, long begin, long end, int c0,
     chosen(map, tiles, begin, end, c0, channels, v, row, plane);
 }
 
-// The weight of (input c, output k, tap) lies at c * in + k * out + tap * step; `in` or `out` is 1.
+// The weight of (input c, output k, tap) is at c * in + k * out + tap * step; `in` or `out` is 1.
 struct Weights {
     const float* values;
     long in, out, step;
@@ -191,7 +190,7 @@ struct Weights {
     bool flipped;  // taps in the opposite order
 };
 
-// u[position][c][PANEL] of `channels` inputs from c0 and the outputs from k0, zero behind the last.
+// u[position][c][PANEL] of `channels` inputs from c0 and the outputs from k0, zero after the last.
 void transform_weights(const Weights& w, int c0, int channels, int k0, float* u, long plane) {
     alignas(64) Vector taps[TAPS][LANES];
     for (int v = 0; v < PANEL; v += LANES)
@@ -217,16 +216,16 @@ void transform_weights(const Weights& w, int c0, int channels, int k0, float* u,
         }
 }
 
-// What becomes of a convolution's values: scale and bias of each output, ReLU, 2x2 max pool.
+// The epilogue of a convolution: scale and bias of each output, ReLU, 2x2 max pool.
 struct Output {
     float* values;
-    uint8_t* codes;  // of each pooled value, which of its window it was: 0 to 3 by rows, or 4 if ReLU cut it off
+    uint8_t* codes;  // position of each pooled value in its window: 0 to 3 by rows, or 4 if ReLU made it zero
     const float *scale, *bias;
     bool relu, pool;
     int height, width, channels;
 };
 
-// Put the 2x2 window at (i, j) into `y`; row r of it is at window[r * row].
+// Pool the 2x2 window at (i, j) into `y`; its row r is at window[r * row].
 inline void put(const Output& y, long image, int i, int j, int k, const Vector* window, int row) {
     if (i >= y.height || j >= y.width) return;
     Vector scale = y.scale ? load(y.scale + k) : Vector{} + 1, bias = y.bias ? load(y.bias + k) : Vector{};
@@ -263,7 +262,7 @@ inline void put(const Output& y, long image, int i, int j, int k, const Vector* 
     if (y.codes) *reinterpret_cast<Bytes*>(y.codes + at) = __builtin_convertvector(code, Bytes);
 }
 
-// From m[position][tile][PANEL] of the outputs from k0 on.
+// y from m[position][tile][PANEL] of the outputs from k0 on.
 void transform_output(const Output& y, const Tiles& tiles, long begin, long end, int k0, const float* m, long plane) {
     for (long tile = begin; tile < end; tile++, m += PANEL) {
         long image;
@@ -282,11 +281,11 @@ void transform_output(const Output& y, const Tiles& tiles, long begin, long end,
     }
 }
 
-// Inputs whose transformed weights are in the cache at a time; where tiles are few, weights come and go faster.
+// Inputs whose transformed weights are in the cache at a time; with few tiles, weights are replaced faster.
 inline int block_of(long tiles) { return tiles > 32 ? 128 : 64; }
-constexpr int ASIDE = 16;   // floats between planes, which would else fall into the same sets of the cache
+constexpr int ASIDE = 16;   // floats between planes, to avoid cache conflicts
 
-// The tiles begin..end of the outputs k_begin..k_end, all in memory of this thread.
+// The tiles begin..end of the outputs k_begin..k_end, in the buffers of this thread.
 void convolve(const Map& map, const Tiles& tiles, long begin, long end, const Weights& weights, int k_begin, int k_end, const Output& y) {
     thread_local Buffer inputs, panels, sums;
     long count = end - begin, row = map.channels + ASIDE, plane = count * row + ASIDE, sums_plane = count * PANEL + ASIDE;
@@ -307,7 +306,7 @@ void convolve(const Map& map, const Tiles& tiles, long begin, long end, const We
     }
 }
 
-// The sum of `count` rows first, for what is added up one by one loses digits.
+// Sums `count` rows first, since adding one by one loses digits.
 inline void add_sum(const float* from, int count, long row, float* to) {
     Vector sum = {};
     for (int r = 0; r < count; r++) sum += load(from + r * row);
@@ -418,9 +417,8 @@ void weight_gradient_rows(const Map& map, const Map& gradient, long begin, long 
 
 }  // namespace
 
-// All maps are (images, height, width, channels), whole; `gate` is what a gradient passed: the outputs of a ReLU, or the
-// codes of a pool, or nothing. How many chunks of tiles there are, and channels in a group, decides no bit of the result.
-// They return 1 if an allocation failed.
+// All maps are contiguous (images, height, width, channels); `gate` is the output of a ReLU, the codes of a pool, or null.
+// Results do not depend on the number of chunks or of channels in a group. The functions return 1 if an allocation failed.
 extern "C" {
 
 int vggkit_convolve(const float* x, const void* gate, int kind, int images, int height, int width, int inputs, int outputs,
@@ -439,7 +437,7 @@ int vggkit_convolve(const float* x, const void* gate, int kind, int images, int 
     });
 }
 
-// dw[split][output][tap][input] and db[split][output], which must be zero; the splits are to be summed.
+// dw[split][output][tap][input] and db[split][output], initially zero; the caller sums the splits.
 int vggkit_weight_gradient(const float* x, const float* dy, const void* gate, int kind, int images, int height, int width,
                             int inputs, int outputs, float* dw, float* db, int splits, int group, int threads) {
     Map map{x, nullptr, OPEN, height, width, inputs}, gradient{dy, gate, Gate(kind), height, width, outputs};

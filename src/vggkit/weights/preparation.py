@@ -26,14 +26,8 @@ def preprocessing_for(
 ) -> Preprocessing | None:
     """The preprocessing for a network and its metadata from `load_weights`; None if it is unknown.
 
-    Args:
-        net: gives channels and image size.
-        metadata: holds the stated or guessed preprocessing.
-        report: takes a line on a guessed preprocessing.
-        preprocessing: the source whose preprocessing to take instead.
-        mean: for each channel in the network's order, of values in [0, 1], or in [0, 255] if one is above 1.
-        std: for each channel in the network's order, in the same unit.
-        order: of the channels.
+    The user may choose the `preprocessing` of a source, or `mean` and `std` of the channels in the network's `order`, for
+    values in [0, 1], or in [0, 255] if a mean is above 1. `report` takes a line on a guessed preprocessing.
 
     Raises:
         WeightsError: an invalid value, or a preprocessing beside one that is folded into the weights.
