@@ -93,8 +93,8 @@ class Dataset:
 def load(name: str = FULL_NAME, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     """The data set `name`, verified; raises `DataError`.
 
-    It is `fashion-mnist`, in `data_dir` or where `find` looks; `fashion-mnist-sample`, which comes with vggkit (the first
-    200 images of each class of the training set and the first 100 of the test set); or a folder with the same four file
+    It is `fashion-mnist`, in `data_dir` or where `find` looks; `fashion-mnist-sample`, which comes with vggkit (the
+    first 200 images of each class of the training set and 100 of the test set); or a folder with the same four file
     names, such as MNIST's, which is only checked for consistency.
     """
     if name in SHA256:

@@ -26,8 +26,8 @@ def preprocessing_for(
 ) -> Preprocessing | None:
     """The preprocessing for a network and its metadata from `load_weights`; None if it is unknown.
 
-    The user may choose the `preprocessing` of a source, or `mean` and `std` of the channels in the network's `order`, for
-    values in [0, 1], or in [0, 255] if a mean is above 1. `report` takes a line on a guessed preprocessing.
+    The user may choose the `preprocessing` of a source, or `mean` and `std` of the channels in the network's `order`,
+    for values in [0, 1], or in [0, 255] if a mean is above 1. `report` takes a line on a guessed preprocessing.
 
     Raises:
         WeightsError: an invalid value, or a preprocessing beside one that is folded into the weights.
