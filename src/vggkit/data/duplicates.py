@@ -17,12 +17,9 @@ MAX_PAIRS = 2**24  # pairs that are compared at a time
 class Duplicate(NamedTuple):
     """Two nearly equal images."""
 
-    image: int
-    """Row of `images`."""
-    like: int
-    """Row of the nearest one in `others`."""
-    difference: float
-    """Grey levels, root mean square over the thumbnail."""
+    image: int  # row of `images`
+    like: int  # row of the nearest one in `others`
+    difference: float  # grey levels, root mean square over the thumbnail
 
 
 def near_duplicates(

@@ -71,10 +71,8 @@ class Dataset:
     """Images and labels as stored in the files."""
 
     name: str
-    train_images: Array
-    """(images, height, width)."""
-    train_labels: Array
-    """(images,)."""
+    train_images: Array  # (images, height, width)
+    train_labels: Array  # (images,)
     test_images: Array
     test_labels: Array
     classes: tuple[str, ...]

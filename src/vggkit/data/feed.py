@@ -54,14 +54,10 @@ class Whole:
 class Batch:
     """This process's part of a batch, on its device."""
 
-    images: Tensor
-    """uint8 (images, channels, height, width)."""
-    labels: Tensor
-    """int64 (images,); -100 for one that does not count."""
-    part: slice
-    """Which part of the whole batch this is."""
-    size: int
-    """Images in the whole batch."""
+    images: Tensor  # uint8 (images, channels, height, width)
+    labels: Tensor  # int64 (images,); -100 for one that does not count
+    part: slice  # which part of the whole batch this is
+    size: int  # images in the whole batch
 
 
 def open_feed(
@@ -101,8 +97,7 @@ class DeviceFeed:
     batch_size: int
     seed: int
     share: Share
-    is_fitted: bool
-    """Whether the images have the network's size."""
+    is_fitted: bool  # whether the images have the network's size
     content: dict[str, int] = field(default_factory=dict)
     """If known, `epoch` and the `sum` of the digests of the images in it."""
 
@@ -130,8 +125,7 @@ class LoaderFeed:
     seed: int
     share: Share
     is_fitted: bool = True
-    content: dict[str, int] = field(default_factory=dict)
-    """As in `DeviceFeed`, after the first whole epoch."""
+    content: dict[str, int] = field(default_factory=dict)  # as in `DeviceFeed`, after the first whole epoch
 
     @property
     def num_images(self) -> int:

@@ -75,10 +75,8 @@ class RandomCrop:
 
     seed: int
     channels: int
-    image_size: int
-    """The side of the square in pixels, at most S."""
-    shorter_side: tuple[int, ...]
-    """S, or the bounds, included, of the integers that S is drawn from uniformly."""
+    image_size: int  # the side of the square in pixels, at most S
+    shorter_side: tuple[int, ...]  # S, or the bounds, included, of the integers that S is drawn from uniformly
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -64,20 +64,14 @@ class Loader:
 
     images: Images
     read: Reader
-    seed: int
-    """For the order of a stream."""
-    num_workers: int
-    """Threads that decode; 0 means 1."""
-    pin_memory: bool
-    """Put batches into pinned memory for copies to a GPU, if there is one."""
+    seed: int  # for the order of a stream
+    num_workers: int  # threads that decode; 0 means 1
+    pin_memory: bool  # put batches into pinned memory for copies to a GPU, if there is one
     bad_images: Literal["fail", "skip"]
     """`fail` at the first batch with a bad image, or `skip` them: zeros, with the label -100."""
-    bad: dict[str, str] = field(default_factory=dict)
-    """The bad images so far, in order: name and reason."""
-    is_hashing: bool = False
-    """Whether the digests of the images read are added to `content`."""
-    content: int = 0
-    """The sum modulo 2^64 of the images' digests, which does not depend on their order."""
+    bad: dict[str, str] = field(default_factory=dict)  # the bad images so far, in order: name and reason
+    is_hashing: bool = False  # whether the digests of the images read are added to `content`
+    content: int = 0  # the sum modulo 2^64 of the images' digests, which does not depend on their order
     _bad_in_a_row: int = 0
 
     def batches(self, parts: Sequence[npt.NDArray[np.int64]], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -133,13 +127,10 @@ class _Batch:
         self.labels: npt.NDArray[np.int64] = np.empty(num_images, np.int64)
         if loader.pin_memory and torch.cuda.is_available():
             self.pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
-        self.bad: dict[int, tuple[str, str]] = {}
-        """Name of and reason for each bad image, by row."""
+        self.bad: dict[int, tuple[str, str]] = {}  # name of and reason for each bad image, by row
         self.error: LoadingError | None = None
-        self.content = 0
-        """The sum of its images' digests."""
-        self.missing = set(range(num_images))
-        """The rows that are not read yet."""
+        self.content = 0  # the sum of its images' digests
+        self.missing = set(range(num_images))  # the rows that are not read yet
         self.changed = threading.Condition()
 
 
@@ -182,8 +173,7 @@ class _Threads:
         self._loader, self._epoch = loader, epoch
         self._sample_at = loader.images.reader(loader.seed, epoch)
         self._tasks, self._sequence_lock, self._is_closed = SimpleQueue[_Task | None](), threading.Lock(), False
-        self._current_tasks: dict[int, _Task] = {}
-        """The task of each thread, by its identifier."""
+        self._current_tasks: dict[int, _Task] = {}  # the task of each thread, by its identifier
         for _ in range(num_threads):
             self._start_thread()
 

@@ -14,10 +14,8 @@ from torch.nn import functional as F
 class Split:
     """Images and labels on a device."""
 
-    images: Tensor
-    """uint8 (images, channels, height, width)."""
-    labels: Tensor
-    """int64 (images,)."""
+    images: Tensor  # uint8 (images, channels, height, width)
+    labels: Tensor  # int64 (images,)
 
     @classmethod
     def on(cls, device: torch.device, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8]) -> "Split":
@@ -33,12 +31,9 @@ class Split:
 class Augmentation:
     """Random changes of training images, drawn for each image on the images' device."""
 
-    flip: bool = False
-    """Mirror horizontally with probability 1/2."""
-    translate: int = 0
-    """Maximum shift in pixels in each direction; the border is black."""
-    erase: int = 0
-    """Side in pixels of a square that is blacked out at a random place."""
+    flip: bool = False  # mirror horizontally with probability 1/2
+    translate: int = 0  # maximum shift in pixels in each direction; the border is black
+    erase: int = 0  # side in pixels of a square that is blacked out at a random place
 
     def __call__(
         self, images: Tensor, generator: torch.Generator, part: slice = slice(None), batch_size: int | None = None

@@ -71,10 +71,8 @@ class Images(Protocol):
 class ArrayImages:
     """Grey images of one size in memory, such as Fashion-MNIST's."""
 
-    pixels: npt.NDArray[np.uint8]
-    """(images, height, width)."""
-    labels: npt.NDArray[np.uint8]
-    """(images,)."""
+    pixels: npt.NDArray[np.uint8]  # (images, height, width)
+    labels: npt.NDArray[np.uint8]  # (images,)
     is_stream: bool = False
 
     def __len__(self) -> int:
@@ -98,10 +96,8 @@ class StoredImages:
 
     open: Callable[[], Callable[[int], tuple[str, Path | bytes]]]
     """Returns the function from an image's number to its name and content, which raises `DataError`."""
-    labels: npt.NDArray[np.uint16]
-    """(images,)."""
-    numbers: npt.NDArray[np.int64]
-    """(images,): the numbers of these images for the function that `open` returns."""
+    labels: npt.NDArray[np.uint16]  # (images,)
+    numbers: npt.NDArray[np.int64]  # (images,): the numbers of these images for the function that `open` returns
     is_stream: bool = False
 
     def __len__(self) -> int:
@@ -177,12 +173,9 @@ class ImageSource:
 class SourceBuilder:
     """Collects, while a source is opened, what is ignored and what identifies its files."""
 
-    other_files: list[str] = field(default_factory=list)
-    """See `ImageSource.other_files`."""
-    num_nested: int = 0
-    """Images in folders below the folder of a class."""
-    unused_images: list[str] = field(default_factory=list)
-    """Images beside the one of their sample."""
+    other_files: list[str] = field(default_factory=list)  # see `ImageSource.other_files`
+    num_nested: int = 0  # images in folders below the folder of a class
+    unused_images: list[str] = field(default_factory=list)  # images beside the one of their sample
     remarks: list[str] = field(default_factory=list)
     digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
     stamp: "hashlib._Hash" = field(default_factory=hashlib.sha256)

@@ -29,20 +29,14 @@ class Shards:
     """Files of one kind by split."""
 
     name: str
-    is_parquet: bool
-    """Whether these are parquet files; otherwise they are tars."""
-    files: Mapping[str, list[str]]
-    """Paths or addresses for `open_file`, by split."""
-    other_files: list[str] = field(default_factory=list)
-    """Printable relative names of ignored files."""
+    is_parquet: bool  # whether these are parquet files; otherwise they are tars
+    files: Mapping[str, list[str]]  # paths or addresses for `open_file`, by split
+    other_files: list[str] = field(default_factory=list)  # printable relative names of ignored files
     class_names: tuple[str, ...] | None = None
     open_file: Callable[[str], BinaryIO] = lambda path: open(path, "rb")  # noqa: PTH123, SIM115
-    totals: Mapping[str, int] = field(default_factory=dict)
-    """Images in each split of remote files, if stated."""
-    identity: str = ""
-    """Identifies the content of files from the hub; local files are identified by names and sizes."""
-    tables: Mapping[str, Table] = field(default_factory=dict)
-    """The metadata of each parquet file."""
+    totals: Mapping[str, int] = field(default_factory=dict)  # images in each split of remote files, if stated
+    identity: str = ""  # identifies the content of files from the hub; local files are identified by names and sizes
+    tables: Mapping[str, Table] = field(default_factory=dict)  # the metadata of each parquet file
 
     def with_metadata(self) -> "Shards":
         """These shards with their tables and class names; raises `DataError` for a damaged file."""

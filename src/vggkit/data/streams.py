@@ -24,12 +24,9 @@ class StreamImages:
 
     split: str
     files: list[str]
-    counts: list[int] | None
-    """Images in each file; None if unknown, which makes one lane."""
-    length: int
-    """Images in an epoch."""
-    rows: Callable[[str], Iterator[Row]]
-    """Reads a file."""
+    counts: list[int] | None  # images in each file; None if unknown, which makes one lane
+    length: int  # images in an epoch
+    rows: Callable[[str], Iterator[Row]]  # reads a file
     label_of: Callable[[Label, str], int]
     is_stream: bool = True
 

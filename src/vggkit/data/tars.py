@@ -27,17 +27,13 @@ class Row(NamedTuple):
 
     name: str
     label: Label
-    content: bytes | None
-    """The encoded image; None if it was not read."""
-    span: tuple[int, int] = (0, 0)
-    """Offset and size in bytes of the encoded image in the file."""
-    unused: tuple[str, ...] = ()
-    """Further images of the sample, which are ignored."""
+    content: bytes | None  # the encoded image; None if it was not read
+    span: tuple[int, int] = (0, 0)  # offset and size in bytes of the encoded image in the file
+    unused: tuple[str, ...] = ()  # further images of the sample, which are ignored
 
 
 class _Member(NamedTuple):
-    field: str
-    """The name after its first dot."""
+    field: str  # the name after its first dot
     span: tuple[int, int]
     content: bytes | None
 

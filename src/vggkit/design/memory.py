@@ -134,13 +134,11 @@ class _Operation:
 
     part: str
     x: _Tensor
-    y: _Tensor
-    """`x` itself if the layer works in place."""
+    y: _Tensor  # `x` itself if the layer works in place
     saved: tuple[_Tensor, ...]
     copies: tuple[_Tensor, ...] = ()
     gradient_bytes: int = 0
-    backward_bytes: int = 0
-    """Temporary memory of the backward pass beside the gradients."""
+    backward_bytes: int = 0  # temporary memory of the backward pass beside the gradients
 
 
 def _operations(network: Network, batch_size: int, dtype: Dtype) -> Iterator[_Operation]:

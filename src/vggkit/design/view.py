@@ -42,8 +42,7 @@ class View:
     name: str
     parts: tuple[Part, ...]
     lines: tuple[str, ...]
-    connected: dict[str, float]
-    """The fully connected layers' shares of `parameters` and `MACs`, 0 to 1."""
+    connected: dict[str, float]  # the fully connected layers' shares of `parameters` and `MACs`, 0 to 1
 
     @property
     def boxes(self) -> tuple[Box, ...]:

@@ -21,10 +21,8 @@ class NarrowLinear(nn.Module):
     `int8` weights are round(weight / scale), -127 to 127, with a scale for each output: 1/127 of its largest weight.
     """
 
-    weight: Tensor
-    """bfloat16 or int8 (outputs, inputs)."""
-    scale: Tensor | None
-    """float32 (outputs,) for int8."""
+    weight: Tensor  # bfloat16 or int8 (outputs, inputs)
+    scale: Tensor | None  # float32 (outputs,) for int8
     bias: Tensor | None
 
     def __init__(self, layer: nn.Linear, head: Head) -> None:

@@ -43,10 +43,8 @@ class Team:
     device: torch.device
     rank: int = 0
     size: int = 1
-    group: dist.ProcessGroup | None = None
-    """For the collectives of a step, with a short timeout."""
-    setup_group: dist.ProcessGroup | None = None
-    """For the collectives before the first step."""
+    group: dist.ProcessGroup | None = None  # for the collectives of a step, with a short timeout
+    setup_group: dist.ProcessGroup | None = None  # for the collectives before the first step
 
     @property
     def leads(self) -> bool:

@@ -33,14 +33,12 @@ class RunData:
     classes: tuple[str, ...]
     train: Feed
     held_out: Feed
-    held_out_name: str
-    """`test`; or `validation`, which may decide on the best checkpoint."""
+    held_out_name: str  # `test`; or `validation`, which may decide on the best checkpoint
     preprocessing: Preprocessing
     color_axes: tuple[tuple[float, ...], ...]
     """The principal components of the training images' colours in [0, 1], scaled by their standard deviations."""
     fingerprint: str
-    loaders: tuple[Loader, ...] = ()
-    """Those of image files, which record the bad ones."""
+    loaders: tuple[Loader, ...] = ()  # those of image files, which record the bad ones
     notes: tuple[str, ...] = ()
     stamp: str = ""
 

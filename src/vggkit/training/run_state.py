@@ -49,22 +49,16 @@ class RunState:
     """The state of a run, which with weights and optimizer determines the rest."""
 
     recipe: dict[str, Any]
-    facts: dict[str, Any]
-    """Facts on the data, see `RunData.facts`, and on hardware and software."""
-    step: int = 0
-    """Steps taken since the start of the run."""
+    facts: dict[str, Any]  # facts on the data, see `RunData.facts`, and on hardware and software
+    step: int = 0  # steps taken since the start of the run
     epoch: int = 1
-    epoch_steps: int = 0
-    """Steps taken in it."""
+    epoch_steps: int = 0  # steps taken in it
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     """Sums over the current epoch: loss x images, correct, images."""
-    train_seconds: float = 0.0
-    """Wall time of training in the current epoch."""
-    loading_seconds: float = 0.0
-    """The part of it spent waiting for images."""
+    train_seconds: float = 0.0  # wall time of training in the current epoch
+    loading_seconds: float = 0.0  # the part of it spent waiting for images
     elapsed_seconds: float = 0.0
-    best_step: int | None = None
-    """The step of the best evaluation on a validation set."""
+    best_step: int | None = None  # the step of the best evaluation on a validation set
     history: list[EpochMetrics] = field(default_factory=list)
 
     def add_training_time(self, seconds: float) -> None:

@@ -39,8 +39,7 @@ class Training:
     optimizer: torch.optim.Optimizer
     state: RunState
     engine: EngineName = "fast"
-    average: AnyNetwork | None = None
-    """`net` with averaged weights, if the recipe has an average."""
+    average: AnyNetwork | None = None  # `net` with averaged weights, if the recipe has an average
 
     @property
     def result(self) -> AnyNetwork:

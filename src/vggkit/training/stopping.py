@@ -30,10 +30,8 @@ class StopFlag:
     """Whether a signal has requested a stop, and which."""
 
     signal_name: str | None = None
-    is_training = False
-    """Whether the set-up is over and must not be interrupted."""
-    is_last = False
-    """Whether the process is about to end, so that further signals are ignored."""
+    is_training = False  # whether the set-up is over and must not be interrupted
+    is_last = False  # whether the process is about to end, so that further signals are ignored
     _is_interrupt_due = _was_interrupted = False
 
     @property

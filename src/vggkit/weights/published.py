@@ -21,10 +21,8 @@ class Published(NamedTuple):
 
     name: str
     url: str
-    algorithm: str
-    """Of the published hash: `sha256` or `md5`."""
-    digest: str
-    """The published hash in hexadecimal, or its beginning for torchvision."""
+    algorithm: str  # of the published hash: `sha256` or `md5`
+    digest: str  # the published hash in hexadecimal, or its beginning for torchvision
 
     @property
     def path(self) -> Path:
