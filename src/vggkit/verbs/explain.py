@@ -117,6 +117,8 @@ def _explain(flags: Flags, classifier: "Classifier") -> Outcome:
         else:
             lines.append(e)
         facts.append(fact)
+    if classifier.preprocessing.test_flip:
+        lines.append("probabilities are of the image alone; vgg predict averages it with its mirror image")
     if flags.out.suffix == ".png":
         return explanations_picture(rows, verdicts), {"maps": facts}, lines
     buffer = io.BytesIO()
