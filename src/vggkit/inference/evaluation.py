@@ -127,8 +127,8 @@ class Evaluation:
         for index in np.unique(self.labels).tolist():
             wrong = np.bincount(self.predicted[self.labels == index], minlength=len(names))
             wrong[index] = 0
-            most = int(wrong.argmax())
-            confusion = (names[most], f"{wrong[most]:,}") if wrong[most] else ("", "")
+            other = int(wrong.argmax())
+            confusion = (names[other], f"{wrong[other]:,}") if wrong[other] else ("", "")
             rows.append((names[index], scores[index], *confusion))
         return Table(("class", "accuracy", "most taken for", "times"), [rows], 3, title, notes)
 

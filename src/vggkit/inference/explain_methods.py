@@ -20,7 +20,7 @@ NOISE, NOISY_IMAGES = 0.15, 25
 PATH_STEPS = 32
 """Of `integrated-gradients`: points of the Gauss-Legendre rule."""
 WINDOWS_PER_SIDE = 7
-"""Of `occlusion`: the side of a window is this fraction of the image's; windows overlap by half."""
+"""Of `occlusion`: windows along a side of the image; in addition, windows overlap by half."""
 GAMMA, STABILISER = 0.25, 1e-6
 """Of `lrp`."""
 
@@ -72,16 +72,10 @@ def map_layer(net: VGG, name: str) -> str:
 
 @torch.enable_grad()
 def maps(net: VGG, x: Tensor, targets: Tensor, how: How) -> Tensor:
-    """The maps of a batch.
-
-    Args:
-        net: in evaluation mode.
-        x: (images, channels, height, width), the network's input.
-        targets: (images,), the class to explain for each image.
-        how: the method with its parameters.
+    """The maps of a batch `x`, (images, channels, height, width), and the classes `targets`, (images,).
 
     Returns:
-        (images, height, width), float32.
+        float32 (images, height, width).
     """
     return _MAPS[how.method](net, x.detach(), targets, how).detach().float()
 

@@ -29,9 +29,7 @@ OPACITY = 0.7
 def explanations_picture(rows: Sequence[Sequence[Explanation]], verdicts: Sequence[str] = ()) -> bytes:
     """A PNG file: for each row, of one image and class, the image, then overlay and map of each explanation.
 
-    Args:
-        rows: of equal length.
-        verdicts: lines below the picture.
+    The rows have the same length; `verdicts` are lines below the picture.
     """
     columns = 1 + 2 * len(rows[0])
     height = (PANEL_INCHES + 0.45) * len(rows) + 0.1 + 0.25 * len(verdicts)

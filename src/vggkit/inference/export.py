@@ -8,7 +8,7 @@ import os
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -154,8 +154,7 @@ def check_export_path(path: Path) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Trial:
+class _Trial(NamedTuple):
     """Inputs of one image size, and the outputs of the plain network for them."""
 
     inputs: Tensor

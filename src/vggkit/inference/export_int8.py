@@ -77,6 +77,7 @@ def _calibration_batches(classifier: Classifier, source: ImageSource) -> Iterato
         yield how.scaled(torch.from_numpy(np.stack(pixels))).contiguous()
 
 
+@torch.no_grad()
 def compare_accuracy(run: Run, classifier: Classifier, source: ImageSource, max_drop: float) -> dict[str, Any]:
     """The top-1 accuracy on held-out images and the time of the float32 network in vggkit and of the int8 one in `run`.
 
@@ -94,13 +95,16 @@ def compare_accuracy(run: Run, classifier: Classifier, source: ImageSource, max_
             f"{after.accuracy:.2%} on {len(before.labels):,} {before.measured_on} (McNemar's p {p:.2g}), and wrote "
             "nothing, try --int8-head, or a larger --max-drop"
         )
+    how = classifier.preprocessing
+    x = torch.zeros(1, how.channels, how.image_size, how.image_size)
+    seconds = seconds_in_turns({"float32_ms": lambda: classifier.fast(x), "int8_ms": lambda: run(x)}, REPEATS)
     return {
         "top1_float32": before.accuracy,
         "top1_int8": after.accuracy,
         "mcnemar_p": p,
         "measured_on": f"{len(before.labels):,} {before.measured_on}",
         "calibrated_on": f"{min(CALIBRATION_IMAGES, len(source.train))} training images of {source.name}",
-        **_times(run, classifier),
+        **{name: 1000 * statistics.median(times) for name, times in seconds.items()},
     }
 
 
@@ -115,15 +119,6 @@ class _RuntimeNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, channels, height, width) to logits (batch, classes)."""
         return self.run(x.contiguous())
-
-
-@torch.no_grad()
-def _times(run: Run, classifier: Classifier) -> dict[str, float]:
-    """The median milliseconds for one image, of vggkit in float32 and of `run` in int8."""
-    how = classifier.preprocessing
-    x = torch.zeros(1, how.channels, how.image_size, how.image_size)
-    seconds = seconds_in_turns({"float32_ms": lambda: classifier.fast(x), "int8_ms": lambda: run(x)}, REPEATS)
-    return {name: 1000 * statistics.median(times) for name, times in seconds.items()}
 
 
 def seconds_in_turns(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:

@@ -37,34 +37,34 @@ def prepared(image: AnyImage, preprocessing: Preprocessing, name: str = "the ima
 
 def content_of(image: AnyImage, name: str = "the image") -> tuple[Content, str]:
     """One image as `decoded` and `fitted` take it, with its name; raises `DataError` for what is no image."""
-    given: Any = image
-    if isinstance(given, str | os.PathLike):
-        name = os.fsdecode(given)
+    value: Any = image
+    if isinstance(value, str | os.PathLike):
+        name = os.fsdecode(value)
         if re.match(r"[a-z][a-z0-9+.-]+://", name):
             raise DataError(f"{shown(name)}: expected an image file, got an address, try to download it first")
-        name, given = shown(name, limit=500), Path(name)
-    elif hasattr(given, "read"):
-        given = given.read()
-    elif isinstance(given, bytearray | memoryview):
-        given = bytes(given)
-    elif isinstance(given, Tensor):
-        if given.is_floating_point() and ((given >= 0) & (given <= 1)).all():
-            given = (255 * given.detach()).round().byte()
-        given = given.cpu().numpy() if given.ndim != 3 else given.cpu().movedim(0, -1).numpy()
-    if isinstance(given, np.ndarray) and given.dtype == np.uint8 and given.size and given.ndim in (2, 3):
-        given = given[..., 0] if given.shape[2:] == (1,) else given
-        given = Image.fromarray(given) if given.shape[2:] in ((), (3,), (4,)) else given
-    if not isinstance(given, Path | bytes | Image.Image):
+        name, value = shown(name, limit=500), Path(name)
+    elif hasattr(value, "read"):
+        value = value.read()
+    elif isinstance(value, bytearray | memoryview):
+        value = bytes(value)
+    elif isinstance(value, Tensor):
+        if value.is_floating_point() and ((value >= 0) & (value <= 1)).all():
+            value = (255 * value.detach()).round().byte()
+        value = value.cpu().numpy() if value.ndim != 3 else value.cpu().movedim(0, -1).numpy()
+    if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.size and value.ndim in (2, 3):
+        value = value[..., 0] if value.shape[2:] == (1,) else value
+        value = Image.fromarray(value) if value.shape[2:] in ((), (3,), (4,)) else value
+    if not isinstance(value, Path | bytes | Image.Image):
         got = type(image).__name__
         if isinstance(image, np.ndarray | Tensor):
-            is_number = given.size and np.issubdtype(given.dtype, np.number)
+            is_number = value.size and np.issubdtype(value.dtype, np.number)
             values = f", values from {image.min():.4g} to {image.max():.4g}" if is_number else ""
             got = f"{str(image.dtype).removeprefix('torch.')} {got} of {tuple(image.shape)}{values}"
         raise DataError(
             f"{name}: expected a path, bytes, an open file, a Pillow image, a uint8 array (height, width[, channels]) "
             f"or a tensor (channels, height, width), uint8 or float in [0, 1], got {got}"
         )
-    return given, name
+    return value, name
 
 
 def is_several(images: Images) -> bool:

@@ -154,13 +154,10 @@ def _maps(
 
 
 def gram_matrix(maps: Tensor) -> Tensor:
-    """The Gram matrix of the channels, divided by the size of the maps.
-
-    Args:
-        maps: (batch, channels, height, width).
+    """The Gram matrices of (batch, channels, height, width), each divided by channels x height x width.
 
     Returns:
-        (batch, channels, channels), divided by channels x height x width.
+        (batch, channels, channels).
     """
     # Divided before the product, against overflow in float16.
     flat = maps.flatten(start_dim=2) / math.sqrt(maps.shape[1:].numel())

@@ -75,12 +75,12 @@ def stylize(
     if not 0 < style_weight < float("inf"):
         raise UserError(f"expected a style weight above 0, got {style_weight}, try 5")
     photo, picture = (_decoded(image, classifier, name) for image, name in ((content, "content"), (style, "style")))
-    painted = _at_size(photo, sizes[0], classifier)
+    painted = _pixels_of_size(photo, sizes[0], classifier)
     for size in sizes:
-        small = _at_size(photo, size, classifier)
-        errors = _style_errors(maps, small, _at_size(picture, size, classifier))
+        small = _pixels_of_size(photo, size, classifier)
+        errors = _style_errors(maps, small, _pixels_of_size(picture, size, classifier))
         painted = _minimized(_resized(painted, small.shape[-2:]), errors, style_weight, steps, report)
-    return _as_image(painted)
+    return _to_image(painted)
 
 
 def with_colours_of(painted: Image.Image, photo: AnyImage) -> Image.Image:
@@ -122,9 +122,9 @@ def dream(
     sizes = _octaves(size, octaves)
     _check_sizes_and_steps(sizes, steps)
     photo, generator = _decoded(image, classifier, "the image"), torch.Generator().manual_seed(0)
-    x = small = _at_size(photo, sizes[0], classifier)
+    x = small = _pixels_of_size(photo, sizes[0], classifier)
     for side in sizes:
-        before, small = small, _at_size(photo, side, classifier)
+        before, small = small, _pixels_of_size(photo, side, classifier)
         x = small + _resized(x - before, small.shape[-2:])
         for step in range(1, steps + 1):
             shift = torch.randint(-MOST_SHIFT, MOST_SHIFT + 1, (2,), generator=generator).tolist()
@@ -135,7 +135,7 @@ def dream(
             gradient = gradient.roll([-shift[0], -shift[1]], (2, 3))
             x = (x + RATE * gradient / gradient.abs().mean().clamp_min(1e-12)).clamp(0, 1)
             report(f"{side} px, step {step}/{steps}: mean square of {layer} {response:.4g}")
-    return _as_image(x)
+    return _to_image(x)
 
 
 def with_average_pools(net: VGG) -> VGG:
@@ -234,7 +234,7 @@ def _decoded(image: AnyImage, classifier: Classifier, name: str) -> Image.Image:
     return decoded(content, classifier.preprocessing.channels, name)
 
 
-def _at_size(image: Image.Image, size: int, classifier: Classifier) -> Tensor:
+def _pixels_of_size(image: Image.Image, size: int, classifier: Classifier) -> Tensor:
     """`image` with a longer side of `size` pixels: float (1, channels, height, width) in [0, 1]."""
     width, height = (max(1, round(side * size / max(image.size))) for side in image.size)
     pixels = pixels_of(image.resize((width, height), Image.Resampling.LANCZOS))
@@ -245,6 +245,6 @@ def _resized(x: Tensor, shape: Sequence[int]) -> Tensor:
     return F.interpolate(x, size=tuple(shape), mode="bicubic", align_corners=False)
 
 
-def _as_image(x: Tensor) -> Image.Image:
+def _to_image(x: Tensor) -> Image.Image:
     pixels = (255 * x[0]).round().byte().movedim(0, -1).cpu().numpy()
     return Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)

@@ -110,8 +110,8 @@ class Answer:
     def shared(self) -> str:
         """The `SHARED_FIELDS` that are the same in all recipes, in a sentence."""
         recipes = [self.plan.recipe(label) for label in self.plan.experiment.recipes]
-        values = {name: {getattr(recipe, name) for recipe in recipes} for name in SHARED_FIELDS}
-        shared = (f"{name.replace('_', ' ')} {one.pop()}" for name, one in values.items() if len(one) == 1)
+        distinct = {name: {getattr(recipe, name) for recipe in recipes} for name in SHARED_FIELDS}
+        shared = (f"{name.replace('_', ' ')} {values.pop()}" for name, values in distinct.items() if len(values) == 1)
         return f"All: {', '.join(shared)}."
 
     def table(self, with_words: bool = True) -> Table:
@@ -197,7 +197,7 @@ def answered(plan: Plan, outcomes: Sequence[Outcome]) -> Answer:
     def row(label: str) -> Row:
         reference = plan.experiment.reference(label)
         pairs = [(accuracies[label, seed], accuracies[reference, seed]) for seed in range(plan.experiment.seeds)]
-        differences = [own - other for own, other in pairs if own is not None and other is not None]
+        differences = [a - b for a, b in pairs if a is not None and b is not None]
         return Row(
             label,
             costs(plan.network(label)).total,

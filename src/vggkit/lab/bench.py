@@ -232,10 +232,7 @@ def trains(net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, labels: 
 
 
 def turn_seconds(step: Step, device: torch.device, steps_at_once: int = 1) -> float:
-    """The median seconds of a step over a turn, of at least 3 x `steps_at_once` steps.
-
-    `device` is synchronised after each `steps_at_once` steps.
-    """
+    """The median seconds of a step over a turn; `device` is synchronised after each `steps_at_once` steps."""
     seconds: list[float] = []
     while len(seconds) < 3 or sum(seconds) < TURN_SECONDS:
         begin = time.perf_counter()

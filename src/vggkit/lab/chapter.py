@@ -145,12 +145,7 @@ class _Words:
 
 
 def chapter_page(chapter: Chapter, command: str, language: Language = "en") -> str:
-    """The page as one self-contained HTML file.
-
-    Args:
-        chapter: the measurements.
-        command: that reproduces the page.
-        language: of its texts.
+    """The page as one self-contained HTML file; `command` reproduces it.
 
     Raises:
         RecipeError: an unknown language.
@@ -193,25 +188,25 @@ def _costs(words: _Words) -> list[Part]:
     alexnet, vgg11, narrow = (costs(_book_network(name)) for name in ("alexnet", "vgg11", "vgg11/4"))
     total, small = vgg11.total, narrow.total
     early = sum(part.activation_bytes for name, part in vgg11.parts.items() if name in ("block1", "block2"))
-    shares = {
-        "fc_parameters": vgg11.fully_connected.parameters / total.parameters,
-        "conv_macs": vgg11.convolutional.macs / total.macs,
-        "early_memory": early / total.activation_bytes,
-    }
-    ratios = {
-        "parameters_ratio": total.parameters / alexnet.total.parameters,
-        "macs_ratio": total.macs / alexnet.total.macs,
-        "memory_ratio": total.activation_bytes / alexnet.total.activation_bytes,
-    }
     rows = [
         (name, f"{cost.parameters:,}", f"{2 * cost.macs / 1e9:,.2f} G", f"{cost.activation_bytes / 1e6:,.1f} MB")
         for name, cost in (("AlexNet", alexnet.total), ("VGG-11", total), ("VGG-11/4", small))
     ]
     return [
         Heading(words("costs")),
-        words("costs_1", **shares),
+        words(
+            "costs_1",
+            fc_parameters=vgg11.fully_connected.parameters / total.parameters,
+            conv_macs=vgg11.convolutional.macs / total.macs,
+            early_memory=early / total.activation_bytes,
+        ),
         words.table(vgg11.table()),
-        words("costs_2", **ratios),
+        words(
+            "costs_2",
+            parameters_ratio=total.parameters / alexnet.total.parameters,
+            macs_ratio=total.macs / alexnet.total.macs,
+            memory_ratio=total.activation_bytes / alexnet.total.activation_bytes,
+        ),
         words.table(Table(("network", "parameters", "FLOPs", "activations"), [rows])),
         Heading(words("narrow")),
         words(

@@ -79,10 +79,7 @@ def blocks_of(notation: str) -> Blocks:
 def designs(budget: Budget, *, widths: Sequence[int] = WIDTHS, **sizes: int) -> Iterator[Design]:
     """All designs of up to `MOST_BLOCKS` blocks of 1 to `MOST_CONVS` convolutions of 3x3 within `budget`.
 
-    Args:
-        budget: the limits; only those of parameters and MACs are used.
-        widths: channels that a block may have, in rising order.
-        sizes: the further arguments of `sized`.
+    Of the budget only the limits of parameters and MACs are used; `widths` rise, and `sizes` are arguments of `sized`.
 
     >>> next(designs(Budget(parameters=2_000), image_size=28))
     Design(notation='1x8_bn', parameters=186, macs=56528)
@@ -118,21 +115,21 @@ def drawn(budget: Budget, count: int, seed: int, **sizes: int) -> list[Design]:
     Raises:
         ArchitectureError: there is no such design.
     """
-    draws, kept, seen = random.Random(seed), list[Design](), 0  # noqa: S311
+    draws, sample, seen = random.Random(seed), list[Design](), 0  # noqa: S311
     for design in designs(budget, widths=WIDTHS, **sizes):
         if budget.share(design.parameters, design.macs) < LEAST_SHARE:
             continue
         seen += 1
-        if len(kept) < count:
-            kept.append(design)
+        if len(sample) < count:
+            sample.append(design)
         elif (place := draws.randrange(seen)) < count:
-            kept[place] = design
-    if not kept:
+            sample[place] = design
+    if not sample:
         limits = {"--max-params": budget.parameters, "--max-macs": budget.macs}
         got = " ".join(f"{flag} {limit}" for flag, limit in limits.items() if limit is not None)
         raise ArchitectureError(f"expected a budget with room for a network of blocks, got {got}, try a larger one")
-    draws.shuffle(kept)
-    return kept
+    draws.shuffle(sample)
+    return sample
 
 
 def nearby(design: str, budget: Budget, draws: random.Random, **sizes: int) -> Design | None:

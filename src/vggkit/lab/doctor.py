@@ -289,11 +289,7 @@ def _rms(x: Tensor) -> float:
 
 @contextmanager
 def _recorded_layers(net: nn.Module) -> Iterator[dict[str, LayerDiagnosis]]:
-    """Within, `net` is in training mode without dropout, and each layer is measured when it is called.
-
-    Yields:
-        The layers by the path of their module, in the order of the calls; no output is kept.
-    """
+    """Within, `net` is in training mode without dropout; yields the layers by path, measured as they are called."""
     layers: dict[str, LayerDiagnosis] = {}
 
     def record(path: str, module: nn.Module, output: Tensor) -> None:

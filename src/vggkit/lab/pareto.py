@@ -19,7 +19,7 @@ OTHER_COLOUR, FRONT_COLOUR = "#4c78a8", "#e45756"
 MAX_RADIUS, MIN_RADIUS = 20.0, 4.0
 """Of circles, in points."""
 FONT_SIZE, RINGS = 9, 12
-"""The size of the names in points, and the largest distance of a name from its circle in that size."""
+"""The size of the names in points, and the distances from its circle at which a place is sought."""
 MAX_CHARACTERS = 40
 """Of a name in a plot."""
 MAX_NAMES = 12

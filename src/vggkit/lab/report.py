@@ -68,10 +68,7 @@ Part = str | Heading | Code | Picture | Table
 
 
 def as_svg(figure: "Figure") -> str:
-    """A figure as a reproducible SVG element with selectable text, dark on light or light on dark as the browser is.
-
-    It serves in a page and as a file of its own.
-    """
+    """A figure as a reproducible SVG element with selectable text, dark on light or light on dark as the browser is."""
     import matplotlib as mpl
 
     buffer = io.StringIO()

@@ -59,7 +59,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a recipe's runs owe to the data, to this machine and to what the experiment holds equal."""
+    """The part of a recipe's runs that depends on the data, this machine and what the experiment holds equal."""
 
     architecture: str
     epochs: int
@@ -312,8 +312,8 @@ def _ray_runner(address: str, device: str | None, say: Callable[[str], None]) ->
         on_gpu = device.startswith("cuda") if device else ray.cluster_resources().get("GPU", 0) > 0
         threads = torch.get_num_threads()
         options = {"num_gpus": 1} if on_gpu else {"num_cpus": threads}
-        most = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
-        if not on_gpu and most < threads:
+        max_cpus = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
+        if not on_gpu and max_cpus < threads:
             say(f"waiting: a trial asks for {threads} CPUs, no machine of the cluster has them, try OMP_NUM_THREADS=1")
         remote = ray.remote(**options, retry_exceptions=[InterruptedError])(_with_threads)
 

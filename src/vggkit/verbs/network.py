@@ -51,11 +51,15 @@ class NetworkFlags:
 
 
 def _network_at(path: Path) -> Network:
-    """The network of a run folder or weight file; of a file written by vggkit only the header is read."""
+    """The network of a weight file, of a finished run, or of the newest checkpoint of an unfinished one."""
     if path.is_dir():
-        path = _weights_of(path)
+        checkpoints = sorted(path.glob(f"{CHECKPOINTS}/step-*/{NETWORK}"), key=lambda file: file.stat().st_mtime)
+        files = [file for file in (*checkpoints, path / MODEL) if file.is_file()]
+        if not files:
+            raise WeightsError(f"expected a run folder with weights in it, got {shown(path, 500)}, try vgg train")
+        path = files[-1]
     if reason := why_not_a_file(path):
-        raise WeightsError(f"expected a run folder or a weight file, got {shown(str(path), limit=500)}: {reason}")
+        raise WeightsError(f"expected a run folder or a weight file, got {shown(path, 500)}: {reason}")
     from safetensors import SafetensorError, safe_open
 
     metadata = None
@@ -66,12 +70,3 @@ def _network_at(path: Path) -> Network:
     from vggkit.weights.files import load_weights  # imports torch
 
     return load_weights(path)[0].architecture
-
-
-def _weights_of(run: Path) -> Path:
-    """The weights of a finished run, or of the newest checkpoint of an unfinished one."""
-    checkpoints = sorted(run.glob(f"{CHECKPOINTS}/step-*/{NETWORK}"), key=lambda path: path.stat().st_mtime)
-    for path in (run / MODEL, *reversed(checkpoints)):
-        if path.is_file():
-            return path
-    raise WeightsError(f"expected a run folder with weights in it, got {shown(str(run), limit=500)}, try vgg train")

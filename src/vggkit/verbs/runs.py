@@ -85,7 +85,10 @@ def _table(runs: list[dict[str, Any]]) -> Table:
     other_width = sum(widths) + len(widths) - 1 - name_width - data_width
     room = max(24, max(80, shutil.get_terminal_size().columns) - other_width)
     name_width = min(name_width, room - min(data_width, 13))
-    rows = [(_cut(run, name_width), recipe, _cut(data, room - name_width), *rest) for run, recipe, data, *rest in rows]
+    rows = [
+        (_path_end(run, name_width), recipe, _path_end(data, room - name_width), *rest)
+        for run, recipe, data, *rest in rows
+    ]
     return Table(header, [rows], 4)
 
 
@@ -101,6 +104,6 @@ def _row(run: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _cut(text: str, width: int) -> str:
+def _path_end(text: str, width: int) -> str:
     """The end of `text`, in which paths differ, in at most `width` characters."""
     return text if len(text) <= width else "..." + text[3 - width :]

@@ -33,17 +33,14 @@ DONE, FAILED, USER_ERROR, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130
 """Exit codes; 75 is EX_TEMPFAIL of sysexits.h: stopped by a signal with a checkpoint, to be run again."""
 
 METAVARS = {
-    "model": "MODEL", "warm_start": "MODEL", "pretrained": "MODEL", "resume": "RUN", "continues": "RUN", "name": "NAME",
-    "networks": "NETWORK", "architecture": "NETWORK", "recipe": "RECIPE", "layers": "LAYER", "device": "DEVICE",
-    "images": "IMAGE", "data": "DATA", "memory": "SIZE", "data_dir": "DIR", "folder": "DIR", "out": "FILE",
-    "plot": "FILE", "models": "MODEL", "max_params": "COUNT", "max_macs": "COUNT", "time": "TIME", "runs": "DIR",
-    "vary": "FIELD=VALUE,VALUE", "exercises": "QUESTION", "content": "CONTENT", "style": "STYLE", "image": "IMAGE",
-    "like": "IMAGE", "layer": "LAYER", "scatter": "FILE", "host": "ADDRESS", "certificate": "FILE", "key": "FILE",
-    "ray": "ADDRESS", "export": "DIR", "classes": "CLASS", "unit": "LAYER:NUMBER",
-    "ensemble": "MODEL", "mistakes": "FILE", "reliability": "FILE", "predictions": "FILE",
-    "fit_temperature": "FILE",
+    "data": "DATA", "model": "MODEL", "models": "MODEL", "ensemble": "MODEL", "warm_start": "MODEL",
+    "pretrained": "MODEL", "resume": "RUN", "continues": "RUN", "networks": "NETWORK", "architecture": "NETWORK",
+    "images": "IMAGE", "image": "IMAGE", "like": "IMAGE", "content": "CONTENT", "style": "STYLE", "layers": "LAYER",
+    "classes": "CLASS", "unit": "LAYER:NUMBER", "memory": "SIZE", "max_params": "COUNT", "max_macs": "COUNT",
+    "data_dir": "DIR", "folder": "DIR", "runs": "DIR", "export": "DIR", "host": "ADDRESS", "ray": "ADDRESS",
+    "exercises": "QUESTION", "vary": "FIELD=VALUE,VALUE",
 }  # fmt: skip
-"""Metavars of flags and arguments by name, for all verbs; the others take numbers."""
+"""Metavars by name of the flag; that of another path is FILE, of a text its name, and of a number its type."""
 
 
 def parse_flags(
@@ -137,7 +134,8 @@ def prepare(flags: type) -> dict[str, tuple[str, ...]]:
         metavar = None
         if element is not bool and not get_args(element):
             is_tuple = any(get_origin(part) is tuple for part in parts)
-            metavar = METAVARS.get(name, element.__name__.upper()) + " ..." * is_tuple
+            default = "FILE" if element is Path else (name if element is str else element.__name__).upper()
+            metavar = METAVARS.get(name, default) + " ..." * is_tuple
         is_argument = Positional in marks
         shown_metavar = f"[{metavar}]" if metavar and is_argument and hasattr(flags, name) else metavar
         help_text = " ".join(texts.get(name, "").split())
@@ -265,8 +263,8 @@ def check_kept(path: Path, reads: Iterable[object], flag: str = "--out") -> None
         weights = [f"{source}/{MODEL}", f"{source}/{BEST}"]
         if exists(path) and any(exists(file) and path.samefile(file) for file in (source, *weights)):
             raise UserError(f"expected a new file for {flag}, got one that is read: {path}, try another name")
-        has_images = exists(f"{source}/.") and not any(map(exists, weights)) and not holds_runs(source)
-        if has_images and Path(os.path.realpath(source)) in place.parents:
+        is_data_folder = exists(f"{source}/.") and not any(map(exists, weights)) and not holds_runs(source)
+        if is_data_folder and Path(os.path.realpath(source)) in place.parents:
             raise UserError(f"expected a file outside of {source}, which is read, for {flag}, got {path}")
 
 
