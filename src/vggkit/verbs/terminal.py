@@ -66,8 +66,9 @@ def parse_flags(
     if default is not None:
         known = known | {f"--no-{name[2:]}": () for name, takes in known.items() if not takes}
     _check_words(verb, arguments, known)
-    # Neither stream is a terminal, so that the help has no colours.
-    printed, errors = (io.TextIOWrapper(io.BytesIO(), sys.stdout.encoding, "backslashreplace") for _ in range(2))
+    # Neither stream is a terminal, so that the help has no colours. tyro knows UTF-8 in lower case only.
+    encoding = (sys.stdout.encoding or "utf-8").lower()
+    printed, errors = (io.TextIOWrapper(io.BytesIO(), encoding, "backslashreplace") for _ in range(2))
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
             parsed: tuple[FlagsOfVerb, list[str]] = tyro.cli(
