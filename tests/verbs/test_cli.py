@@ -175,7 +175,7 @@ ACTIONS = [f"{verb} {action}" for verb in ("data", "weights") for action in acti
 def test_the_boxes_of_help_are_whole_in_a_terminal_of_any_width(columns, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(columns))
     assert cli.main(["help", "train"]) == 0
-    boxes = [line for line in capsys.readouterr().out.splitlines() if line[:1] in "│╭╰"]
+    boxes = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("│", "╭", "╰"))]
     assert {len(line) for line in boxes} == {columns}
     assert {line[-1] for line in boxes} == set("│╮╯")
 
