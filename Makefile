@@ -45,8 +45,8 @@ dev: .venv-dev/.installed
 	$(BIN)/python -m venv --clear .venv-dev
 	@program=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
 	$(DEV)/python -c "import pathlib, sysconfig; pathlib.Path(sysconfig.get_path('purelib'), 'program.pth').write_text('$$program')"
-	$(DEV)/python $(INSTALL) --no-compile -r requirements-dev.txt
-	$(DEV)/python $(INSTALL) --no-compile --no-deps --upgrade --target .venv-dev/peers -r requirements-peers.txt
+	$(BIN)/python $(INSTALL) --no-compile --no-deps --upgrade --target .venv-dev/peers -r requirements-peers.txt & peers=$$!; \
+	$(DEV)/python $(INSTALL) --no-compile -r requirements-dev.txt && wait $$peers
 	$(DEV)/python $(INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $@
 

@@ -8,7 +8,8 @@ up by a step of a tiny network, and huge pages as in training. It measures once 
 that only the libraries' workspace remains, and once as glibc behaves by default, which keeps some of what is freed. The
 layers are torch's own, which the prediction describes; this engine's kernels keep less. On CUDA it compares
 `torch.cuda.max_memory_allocated`, in bfloat16, with torch's layers and with the engine's.
-Prints a JSON line for each case. The case `quick`, which takes seconds, runs only if you name it.
+Prints a JSON line for each case. The case `quick`, which takes seconds, runs only if you name it, and only in the first
+of the two ways.
 """
 
 import ctypes
@@ -59,9 +60,10 @@ def main() -> None:
     given = flags.parse_args()
     device = hardware.choose_device(given.device)
     cases = [case for case in CASES if given.cases is None or case.network in given.cases]
+    ways = LAYERS if device.type == "cuda" else FREED
     if given.cases == ["quick"]:
-        cases = [QUICK]
-    for freed in LAYERS if device.type == "cuda" else FREED:
+        cases, ways = [QUICK], ways[:1]
+    for freed in ways:
         for case in cases:
             predicted = predicted_bytes(case, device)
             measured = [in_own_process(measured_bytes, case, device, freed) for _ in range(given.repeats)]

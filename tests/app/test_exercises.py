@@ -1,10 +1,12 @@
 """The exercises on the page are what `vgg experiment` prints."""
 
+import io
 import json
-import subprocess
-import sys
+from contextlib import redirect_stdout
 
 import pytest
+
+from vggkit import cli
 
 TINY = "--data fashion-mnist-sample --epochs 1 --seeds 2 --device cpu"
 
@@ -12,10 +14,10 @@ TINY = "--data fashion-mnist-sample --epochs 1 --seeds 2 --device cpu"
 @pytest.fixture(scope="module")
 def printed(app):
     """What the verb prints of an exercise, shrunk to seconds."""
-    command = ["experiment", "batch-norm", *TINY.split(), "--json"]
-    done = subprocess.run([sys.executable, "-m", "vggkit", *command], cwd=app.folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as out:
+        patch.chdir(app.folder)
+        assert cli.main(["experiment", "batch-norm", *TINY.split(), "--json"]) == 0
+    return json.loads(out.getvalue())
 
 
 def test_an_exercise_is_not_measured_then_going_on_then_answered(app, printed):

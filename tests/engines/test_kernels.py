@@ -36,8 +36,9 @@ needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 
 
 @needs_compiler
-def test_it_is_built_once_for_its_owner_alone(monkeypatch, tmp_path):
+def test_it_is_built_once_for_its_owner_alone_by_a_compiler_with_arguments(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "new" / "cache"))
+    monkeypatch.setenv("CXX", f"{COMPILER} -DNOTHING")
     umask = os.umask(0)
     try:
         kernels.library()
@@ -225,11 +226,8 @@ def test_what_is_no_compiler_is_said(monkeypatch, text, said):
         kernels.library()
 
 
-def test_a_compiler_with_arguments_and_a_home_that_cannot_be_found(monkeypatch):
-    monkeypatch.setenv("CXX", f"{COMPILER or 'c++'} -DNOTHING")
-    assert (why_not_compiled() == "") == bool(COMPILER)
-    kernels.library.cache_clear()
-    why_not_compiled.cache_clear()
+def test_a_home_that_cannot_be_found_is_said(monkeypatch):
+    monkeypatch.setenv("CXX", "c++")
 
     def nowhere():
         raise RuntimeError("Could not determine home directory.")

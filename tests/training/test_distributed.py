@@ -16,9 +16,9 @@ from vggkit.design.scaling import gradient_buckets, message_bytes
 
 @pytest.fixture(scope="module")
 def recipe(recipe):
-    """No dropout, batch norm or mixing, which differ by process; 2,000 images in batches of 48 leave 32."""
+    """No dropout, batch norm or mixing, which differ by process; 500 images in batches of 48 leave 20."""
     changes = {"architecture": "1x4 1x8", "hidden": (16,), "dropout": 0.0, "batch_size": 48, "epochs": 1, "cutmix": 0.0}
-    return replace(recipe, **changes)
+    return replace(recipe, validation=1500, **changes)
 
 
 def in_float64(recipe, folder, num_workers=None):
@@ -50,7 +50,7 @@ COLOURED = {"channels": "rgb", "color_shift": 0.1, "label_smoothing": 0.1, "opti
     ("sizes", "changes"),
     [
         ((2, 3), {}),
-        ((2,), {"batch_size": 1999, "epochs": 3}),  # a last batch of one image, for two processes
+        ((2,), {"batch_size": 499, "epochs": 3}),  # a last batch of one image, for two processes
         ((2,), COLOURED),
     ],
 )
@@ -76,13 +76,13 @@ def test_processes_average_the_leaders_batch_norms(recipe, tmp_path):
 
 TINY = [
     "train", "--data", "fashion-mnist-sample", "--architecture", "1x4 1x8_bn", "--image-size", "16", "--batch-size",
-    "60", "--dropout", "0.2", "--head", "flatten", "--hidden", "64", "--erase", "4", "--epochs", "2",
+    "120", "--dropout", "0.2", "--head", "flatten", "--hidden", "64", "--erase", "4", "--epochs", "2",
     "--device", "cpu", "--cutmix", "0.5", "--average", "0.2",
 ]  # fmt: skip
 
 
 class Signalled:
-    """Sends a signal to some processes of a team in their 20th step."""
+    """Sends a signal to some processes of a team in their 10th step."""
 
     def __init__(self, ranks, number):
         self.ranks, self.number, self.steps = ranks, number, 0
@@ -94,7 +94,7 @@ class Signalled:
 
         def counted(*given, **options):
             self.steps += 1
-            if self.steps == 20 and int(os.environ["RANK"]) in self.ranks:
+            if self.steps == 10 and int(os.environ["RANK"]) in self.ranks:
                 signal.raise_signal(self.number)
             return real(*given, **options)
 
@@ -174,7 +174,9 @@ def test_only_the_first_process_writes(tmp_path):
 
 
 def test_image_files_are_shared_by_processes_with_workers(recipe, photos, tmp_path):
-    recipe = replace(recipe, data=str(photos), channels="grey", shorter_side=(17, 24), translate=0, erase=0, epochs=2)
+    recipe = replace(
+        recipe, data=str(photos), validation=0, channels="grey", shorter_side=(17, 24), translate=0, erase=0, epochs=2
+    )
     (expected,), lines = results(together(1, in_float64, recipe, "run", 0, place=tmp_path / "1"), 1)
     weights, others = results(together(2, in_float64, recipe, "run", 1, place=tmp_path / "2"), 2)
     for name, tensor in weights[1].items():
@@ -215,7 +217,9 @@ def counts_bytes(recipe):
 
 
 def test_compressed_gradients_are_small_and_teach(recipe, tmp_path):
-    recipe = replace(recipe, architecture="1x16 1x32_bn", hidden=(256,), epochs=3, learning_rate=0.05, erase=0)
+    recipe = replace(
+        recipe, architecture="1x16 1x32_bn", hidden=(256,), epochs=3, learning_rate=0.05, erase=0, validation=0
+    )
     sent, accuracies = {}, {}
     for compression in ("none", "bf16", "powersgd"):
         place = together(2, counts_bytes, replace(recipe, compression=compression), place=tmp_path / compression)

@@ -271,12 +271,12 @@ steps = []
 original = step.train_step
 def two_steps(*args, **options):
     steps.append(args[2].shape)
-    if len(steps) == 2:
+    if len(steps) == 1:
         signal.raise_signal(signal.SIGTERM)
     return original(*args, **options)
 step.train_step = two_steps
 train("d2l", data="fashion-mnist-sample", out=sys.argv[1], progress=False, device="cpu")
-assert steps == [(128, 1, 224, 224)] * 3, steps
+assert steps == [(128, 1, 224, 224)] * 2, steps
 # Not getrusage, which begins at what the process that started this one has.
 print(int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 2**20)
 """
