@@ -60,7 +60,7 @@ def main() -> None:
     given = flags.parse_args()
     device = hardware.choose_device(given.device)
     cases = [case for case in CASES if given.cases is None or case.network in given.cases]
-    ways = LAYERS if device.type == "cuda" else FREED
+    ways: tuple[str, ...] = LAYERS if device.type == "cuda" else FREED
     if given.cases == ["quick"]:
         cases, ways = [QUICK], ways[:1]
     for freed in ways:
