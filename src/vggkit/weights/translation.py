@@ -37,7 +37,7 @@ FEATURES_ONLY = Preprocessing(224, 3, (0.48235, 0.45882, 0.40784), (1 / 255,) * 
 _WRAPPERS = {"module", "_orig_mod"}
 """What DataParallel, DistributedDataParallel and torch.compile add to the names of tensors."""
 
-_CLASSIFIER = re.compile(r"classifier\.(?:([0-9]{1,4})\.)?(?=\w+$)")
+_CLASSIFIER = re.compile(r"^classifier\.(?:([0-9]{1,4})\.)?(?=\w+$)")
 
 
 class Entry(NamedTuple):
