@@ -61,6 +61,8 @@ def test_d2l_is_the_chapters():
         ({"flip": "yes"}, "flip to be true or false, got 'yes'"),
         ({"data": 3}, "data to be a text, got 3"),
         ({"hidden": 5}, "hidden as a tuple, got 5"),
+        ({"architecture": "lenet", "dropout": True}, "dropout to be a number from 0 to 1, got True"),
+        ({"architecture": "lenet", "pooled_size": "7"}, "pooled_size to be a whole number from 1 to 255, got '7'"),
     ],
 )
 def test_what_cannot_be_is_refused(change, message):
@@ -95,6 +97,13 @@ def test_json_that_is_no_recipe_is_refused():
         match="expected a recipe of quick, five-minutes, best, d2l, d2l-1.0, gluon, paper, finetune, got 'fast'",
     ):
         Recipe.named("fast")
+
+
+def test_a_whole_number_in_a_float_field_is_a_float():
+    """A browser sends 0 for 0.0."""
+    recipe = Recipe.named("quick", learning_rate=1.0)
+    sent = recipe.to_json().replace(".0,", ",")
+    assert sent != recipe.to_json() == Recipe.from_json(sent).to_json()
 
 
 def test_the_learning_rate_goes_up_and_down_as_told():

@@ -31,8 +31,10 @@ _BOUNDS = {
     "seed": (0, 2**31 - 1),
     **dict.fromkeys(("learning_rate", "weight_decay"), (0, 1e6)),
     **dict.fromkeys(("warmup", "momentum", "label_smoothing", "color_shift", "holdout", "cutmix", "average"), (0, 1)),
+    "dropout": (0, 1),
+    "pooled_size": (1, 255),
 }
-"""Bounds of numeric fields; `Architecture` checks those of the network."""
+"""Bounds of numeric fields; `Architecture` checks the others of the network."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, kind in _field_types().items():
-            _check_value(name, kind, getattr(self, name))
+            value = getattr(self, name)
+            _check_value(name, kind, value)
+            if kind is float:  # JSON from a browser has 0 for 0.0
+                object.__setattr__(self, name, float(value))
         self._check_together()
         # Checks the other fields; lists from JSON become tuples.
         network = self.network(in_channels=1, num_classes=10)
