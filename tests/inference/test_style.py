@@ -64,7 +64,7 @@ def test_the_errors_that_are_told_are_those_of_the_paper_and_shrink(classifier, 
     content, style = errors(classifier, painted, PHOTO, PAINTING, pool)
     assert style < errors(classifier, PHOTO, PHOTO, PAINTING, pool)[1] / 2
     assert said[0].startswith("32 px, step 1/20: content error 0.000, style error ")
-    assert said[-1].startswith("64 px, step 20/20: ")
+    assert said[-1].startswith("64 px, step 20/20: ") and said[-1].endswith("(of relu4_2, and of relu1_1 to relu5_1)")
     told = [float(word.strip(",")) for word in said[-1].split() if "." in word]
     assert told == pytest.approx([content, style], rel=0.5, abs=0.05)  # before it is rounded to 8 bits
     assert stylize(classifier, PHOTO, PAINTING, **how) == painted
@@ -105,6 +105,24 @@ def test_a_dream_excites_its_layer(classifier):
     assert response(dreamt) > 1.5 * response(PHOTO)
     with torch.no_grad():  # as in a caller's evaluation
         assert dream(classifier, PHOTO, layer="conv3_1", size=64, octaves=2, steps=5) == dreamt
+
+
+@pytest.mark.parametrize(
+    ("network", "content", "deepest"),
+    [
+        ("1x8", "relu1_1", "relu1_1"),
+        ("2x8 2x8 2x8 1x8", "relu4_1", "relu4_1"),
+        ("1x8 1x8 1x8 2x8", "relu4_2", "relu4_1"),
+    ],
+)
+def test_a_shallow_network_paints_with_the_layers_that_it_has(network, content, deepest):
+    net = VGG(Architecture.parse(network, in_channels=1, image_size=32, head="gap", hidden=()))
+    said, model = [], Classifier(net, tuple("0123456789"), Preprocessing(32, 1, (0.5,), (0.5,)))
+    assert stylize(model, PHOTO, PAINTING, sizes=(32,), steps=1, report=said.append).mode == "L"
+    assert dream(model, PHOTO, size=32, octaves=1, steps=1, report=said.append) == dream(
+        model, PHOTO, layer=deepest, size=32, octaves=1, steps=1
+    )
+    assert said[0].endswith(f"(of {content}, and of relu1_1 to {deepest})") and f" {deepest} " in said[-1]
 
 
 def test_what_cannot_be_painted_is_refused(classifier):

@@ -18,9 +18,10 @@ from vggkit.inference.images import AnyImage, content_of
 from vggkit.inference.perceptual import gram_matrix
 from vggkit.inference.predict import AnyModel, Classifier, load_classifier
 from vggkit.networks.vgg import VGG
+from vggkit.weights.files import AnyNetwork
 
-CONTENT_LAYER = "relu4_2"
 STYLE_LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
+CONTENT_LAYERS = (*STYLE_LAYERS[:4], "relu4_2")  # the last one that the network has
 
 MIN_SIDE, MAX_SIDE = 32, 4096
 """Limits of the longer side of an image, in pixels."""
@@ -51,9 +52,11 @@ def stylize(
 
     The loss is the squared error of the maps of relu4_2 from the photo's, plus `style_weight` times that of the Gram
     matrices of relu1_1 to relu5_1 from the picture's, both relative, so that the scale of the weights does not matter.
+    In a shallower network, the style layers are those of these that it has, and the content layer is the last of
+    relu1_1 to relu4_1.
 
     Args:
-        model: as for `predict`; a VGG with these layers.
+        model: as for `predict`; a VGG.
         content: one image, as for `predict`.
         style: one image, as for `predict`.
         sizes: of the longer side of both images, in pixels: the first starts from the photo, each further one from the
@@ -66,20 +69,27 @@ def stylize(
     Raises:
         DataError: as for `predict`.
         WeightsError: as for `predict`, or the errors are not finite.
-        ValueError: a value out of range, or the network lacks these layers.
+        ValueError: a value out of range, or the network is no VGG.
     """
     classifier = load_classifier(model)
     maps = _feature_function(classifier, average_pooling)
+    content_layer = _layers_in(classifier.net, CONTENT_LAYERS)[-1]
+    style_layers = _layers_in(classifier.net, STYLE_LAYERS)
+    layers = f"of {content_layer}, and of relu1_1 to {style_layers[-1]}"
     _check_sizes_and_steps(sizes, steps)
     check_type(style_weight, int | float, "a style weight", "5")
     if not 0 < style_weight < float("inf"):
         raise UserError(f"expected a style weight above 0, got {style_weight}, try 5")
+
+    def say(line: str) -> None:
+        report(f"{line} ({layers})")
+
     photo, picture = (_decoded(image, classifier, name) for image, name in ((content, "content"), (style, "style")))
     painted = _pixels_of_size(photo, sizes[0], classifier)
     for size in sizes:
         small = _pixels_of_size(photo, size, classifier)
-        errors = _style_errors(maps, small, _pixels_of_size(picture, size, classifier))
-        painted = _minimized(_resized(painted, small.shape[-2:]), errors, style_weight, steps, report)
+        errors = _style_errors(maps, content_layer, style_layers, small, _pixels_of_size(picture, size, classifier))
+        painted = _minimized(_resized(painted, small.shape[-2:]), errors, style_weight, steps, say)
     return _to_image(painted)
 
 
@@ -95,7 +105,7 @@ def dream(
     model: AnyModel,
     image: AnyImage,
     *,
-    layer: str = "relu5_1",
+    layer: str | None = None,
     size: int = 512,
     octaves: int = 4,
     steps: int = 10,
@@ -106,7 +116,7 @@ def dream(
     Args:
         model: as for `predict`; a VGG.
         image: one image, as for `predict`.
-        layer: the layer whose mean square is increased.
+        layer: the layer whose mean square is increased; by default relu5_1, or the last of relu1_1 to relu4_1.
         size: of the longer side, in pixels.
         octaves: number of sizes, each 1.4 times the previous; the last one is `size`.
         steps: of gradient ascent at each size.
@@ -119,6 +129,7 @@ def dream(
     """
     classifier = load_classifier(model)
     maps = _feature_function(classifier)
+    layer = layer or _layers_in(classifier.net, STYLE_LAYERS)[-1]
     sizes = _octaves(size, octaves)
     _check_sizes_and_steps(sizes, steps)
     photo, generator = _decoded(image, classifier, "the image"), torch.Generator().manual_seed(0)
@@ -158,16 +169,23 @@ def _feature_function(classifier: Classifier, average_pooling: bool = False) -> 
     return lambda x, layers: fast.features(classifier.preprocessing.normalize(x), layers)
 
 
-def _style_errors(maps: Maps, photo: Tensor, picture: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+def _layers_in(net: AnyNetwork, names: Sequence[str]) -> list[str]:
+    """Those of `names` that are layers of `net`."""
+    return [layer.name for layer in net.architecture.layers() if layer.name in names]
+
+
+def _style_errors(
+    maps: Maps, content_layer: str, style_layers: Sequence[str], photo: Tensor, picture: Tensor
+) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """The relative errors of content and style, as a function of the image."""
     with torch.no_grad():
-        content = maps(photo, [CONTENT_LAYER])[CONTENT_LAYER]
-        grams = {name: gram_matrix(y) for name, y in maps(picture, STYLE_LAYERS).items()}
+        content = maps(photo, [content_layer])[content_layer]
+        grams = {name: gram_matrix(y) for name, y in maps(picture, style_layers).items()}
 
     def errors(x: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = maps(x, [CONTENT_LAYER, *STYLE_LAYERS])
+        outputs = maps(x, [content_layer, *style_layers])
         style_errors = [_relative_error(gram_matrix(outputs[name]), gram) for name, gram in grams.items()]
-        return _relative_error(outputs[CONTENT_LAYER], content), torch.stack(style_errors).mean()
+        return _relative_error(outputs[content_layer], content), torch.stack(style_errors).mean()
 
     return errors
 

@@ -20,8 +20,8 @@ class Flags(PaintingFlags):
 
     image: Positional[Path]
     """The photo."""
-    layer: str = "relu5_1"
-    """The layer whose mean square is increased."""
+    layer: str | None = None
+    """The layer whose mean square is increased; if not given, relu5_1, or the last of relu1_1 to relu4_1."""
     size: int = 512
     """Pixels of the longer side."""
     octaves: int = 4
