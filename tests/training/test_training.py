@@ -12,6 +12,7 @@ from torch import nn
 
 from tests.killing import newest
 from vggkit import Recipe, train, vgg
+from vggkit.app.runs import Runs
 from vggkit.cli import main
 from vggkit.data.fashion_mnist import load
 from vggkit.data.loading import Augmentation, Split, epoch_order
@@ -155,7 +156,7 @@ def test_an_existing_run_is_never_overwritten(run, recipe):
     assert {file.name: file.read_bytes() for file in run.folder.rglob("*") if file.is_file()} == before
 
 
-def test_a_diverging_run_stops_and_says_what_to_try(recipe, tmp_path):
+def test_a_diverging_run_stops_and_says_what_to_try(recipe, tmp_path, capsys):
     wild = replace(recipe, architecture="1x8 1x16", learning_rate=1e6, optimizer="sgd")
     with pytest.raises(
         DivergedError,
@@ -166,6 +167,13 @@ def test_a_diverging_run_stops_and_says_what_to_try(recipe, tmp_path):
     assert not (tmp_path / "run" / "model.safetensors").exists()
     for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert main(["runs", str(tmp_path)]) == 0
+    assert "failed" in (out := capsys.readouterr().out) and "run diverged: expected a finite loss" in out
+    (listed,) = Runs(tmp_path).listed()
+    assert listed["state"] == "failed" and listed["error"] in out
+    with pytest.raises(DivergedError, match="expected a finite loss"):
+        train(wild, resume=tmp_path / "run")
+    assert "with the same recipe it will most likely diverge again" in capsys.readouterr().out
     # The loss of the only step is finite, what comes out of the network after it is not.
     last_step = replace(wild, architecture="1x4 1x4", image_size=8, batch_size=2000, weight_decay=1e6, epochs=1)
     with pytest.raises(

@@ -40,8 +40,7 @@ def listed(capsys, *arguments):
 
 def test_runs_are_listed_with_what_came_of_them_the_newest_first(here, capsys):
     (made(here / "b", {"event": "start"}, EPOCH, {"event": "step", "test_accuracy": 1.0}) / "model.safetensors").touch()
-    (made(here / "a", seconds=60) / "checkpoints/step-00000001").mkdir(parents=True)
-    (here / "a/checkpoints/step-00000001/SHA256SUMS").touch()
+    made(here / "a", EPOCH | {"epoch": 10**9}, seconds=60)
     made(here / "c", "{", "[1]", EPOCH, "[" * 9999, "\x1b[31m", seconds=120)
     descriptor = os.open(made(here / "d", seconds=180), os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -50,7 +49,7 @@ def test_runs_are_listed_with_what_came_of_them_the_newest_first(here, capsys):
     finally:
         os.close(descriptor)
     assert {name: run["state"] for name, run in runs.items()} == {
-        "b": "finished", "a": "stopped", "c": "begun", "d": "training",
+        "b": "finished", "a": "stopped", "c": "stopped", "d": "training",
     }  # fmt: skip
     assert list(runs) == ["b", "a", "c", "d"]
     for name in "bc":
@@ -76,7 +75,8 @@ def test_runs_are_listed_with_what_came_of_them_the_newest_first(here, capsys):
 
 def test_foreign_and_damaged_folders_do_no_harm(here, capsys):
     made(here / "evil\x1b[2J\n", EPOCH, name="\\u001b[31m" + "x" * 10_000)
-    made(here / "numbers", {**EPOCH, "epoch": 10**400, "test_accuracy": float("inf"), "examples_per_second": "fast"})
+    unlikely = {"epoch": 10**400, "test_accuracy": float("inf"), "examples_per_second": "fast"}
+    made(here / "numbers", {**EPOCH, **unlikely}, {"event": "diverged", "reason": 3})
     for name in ("fifo", "folder", "link", "huge", "bytes"):
         recipe = made(here / name, EPOCH) / "recipe.json"
         recipe.unlink()
@@ -95,7 +95,7 @@ def test_foreign_and_damaged_folders_do_no_harm(here, capsys):
     runs = listed(capsys)
     states = {name: run["state"] for name, run in runs.items() if not name.startswith("evil")}
     assert states == dict.fromkeys(("bytes", "fifo", "folder", "huge", "link"), "damaged") | dict.fromkeys(
-        ("metrics", "numbers"), "begun"
+        ("metrics", "numbers"), "stopped"
     )
     assert [runs["numbers"][key] for key in ("accuracy", "examples_per_second", "epochs_done")] == [None, None, None]
     assert main(["runs"]) == 0

@@ -21,7 +21,7 @@ from vggkit.app.metrics import Metrics
 from vggkit.data.fashion_mnist import FULL_NAME, SAMPLE_NAME
 from vggkit.errors import RunError, UserError, one_line, shown
 from vggkit.training.recipe import RECIPES, Recipe
-from vggkit.training.run_folder import RECIPE, is_locked, read_recipe
+from vggkit.training.run_folder import RECIPE, read_recipe, state_of
 from vggkit.weights.runs import MODEL, checkpoints_of
 
 SAVE_SECONDS = 10
@@ -172,16 +172,13 @@ class Runs:
 
     def _state(self, name: str, path: Path) -> dict[str, Any]:
         """The state (file, starting, training, stopped, finished or failed) and its error; raises `OSError`."""
-        started, state, error = self._started.get(name), "stopped", None
+        started = self._started.get(name)
         if path.is_file():
-            state = "file"
-        elif started and started.is_running:
-            state = "training" if path.is_dir() else "starting"
-        elif path.is_dir() and is_locked(path):
-            state = "training"
-        elif (path / MODEL).is_file():
-            state = "finished"
-        elif started and (error := started.error):
+            return {"state": "file", "error": None}
+        if started and started.is_running:
+            return {"state": "training" if path.is_dir() else "starting", "error": None}
+        state, error = state_of(path) if path.is_dir() else ("stopped", None)
+        if state == "stopped" and started and (error := started.error):
             state = "failed"
         return {"state": state, "error": error}
 

@@ -19,7 +19,7 @@ from vggkit.data.preprocessing import Preprocessing
 from vggkit.design.network import costs
 from vggkit.engines import cpu, gpu
 from vggkit.engines.accelerate import EngineName, engine_name
-from vggkit.errors import CheckpointError, RunError
+from vggkit.errors import CheckpointError, DivergedError, RunError
 from vggkit.networks.baselines import build
 from vggkit.training.checkpoint import SAVE_SECONDS, Saver, restore
 from vggkit.training.distributed import Team, join_team
@@ -29,7 +29,7 @@ from vggkit.training.progress import Progress, print_line
 from vggkit.training.recipe import Recipe
 from vggkit.training.run import Run
 from vggkit.training.run_data import RunData, open_run_data
-from vggkit.training.run_folder import BEST, new_run_folder, resumed_run_folder, with_whole_paths
+from vggkit.training.run_folder import BEST, DIVERGED, new_run_folder, resumed_run_folder, why_failed, with_whole_paths
 from vggkit.training.run_state import RunState
 from vggkit.training.start import pretrained_weights, start_from
 from vggkit.training.step import Training, make_optimizer
@@ -122,7 +122,11 @@ def train(
         stack.callback(display.close)
         _show_start(display, training, "resume" if files else "start", notes)
         saver = Saver(leader_folder, save_seconds, checkpoint, state.best_step)
-        stopped_by = _train_and_save(training, folder, display, saver, until_epoch)
+        try:
+            stopped_by = _train_and_save(training, folder, display, saver, until_epoch)
+        except DivergedError as error:
+            display.log(DIVERGED, reason=str(error))
+            raise
         return Run(
             folder,
             recipe,
@@ -138,6 +142,8 @@ def train(
 
 def _newest_checkpoint(folder: Path, say: Callable[[str], None]) -> tuple[Path | None, dict[str, bytes]]:
     """The newest whole checkpoint in `folder` and its files; None and no files for a new run."""
+    if reason := why_failed(folder):
+        say(f"the run {reason}; with the same recipe it will most likely diverge again")
     newest = read_newest(folder, say)
     if newest is not None:
         return newest

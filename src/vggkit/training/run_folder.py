@@ -12,13 +12,14 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from vggkit.data.files import sync_folder, why_not_a_file, write_whole
-from vggkit.errors import RunError, one_line
+from vggkit.data.files import open_regular, sync_folder, why_not_a_file, write_whole
+from vggkit.errors import ERROR_CHARACTERS, RunError, one_line, shown
 from vggkit.training.recipe import Recipe
 from vggkit.training.run_state import EpochMetrics
-from vggkit.weights.runs import CHECKPOINTS, METRICS
+from vggkit.weights.runs import CHECKPOINTS, METRICS, MODEL
 
 RECIPE, BEST = "recipe.json", "best.safetensors"
+DIVERGED = "diverged"  # the event in metrics.jsonl
 MAX_RECIPE_BYTES = 2**20
 MAX_COUNT, MAX_NUMBER = 2**53, 1e38
 """Bounds of values in metrics.jsonl: integers that JavaScript represents exactly; about the largest float32."""
@@ -177,6 +178,27 @@ def is_locked(run: Path) -> bool:
         return not _try_lock(descriptor, shared=True)
     finally:
         os.close(descriptor)
+
+
+def state_of(run: Path) -> tuple[str, str | None]:
+    """The state of a run (training, finished, failed or stopped) and why it failed; raises `OSError`."""
+    if is_locked(run):
+        return "training", None
+    if (run / MODEL).is_file():
+        return "finished", None
+    reason = why_failed(run)
+    return ("failed", reason) if reason else ("stopped", None)
+
+
+def why_failed(run: Path) -> str | None:
+    """How the training of a run diverged, by the last line of its metrics; None if it did not."""
+    damages = (OSError, ValueError, TypeError, LookupError, RecursionError)
+    with contextlib.suppress(*damages), open_regular(run / METRICS) as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - 8 * ERROR_CHARACTERS))
+        last = json.loads(file.readlines()[-1])
+        if last["event"] == DIVERGED:
+            return f"diverged: {shown(last['reason'], ERROR_CHARACTERS)}"
+    return None
 
 
 def _try_lock(descriptor: int, shared: bool = False) -> bool:

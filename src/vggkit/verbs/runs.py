@@ -13,10 +13,10 @@ from tyro.conf import Positional
 from vggkit.data.files import why_not_a_file
 from vggkit.design.table import Table
 from vggkit.errors import RunError, UserError, shown
-from vggkit.training.run_folder import RECIPE, is_locked, read_epochs, read_recipe
+from vggkit.training.run_folder import RECIPE, read_epochs, read_recipe, state_of
 from vggkit.training.run_state import EpochMetrics, overall_speed
 from vggkit.verbs.terminal import parse_flags, print_json, print_to_stderr
-from vggkit.weights.runs import CHECKPOINTS, METRICS, MODEL
+from vggkit.weights.runs import METRICS
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,13 @@ def run(arguments: list[str]) -> None:
 def _summary(path: Path) -> dict[str, Any]:
     """The figures of a run from its files; None for what is missing or invalid in them."""
     recipe: dict[str, Any] = {}
-    epochs, written, state = list[EpochMetrics](), time.time(), "damaged"
+    epochs, written, state, error = list[EpochMetrics](), time.time(), "damaged", None
     with contextlib.suppress(RunError, OSError):
         metrics = path / METRICS
         written = (metrics if metrics.exists() else path).stat().st_mtime
         recipe = asdict(read_recipe(path))
         epochs = read_epochs(path, recipe["epochs"])
-        has_checkpoint = any((path / CHECKPOINTS).glob("step-*/SHA256SUMS"))
-        state = "finished" if (path / MODEL).is_file() else "stopped" if has_checkpoint else "begun"
-        state = "training" if is_locked(path) else state
+        state, error = state_of(path)
     last = epochs[-1] if epochs else None
     return {
         "run": os.fspath(path),
@@ -69,6 +67,7 @@ def _summary(path: Path) -> dict[str, Any]:
         "network": recipe.get("architecture"),
         "data": recipe.get("data"),
         "state": state,
+        "error": error,
         "epochs_done": last and last.epoch,
         "epochs": recipe.get("epochs"),
         "accuracy": last and last.test_accuracy,
@@ -89,7 +88,8 @@ def _table(runs: list[dict[str, Any]]) -> Table:
         (_path_end(run, name_width), recipe, _path_end(data, room - name_width), *rest)
         for run, recipe, data, *rest in rows
     ]
-    return Table(header, [rows], 4)
+    notes = [f"{shown(run['run'], 200)} {run['error']}" for run in runs if run["error"]]
+    return Table(header, [rows], 4, notes=notes)
 
 
 def _row(run: dict[str, Any]) -> tuple[str, ...]:
