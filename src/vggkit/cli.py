@@ -5,6 +5,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import vggkit
 from vggkit.errors import DivergedError, UserError, VggkitError, nearest, one_line, shown
@@ -25,6 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `vgg` with `argv`, by default the process's own; the exit code is 2 for a user's mistake."""
     verb, *arguments = list(sys.argv[1:] if argv is None else argv) or ["help"]
     stopping.ends_with_run = argv is None
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as by `>&-`
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 (for the whole process)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # escapes instead of errors on a terminal without UTF-8
             stream.reconfigure(errors="backslashreplace")

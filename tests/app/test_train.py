@@ -10,10 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.killing import KILLS
 from vggkit import cli
 from vggkit.app.metrics import MAX_BYTES, MAX_POINTS, Metrics
+from vggkit.app.models import Models
 from vggkit.app.runs import Runs
 from vggkit.training.recipe import RECIPES, Recipe
 
@@ -107,7 +109,11 @@ def test_metrics_that_grow_start_anew_and_are_damaged(tmp_path):
     counted = '{"event": "confusion", "epoch": 1, "classes": ["a", "b"], "counts": [[3, 1], [0, 2]]}\n'
     file.write_text(line(1) + counted + counted.replace("[0, 2]", "[0]") + counted.replace("3", "null"))
     assert metrics.read()["confusion"] == {"epoch": 1, "classes": ["a", "b"], "counts": [[3, 1], [0, 2]]}
+    file.write_text(line(1) + json.dumps(EPOCH | {"examples_per_second": "ab", "train_seconds": 10**13}) + "\n")
+    assert metrics.read()["epochs"] == []
     assert metrics.read()["steps"] == {"step": (1,), "loss": (1.0,), "accuracy": (0.5,)}
+    file.write_text("".join(map(line, range(5, 100))))  # another run in the same file, and longer
+    assert metrics.read()["steps"]["step"] == tuple(range(5, 100))
 
 
 def test_metrics_of_one_endless_line_are_read_once(tmp_path):
@@ -118,6 +124,29 @@ def test_metrics_of_one_endless_line_are_read_once(tmp_path):
         content.write(b"\n" + json.dumps(STEP).encode() + b"\n")
     assert metrics.read()["step"] == 0
     assert metrics.read()["step"] == 16
+
+
+def test_a_run_has_its_folder_as_soon_as_it_is_started(app):
+    """So that it goes on if the server ends at once; the first step is not waited for."""
+    name = app.post("/api/start", {"recipe": recipe(app, name="n" * 200)})["name"]
+    assert json.loads((app.folder / "runs" / name / "recipe.json").read_text())["name"] == "n" * 200
+    app.post("/api/stop", {"run": name})
+    assert events(app, name, lambda run: run["state"] == "stopped")
+    shutil.rmtree(app.folder / "runs" / name)
+    assert name not in [run["name"] for run in app.get("/api/runs")["runs"]]
+    _, _, content = app.ask("POST", "/api/start", {"recipe": recipe(app, name="n" * 300)})
+    assert b"expected a folder that can be made" in content
+
+
+def test_another_run_in_the_same_place_has_its_own_data(app, run_folder, tmp_path):
+    models = Models()
+    assert len(models.data_of(run_folder).classes) == 10
+    for name in ("cats", "dogs"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(2):
+            Image.new("L", (8, 8), number).save(tmp_path / "photos" / name / f"{number}.png")
+    (run_folder / "recipe.json").write_text(json.dumps(recipe(app, data=str(tmp_path / "photos"))))
+    assert models.data_of(run_folder).classes == ("cats", "dogs")
 
 
 def test_a_run_that_may_not_be_read_leaves_the_others(app, run_folder):

@@ -424,6 +424,14 @@ def test_a_closed_pipe_is_no_error(arguments, start):
     assert done.stdout.startswith(start)
 
 
+@pytest.mark.parametrize(("arguments", "code"), [("describe lenet", 0), ("train --help", 0), ("describe 1x", 2)])
+def test_output_that_is_closed_is_no_error(arguments, code):
+    command = f"{sys.executable} -m vggkit {arguments} >&-"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code
+    assert len(done.stderr.splitlines()) == (code == 2)
+
+
 def test_a_recipe_comes_from_a_file(tmp_path, capsys):
     recipe = replace(QUICK.fields, name="found", architecture="1x8", data="fashion-mnist-sample", epochs=1)
     (tmp_path / "found.json").write_text(recipe.to_json())

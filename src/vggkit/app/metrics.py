@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ MAX_POINTS = 500
 """Of a curve that is sent to the page."""
 MAX_BYTES = 2**26
 """Read at once; a longer line is skipped."""
+TAIL_BYTES = 4096
 
 
 class Metrics:
@@ -24,8 +24,8 @@ class Metrics:
 
     def __init__(self, run: Path) -> None:
         self._run = run
-        self._file_id: tuple[int, int] | None = None
         self._offset = 0
+        self._tail = b""  # of what has been read; another one there means a rewritten file
         self._steps: list[tuple[int, float | None, float]] = []
         self._epochs: list[dict[str, Any]] = []
         self._confusion: dict[str, Any] | None = None
@@ -33,14 +33,15 @@ class Metrics:
     def read(self) -> dict[str, Any]:
         """The curves up to now, in at most `MAX_POINTS` points each, and the progress of the run."""
         with contextlib.suppress(OSError), open_regular(self._run / METRICS) as file:
-            status = os.fstat(file.fileno())
-            file_id = (status.st_ino, status.st_dev)
-            if self._file_id != file_id or status.st_size < self._offset:  # rewritten by --resume
-                self._file_id, self._offset, self._steps, self._epochs, self._confusion = file_id, 0, [], [], None
-            file.seek(self._offset)
+            file.seek(self._offset - len(self._tail))
+            if file.read(len(self._tail)) != self._tail:
+                self._offset, self._steps, self._epochs, self._confusion = 0, [], [], None
+                file.seek(0)
             content = file.read(MAX_BYTES)
             end = content.rfind(b"\n") + 1
-            self._offset += end or (len(content) // MAX_BYTES) * MAX_BYTES
+            size = end or (len(content) // MAX_BYTES) * MAX_BYTES
+            self._offset += size
+            self._tail = content[:size][-TAIL_BYTES:] or self._tail
             for line in content[:end].splitlines():
                 with contextlib.suppress(
                     ValueError, TypeError, LookupError, AttributeError, RecursionError, ArithmeticError

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 from vggkit.app.addresses import as_address, as_png, pixels_address
 from vggkit.errors import UserError
 from vggkit.inference.explain_names import Method
+from vggkit.training.run_folder import RECIPE
 
 if TYPE_CHECKING:
     from vggkit.data.samples import ImageSource, Sample
@@ -46,7 +47,11 @@ class Models:
         from vggkit.data.sources import open_data
         from vggkit.inference.evaluate import data_of_run
 
-        return _cached(self._data, data or path, lambda: open_data(data, holdout=0) if data else data_of_run(path))
+        if data:
+            return _cached(self._data, data, lambda: open_data(data, holdout=0))
+        recipe = path / RECIPE
+        key = (path, recipe.stat().st_mtime_ns if recipe.is_file() else 0)  # another run may come to this path
+        return _cached(self._data, key, lambda: data_of_run(path))
 
     def sample(self, path: Path, index: object) -> bytes:
         """One of the images kept out of a run's training, as an image file; `index` wraps around."""

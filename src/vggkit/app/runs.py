@@ -4,13 +4,10 @@ Training is a process of its own, which continues without the page; runs started
 like those of the page. A run is known by the name of its folder, which is looked up among the existing folders.
 """
 
-import atexit
 import contextlib
 import json
 import os
-import shutil
 import signal
-import tempfile
 import threading
 from dataclasses import asdict
 from pathlib import Path
@@ -21,8 +18,8 @@ from vggkit.app.metrics import Metrics
 from vggkit.data.fashion_mnist import FULL_NAME, SAMPLE_NAME
 from vggkit.errors import RunError, UserError, one_line, shown
 from vggkit.training.recipe import RECIPES, Recipe
-from vggkit.training.run_folder import RECIPE, read_recipe, state_of
-from vggkit.weights.runs import MODEL, checkpoints_of
+from vggkit.training.run_folder import RECIPE, new_run_folder, read_recipe, state_of
+from vggkit.weights.runs import METRICS, MODEL, checkpoints_of
 
 SAVE_SECONDS = 10
 """Between checkpoints, so that the page has a recent network to look at."""
@@ -39,8 +36,6 @@ class Runs:
         """The value of `--data` for each data set, by its name on the page."""
         for path in data:
             self.data[path.name if path.name not in self.data else str(path)] = str(path.absolute())
-        self._recipes = Path(tempfile.mkdtemp(prefix="vgg-app-"))
-        atexit.register(shutil.rmtree, self._recipes, ignore_errors=True)
         self._started: dict[str, Started] = {}
         self._metrics: dict[str, Metrics] = {}
         self._lock = threading.Lock()
@@ -60,13 +55,8 @@ class Runs:
 
     def listed(self) -> list[dict[str, Any]]:
         """The name, state and recipe of each run and weight file, and whether it has weights to look at."""
-        paths = self._paths()
-        with self._lock:
-            starting = [name for name in self._started if name not in paths]
         defaults = {"recipe": None, "has_weights": False}
-        return [{"name": name, **defaults, **self._state(name, self.folder / name)} for name in starting] + [
-            {"name": name, **defaults, **self._described(name, path)} for name, path in paths.items()
-        ]
+        return [{"name": name, **defaults, **self._described(name, path)} for name, path in self._paths().items()]
 
     def _recipe(self, body: dict[str, Any]) -> Recipe:
         """The recipe of a request, which has names for data and runs; raises `UserError`."""
@@ -87,16 +77,13 @@ class Runs:
         return {"error": None}
 
     def start(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Start `vgg train` with a recipe; returns the name of the run."""
+        """Create a run folder with a recipe and start `vgg train` there; returns the name of the run."""
         recipe = self._recipe(body)
         with self._lock:
             self._check_room()
-            taken = {*self._started, *(path.name for path in self.folder.glob("*"))}
-            folder = next(name for n in range(1, 10**6) if (name := f"{recipe.name}-{n}") not in taken)
-            file, name = self._recipes / f"{folder}.json", name_of(folder)
-            file.write_text(recipe.to_json())
-            self._launch(name, "--recipe", str(file), "--out", str(self.folder / folder))
-        return {"name": name}
+            with new_run_folder(recipe, runs=self.folder) as path:
+                pass
+            return self._launch(path)
 
     def resume(self, body: dict[str, Any]) -> dict[str, Any]:
         """Resume a stopped run; returns its name."""
@@ -107,8 +94,7 @@ class Runs:
                 what = "a weight file" if state == "file" else "a run that goes on"
                 raise RunError(f"expected a run that has stopped, got {name}, {what}, try another run")
             self._check_room()
-            self._launch(name, "--resume", str(path))
-        return {"name": name}
+            return self._launch(path)
 
     def stop(self, body: dict[str, Any]) -> dict[str, Any]:
         """Ask a run, of the page or of a terminal, to end with a checkpoint after the current step."""
@@ -126,12 +112,11 @@ class Runs:
     def followed(self, names: list[str]) -> dict[str, dict[str, Any]]:
         """The curves and the state of runs, by name; without missing and unreadable ones."""
         paths, answers = self._paths(), {}
-        for name in names:
-            if name in paths or name in self._started:
-                path = paths.get(name, self.folder / name)
-                with contextlib.suppress(OSError):
-                    has_weights = self._has_weights(path)
-                    answers[name] = {**self._state(name, path), "has_weights": has_weights, **self._curves(name, path)}
+        for name in filter(paths.get, names):
+            path = paths[name]
+            with contextlib.suppress(OSError):
+                has_weights = self._has_weights(path)
+                answers[name] = {**self._state(name, path), "has_weights": has_weights, **self._curves(name, path)}
         return answers
 
     def _curves(self, name: str, path: Path) -> dict[str, Any]:
@@ -143,8 +128,10 @@ class Runs:
         if len(running) >= MAX_STARTED:
             raise RunError(f"expected at most {MAX_STARTED} runs at once, got {', '.join(running)}, try to stop one")
 
-    def _launch(self, name: str, *arguments: str) -> None:
-        self._started[name] = Started("train", *arguments, "--save-seconds", str(SAVE_SECONDS))
+    def _launch(self, path: Path) -> dict[str, Any]:
+        name = name_of(path.name)
+        self._started[name] = Started("train", "--resume", str(path), "--save-seconds", str(SAVE_SECONDS))
+        return {"name": name}
 
     def _paths(self) -> dict[str, Path]:
         """Each run and weight file by its name, the newest first."""
@@ -176,8 +163,8 @@ class Runs:
         if path.is_file():
             return {"state": "file", "error": None}
         if started and started.is_running:
-            return {"state": "training" if path.is_dir() else "starting", "error": None}
-        state, error = state_of(path) if path.is_dir() else ("stopped", None)
+            return {"state": "training" if (path / METRICS).exists() else "starting", "error": None}
+        state, error = state_of(path)
         if state == "stopped" and started and (error := started.error):
             state = "failed"
         return {"state": state, "error": error}

@@ -30,7 +30,7 @@ from vggkit.app.models import Models, randomly_readable
 from vggkit.app.runs import Runs, recipes
 from vggkit.errors import RunError, UserError, VggkitError, one_line
 
-MAX_CONNECTIONS = 64
+MAX_CONNECTIONS = 512
 MAX_UPLOADS = 2
 MAX_COMPARED = 6
 Body = dict[str, Any]

@@ -74,11 +74,10 @@ def epoch_in(values: dict[str, Any]) -> EpochMetrics | None:
         return None
     names = {field.name for field in fields(EpochMetrics)} & values.keys()
     epoch = EpochMetrics(**{name: values[name] for name in names})
-    examples = epoch.examples_per_second * epoch.train_seconds
     is_possible = (
-        is_count(epoch.epoch) and is_count(epoch.step) and epoch.epoch > 0 and 0 <= epoch.test_accuracy <= 1
-        and 0 < epoch.train_seconds < 1e12 and 0 <= examples < 1e15
-        and all(is_loss(value) if name.endswith("loss") else is_number(value) for name, value in vars(epoch).items())
+        all(is_loss(value) if name.endswith("loss") else is_number(value) for name, value in vars(epoch).items())
+        and is_count(epoch.epoch) and is_count(epoch.step) and epoch.epoch > 0 and 0 <= epoch.test_accuracy <= 1
+        and 0 < epoch.train_seconds < 1e12 and 0 <= epoch.examples_per_second * epoch.train_seconds < 1e15
     )  # fmt: skip
     return epoch if is_possible else None
 
@@ -99,10 +98,12 @@ def is_loss(value: Any) -> bool:
 
 
 @contextmanager
-def new_run_folder(recipe: Recipe, out: str | os.PathLike[str] | None) -> Iterator[Path]:
-    """Create and lock a run folder with its recipe: `out` or `runs/<name>-<number>`; raises `RunError`."""
+def new_run_folder(
+    recipe: Recipe, out: str | os.PathLike[str] | None = None, runs: Path = Path("runs")
+) -> Iterator[Path]:
+    """Create and lock a run folder with its recipe: `out` or `<runs>/<name>-<number>`; raises `RunError`."""
     for number in itertools.count(1):
-        folder = Path("runs") / f"{recipe.name}-{number}" if out is None else Path(out)
+        folder = runs / f"{recipe.name}-{number}" if out is None else Path(out)
         try:
             _make_folder(folder)
             break
@@ -140,8 +141,8 @@ def resumed_run_folder(recipe: Recipe, run: Path) -> Iterator[Path]:
 
 def _make_folder(folder: Path) -> None:
     """Create `folder` and its parents durably; raises `RunError`, or `FileExistsError` if `folder` exists."""
-    new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
+        new = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True)
         for created in new:
             sync_folder(created.parent)

@@ -45,6 +45,9 @@ def run(arguments: list[str]) -> None:
         raise UserError(f"expected --port from 0 to 65535, got {flags.port}")
     if (flags.certificate is None) != (flags.key is None):
         raise UserError("expected both of --certificate and --key, got one")
+    for folder in (*flags.data, *([flags.runs] if flags.runs.exists() else [])):
+        if not folder.is_dir():
+            raise UserError(f"expected a folder, got {shown(folder, 500)}")
     if flags.export is not None:
         from vggkit.app.export import export
 
