@@ -64,7 +64,7 @@ def take(page: Page, home: str, runs: list[str]) -> None:
     page.get_by_role("heading", name="Layer by layer").wait_for(timeout=120_000)
     shoot("doctor")
     page.goto(f"{home}#/train?run={','.join(runs[:2])}")
-    page.get_by_role("heading", name="The same test images").wait_for(timeout=120_000)
+    page.get_by_role("heading", name="Predictions for the same images").wait_for(timeout=120_000)
     shoot("train")
     page.goto(f"{home}#/classify?model={runs[0]}")
     page.get_by_role("button", name="A test image").click()

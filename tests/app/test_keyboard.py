@@ -103,17 +103,21 @@ def test_a_run_from_the_form_to_its_curves_its_stop_and_on(tab, app):
     about = "Passes over the training images."
     expect(tab.locator("input[name=epochs]")).to_have_accessible_description(about)
     expect(tab.get_by_text(about)).to_be_visible()
+    expect(tab.locator(".recipe .foot p:visible")).to_have_count(1)  # one help at a time
     replace(tab, "0")
     tab.get_by_role("alert").get_by_text("expected epochs to be a whole number from 1").wait_for()
     replace(tab, "300")
     reach(tab, "Start the run")
     tab.keyboard.press("Enter")
+    on(tab, "d2l-")  # the run's own card
     tab.get_by_role("img", name="Accuracy:").wait_for()
-    reach(tab, "Stop")
-    for name in ("Resume", "Stop", "Resume"):
-        tab.keyboard.press("Enter")
+    tab.keyboard.press("Tab")
+    for name, asked in (("Stop", "Stopping"), ("Resume", "Resuming"), ("Stop", "Stopping")):
         on(tab, name)
-    tab.get_by_role("heading", name="The same test images").wait_for()
+        tab.keyboard.press("Enter")
+        on(tab, asked)
+    on(tab, "Resume")
+    tab.get_by_role("heading", name="Predictions for the same images").wait_for()
     assert tab.locator(".gallery img").count() == 20
     reach(tab, "Accuracy:", "img")
     tab.keyboard.press("ArrowLeft")

@@ -78,7 +78,7 @@ def test_every_width(tab):
 SCREENS = {
     "design": ("#/design?network=vgg16&beside=alexnet", "Memory of a training step"),
     "doctor": ("#/doctor", "Examine it"),
-    "train": ("#/train?run=finished", "The same test images"),
+    "train": ("#/train?run=finished", "Predictions for the same images"),
     "classify": ("#/classify?model=finished", "what the network sees"),
     "inside": ("#/inside?model=finished", "window × weights"),
     "compare": ("#/compare?compare=finished,its-copy", "Compare 2 chosen"),

@@ -212,6 +212,16 @@ def test_a_run_that_diverges_is_shown(app, run_folder, value):
     assert followed["steps"] == {"step": [16, 32], "loss": [2.0, None], "accuracy": [0.5, 0.5]}
 
 
+@pytest.mark.parametrize(
+    ("validation", "logged", "word"), [(0, "", "test"), (100, "", "validation"), (0, "validation", "validation")]
+)
+def test_accuracy_is_called_by_the_images_that_it_was_measured_on(app, run_folder, validation, logged, word):
+    start = {"event": "start", "evaluated_on": logged} if logged else {"event": "start"}
+    (run_folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (start, STEP, EPOCH)))
+    (run_folder / "recipe.json").write_text(json.dumps(recipe(app, validation=validation)))
+    assert [found["held_out"] for found in listed_and_followed(app, run_folder.name)] == [word, word]
+
+
 @pytest.mark.parametrize("kind", ["fifo", "link", "folder"])
 def test_metrics_that_are_no_regular_file_are_not_opened(app, run_folder, kind):
     file = run_folder / "metrics.jsonl"

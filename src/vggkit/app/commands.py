@@ -48,7 +48,7 @@ class Started:
     """A verb in a session of its own, which outlives the page. Its output is kept as long as the page runs."""
 
     def __init__(self, verb: str, *arguments: str) -> None:
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (read when the process has ended)
+        self._verb, self._log = verb, tempfile.TemporaryFile()  # noqa: SIM115 (read when the process has ended)
         command = [*PROGRAM, verb, *arguments]
         self._process = subprocess.Popen(command, stdout=self._log, stderr=self._log, start_new_session=True)
 
@@ -65,7 +65,7 @@ class Started:
             return None
         self._log.seek(0)
         lines = self._log.read().decode(errors="replace").strip().splitlines()
-        return shown((lines or [f"ended with {code}"])[-1], 1_000)
+        return shown((lines or [f"ended with {code}"])[-1].removeprefix(f"vgg {self._verb}: "), 1_000)
 
     def stop(self) -> None:
         """Ask it to end after the current step."""

@@ -29,6 +29,7 @@ class Metrics:
         self._steps: list[tuple[int, float | None, float]] = []
         self._epochs: list[dict[str, Any]] = []
         self._confusion: dict[str, Any] | None = None
+        self._held_out: str | None = None
 
     def read(self) -> dict[str, Any]:
         """The curves up to now, in at most `MAX_POINTS` points each, and the progress of the run."""
@@ -67,6 +68,8 @@ class Metrics:
                 while self._steps and self._steps[-1][0] >= step:
                     self._steps.pop()
                 self._steps.append((step, _finite(loss), accuracy))
+        elif event.get("evaluated_on") in ("test", "validation"):
+            self._held_out = event["evaluated_on"]
         elif event["event"] == "confusion":
             size = len(event["classes"])
             counts = [row[:size] for row in event["counts"][:size]]
@@ -79,8 +82,12 @@ class Metrics:
         """The progress of the run and, after its first epoch, the time left at its mean speed."""
         step = max([row[0] for row in self._steps[-1:]] + [epoch["step"] for epoch in self._epochs[-1:]], default=0)
         progress: dict[str, Any] = {"step": step, "total_steps": None, "seconds_left": None, "num_epochs": None}
+        progress["held_out"] = self._held_out or "test"
         with contextlib.suppress(RunError):
-            progress["num_epochs"] = read_recipe(self._run).epochs
+            recipe = read_recipe(self._run)
+            progress["num_epochs"] = recipe.epochs
+            if recipe.validation:
+                progress["held_out"] = "validation"
         last = self._epochs[-1] if self._epochs else None
         if last and progress["num_epochs"] and last["step"] >= last["epoch"] > 0:
             progress["total_steps"] = last["step"] // last["epoch"] * progress["num_epochs"]

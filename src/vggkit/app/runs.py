@@ -150,8 +150,9 @@ class Runs:
             recipe, curves = asdict(read_recipe(path)), self._curves(name, path)
         except (RunError, OSError):
             return {"state": "damaged", "error": None}
-        latest = {"last": next(reversed(curves["epochs"]), None), "examples_per_second": curves["examples_per_second"]}
-        return {**state, "recipe": recipe, "has_weights": has_weights, **latest}
+        latest = {name: curves[name] for name in ("held_out", "examples_per_second")}
+        last = next(reversed(curves["epochs"]), None)
+        return {**state, "recipe": recipe, "has_weights": has_weights, "last": last, **latest}
 
     @staticmethod
     def _has_weights(path: Path) -> bool:

@@ -225,7 +225,8 @@ def _show_start(display: Progress, training: Training, event: str, notes: list[s
     """Show and log what is trained on what."""
     data, team, recipe, facts = training.data, training.team, training.recipe, training.state.facts
     measured_on = {name: value for name, value in facts.items() if name not in data.facts}
-    display.log(event, device=str(team.device), threads=torch.get_num_threads(), **measured_on)
+    measured_on |= {"evaluated_on": data.held_out_name, "device": str(team.device), "threads": torch.get_num_threads()}
+    display.log(event, **measured_on)
     display.say(
         f"{training.net.architecture.name}: {sum(p.numel() for p in training.net.parameters()):,} parameters, "
         f"{recipe.image_size} px, {data.name}: {data.train.num_images:,} training and {data.held_out.num_images:,} "

@@ -7,28 +7,28 @@ import { t } from "./words.js";
 const LONG = new Set(["data", "architecture", "warm_start", "pretrained", "continues"]); // need the whole width
 const open = new Set(["data", "network", "optimization"]); // groups, as the person has left them
 
-/** A form that edits `recipe`; `named` is the recipe to compare it with. */
+/** The groups of a form that edits `recipe`, and the helps, of which one is shown; `named` is compared with. */
 export function recipeForm(fields, recipe, named, choices, changed) {
-  const differs = (name) => JSON.stringify(recipe[name]) !== JSON.stringify(named[name]);
-  return [...Map.groupBy(fields, (each) => each.group)].map(([group, members]) => {
-    const badge = h("span", { class: "badge" }), helps = members.map(help);
+  const differs = (name) => JSON.stringify(recipe[name]) !== JSON.stringify(named[name]), helps = fields.map(help);
+  /** Show the help of the field in use. Also on change: in Safari a clicked checkbox gets no focus. */
+  const explain = ({ target }) => {
+    for (const each of helps) each.hidden = each.id !== target.getAttribute("aria-describedby");
+  };
+  const groups = [...Map.groupBy(fields, (each) => each.group)].map(([group, members]) => {
+    const badge = h("span", { class: "badge" });
     const count = () => {
       const differing = members.filter(({ name }) => differs(name)).length;
       badge.hidden = !differing;
       badge.textContent = t("changedFields", differing);
-    };
-    /** Show the help of the field in use. Also on change: in Safari a clicked checkbox gets no focus. */
-    const explain = ({ target }) => {
-      for (const each of helps) each.hidden = each.id !== target.getAttribute("aria-describedby");
     };
     const kept = ({ target }) => (target.open ? open.add(group) : open.delete(group));
     const edited = () => { count(); changed(); };
     count();
     return h("details", { open: open.has(group), ontoggle: kept },
       h("summary", {}, t(`group ${group}`), " ", badge),
-      h("div", { class: "fields", onfocusin: explain, onchange: explain }, members.map((each) => input(each, edited))),
-      h("div", { class: "helps small" }, helps));
+      h("div", { class: "fields", onfocusin: explain, onchange: explain }, members.map((each) => input(each, edited))));
   });
+  return [groups, helps];
 
   function input({ name, kind, choices: own, help: about }, edited) {
     const [words, told] = fieldWords(name, about), value = recipe[name];

@@ -6,6 +6,8 @@ import { t } from "./words.js";
 export const MOST = 6; // runs that can be followed or compared at once
 const COLOURS = { training: "macs", failed: "bad", damaged: "bad", finished: "good" };
 const badge = ({ state }) => h("span", { class: `badge ${COLOURS[state] ?? ""}` }, t(`state ${state}`));
+const accuracy = ({ last, held_out: heldOut }) => last && [
+  share(last.test_accuracy), h("span", { class: "muted" }, ` ${t(heldOut)}`)];
 const network = ({ recipe }) => recipe?.architecture ?? "";
 
 /** Each column: its name, the value to sort by, and what it shows, if that differs. */
@@ -15,7 +17,7 @@ export const COLUMNS = [
   ["column network", network, (run) => mono(network(run))],
   ["column data", ({ recipe }) => recipe?.data.split("/").at(-1) ?? ""],
   ["epochs", ({ last }) => last?.epoch ?? 0, ({ last, recipe }) => last && `${last.epoch} / ${recipe.epochs}`],
-  ["testAccuracy", ({ last }) => last?.test_accuracy ?? 0, ({ last }) => last && share(last.test_accuracy)],
+  ["column accuracy", ({ last }) => last?.test_accuracy ?? 0, accuracy],
   ["speed", (run) => run.examples_per_second ?? 0, (run) => run.last && whole(run.examples_per_second)]];
 
 /** A row of the list; `names` are chosen so far, and `choose` gets the names chosen after a change. */

@@ -2,7 +2,7 @@
 
 import { ask, button, failure, field, h, repaint, table } from "./dom.js";
 import { recipeForm } from "./form.js";
-import { painted } from "./live.js";
+import { cards, charts } from "./live.js";
 import { looks } from "./looks.js";
 import { COLUMNS, MOST, runRow } from "./runs.js";
 import { designOf, readAddress, writeAddress } from "./state.js";
@@ -12,11 +12,10 @@ import { t } from "./words.js";
 let kept = null;
 
 export function open(main) {
-  const form = h("section", { class: "panel stack late" }), list = h("section", { class: "panel" });
-  const live = h("div", { class: "stack", "aria-live": "off" }), seen = h("div", { class: "stack" });
-  const view = { runs: [], datasets: [], source: null, followed: {} };
-  const columns = [[form], [list, live, seen]].map((parts) => h("div", { class: "stack" }, parts));
-  main.append(h("div", { class: "split" }, columns));
+  const form = h("section", { class: "panel stack late recipe" }), list = h("section", { class: "panel" });
+  const [carded, charted, seen] = [1, 2, 3].map(() => h("div", { class: "stack", "aria-live": "off" }));
+  const view = { runs: [], datasets: [], source: null, followed: {}, asked: {}, isNew: false };
+  main.append(h("div", { class: "split" }, form, h("div", { class: "stack" }, list, carded, charted, seen)));
   const chosen = () => (readAddress().values.run ?? "").split(",").filter(Boolean);
   const looking = looks(seen), problem = failure("");
 
@@ -44,11 +43,13 @@ export function open(main) {
         error.textContent = complaint(found.error ?? "");
       }, 150);
     };
+    const [groups, helps] = recipeForm(fields, recipe, recipes[base], choices, check);
+    const start = button(t("startRun"), () => begin(start, error), { class: "primary" });
     repaint(form,
-      field(t("recipe"), base, { choices: Object.keys(recipes), change: take, name: "recipe" }),
-      button(t("useDesign"), useDesign),
-      h("div", {}, recipeForm(fields, recipe, recipes[base], choices, check)), error,
-      button(t("startRun"), () => act("/api/start", { recipe }, error), { class: "primary" }));
+      h("div", { class: "stack" },
+        field(t("recipe"), base, { choices: Object.keys(recipes), change: take, name: "recipe" }),
+        button(t("useDesign"), useDesign), h("div", {}, groups)),
+      h("div", { class: "foot" }, h("div", { class: "small muted" }, helps), error, start));
     check();
   }
 
@@ -59,15 +60,28 @@ export function open(main) {
     paintForm();
   }
 
-  async function act(path, body, place) {
+  /** Start a run; it is brought into view as soon as the server follows it. */
+  async function begin(start, error) {
+    if (start.ariaDisabled) return;
+    start.ariaDisabled = "true";
+    start.textContent = t("starting");
+    view.isNew = await act("start", { recipe: kept.recipe }, error);
+    start.ariaDisabled = null;
+    start.textContent = t("startRun");
+  }
+
+  /** Whether the server accepted the request, after which its run is the first of the chosen ones. */
+  async function act(verb, body, place) {
     place.textContent = "";
+    setTimeout(() => refresh().catch(() => {}), 500);
     try {
-      const { name } = await ask(path, body);
-      choose([...new Set([name, ...chosen()])].slice(0, MOST));
+      const { name } = await ask(`/api/${verb}`, body);
+      if (chosen()[0] !== name) choose([...new Set([name, ...chosen()])].slice(0, MOST));
+      return true;
     } catch (error) {
       place.textContent = error.message;
+      return false;
     }
-    setTimeout(() => refresh().catch(() => {}), 500);
   }
 
   const refresh = async () => { Object.assign(view, await ask("/api/runs")); paintList(); };
@@ -75,21 +89,33 @@ export function open(main) {
 
   function paintList() {
     const runs = view.runs.filter((run) => run.state !== "file");
-    const head = [...COLUMNS.map(([name]) => t(name)), ""];
-    repaint(list, h("h2", {}, t("runs")), runs.length ? table(head, runs.map(row), { label: t("runs") })
+    const row = (run) => [...runRow(run, chosen(), choose), action(run)];
+    repaint(list, h("h2", {}, t("runs")), runs.length
+      ? table([...COLUMNS.map(([name]) => t(name)), ""], runs.map(row), { label: t("runs") })
       : h("p", { class: "muted" }, t("noRuns")), problem);
   }
 
-  function row(run) {
-    const { name, state } = run, verb = { training: "stop", stopped: "resume" }[state];
-    const acted = () => act(`/api/${verb}`, { run: name }, problem);
-    return [...runRow(run, chosen(), choose), verb && button(t(verb), acted, { "data-key": `act ${name}` })];
+  const paintCards = () => repaint(carded, ...cards(chosen(), view.followed, action));
+
+  /** The button that stops or resumes a run; once pressed, it says what it waits for until the state changes. */
+  function action({ name, state }) {
+    const verb = { training: "stop", stopped: "resume" }[state], isAsked = view.asked[name] === state;
+    async function pressed() {
+      if (isAsked) return;
+      view.asked[name] = state;
+      paintList();
+      paintCards();
+      if (!await act(verb, { run: name }, problem)) view.asked[name] = null;
+    }
+    const words = isAsked ? `${verb} asked` : verb;
+    return verb && button(t(words), pressed, { "data-key": `act ${name}`, "aria-disabled": isAsked && "true" });
   }
 
   function listen() {
     view.source?.close();
     view.source = null;
-    live.replaceChildren();
+    carded.replaceChildren();
+    charted.replaceChildren();
     const names = chosen();
     looking.show(names[0]);
     if (!names.length || !form.isConnected) return;
@@ -97,11 +123,16 @@ export function open(main) {
     view.source.onmessage = ({ data }) => {
       const runs = JSON.parse(data);
       const states = (all) => JSON.stringify(Object.values(all).map((run) => run.state));
-      const hasChanged = states(view.followed) !== states(runs), parts = painted(names, runs);
+      const hasChanged = states(view.followed) !== states(runs);
       view.followed = runs;
-      const isRead = live.querySelector("svg.chart:hover, svg.chart:focus, details[open]"); // then the charts stay
-      if (isRead) [...live.children].slice(0, -1).forEach((old, index) => old.replaceWith(parts[index]));
-      else repaint(live, ...parts);
+      paintCards();
+      const isRead = charted.querySelector("svg.chart:hover, svg.chart:focus, details[open]"); // then the charts stay
+      if (!isRead) repaint(charted, ...charts(names, runs));
+      if (view.isNew && runs[names[0]]) {
+        view.isNew = false;
+        carded.scrollIntoView();
+        carded.querySelector("h2").focus({ preventScroll: true });
+      }
       looking.follow(runs[names[0]]);
       if (hasChanged) refresh().catch(() => {});
     };
