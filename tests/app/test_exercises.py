@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from contextlib import redirect_stdout
 
 import pytest
@@ -23,17 +24,26 @@ def printed(app):
 def test_an_exercise_is_not_measured_then_going_on_then_answered(app, printed):
     listed = {each["name"]: each["question"] for each in app.get("/api/exercises")}
     found = app.post("/api/exercise", {"name": "batch-norm"})
-    assert found["question"] == printed["question"] == listed["batch-norm"]
-    assert {name: found[name] for name in printed} == printed
+    assert found["answers"][0]["question"] == printed["question"] == listed["batch-norm"]
+    (answer,) = found["answers"]
+    assert {name: answer[name] for name in printed} == printed
+    assert (answer["data"], answer["epochs"]) == (["fashion-mnist-sample"], [1])
     folder = app.folder / "experiments" / "batch-norm"
     (folder / "003" / "outcome.json").rename(folder / "kept.json")
     found = app.post("/api/exercise", {"name": "batch-norm"})
-    assert "rows" not in found and (found["trials"], found["ended"]) == (4, 3)
+    assert (found["answers"], found["trials"], found["ended"]) == ([], 4, 3)
+    last = printed["trials"][3]
+    assert (found["now"], found["share"]) == (f"{last['label']}, seed {last['seed']}", 1)  # all its steps are taken
     (folder / "kept.json").rename(folder / "003" / "outcome.json")
     (app.folder / "experiments" / "chapter-minutes").mkdir()
-    folder.rename(app.folder / "experiments" / "chapter-minutes" / "batch-norm")
-    assert app.post("/api/exercise", {"name": "batch-norm"})["rows"] == printed["rows"]
-    nothing = {"name": "head", "trials": 0, "ended": 0, "is_measuring": False, "error": None}
+    chapter = folder.rename(app.folder / "experiments" / "chapter-minutes" / "batch-norm")
+    shutil.copytree(chapter, folder)
+    (folder / "003" / "outcome.json").unlink()
+    found = app.post("/api/exercise", {"name": "batch-norm"})  # the page's own goes on beside the chapter's answer
+    assert (found["ended"], [answer["rows"] for answer in found["answers"]]) == (3, [printed["rows"]])
+    assert found["answers"][0]["folder"] == "experiments/chapter-minutes/batch-norm"
+    nothing = {"name": "head", "trials": 0, "ended": 0, "now": "", "share": 0, "answers": []}
+    nothing |= {"is_measuring": False, "error": None}
     assert app.post("/api/exercise", {"name": "head"}) == nothing
 
 

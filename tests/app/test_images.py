@@ -93,8 +93,8 @@ def test_heat_maps_are_those_of_explain(app, model, image):
     expected = explain(app.folder / "runs" / model, BOOT, "grad-cam")
     assert (found["label"], found["maps"][0]["layer"]) == (expected.label, expected.layer)
     assert found["probability"] == pytest.approx(expected.probability, rel=1e-4)
-    assert found["verdicts"][0] == check(app.folder / "runs" / model, expected).verdict
-    assert found["picture"].startswith("data:image/png;base64,")
+    assert found["maps"][0]["verdict"] == check(app.folder / "runs" / model, expected).verdict
+    assert all(each["picture"].startswith("data:image/png;base64,") for each in found["maps"])
 
 
 def png(width, height):

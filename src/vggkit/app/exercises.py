@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vggkit.app.commands import Started
+from vggkit.app.metrics import Metrics
 from vggkit.errors import RunError, UserError, shown
 from vggkit.lab.experiments import EXPERIMENTS
 
@@ -26,30 +27,41 @@ class Exercises:
         return [{"name": name, "question": question.words} for name, question in EXPERIMENTS.items()]
 
     def answer(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The measured answer of an exercise, or the number of its trials that have ended.
+        """How far the page's own experiment on an exercise is, and all measured answers, its own first.
 
         Raises:
-            RunError: its folder was not written by an experiment.
+            RunError: a folder was not written by an experiment.
         """
         from vggkit.lab.answers import answered
         from vggkit.lab.kept import EXPERIMENT
         from vggkit.lab.trials import read_outcomes, read_plan
 
-        name, progress = _name_in(body), {"trials": 0, "ended": 0}
+        name, answers = _name_in(body), []
+        progress: dict[str, Any] = {"trials": 0, "ended": 0, "now": "", "share": 0.0}
         chapters = sorted(self.folder.glob(f"chapter-*/{name}"))[:MAX_CHAPTERS]
         for folder in (self.folder / name, *chapters):
             if not os.path.lexists(folder / EXPERIMENT):
                 continue
             plan = read_plan(folder)
             runs, outcomes = plan.runs(folder), read_outcomes(plan, folder)
-            if len(outcomes) == len(runs):
+            todo = [trial for trial in runs if trial not in outcomes]
+            if folder.parent == self.folder:
+                progress |= {"trials": len(runs), "ended": len(outcomes)}
+                for label, seed in todo[:1]:
+                    part = Metrics(runs[label, seed]).read()["step"] / plan.chosen[label].steps
+                    progress |= {"now": f"{label}, seed {seed}", "share": (len(outcomes) + part) / len(runs)}
+            if not todo:
                 answer = answered(plan, [outcomes[trial] for trial in runs])
-                hardware = sorted({outcome.hardware for outcome in outcomes.values()})
-                where = {"folder": str(folder.relative_to(self.folder.parent)), "hardware": hardware}
-                return {**answer.to_json(), "shared": answer.shared, **where, **self._state(name)}
-            if folder.parent == self.folder or not progress["trials"]:
-                progress = {"trials": len(runs), "ended": len(outcomes)}
-        return {"name": name, **progress, **self._state(name)}
+                epochs = sorted({chosen.epochs for chosen in plan.chosen.values()})
+                measured = {
+                    "data": sorted({Path(plan.recipe(label).data).name for label in plan.chosen}),
+                    "epochs": epochs if len(epochs) < 3 else [epochs[0], epochs[-1]],
+                    "hardware": sorted({outcome.hardware for outcome in outcomes.values()}),
+                    "folder": str(folder.relative_to(self.folder.parent)),
+                    "shared": answer.shared,
+                }
+                answers.append(answer.to_json() | measured)
+        return {"name": name, **progress, "answers": answers, **self._state(name)}
 
     def measure(self, body: dict[str, Any]) -> dict[str, Any]:
         """Start `vgg experiment` on an exercise, or continue it; one exercise at a time."""

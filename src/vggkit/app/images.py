@@ -6,9 +6,9 @@ import threading
 from collections import OrderedDict
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 
-from vggkit.app.addresses import as_address
+from vggkit.app.addresses import as_address, as_png
 from vggkit.errors import DataError, UserError, shown
 
 MAX_PIXELS = 50_000_000
@@ -53,3 +53,10 @@ class Uploads:
         if content is None:
             raise UserError(f"expected an image that was just sent, got {shown(str(image_id))}, try to send it again")
         return content
+
+
+def inverted(content: bytes) -> bytes:
+    """The negative of an image file, as a PNG file."""
+    from vggkit.data.images import decoded
+
+    return as_png(ImageOps.invert(decoded(content, 3, "the image")))

@@ -125,7 +125,7 @@ def unit(classifier: "Classifier", content: bytes, body: dict[str, Any]) -> dict
 
 
 def heat(classifier: "Classifier", content: bytes, body: dict[str, Any]) -> dict[str, Any]:
-    """Heat maps of the most probable class by several methods, drawn as by `vgg explain`."""
+    """Heat maps of the most probable class by several methods, each drawn as by `vgg explain`."""
     from vggkit.inference.explain import explain
     from vggkit.inference.explain_check import check
     from vggkit.inference.explain_pictures import explanations_picture
@@ -136,11 +136,18 @@ def heat(classifier: "Classifier", content: bytes, body: dict[str, Any]) -> dict
     explanations = [explain(classifier, content, method) for method in methods]
     is_checked = body.get("check") is True
     return {
-        "picture": png_address(explanations_picture([explanations])),
         "label": explanations[0].label,
         "probability": explanations[0].probability,
-        "maps": [{"method": explanation.method, "layer": explanation.layer} for explanation in explanations],
-        "verdicts": [one.blank or check(classifier, one).verdict for one in explanations] if is_checked else [],
+        "is_mirrored": classifier.preprocessing.test_flip,
+        "maps": [
+            {
+                "method": explanation.method,
+                "layer": explanation.layer,
+                "picture": png_address(explanations_picture([[explanation]])),
+                "verdict": (explanation.blank or check(classifier, explanation).verdict) if is_checked else "",
+            }
+            for explanation in explanations
+        ],
     }
 
 

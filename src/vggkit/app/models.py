@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 SAMPLES, THUMBNAIL_PIXELS = 20, 64
 MAX_FILTERS = 64
 TOP = 10
+DARK = 0.35
+"""The mean of grey images on black, of 1, is below it: that of Fashion-MNIST is 0.29."""
 MAX_OPEN = 2
 """Networks, and data sets, that stay open."""
 Opened = TypeVar("Opened")
@@ -53,27 +55,36 @@ class Models:
         key = (path, recipe.stat().st_mtime_ns if recipe.is_file() else 0)  # another run may come to this path
         return _cached(self._data, key, lambda: data_of_run(path))
 
-    def sample(self, path: Path, index: object) -> bytes:
-        """One of the images kept out of a run's training, as an image file; `index` wraps around."""
+    def sample(self, path: Path, index: object) -> tuple[bytes, str]:
+        """One of the images kept out of a run's training, as an image file, and its class; `index` wraps around."""
         from vggkit.data.files import read_image_file
 
         if type(index) is not int:
             raise UserError("expected the number of an image, got something else")
-        held_out = randomly_readable(self.data_of(path)).held_out
-        content = held_out.reader(0, 0)(index % len(held_out)).content
+        source = randomly_readable(self.data_of(path))
+        sample = source.held_out.reader(0, 0)(index % len(source.held_out))
+        content, label = sample.content, source.classes[sample.label]
         if isinstance(content, Path):
-            return read_image_file(content, "the image")
-        return content if isinstance(content, bytes) else as_png(content)
+            return read_image_file(content, "the image"), label
+        return content if isinstance(content, bytes) else as_png(content), label
 
     def classify(self, path: Path, content: bytes) -> dict[str, Any]:
-        """The most probable classes of an image, as `vgg predict` prints them, and the network's input as a picture."""
+        """The most probable classes of an image, as `vgg predict` prints them, and the network's input as a picture.
+
+        `is_negative` tells that it has a bright border, where the network was trained on images with a dark one.
+        """
+        import numpy
+
         from vggkit.data.images import fitted
         from vggkit.inference.predict import predict
 
         classifier = self.classifier(path)
         pixels = fitted(content, classifier.preprocessing).transpose(1, 2, 0)
         top = [prediction._asdict() for prediction in predict(classifier, content, top=TOP)]
-        return {"top": top, "seen": pixels_address(pixels)}
+        channels, mean = classifier.preprocessing.channels, classifier.preprocessing.mean[0]
+        border = numpy.concatenate([pixels[[0, -1]].ravel(), pixels[:, [0, -1]].ravel()])
+        is_negative = channels == 1 and mean < DARK * classifier.preprocessing.scale and border.mean() > 127
+        return {"top": top, "seen": pixels_address(pixels), "is_negative": bool(is_negative)}
 
     def look(self, path: Path) -> dict[str, Any]:
         """The predictions for the same few images at every call, and the weights of the first layer."""

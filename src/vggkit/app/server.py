@@ -23,7 +23,7 @@ from vggkit.app.commands import diagnose
 from vggkit.app.events import events
 from vggkit.app.exercises import Exercises
 from vggkit.app.guard import MAX_JSON_BYTES, MAX_UPLOAD_BYTES, Guard, TooLargeError, read_body
-from vggkit.app.images import Uploads
+from vggkit.app.images import Uploads, inverted
 from vggkit.app.inside import exciting, heat, outputs, unit
 from vggkit.app.machine import MEASURED_STEP, Machine
 from vggkit.app.models import Models, randomly_readable
@@ -128,9 +128,13 @@ def _model_work(runs: Runs, uploads: Uploads) -> dict[str, Work]:
     def image(body: Body) -> bytes:
         return uploads.content(body.get("image"))
 
+    def sample(body: Body) -> Body:
+        content, label = models.sample(run(body), body.get("index"))
+        return uploads.add(content) | {"label": label}
+
     def first_image(body: Body) -> Body:
         try:
-            return uploads.add(models.sample(run(body), 0))
+            return sample(body | {"index": 0})
         except (VggkitError, OSError):  # of a weight file, a stream, or data that is gone
             return {"image": None}
 
@@ -152,8 +156,9 @@ def _model_work(runs: Runs, uploads: Uploads) -> dict[str, Work]:
         return one_at_a_time
 
     work: dict[str, Work] = {
-        "sample": lambda body: uploads.add(models.sample(run(body), body.get("index"))),
+        "sample": sample,
         "first": first_image,
+        "invert": lambda body: uploads.add(inverted(image(body))),
         "model": lambda body: models.described(run(body)),
         "classify": lambda body: models.classify(run(body), image(body)),
         "maps": lambda body: outputs(models.classifier(run(body)), image(body), body.get("layer")),

@@ -3,7 +3,7 @@
 import { clamped, h, s, share, short, table, whole } from "./dom.js";
 import { t } from "./words.js";
 
-const WIDTH = 640, HEIGHT = 240, LEFT = 48, RIGHT = 12, TOP = 12, BOTTOM = 28;
+const WIDTH = 640, HEIGHT = 240, LEFT = 48, RIGHT = 12, TOP = 12, BOTTOM = 40;
 export const COLOURS = [
   "var(--action)", "var(--parameters)", "var(--macs)", "var(--warn)", "var(--normalisation)", "var(--muted)"];
 
@@ -50,7 +50,8 @@ export function chart(title, series, { low, high }) {
   ticks.map((tick) => [
     s("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: py(tick), y2: py(tick) }),
     s("text", { x: LEFT - 6, y: py(tick) + 4, "text-anchor": "end" }, written(tick))]),
-  along.map((tick) => s("text", { x: px(tick), y: HEIGHT - 8, "text-anchor": "middle" }, written(tick))),
+  along.map((tick) => s("text", { x: px(tick), y: HEIGHT - 22, "text-anchor": "middle" }, written(tick))),
+  s("text", { x: (LEFT + WIDTH) / 2, y: HEIGHT - 5, "text-anchor": "middle" }, t("trainStep")),
   lines.map((line) => drawn(line, px, py)), cursor);
   return h("figure", {}, h("h3", {}, title), legend(lines), svg, told, behind(lines));
 }

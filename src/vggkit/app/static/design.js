@@ -5,7 +5,7 @@ import { costs, facts, measuredText, memory } from "./figures.js";
 import { ask, button, failure, field, h, panel, region, repaint } from "./dom.js";
 import { receptiveFields } from "./sees.js";
 import { readAddress, requestOf, writeAddress } from "./state.js";
-import { complaint, label } from "./terms.js";
+import { complaint, label, translated } from "./terms.js";
 import { t } from "./words.js";
 
 let view = null;
@@ -108,6 +108,16 @@ async function refresh() {
   if (view) paint(answer, values, request);
 }
 
+/** Put the texts of a drawing into the page's language; its caption is the last of them, over several lines. */
+function translateTexts(drawn) {
+  const texts = [...drawn.querySelectorAll("text")].filter((text) => !text.children.length);
+  const start = texts.findIndex((text) => text.textContent.startsWith("A cuboid"));
+  for (const text of texts.slice(0, start)) text.textContent = translated(text.textContent);
+  const lines = texts.slice(start), caption = lines.map((line) => line.textContent).join(" ");
+  const said = translated(caption).split("\n");
+  if (said[0] !== caption) lines.forEach((line, index) => { line.textContent = said[index] ?? ""; });
+}
+
 /** Show an error of the server, and mark the word of the notation that it is about. */
 function tell(place, { error, character }, text = "") {
   place.replaceChildren();
@@ -138,6 +148,7 @@ function paint(answer, values, request) {
   view.hidden.hidden = first.options.head === "gap";
   blockCards(view.blocks, first.blocks, setBlocks);
   const drawn = new DOMParser().parseFromString(answer.svg, "image/svg+xml").documentElement;
+  translateTexts(drawn);
   parts.drawing.replaceChildren(document.importNode(drawn, true));
   const good = answer.designs.filter((design) => !design.error);
   parts.facts.replaceChildren(...facts(good, request.batch_size));
@@ -145,8 +156,8 @@ function paint(answer, values, request) {
   repaint(parts.costs, ...costs(good, view.byLayer, setByLayer, view.sees.choose));
   parts.memory.replaceChildren(...memory(good));
   view.sees.show(first.layers, Number(first.options.image_size));
-  view.request = good.length === answer.designs.length ? request : null;
-  if (view.request) limits(request);
+  view.request = { ...request, designs: request.designs.filter((_, index) => !answer.designs[index].error) };
+  limits(view.request);
 }
 
 function limits(request) {

@@ -2,7 +2,7 @@
 
 import { ask, button, clamped, counted, field, h, into, meter, mono, panel, table } from "./dom.js";
 import { designOf, readAddress, writeAddress } from "./state.js";
-import { label, translated } from "./terms.js";
+import { inSentence, inWords, label, translated } from "./terms.js";
 import { t } from "./words.js";
 
 const asked = {
@@ -50,10 +50,11 @@ export function open(main) {
   function painted({ verdict, loss, findings, tries, layers }) {
     const colour = { learns: "good", slow: "warn" }[verdict] ?? "bad";
     const advice = (found) => {
-      const words = Object.entries(found).map((pair) => pair.join(" ")).join(", ");
+      const words = Object.entries(found).map(([name, value]) => `${inSentence(name)}: ${value}`).join(", ");
       return words && button(t("tryIt", words), () => change(found));
     };
-    const changes = findings.map((finding, index) => h("li", {}, translated(finding), " ", advice(tries[index])));
+    const said = (finding, index) => h("li", {}, inWords(translated(finding)), " ", advice(tries[index]));
+    const changes = findings.map(said);
     const head = [t("layer"), t("output"), t("differs"), t("gradient"), "", t("relativeGradient"), t("dead")];
     return [
       h("section", { class: "panel" }, h("h2", { class: colour }, t(`verdict ${verdict}`)),
@@ -63,7 +64,10 @@ export function open(main) {
         table(head, layers.map(row), { label: t("layerByLayer") }))];
   }
 
-  into(form, fill());
+  const { init } = readAddress().values; // the tour's, which is examined at once
+  if (!init) return void into(form, fill());
+  writeAddress({ values: { init: "" } });
+  change({ init });
 }
 
 /** The row of a layer; its bar shows the gradient on a log scale from 1e-12 to 1. */

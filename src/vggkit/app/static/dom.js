@@ -83,7 +83,7 @@ const REACHED = "a[href], button:not(:disabled), input, select, summary, [tabind
 export function repaint(place, ...children) {
   const held = () => [...place.querySelectorAll(REACHED)].filter((each) => each.checkVisibility());
   const old = document.activeElement, at = held().indexOf(old), { key } = old.dataset, caret = old.selectionStart;
-  place.replaceChildren(...children);
+  place.replaceChildren(...children.filter(Boolean));
   if (at < 0) return;
   const now = held(), same = now.find((each) => key && each.dataset.key === key);
   const next = same ?? now[Math.min(at, now.length - 1)] ?? place;

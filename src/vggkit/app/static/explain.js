@@ -1,6 +1,6 @@
 // The panels of `vgg explain`: which pixels support the class, and what excites a unit.
 
-import { ask, button, counted, h, options, picture, share } from "./dom.js";
+import { ask, button, counted, h, options, picture, region, share, whole } from "./dom.js";
 import { translated } from "./terms.js";
 import { t } from "./words.js";
 
@@ -24,11 +24,12 @@ export function heatMaps(asked) {
     counted(result, work, painted);
   }
 
-  function painted({ label, probability, picture: src, verdicts, maps }) {
-    const words = t("heatFor", label, share(probability));
-    const colour = (line) => (line.startsWith("yes") ? "good" : "warn");
-    const verdict = (line, at) => h("li", { class: colour(line) }, `${maps[at].method}: ${translated(line)}`);
-    return [h("p", {}, words), h("img", { src, class: "heat", alt: words }), h("ul", {}, verdicts.map(verdict))];
+  function painted({ label, probability, is_mirrored: isMirrored, maps }) {
+    const colour = (line) => (line.startsWith("yes") ? "good" : "warn"), words = `${label}, ${share(probability)}`;
+    const shown = ({ method, picture: src, verdict }) => [
+      h("h3", {}, method), region(method, h("img", { src, class: "heat", alt: `${method}: ${words}` })),
+      verdict && h("p", {}, t("heatQuestion"), " ", h("span", { class: colour(verdict) }, translated(verdict)))];
+    return [h("p", {}, words, isMirrored ? t("imageAlone") : ""), ...maps.flatMap(shown)];
   }
 
   const clear = () => result.replaceChildren();
@@ -48,7 +49,7 @@ export function exciting(asked) {
   function run() {
     const { unit } = asked(), work = () => ask("/api/exciting", { ...asked(), data: data.value });
     counted(result, work, ({ maximised, patches, images, split, data: name }) => [
-      h("p", {}, t("excitesTold", unit, images, t(split), name)),
+      h("p", {}, t("excitesTold", unit, whole(images), t(split), name)),
       h("div", { class: "gallery" }, picture(maximised, t("maximised")),
         patches.map((patch) => picture(patch.picture, patch.value.toPrecision(3))))]);
   }

@@ -1,6 +1,7 @@
 // The figures of a design, as the server computed them.
 
 import { button, bytes, coloured, fact, h, meter, mono, share, short, table, whole } from "./dom.js";
+import { translated } from "./terms.js";
 import { t } from "./words.js";
 
 const speedOf = (index) => h("span", { "data-speed": index }, "…");
@@ -14,7 +15,7 @@ export function facts(designs, batch) {
     fact(t("parameters"), whole(total.parameters), bytes(total.param_bytes), "parameters"),
     fact(t("macs"), short(total.macs), perBatch, "macs"),
     fact(t("weightLayers"), whole(total.weight_layers)),
-    fact(t("activations"), bytes(total.activation_bytes), perBatch),
+    fact(t("layerOutputs"), bytes(total.activation_bytes), t("allOutputs")),
     fact(t("toTrain"), bytes(step.peak_bytes), perBatch),
     fact(t("speedHere"), speedOf(0), measuredFrom()))];
 }
@@ -26,7 +27,7 @@ export function comparison(designs, batch) {
     row(t("parameters"), ({ total }) => whole(total.parameters)),
     row(`${t("macs")}, ${t("perBatch", batch)}`, ({ total }) => short(total.macs)),
     row(t("weightLayers"), ({ total }) => whole(total.weight_layers)),
-    row(t("activations"), ({ total }) => bytes(total.activation_bytes)),
+    row(`${t("layerOutputs")}, ${t("allOutputs")}`, ({ total }) => bytes(total.activation_bytes)),
     row(t("toTrain"), ({ memory: step }) => bytes(step.peak_bytes)),
     row(t("largestHere"), (_, index) => h("span", { "data-batch": index }, "…")),
     row(t("speedHere"), (_, index) => speedOf(index)),
@@ -39,7 +40,7 @@ const shape = (output) => output.join(" × ");
 export function partTable({ name, parts, total }, caption) {
   const bar = (portion, of) => h("span", { class: of }, share(portion), meter([[portion, ""]], share(portion)));
   const rows = parts.map((part) => [
-    mono(part.name), part.kinds, shape(part.output_shape), whole(part.parameters),
+    mono(part.name), translated(part.kinds), shape(part.output_shape), whole(part.parameters),
     bar(part.parameters_share, "parameters"), short(part.macs), bar(part.macs_share, "macs")]);
   const sums = [`${total.weight_layers} ${t("weightLayers")}`, "", whole(total.parameters), "", short(total.macs), ""];
   return table([t("part"), "", t("output"), coloured("parameters"), "%", coloured("macs"), "%"], rows,
@@ -47,7 +48,7 @@ export function partTable({ name, parts, total }, caption) {
 }
 
 function layerTable({ name, layers }, caption, choose) {
-  const head = ["layer", "output", "parameters", "macs", "activations", "sees", "step"];
+  const head = ["layer", "output", "parameters", "macs", "outputBytes", "sees", "step"];
   const rows = layers.map((layer) => [
     button(layer.name, () => choose(layer.name), { class: "quiet mono" }), shape(layer.output_shape.slice(1)),
     whole(layer.parameters), short(layer.macs), bytes(layer.activation_bytes),
@@ -94,5 +95,5 @@ export function measuredText(place, { designs, macs_per_second: speed, measured 
     put(`largest="${index}"`, largest ? t("largestBatch", whole(largest)) : t("noBatch"));
     put(`batch="${index}"`, whole(largest));
   }
-  if (speed !== null) put("from", t("predicted", measured));
+  if (speed !== null) put("from", t("predicted", translated(measured)));
 }

@@ -20,7 +20,13 @@ export function open(main) {
   const panels = h("div", { class: "stack", hidden: true },
     panel(t("mapsTitle"), chips, told, gallery), one, excites.element, heat.element);
   main.append(h("div", { class: "split" }, left, h("div", { class: "stack" }, hint, panels)));
-  const images = picker(({ image }) => { view.image = image; heat.clear(); look(); });
+  const images = picker(({ image }) => {
+    Object.assign(view, { image, asked: view.asked + 1 });
+    panels.hidden = !image;
+    fail({ message: t("noImage") });
+    heat.clear();
+    look();
+  });
   modelList(left, images, choose);
 
   const fail = (error) => { hint.hidden = false; hint.textContent = error.message; };

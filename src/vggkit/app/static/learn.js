@@ -2,7 +2,7 @@
 
 import { ask, h, into } from "./dom.js";
 import { comparison, measuredText, partTable } from "./figures.js";
-import { lessons } from "./lessons.js";
+import { fold, lessons } from "./lessons.js";
 import { addressOf } from "./state.js";
 import { t } from "./words.js";
 
@@ -13,7 +13,7 @@ const STEPS = [
   ["blocks", "design", { network: "vgg11" }],
   ["small", "design", { network: "2x64", beside: "1x64k5", in_channels: 64, image_size: 32, head: "gap" }],
   ["sees", "design", { network: "vgg16" }],
-  ["doctor", "doctor", { network: "vgg11/4", image_size: 32 }],
+  ["doctor", "doctor", { network: "vgg11/4", image_size: 32, init: "torch" }],
   ["train", "train", { network: "vgg11_bn/4", image_size: 32, hidden: "", dropout: 0 }],
   ["inside", "inside", {}]];
 
@@ -57,6 +57,5 @@ function exercise([name, designs, values]) {
     return { ...design, name: size ? `${text}, ${size} px` : text };
   };
   return h("section", { class: "panel" }, h("h3", {}, t(`exercise ${name}`)),
-    h("details", { ontoggle: (event) => event.target.open && into(answer, figured()) },
-      h("summary", {}, t("answer")), answer));
+    fold(name, answer, () => into(answer, figured())));
 }

@@ -1,10 +1,21 @@
-// The exercises that only training answers: what was measured on this machine, or the command that measures it.
+// The exercises that only training answers: what was measured on this machine, and the experiment that measures it.
 
-import { ask, button, failure, h, into, mono, seconds, short, table, whole } from "./dom.js";
+import { ask, button, failure, h, into, meter, mono, seconds, share, short, table, whole } from "./dom.js";
 import { complaint, translated } from "./terms.js";
 import { t } from "./words.js";
 
 const EVERY = 2_000; // milliseconds between two requests about an exercise that is being measured
+const opened = new Set(); // the answers that the person has left open
+
+/** The details with `answer`, which `look` fills when they are opened; they are still open when the view is back. */
+export function fold(name, answer, look) {
+  const toggled = ({ target }) => {
+    if (!target.open) return opened.delete(name);
+    opened.add(name);
+    look();
+  };
+  return h("details", { open: opened.has(name), ontoggle: toggled }, h("summary", {}, t("answer")), answer);
+}
 
 /** A section for each exercise; `isOpen` tells whether the view is still shown. */
 export async function lessons(isOpen) {
@@ -12,22 +23,35 @@ export async function lessons(isOpen) {
 }
 
 function lesson({ name, question }, isOpen) {
-  const answer = h("div", { class: "stack", "aria-live": "polite" });
-  const details = h("details", { ontoggle: () => details.open && look() }, h("summary", {}, t("answer")), answer);
+  const answer = h("div", { class: "stack", "aria-live": "polite" }), details = fold(name, answer, look);
+  let isStopping = false;
 
-  const look = () => into(answer, ask("/api/exercise", { name }).then((found) => {
-    if (found.is_measuring && details.open && isOpen()) setTimeout(look, EVERY);
-    return found.rows ? measured(found) : missing(found);
-  }));
-  const act = (path) => ask(path, { name }).then(look, (error) => answer.append(failure(error.message)));
+  function look() {
+    into(answer, ask("/api/exercise", { name }).then((found) => {
+      isStopping &&= found.is_measuring;
+      if (found.is_measuring && details.open && isOpen()) setTimeout(look, EVERY);
+      const isAnswered = found.trials > 0 && found.ended === found.trials;
+      return [isAnswered ? "" : own(found), ...found.answers.map(measured)];
+    }));
+  }
 
-  function missing({ trials, ended, is_measuring: isMeasuring, error }) {
-    const going = isMeasuring ? t(trials ? "measuringTrials" : "measuringSteps", ended, trials) : null;
-    const words = going ?? (trials ? t("measuredPart", ended, trials) : t("notMeasured"));
-    const [verb, path] = isMeasuring ? ["stop", "/api/exercise/stop"] : ["measureHere", "/api/exercise/measure"];
-    return [
-      h("p", {}, words, " ", h("code", {}, `vgg experiment ${name}`)), error ? failure(complaint(error)) : "",
-      h("div", {}, button(t(verb), () => act(path)))];
+  function act(path, { target }) {
+    if (isStopping) return;
+    isStopping = path.endsWith("stop");
+    if (isStopping) target.textContent = t("stop asked");
+    ask(path, { name }).then(look, (error) => { isStopping = false; answer.append(failure(error.message)); });
+  }
+
+  /** How far the page's own experiment is, and the button that starts, stops or resumes it. */
+  function own({ trials, ended, now, share: done, is_measuring: isMeasuring, error }) {
+    const going = isMeasuring ? "measuring" : "measured", [verb, path] = isMeasuring
+      ? [isStopping ? "stop asked" : "stop", "/api/exercise/stop"]
+      : [trials ? "resume" : "measureHere", "/api/exercise/measure"];
+    return h("div", { class: "panel stack" },
+      h("p", {}, t(`${going} ${trials ? "trials" : "nothing"}`, ended, trials, now),
+        " ", isMeasuring ? "" : h("code", {}, `vgg experiment ${name}`)),
+      trials ? meter([[done, "macs"]], share(done)) : "", error ? failure(complaint(error)) : "",
+      h("div", {}, button(t(verb), (event) => act(path, event), { "data-key": `act ${name}` })));
   }
   return h("section", { class: "panel" }, h("h3", {}, translated(question)), details);
 }
@@ -37,15 +61,16 @@ function within({ mean, high }, sign = "") {
   return `${mean > 0 ? sign : ""}${mean.toFixed(3)}${high === null ? "" : ` ±${(high - mean).toFixed(3)}`}`;
 }
 
-function measured({ sentences, shared, rows, seeds, hardware, seconds: took, folder }) {
+function measured({ sentences, shared, rows, seeds, hardware, seconds: took, folder, data, epochs }) {
   const head = ["column recipe", "column accuracy", "difference", "comparedWith", "parameters", "macs", "speed"];
   const cells = rows.map((row) => [
     mono(row.label), row.accuracy ? within(row.accuracy) : t("diverged"),
     row.difference ? within(row.difference, "+") : "", row.against,
     short(row.parameters), short(row.macs), row.examples_per_second ? whole(row.examples_per_second) : ""]);
-  return [
-    h("div", {}, sentences.map((sentence) => h("p", {}, translated(sentence)))),
+  return h("div", {},
+    h("h4", {}, t("measuredOn", data.join(", "), epochs.join("–"), folder)),
+    sentences.map((sentence) => h("p", {}, translated(sentence))),
     table(head.map((name) => t(name)), cells, { label: t("answer") }),
     h("p", { class: "small muted" },
-      t("measuredOn", translated(hardware.join(", ")), seconds(took), seeds, folder), h("br"), translated(shared))];
+      t("measuredBy", translated(hardware.join(", ")), seconds(took), seeds), h("br"), translated(shared)));
 }

@@ -17,23 +17,26 @@ export function picker(told) {
   const extra = h("div", { onkeydown: (event) => event.key === "Escape" && shut() });
   let run = null, camera = null, opener = null;
 
-  const use = (image) => { current = image; paint(); if (run) told(image, run); };
+  const use = (image) => { current = image; paint(); if (run) told(image ?? {}, run); };
 
-  async function take(work) {
+  /** Use the image that `work` brings; if it brings none, the one before goes too. A new source closes an open pad. */
+  async function take(work, isDrawn = false) {
+    if (!isDrawn) stop();
     error.textContent = "";
     try {
       use(await work());
     } catch (found) {
+      use(null);
       error.textContent = found.message;
     }
   }
 
-  const send = (file) => take(() => {
+  const send = (file, isDrawn) => take(() => {
     const expected = "expected a PNG, JPEG, WebP, GIF, BMP or TIFF image, got";
     if (!TYPES.includes(file.type)) throw new Error(complaint(`${expected} ${file.type || file.name}`));
     if (file.size > MOST_BYTES) throw new Error(complaint("expected at most 20,000,000 bytes, got more"));
     return ask("/api/images", file);
-  });
+  }, isDrawn);
   const sample = async () => ({ ...await ask("/api/sample", { run, index: index++ }), isTest: true });
 
   /** Switch to a run. Without an image of the person's own, show the run's first test image, if there is one. */
@@ -50,7 +53,7 @@ export function picker(told) {
   }
 
   function paint() {
-    if (!current) return;
+    if (!current) return preview.replaceChildren();
     const { preview: src, width, height, isTest } = current, words = t(isTest ? "aTestImage" : "yourImage");
     preview.replaceChildren(
       h("img", { src, alt: words, class: Math.max(width, height) < 100 ? "pixels" : "" }),
@@ -62,7 +65,7 @@ export function picker(told) {
     "aria-label": t("chooseFile"), onchange: () => received(input),
   });
   const received = ({ files: [file] }) => file && run && send(file);
-  const drop = h("div", { class: "drop", ...droppable(received) }, preview, h("p", {}, t("dropHere")),
+  const drop = h("div", { class: "drop", ...droppable(received) }, preview, extra, error, h("p", {}, t("dropHere")),
     h("div", { class: "row centre" }, input, button(t("chooseFile"), () => input.click()),
       button(t("testImage"), () => take(sample)), button(t("drawOne"), draw),
       navigator.mediaDevices && button(t("camera"), film)));
@@ -70,7 +73,8 @@ export function picker(told) {
   function draw(event) {
     stop();
     opener = event.currentTarget;
-    const { canvas, where, clear } = sketch((drawn) => drawn.toBlob(send, "image/png"));
+    const { canvas, where, clear } = sketch((drawn) => drawn.toBlob((file) => send(file, true), "image/png"));
+    preview.hidden = true; // which would show the drawing again
     extra.replaceChildren(h("p", { class: "small muted" }, t("drawHelp")), canvas, where,
       h("div", { class: "row centre" }, button(t("clear"), clear), button(t("close"), shut)));
     canvas.focus();
@@ -91,7 +95,7 @@ export function picker(told) {
       const canvas = h("canvas", { width: video.videoWidth, height: video.videoHeight });
       canvas.getContext("2d").drawImage(video, 0, 0);
       shut();
-      canvas.toBlob(send, "image/jpeg", 0.95);
+      canvas.toBlob((file) => send(file), "image/jpeg", 0.95);
     };
     extra.replaceChildren(video, h("div", { class: "row centre" },
       button(t("shoot"), shoot, { class: "primary" }), button(t("close"), shut)));
@@ -100,6 +104,7 @@ export function picker(told) {
   function stop() {
     for (const track of camera?.getTracks() ?? []) track.stop();
     camera = null;
+    preview.hidden = false;
     extra.replaceChildren();
   }
 
@@ -108,7 +113,7 @@ export function picker(told) {
   const pasted = (event) => received(event.clipboardData);
   document.addEventListener("paste", pasted);
   paint();
-  return { element: h("div", { class: "stack" }, drop, extra, error), begin, close };
+  return { element: drop, begin, close, take };
 }
 
 /** Show in `place` a list of the runs and weight files, and `images`; `told` gets the chosen name and the data sets. */

@@ -72,7 +72,9 @@ export function receptiveFields(place, chosen) {
       fill: "var(--convolution)", "fill-opacity": 0.55, stroke: "var(--action)",
     }));
     mapCaption.textContent = `${t("mapOf", name)}, ${side} × ${side}`;
-    text.textContent = t("seesText", name, y + 1, x + 1, field, state.size, stride);
+    const isPadded = [bottom - top, right - left].some((pixels) => pixels < field);
+    const place = [name, y + 1, x + 1, field, state.size, stride];
+    text.textContent = t("seesText", ...place) + (isPadded ? t("seesPadding") : "");
     for (const each of [map, image]) each.setAttribute("aria-label", text.textContent);
   }
   return { show, choose };
