@@ -202,5 +202,5 @@ def test_an_exercise_is_measured_here_and_stopped(tab, app):
     expect(question.get_by_role("alert")).to_have_count(0)
     assert not app.post("/api/exercise", {"name": "kernel-size"})["is_measuring"]
     tab.get_by_role("link", name="Design", exact=True).click()
-    tab.get_by_role("link", name="Learn").click()
+    tab.get_by_role("link", name="Learn", exact=True).click()
     question.get_by_role("button", name="Measure it here").wait_for()  # its answer is still open

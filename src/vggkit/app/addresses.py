@@ -25,6 +25,11 @@ def png_address(content: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(content).decode()
 
 
+def svg_address(text: str) -> str:
+    """A data URL with an SVG file."""
+    return "data:image/svg+xml;base64," + base64.b64encode(text.encode()).decode()
+
+
 def as_png(image: Image.Image) -> bytes:
     """The image as a PNG file."""
     buffer = io.BytesIO()

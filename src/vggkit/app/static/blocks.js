@@ -25,20 +25,10 @@ function card(list, blocks, index, set) {
     type: "text", value, "data-key": `${name}-${index}`, "aria-label": `${t("block", index + 1)}, ${t(name)}`,
     onchange: (event) => changed(made(event.target.value.trim())), ...rest,
   });
-  /** A number that the arrow keys change: `next` gives the one that follows, up (1) or down (-1). */
-  const number = (name, value, made, next) => input(name, value, made, {
-    inputmode: "numeric",
-    onkeydown: (event) => {
-      const by = { ArrowUp: 1, ArrowDown: -1 }[event.key];
-      if (!by) return;
-      event.preventDefault();
-      changed(made(String(Math.max(1, next(by)))));
-    },
-  });
+  const number = (name, value, made) => input(name, value, made, { type: "number", min: 1 });
   const convolved = (text) => ({
     num_convs: text, kernels: isUniform ? Array(Number(text) || 1).fill(block.kernels[0]) : block.kernels,
   });
-  const widened = (by) => (by > 0 ? 2 * block.channels : Math.floor(block.channels / 2));
   const words = t("moveBlock", index + 1), removal = t("removeBlock", index + 1);
   const byKey = (event) => {
     const step = arrow(event);
@@ -51,8 +41,8 @@ function card(list, blocks, index, set) {
   button("⠿", null, {
     class: "icon grip", "data-key": `grip-${index}`, "aria-label": words, title: words, onkeydown: byKey,
   }),
-  number("convolutions", block.num_convs, convolved, (by) => block.num_convs + by),
-  number("channels", block.channels, (text) => ({ channels: text }), widened),
+  number("convolutions", block.num_convs, convolved),
+  number("channels", block.channels, (text) => ({ channels: text })),
   input("kernels", isUniform ? block.kernels[0] : block.kernels.join(","),
     (text) => ({ kernels: text.split(/[ ,]+/).filter(Boolean).map(Number) })),
   button("×", () => set(blocks.toSpliced(index, 1)), {

@@ -1,6 +1,6 @@
-// Charts in SVG: lines with a cursor (mouse and keys) and a table for screen readers, and a scatter plot.
+// Charts in SVG: lines with a cursor (mouse and keys) and a table for screen readers.
 
-import { clamped, h, s, share, short, table, whole } from "./dom.js";
+import { clamped, h, s, table } from "./dom.js";
 import { t } from "./words.js";
 
 const WIDTH = 640, HEIGHT = 240, LEFT = 48, RIGHT = 12, TOP = 12, BOTTOM = 40;
@@ -99,37 +99,4 @@ function nice(low, high, count) {
 function written(value) {
   if (value === null || value === undefined) return "–";
   return Math.abs(value) >= 1000 ? value.toLocaleString("en-US") : String(Number(value.toPrecision(3)));
-}
-
-/** A linear scale of `values` onto `from` to `to`, with a margin at both ends. */
-function scale(values, from, to) {
-  const [low, high] = [Math.min(...values), Math.max(...values)];
-  const room = (high - low) * 0.15 || Math.abs(high) * 0.1 || 1;
-  return (value) => from + ((value - low + room) / (high - low + 2 * room)) * (to - from);
-}
-
-/** Points are { name, x, y, size, isOnFront }: a circle's area shows its `size`; those on the front are filled. */
-export function scatter(points) {
-  const width = 560, height = 320, left = 76, bottom = 40, room = 40;
-  const xs = [...new Set(points.map((point) => point.x))], ys = [...new Set(points.map((point) => point.y))];
-  const px = scale(xs, left + room, width - room), py = scale(ys, height - bottom - room, room);
-  const most = Math.max(...points.map((point) => point.size));
-  const told = ({ name, x, y, size }) => t("pointTold", name, share(y), whole(x), short(size));
-  const text = (x, y, words, rest) => s("text", { x, y, "text-anchor": "middle", ...rest }, words);
-  const axis = (ends) => s("line", { class: "grid", ...ends });
-  const circle = (point, index) => {
-    const colour = COLOURS[index % COLOURS.length], cx = px(point.x), cy = py(point.y);
-    const r = Math.max(5, 30 * Math.sqrt(point.size / most));
-    return s("g", {}, s("title", {}, told(point)),
-      s("circle", { cx, cy, r, fill: colour, "fill-opacity": point.isOnFront ? 0.45 : 0.12, stroke: colour }),
-      text(cx, cy - r - 6, point.name, { class: "strong" }));
-  };
-  const foot = height - bottom, view = `0 0 ${width} ${height}`;
-  return h("figure", {}, h("h3", {}, t("scatterTitle")),
-    s("svg", { class: "chart", viewBox: view, role: "img", "aria-label": points.map(told).join("; ") },
-      axis({ x1: left, x2: left, y1: 8, y2: foot }), axis({ x1: left, x2: width, y1: foot, y2: foot }),
-      ys.map((y) => text(left - 6, py(y) + 4, share(y), { "text-anchor": "end" })),
-      xs.map((x) => text(px(x), foot + 16, whole(x))),
-      text((width + left) / 2, height - 6, t("speed")), points.map(circle)),
-    h("figcaption", {}, t("scatterHelp")));
 }

@@ -6,14 +6,14 @@ import { t } from "./words.js";
 
 export function open(main) {
   const left = h("section", { class: "panel stack" });
-  const right = h("section", { class: "panel", "aria-live": "polite" });
+  const nothing = () => [h("p", { class: "muted" }, t("noImage"))];
+  const right = h("section", { class: "panel", "aria-live": "polite" }, nothing());
   main.append(h("div", { class: "split half" }, left, right));
   const invert = (image) => images.take(() => ask("/api/invert", { image }));
-  const images = picker(({ image, label }, run) => {
-    const nothing = Promise.resolve([h("p", { class: "muted" }, t("noImage"))]);
-    into(right, image ? ask("/api/classify", { run, image }).then((found) => painted(found, label)) : nothing);
+  const images = picker(({ image, label: trueClass }, run) => {
+    into(right, image ? ask("/api/classify", { run, image }).then(painted) : Promise.resolve(nothing()));
 
-    function painted({ top, seen, is_negative: isNegative }, trueClass) {
+    function painted({ top, seen, is_negative: isNegative }) {
       const row = ({ label, probability }) => barRow(label, probability, "macs", share(probability));
       const verdict = top[0].label === trueClass ? "right" : "wrong";
       return [

@@ -3,7 +3,6 @@
 import {
   ask, button, coloured, counted, failure, h, mono, panel, picture, repaint, share, short, table, whole,
 } from "./dom.js";
-import { scatter } from "./chart.js";
 import { COLUMNS, runRow } from "./runs.js";
 import { readAddress, writeAddress } from "./state.js";
 import { fieldWords, translated } from "./terms.js";
@@ -17,7 +16,7 @@ export function open(main) {
   const filter = h("input", { type: "search", "aria-label": words, placeholder: words, oninput: typed });
   const start = button("", compare, { class: "primary" });
   main.append(h("div", { class: "stack" }, h("section", { class: "panel stack" },
-    h("div", { class: "spread" }, h("div", { class: "filter" }, filter), start), list), result));
+    h("div", { class: "spread" }, h("div", {}, filter), start), list), result));
   const chosen = () => {
     const names = (readAddress().values.compare ?? "").split(",");
     return names.filter((name) => view.runs.some((run) => run.name === name));
@@ -54,7 +53,7 @@ export function open(main) {
 
 const nameOf = (model) => model.model.split("/").at(-1);
 
-function painted({ models, pairs, data, hardware, differences, disagreements }) {
+function painted({ models, pairs, data, hardware, scatter, differences, disagreements }) {
   const measured = (model) => [
     mono(nameOf(model)), mono(model.architecture), short(model.parameters), short(model.macs), share(model.accuracy),
     model.interval.map(share).join(" – "), whole(model.infer_samples_per_sec), model.is_on_front ? "★" : ""];
@@ -62,10 +61,6 @@ function painted({ models, pairs, data, hardware, differences, disagreements }) 
     t("run"), t("column network"), coloured("parameters"), coloured("macs"),
     t("column accuracy"), "95%", t("speed"), t("front")];
   const unpathed = (text) => models.reduce((all, model) => all.replaceAll(model.model, nameOf(model)), text);
-  const points = models.map((model) => ({
-    name: nameOf(model), x: model.infer_samples_per_sec, y: model.accuracy, size: model.parameters,
-    isOnFront: model.is_on_front,
-  }));
   const fields = [t("field"), ...models.filter((model) => model.recipe).map(nameOf)];
   const different = differences.map(([name, ...values]) => [fieldWords(name)[0], ...values]);
   const nothing = (key) => h("p", { class: "muted" }, t(key));
@@ -73,8 +68,10 @@ function painted({ models, pairs, data, hardware, differences, disagreements }) 
     panel(t("sameMeasure"), h("p", { class: "small muted" }, `${translated(data)} · ${translated(hardware)}`),
       table(header, models.map(measured), { label: t("sameMeasure") }),
       h("ul", {}, pairs.map((pair) => h("li", {}, translated(unpathed(pair.sentence)))))),
-    h("section", { class: "panel two" }, scatter(points), h("div", {}, h("h3", {}, t("differences")),
-      different.length ? table(fields, different, { label: t("differences") }) : nothing("noDifferences"))),
+    h("section", { class: "panel two" },
+      h("figure", {}, h("h3", {}, t("scatterTitle")), h("img", { src: scatter, class: "chart", alt: t("scatterTitle") }),
+        h("figcaption", {}, t("scatterHelp"))),
+      h("div", {}, h("h3", {}, t("differences")), different.length ? table(fields, different, { label: t("differences") }) : nothing("noDifferences"))),
     panel(t("disagreements"), disagreements.length
       ? h("div", { class: "gallery" }, disagreements.map((each) => disagreement(each, models.map(nameOf))))
       : nothing("noDisagreements"))];

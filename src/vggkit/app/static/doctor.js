@@ -58,7 +58,7 @@ export function open(main) {
     const head = [t("layer"), t("output"), t("differs"), t("gradient"), "", t("relativeGradient"), t("dead")];
     return [
       h("section", { class: "panel" }, h("h2", { class: colour }, t(`verdict ${verdict}`)),
-        h("p", {}, t(`about ${verdict}`), " ", t("lossNow", loss === null ? "∞" : loss.toPrecision(3))),
+        h("p", {}, t("lossNow", loss === null ? "∞" : loss.toPrecision(3))),
         changes.length ? h("ul", {}, changes) : h("p", { class: "muted" }, t("nothingToChange"))),
       panel(t("layerByLayer"), h("p", { class: "small muted" }, t("barsHelp")),
         table(head, layers.map(row), { label: t("layerByLayer") }))];

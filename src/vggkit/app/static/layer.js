@@ -42,7 +42,7 @@ const number = (value) => (value === null ? "–" : Math.abs(value) < 0.005 ? "0
 function square(rows, label) {
   const most = Math.max(1e-9, ...rows.flat().map(Math.abs));
   const cell = (value, turn) => {
-    const box = h("td", { class: value >= 0 ? "above-zero" : "below-zero" }, rows.length <= 5 ? number(value) : "");
+    const box = h("td", { class: value >= 0 ? "plus" : "minus" }, rows.length <= 5 ? number(value) : "");
     box.style.setProperty("--share", `${Math.round((70 * Math.abs(value)) / most)}%`);
     box.style.setProperty("--turn", turn);
     return box;

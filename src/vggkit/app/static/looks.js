@@ -74,7 +74,7 @@ function judged({ picture: src, label, top: [best] }) {
 function matrix({ classes, counts }, words) {
   const most = counts.map((row) => Math.max(1, row.reduce((sum, count) => sum + count, 0)));
   const cell = (count, row, column) => {
-    const isRight = row === column, box = h("td", { class: isRight ? "right" : count ? "wrong" : "" }, count || "·");
+    const isRight = row === column, box = h("td", { class: isRight ? "plus" : count ? "minus" : "" }, count || "·");
     box.style.setProperty("--share", `${Math.round(100 * Math.min(1, (isRight ? 0.6 : 3) * (count / most[row])))}%`);
     return box;
   };
