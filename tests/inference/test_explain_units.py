@@ -137,7 +137,7 @@ def test_the_numbers_are_those_of_the_library(at, weights, capsys):
 def test_the_verb_checks_each_map(at, capsys):
     assert at("photo.png", "--methods", "grad-cam", "guided-backprop", "--check", "-o", "why.png") == 0
     out = capsys.readouterr().out
-    assert "new from the end to block1" in out and out.count("no: ") + out.count("yes: ") == 2
+    assert "reinitialised down to block1" in out and out.count("no: ") + out.count("yes: ") == 2
     assert at("photo.png", "--check", "-o", "why.png", "--json") == 0
     found = json.loads(capsys.readouterr().out)["maps"][0]["check"]
     assert list(found["correlation"]) == ["fc4", "fc3", "block2", "block1"]
@@ -182,7 +182,7 @@ REFUSED = [
     ("-o why.png", "expected an image, --unit or --filters, one of the three"),
     ("photo.png --filters -o why.png", "expected an image, --unit or --filters, one of the three"),
     ("photo.png --data photos -o why.png", "expected --data with --unit, got it without"),
-    (". -o why.png", "expected an image file, got the folder ."),
+    (". -o why.png", "expected an image file after MODEL, got the folder ."),
     ("none.png -o why.png", "none.png: expected an image file, got nothing there"),
     ("map.npy -o why.png", "map.npy: expected"),
     ("photo.png --classes horse -o why.png", "expected a class of 3 classes"),

@@ -233,7 +233,7 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
     with pytest.raises(
         ValueError,
-        match="expected onnx, onnxscript, onnxruntime for ONNX, got no onnxscript, try pip install 'vggkit\\[export\\]'",
+        match="expected the packages onnx, onnxscript, onnxruntime for ONNX, got no onnxscript installed, try pip install 'vggkit\\[export\\]'",
     ):
         export("no such model", tmp_path / "net.onnx")
 

@@ -63,7 +63,7 @@ def test_training_does_what_the_verdict_says(init, verdict, batch):
 
 def test_what_to_change_is_said_with_names_of_the_networks_width(batch):
     told = " ".join(examine(net("vgg19/8", "torch"), *batch, **PAPERS).findings)
-    for advice in ("try --init kaiming", "try vgg19_bn/8", "a run of vgg11/8"):
+    for advice in ("try --init kaiming", "try vgg19_bn/8", "a vgg11/8 run"):
         assert advice in told
     told = " ".join(examine(net("vgg11/8", "torch"), *batch, **PAPERS).findings)
     assert "try --optimizer adamw --learning-rate 0.001" in told
@@ -130,7 +130,7 @@ def test_a_network_that_gives_all_images_the_same_output_stalls(batch):
         diagnosis = examine(network, *batch, **settings)
         assert diagnosis.verdict == "stalls"
         assert layer(diagnosis, "conv4_2").contrast == layer(diagnosis, "fc8").contrast == 0
-    assert diagnosis.findings[0].startswith("all images give the same fc8")
+    assert diagnosis.findings[0].startswith("fc8 is the same for all images")
 
 
 def test_the_plateau_is_in_steps_of_the_optimizer(batch):

@@ -181,7 +181,7 @@ def test_torchrun_restarts_what_is_killed_and_ends_in_the_same_bits(tmp_path):
             before = killed_after_a_save(process, tmp_path / "run", kill, before)
         out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert out.count("goes on from step") == 2
+    assert out.count("resumed after step") == 2
     assert final(tmp_path / "run") == final(tmp_path / "unbroken")
 
 

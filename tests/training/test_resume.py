@@ -117,7 +117,7 @@ def test_a_finished_run_is_left_as_it_is_and_said_to_be_finished(recipe, tmp_pat
     first = train(short, out=tmp_path / "run", device="cpu", progress=False)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
     again = train(short, resume=tmp_path / "run", device="cpu")
-    assert "was trained to its end before" in capsys.readouterr().out
+    assert "the run is already finished" in capsys.readouterr().out
     assert again.history == first.history
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")} == before
 
@@ -173,7 +173,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(recipe, tmp_pa
     train(recipe, resume=tmp_path / "run", device="cpu")
     out = capsys.readouterr().out
     assert f"{last} is damaged: expected what SHA256SUMS says, got another optimizer.safetensors" in out
-    assert f"goes on from step {int(before.name[5:])}" in out
+    assert f"resumed after step {int(before.name[5:])}" in out
     if torch.get_num_threads() == 1:  # as the processes had that trained it first
         assert bits(tmp_path / "run") == expected
     for path in (tmp_path / "run" / "checkpoints").rglob("state.json"):
@@ -230,7 +230,7 @@ def test_signals_to_the_program_end_it_once_and_it_goes_on(tmp_path):
         lines = [process.stdout.readline() for _ in range(4)]
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
-    assert any("goes on from step" in line and "bit for bit" in line for line in lines), lines
+    assert any("resumed after step" in line and "bit for bit" in line for line in lines), lines
 
 
 def test_a_second_ctrl_c_leaves_at_once(tmp_path):

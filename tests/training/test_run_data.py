@@ -122,7 +122,7 @@ def test_bad_images_end_a_run_or_are_left_out_and_named(recipe, photos, tmp_path
     assert not (tmp_path / "run").exists()
     run = train(replace(broken, bad_images="skip"), out=tmp_path / "run", device="cpu")
     out = capsys.readouterr().out
-    assert "120 training and 36 validation images, bad ones included, on " in out
+    assert "120 training and 36 validation images, including bad ones, which are skipped, on " in out
     assert "skipped 5 bad images so far: " in out
     count = round(run.history[0].examples_per_second * run.history[0].train_seconds)
     assert count == 115

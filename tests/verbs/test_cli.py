@@ -15,6 +15,7 @@ from PIL import Image
 
 from vggkit import Recipe, cli, errors
 from vggkit.data.fashion_mnist import SAMPLE_PLACE
+from vggkit.training.recipe import RECIPES
 from vggkit.verbs import VERBS, module_of, train
 from vggkit.verbs.terminal import actions_of, parse_flags
 
@@ -94,6 +95,7 @@ def trained(tmp_path_factory):
             "eval x --split nope",
             "one of train, val, validation, test, all for --split, got 'nope', try vgg eval --help",
         ),
+        ("explain m x -o x.png --methods lrp grad-can", "for --methods, got 'grad-can', try grad-cam"),
         ("completion basch", "expected one of bash, zsh, fish, got 'basch', try bash"),
         ("predict x y --tpo 3", "expected flags of vgg predict, got '--tpo', try --top"),
         ("runs -o x", "expected flags of vgg runs, got '-o', try vgg runs --help"),
@@ -234,6 +236,7 @@ def test_the_help_of_train_shows_the_chosen_recipes_values(capsys):
     assert "Pixels along a side of the network's input. (default: 32)" in helps[0]
     assert "Pixels along a side of the network's input. (default: 224)" in helps[1]
     assert "(default: 0.01)" in helps[2]
+    assert f"{', '.join(RECIPES)} or a .json file of a recipe" in helps[0]
     assert "--flip, --no-flip Mirror training images left and right at random. (default: True)" in helps[0]
 
 

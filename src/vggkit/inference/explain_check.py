@@ -75,13 +75,19 @@ class Check:
 
     def table(self) -> Table:
         """The numbers of both tests."""
-        rows = [(f"new from the end to {part}", f"{value:.2f}", "", "", "") for part, value in self.correlation.items()]
+        rows = [
+            (f"reinitialised down to {part}", f"{value:.2f}", "", "", "") for part, value in self.correlation.items()
+        ]
         curves = []
         for name, gain in self.gain.items():
             areas = (_area(self.deletion[name]), _area(self.insertion[name]), gain)
             curves.append((f"order of {name}", "", *(f"{area:.2f}" for area in areas)))
         header = ("", "rank correlation", "deletion", "insertion", "gain")
-        notes = ("deletion, insertion: the mean probability of the class; gain: insertion - deletion", self.verdict)
+        notes = (
+            "reinitialised down to a part: the weights of that part and of all later ones are random",
+            "deletion, insertion: the mean probability of the class; gain: insertion - deletion",
+            self.verdict,
+        )
         return Table(header, [rows, curves], 1, str(self.explanation), notes)
 
     def __repr__(self) -> str:

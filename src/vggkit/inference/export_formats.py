@@ -95,8 +95,8 @@ class Format(NamedTuple):
     def versions(self) -> dict[str, str]:
         """The versions of the packages; raises `UserError` if one is not installed."""
         if missing := self.missing:
-            needs = f"expected {', '.join(self.packages)} for {self.name}"
-            raise UserError(f"{needs}, got no {missing}, try {to_install(missing)}")
+            needs = f"expected the packages {', '.join(self.packages)} for {self.name}"
+            raise UserError(f"{needs}, got no {missing} installed, try {to_install(missing)}")
         return {package: version(package) for package in self.packages}
 
 

@@ -3,12 +3,13 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from vggkit.data.files import as_png
+from vggkit.data.files import as_png, why_not_a_file
 from vggkit.data.images import thumbnail
 from vggkit.data.preprocessing import Preprocessing
 from vggkit.errors import DataError, WeightsError, nearest, shown
@@ -74,6 +75,11 @@ def read_index(path: str | os.PathLike[str], layer: str | None = None) -> Index:
     Raises:
         WeightsError: the file is missing, damaged or no index, or lacks the layer.
     """
+    if reason := why_not_a_file(Path(path)):
+        example = "vgg features MODEL photos --layers fc7 -o index.safetensors"
+        raise WeightsError(
+            f"{shown(path, 500)}: expected an index file, got {reason}, try '{example}', which writes one"
+        )
     with open_container(path) as (stored, metadata):
         if not {"model", "images", "layers", "preprocessing"} <= metadata.keys():
             raise WeightsError("expected an index that 'vgg features' wrote, got another file")

@@ -249,17 +249,17 @@ def _findings(diagnosis: Diagnosis, net: nn.Module, learning_rate: float, adam_f
         yield f"on this batch the first step is {times:.3g} times too long, try --learning-rate {lower:.1g}"
     if verdict in ("slow", "stalls"):
         if last.contrast <= diagnosis.rounding:
-            yield f"all images give the same {last.name} up to rounding: it differs by {last.contrast:.0e} of its size"
+            yield f"{last.name} is the same for all images, except for rounding: {last.contrast:.0e} of its size"
         gains = [layer.gain for layer in layers if layer.dead is not None and not layer.is_normalized]
         if gains and not 0.1 < (scale := math.prod(gains)) < 10:
             mean = scale ** (1 / len(gains))
-            yield f"ReLU layers scale by {mean:.2g} each, by {scale:.0e} together, try --init kaiming"
+            yield f"each ReLU layer scales the signal by {mean:.2g}, all by {scale:.0e}, try --init kaiming"
         architecture = getattr(net, "architecture", None)
         if isinstance(architecture, Architecture):
             if architecture.norm == "none":
                 yield f"batch norm would restore the scale, try {replace(architecture, norm='batch').name}"
             if shallow := _shallow_name(architecture):
-                yield f"it is deep, try --optimizer adamw --warm-start RUN, a run of {shallow}"
+                yield f"the network is deep, try --optimizer adamw --warm-start RUN, a {shallow} run"
         if last.contrast > diagnosis.rounding and adam_flags:
             yield f"the gradient is small but not lost, try {adam_flags}"
     if dead := ", ".join(layer.name for layer in layers if (layer.dead or 0) > DEAD):

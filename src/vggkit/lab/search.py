@@ -176,7 +176,8 @@ def search(
     while step := _next_trial(log.trials, rungs, space, is_over=log.seconds + log.longest(rungs[-1]) >= seconds):
         notation, epochs = step
         best = max((trial.accuracy for trial in log.trials), default=0)
-        say(f"{clock(max(0, seconds - log.seconds))} left, best {best:.4f}: {notation} to epoch {epochs}")
+        result = f"best accuracy {best:.4f}" if best else "no accuracy yet"
+        say(f"{clock(max(0, seconds - log.seconds))} left, {result}: training {notation} to epoch {epochs}")
         trial = _run_trial(space, notation, epochs, folder / notation.replace(" ", "-"), device)
         if trial is None:
             return None

@@ -230,7 +230,7 @@ def _show_start(display: Progress, training: Training, event: str, notes: list[s
     display.say(
         f"{training.net.architecture.name}: {sum(p.numel() for p in training.net.parameters()):,} parameters, "
         f"{recipe.image_size} px, {data.name}: {data.train.num_images:,} training and {data.held_out.num_images:,} "
-        f"{data.held_out_name} images{', bad ones included' * bool(data.bad_images)}, "
+        f"{data.held_out_name} images{', including bad ones, which are skipped' * bool(data.bad_images)}, "
         f"on {f'{team.size} x ' * (team.size > 1)}{_describe_environment(facts)}"
     )
     if data.bad_images:
@@ -288,11 +288,13 @@ def _describe_environment(facts: Mapping[str, Any]) -> str:
 
 def _resume_note(state: RunState, recipe: Recipe, measured_on: dict[str, Any]) -> str:
     if state.epoch > recipe.epochs:
-        return "was trained to its end before; nothing is left to do; --more-epochs N begins a run from it"
+        return "the run is already finished; --more-epochs N would begin a new run from its weights"
     saved = {"vggkit": "before 0.5", **state.facts}
     changes = [f"{what} {saved.get(what)}, now {now}" for what, now in measured_on.items() if saved.get(what) != now]
     reasons = [f"it had {'; '.join(changes)}"] * bool(changes)
     if measured_on["processes"] != 1 and recipe.compression == "powersgd":
         reasons.append("PowerSGD forgets the gradients that it has not sent yet")
-    exactly = f"equal bits are not promised, since {' and '.join(reasons)}" if reasons else "bit for bit"
-    return f"goes on from step {state.step}, in epoch {state.epoch}, {exactly}"
+    exactly = "the weights will be those of an uninterrupted run, bit for bit"
+    if reasons:
+        exactly = f"the weights may differ from those of an uninterrupted run, since {' and '.join(reasons)}"
+    return f"resumed after step {state.step}, in epoch {state.epoch}: {exactly}"

@@ -65,7 +65,7 @@ def run(arguments: list[str]) -> None:
     if flags.data is not None and flags.unit is None:
         raise UserError("expected --data with --unit, got it without, try 'vgg predict' for images")
     if flags.image is not None and flags.image.is_dir():
-        raise UserError(f"expected an image file, got the folder {flags.image}, try one of the files in it")
+        raise UserError(f"expected an image file after MODEL, got the folder {flags.image}, try a file in it")
     if flags.image is None:
         for name in ("check", "classes", "layer", "methods"):
             if getattr(flags, name) != getattr(Flags, name):

@@ -205,7 +205,8 @@ def _refused(verb: str, docs: str, box: list[str], arguments: list[str], known: 
         message = message.removesuffix(".").removeprefix("Error parsing fields: ")
         return message if ", try " in message else f"{message}, try 'vgg {verb} --help'"
     name, takes = named[1], known[named[1]]
-    got = values_of(name, arguments) or re.findall("invalid choice '(.*?)'", message)
+    wrong = [value for value in values_of(name, arguments) if value not in takes]
+    got = wrong or re.findall("invalid choice '(.*?)'", message)
     close = nearest(got[0], takes) if got and len(takes) > 1 else None
     got_text = f"'{shown(' '.join(got))}'" if got else "none"
     expected = "one of " * (len(takes) > 1) + ", ".join(takes) + f" for {name}" * name.startswith("-")

@@ -27,7 +27,8 @@ class Flags:
     fields: Annotated[Recipe, arg(name="recipe")]
     """The recipe: all that decides the run. The defaults are those of the named recipe."""
     recipe: str = "quick"
-    """quick, d2l, d2l-1.0, gluon, paper, finetune or a .json file of a recipe; the other flags change it."""
+    """quick, five-minutes, best, d2l, d2l-1.0, gluon, paper, finetune or a .json file of a recipe; the other flags
+    change it."""
     out: Annotated[Path | None, arg(metavar="DIR")] = None
     """The run folder, which must not exist yet; runs/<name>-<number> if not given."""
     resume: Path | None = None

@@ -21,6 +21,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from vggkit.data.files import why_not_a_file
+from vggkit.data.samples import IMAGE_SUFFIXES
 from vggkit.errors import WeightsError, shown
 from vggkit.weights.onnx import onnx_arrays
 
@@ -75,6 +76,8 @@ def open_container(path: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Sto
         if reason := why_not_a_file(path):
             tries = "'vgg runs' for runs, 'vgg weights' for names of published weights"
             raise WeightsError(f"expected a run or a weight file, got {reason}, try {tries}")
+        if path.name.lower().endswith(IMAGE_SUFFIXES):
+            raise WeightsError("expected a run or a weight file, got an image, try the model first, then the images")
         with ExitStack() as stack:
             tensors, metadata = _guarded(_open_format, path, stack)
             if len(tensors) > MAX_TENSORS:
