@@ -63,7 +63,7 @@ def test_training_does_what_the_verdict_says(init, verdict, batch):
 
 def test_what_to_change_is_said_with_names_of_the_networks_width(batch):
     told = " ".join(examine(net("vgg19/8", "torch"), *batch, **PAPERS).findings)
-    for advice in ("try --init kaiming", "try vgg19_bn/8", "a vgg11/8 run"):
+    for advice in ("try --init kaiming", "try vgg19_bn/8", "a run of vgg11/8"):
         assert advice in told
     told = " ".join(examine(net("vgg11/8", "torch"), *batch, **PAPERS).findings)
     assert "try --optimizer adamw --learning-rate 0.001" in told

@@ -259,7 +259,7 @@ def _findings(diagnosis: Diagnosis, net: nn.Module, learning_rate: float, adam_f
             if architecture.norm == "none":
                 yield f"batch norm would restore the scale, try {replace(architecture, norm='batch').name}"
             if shallow := _shallow_name(architecture):
-                yield f"the network is deep, try --optimizer adamw --warm-start RUN, a {shallow} run"
+                yield f"the network is deep, try --optimizer adamw --warm-start RUN, a run of {shallow}"
         if last.contrast > diagnosis.rounding and adam_flags:
             yield f"the gradient is small but not lost, try {adam_flags}"
     if dead := ", ".join(layer.name for layer in layers if (layer.dead or 0) > DEAD):

@@ -63,7 +63,7 @@ export const TERMS = {
   "{a} is the same for all images, except for rounding: {b} of its size": "在舍入误差内,所有图像的 {a} 都相同:差异只占其大小的 {b}",
   "each ReLU layer scales the signal by {a}, all by {b}, try {c}": "每个 ReLU 层缩放 {a} 倍,合计 {b} 倍,可试 {c}",
   "batch norm would restore the scale, try {a}": "批量规范化可以恢复尺度,可试 {a}",
-  "the network is deep, try --optimizer adamw --warm-start RUN, a {a} run": "网络很深,可试 --optimizer adamw,并从一次 {a} 的训练热启动",
+  "the network is deep, try --optimizer adamw --warm-start RUN, a run of {a}": "网络很深,可试 --optimizer adamw,并从一次 {a} 的训练热启动",
   "the gradient is small but not lost, try {a}": "梯度很小但尚未丢失,可试 {a}",
   "more than {a} of the ReLUs are dead in {b}, try --init kaiming or a lower --learning-rate": "{b} 中超过 {a} 的 ReLU 失活,可试 --init kaiming 或更低的 --learning-rate",
   gradient: "梯度",
