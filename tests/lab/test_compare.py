@@ -38,6 +38,8 @@ def test_figures_are_those_of_the_verbs_and_of_scipy(runs):
     for pair, (i, j) in zip(facts["pairs"], ((0, 1), (0, 2), (1, 2)), strict=True):
         only = int((right[i] & ~right[j]).sum()), int((~right[i] & right[j]).sum())
         assert (pair["only_first"], pair["only_second"]) == only
+        named = only if pair["sentence"].startswith(pair["models"][0]) else only[::-1]
+        assert f"({named[0]} and {named[1]} images right alone" in pair["sentence"]
         assert pair["p"] == pytest.approx(stats.binomtest(only[0], sum(only), 0.5).pvalue)
     front = {each.name for each in comparison.front}
     points = {each.name: (each.evaluation.accuracy, each.examples_per_second) for each in comparison.networks}

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
@@ -123,11 +123,13 @@ class Models:
             "measured_on": evaluation.measured_on,
         }
 
-    def compared(self, paths: list[Path]) -> dict[str, Any]:
-        """What `vgg compare` finds, the differences of the recipes, and images on which the networks disagree."""
+    def compared(self, paths: dict[str, Path]) -> dict[str, Any]:
+        """What `vgg compare` finds of networks, by name, their scatter plot, and how recipes and predictions differ."""
         from vggkit.lab.compare import compare
 
-        comparison = compare(paths)
+        comparison = compare([*paths.values()])
+        networks = (replace(network, name=name) for name, network in zip(paths, comparison.networks, strict=True))
+        comparison = replace(comparison, networks=tuple(networks))
         differences, disagreements = comparison.differences(), comparison.disagreements()
         read = comparison.data.held_out.reader(0, 0)
         channels = comparison.networks[0].classifier.preprocessing.channels

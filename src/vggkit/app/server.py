@@ -146,7 +146,7 @@ def _model_work(runs: Runs, uploads: Uploads) -> dict[str, Work]:
         names = body.get("runs")
         if not isinstance(names, list) or not 2 <= len(names) <= MAX_COMPARED:
             raise UserError(f"expected 2 to {MAX_COMPARED} runs to compare, got another request")
-        return models.compared([runs.path_of(name) for name in names])
+        return models.compared({name: runs.path_of(name) for name in names})
 
     def locked(work: Work) -> Work:
         def one_at_a_time(body: Body) -> Any:

@@ -282,12 +282,12 @@ def _flag_value(value: object) -> str:
 
 def _pair(first: Compared, second: Compared) -> dict[str, Any]:
     only_first, only_second = (int((a.is_right & ~b.is_right).sum()) for a, b in ((first, second), (second, first)))
-    p = mcnemar(only_first, only_second)
+    p, named = mcnemar(only_first, only_second), (only_first, only_second)
     verdict = f"{first.name} against {second.name}: not decided"
     if p < 0.05:
         better, worse = (first, second) if only_first > only_second else (second, first)
-        verdict = f"{better.name} is better than {worse.name}"
+        verdict, named = f"{better.name} is better than {worse.name}", (max(named), min(named))
     p_text = f"{p:.2g}" if p >= 1e-4 else "below 0.0001"
-    sentence = f"{verdict} ({only_first} and {only_second} images right alone, McNemar's p {p_text})."
+    sentence = f"{verdict} ({named[0]} and {named[1]} images right alone, McNemar's p {p_text})."
     counts = {"only_first": only_first, "only_second": only_second}
     return {"models": [first.name, second.name], **counts, "p": p, "sentence": sentence}

@@ -51,29 +51,27 @@ export function open(main) {
   }
 }
 
-const nameOf = (model) => model.model.split("/").at(-1);
-
 function painted({ models, pairs, data, hardware, scatter, differences, disagreements }) {
   const measured = (model) => [
-    mono(nameOf(model)), mono(model.architecture), short(model.parameters), short(model.macs), share(model.accuracy),
+    mono(model.model), mono(model.architecture), short(model.parameters), short(model.macs), share(model.accuracy),
     model.interval.map(share).join(" – "), whole(model.infer_samples_per_sec), model.is_on_front ? "★" : ""];
   const header = [
     t("run"), t("column network"), coloured("parameters"), coloured("macs"),
     t("column accuracy"), "95%", t("speed"), t("front")];
-  const unpathed = (text) => models.reduce((all, model) => all.replaceAll(model.model, nameOf(model)), text);
-  const fields = [t("field"), ...models.filter((model) => model.recipe).map(nameOf)];
+  const fields = [t("field"), ...models.filter((each) => each.recipe).map((each) => each.model)];
   const different = differences.map(([name, ...values]) => [fieldWords(name)[0], ...values]);
-  const nothing = (key) => h("p", { class: "muted" }, t(key));
+  const names = models.map((each) => each.model), nothing = (key) => h("p", { class: "muted" }, t(key));
   return [
     panel(t("sameMeasure"), h("p", { class: "small muted" }, `${translated(data)} · ${translated(hardware)}`),
       table(header, models.map(measured), { label: t("sameMeasure") }),
-      h("ul", {}, pairs.map((pair) => h("li", {}, translated(unpathed(pair.sentence)))))),
+      h("ul", {}, pairs.map((pair) => h("li", {}, translated(pair.sentence))))),
     h("section", { class: "panel two" },
-      h("figure", {}, h("h3", {}, t("scatterTitle")), h("img", { src: scatter, class: "chart", alt: t("scatterTitle") }),
-        h("figcaption", {}, t("scatterHelp"))),
-      h("div", {}, h("h3", {}, t("differences")), different.length ? table(fields, different, { label: t("differences") }) : nothing("noDifferences"))),
+      h("figure", {}, h("h3", {}, t("scatterTitle")),
+        h("img", { src: scatter, class: "chart", alt: t("scatterTitle") }), h("figcaption", {}, t("scatterHelp"))),
+      h("div", {}, h("h3", {}, t("differences")), different.length
+        ? table(fields, different, { label: t("differences") }) : nothing("noDifferences"))),
     panel(t("disagreements"), disagreements.length
-      ? h("div", { class: "gallery" }, disagreements.map((each) => disagreement(each, models.map(nameOf))))
+      ? h("div", { class: "gallery" }, disagreements.map((each) => disagreement(each, names)))
       : nothing("noDisagreements"))];
 }
 

@@ -114,7 +114,7 @@ export function open(main) {
   function listen() {
     view.source?.close();
     view.source = null;
-    carded.replaceChildren();
+    paintCards();
     charted.replaceChildren();
     const names = chosen();
     looking.show(names[0]);

@@ -3,20 +3,9 @@
 import { WORDS } from "./texts.js";
 
 const KEY = "vggkit-language";
-let chosen = null;
 
-export function language() {
-  if (chosen === null) {
-    try { chosen = localStorage.getItem(KEY); } catch { /* a browser that keeps nothing */ }
-    chosen ??= navigator.language.startsWith("zh") ? "zh" : "en";
-  }
-  return chosen;
-}
-
-export function setLanguage(name) {
-  chosen = name;
-  try { localStorage.setItem(KEY, name); } catch { /* it holds until the page is closed */ }
-}
+export const language = () => localStorage.getItem(KEY) ?? (navigator.language.startsWith("zh") ? "zh" : "en");
+export const setLanguage = (name) => localStorage.setItem(KEY, name);
 
 export function t(key, ...values) {
   const [english, chinese] = WORDS[key] ?? [key, key];
