@@ -9,9 +9,9 @@ export function open(main) {
   const nothing = () => [h("p", { class: "muted" }, t("noImage"))];
   const right = h("section", { class: "panel", "aria-live": "polite" }, nothing());
   main.append(h("div", { class: "split half" }, left, right));
-  const invert = (image) => images.take(() => ask("/api/invert", { image }));
+  const invert = (image) => images.take(() => ask("/api/invert", { image }, "image"));
   const images = picker(({ image, label: trueClass }, run) => {
-    into(right, image ? ask("/api/classify", { run, image }).then(painted) : Promise.resolve(nothing()));
+    into(right, image ? ask("/api/classify", { run, image }, right).then(painted) : Promise.resolve(nothing()));
 
     function painted({ top, seen, is_negative: isNegative }) {
       const row = ({ label, probability }) => barRow(label, probability, "macs", share(probability));

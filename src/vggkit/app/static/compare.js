@@ -3,24 +3,22 @@
 import {
   ask, button, coloured, counted, failure, h, mono, panel, picture, repaint, share, short, table, whole,
 } from "./dom.js";
-import { COLUMNS, runRow } from "./runs.js";
-import { readAddress, writeAddress } from "./state.js";
+import { chosenRuns, COLUMNS, runRow } from "./runs.js";
+import { writeAddress } from "./state.js";
 import { fieldWords, translated } from "./terms.js";
 import { t } from "./words.js";
 
 export function open(main) {
   const list = h("div"), result = h("div", { class: "stack", "aria-live": "polite" });
-  const view = { runs: [], by: 0, down: false, filter: "", isMeasuring: false };
+  const view = { runs: [], by: 0, down: false, filter: "" };
   const typed = () => { view.filter = filter.value.toLowerCase(); paint(); };
   const words = t("filterRuns");
   const filter = h("input", { type: "search", "aria-label": words, placeholder: words, oninput: typed });
+  const compare = () => counted(result, () => ask("/api/compare", { runs: chosen() }), painted);
   const start = button("", compare, { class: "primary" });
   main.append(h("div", { class: "stack" }, h("section", { class: "panel stack" },
     h("div", { class: "spread" }, h("div", {}, filter), start), list), result));
-  const chosen = () => {
-    const names = (readAddress().values.compare ?? "").split(",");
-    return names.filter((name) => view.runs.some((run) => run.name === name));
-  };
+  const chosen = () => chosenRuns("compare").filter((name) => view.runs.some((run) => run.name === name));
 
   const listed = ({ runs }) => { view.runs = runs.filter((run) => run.has_weights); paint(); };
   ask("/api/runs").then(listed, (error) => list.replaceChildren(failure(error.message)));
@@ -40,14 +38,6 @@ export function open(main) {
       : h("p", { class: "muted" }, t("noModels")));
     start.textContent = t("compareChosen", names.length);
     start.disabled = names.length < 2;
-  }
-
-  async function compare() {
-    if (view.isMeasuring) return;
-    view.isMeasuring = true;
-    const runs = chosen();
-    await counted(result, () => ask("/api/compare", { runs }), painted);
-    view.isMeasuring = false;
   }
 }
 

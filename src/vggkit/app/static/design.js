@@ -1,8 +1,8 @@
 // The view "Design": a network as text, as cards, as a drawing and as costs, all of which change together.
 
-import { blockCards } from "./blocks.js";
+import { blockCards, written } from "./blocks.js";
 import { costs, facts, measuredText, memory } from "./figures.js";
-import { ask, button, failure, field, h, panel, region, repaint } from "./dom.js";
+import { ask, button, failure, field, h, panel, pause, region, repaint } from "./dom.js";
 import { receptiveFields } from "./sees.js";
 import { readAddress, requestOf, writeAddress } from "./state.js";
 import { complaint, label, translated } from "./terms.js";
@@ -13,7 +13,7 @@ let view = null;
 export function open(main) {
   const { values } = readAddress(), drawing = region(t("drawing"), [], "drawing");
   const parts = { facts: h("div"), drawing, costs: h("div"), memory: h("div"), sees: h("div") };
-  view = { byLayer: false, family: [], parts };
+  view = { byLayer: false, family: [], parts, shown: [], edits: [] };
   view.right = h("div", { class: "stack", hidden: true },
     h("section", { class: "panel", "aria-live": "polite" }, parts.facts),
     panel(t("drawing"), drawing), panel(t("costsTitle"), parts.costs),
@@ -23,13 +23,8 @@ export function open(main) {
   view.sees = receptiveFields(parts.sees, light);
   drawing.addEventListener("pointerover", pointed);
   document.addEventListener("measured", measured);
-  view.refreshed = refresh();
-  return () => {
-    document.removeEventListener("measured", measured);
-    clearTimeout(view.later);
-    view.abort.abort();
-    view = null;
-  };
+  refresh();
+  return () => document.removeEventListener("measured", measured);
 }
 
 const measured = () => view.request && limits(view.request);
@@ -38,24 +33,19 @@ function textPanel(values) {
   view.error = h("p", { class: "error", role: "alert", id: "network-error" });
   view.input = h("input", {
     class: "mono", value: values.network, spellcheck: "false", autocomplete: "off",
-    "aria-describedby": "network-error network-help", oninput: () => change({ network: view.input.value }),
+    "aria-describedby": "network-error network-help", oninput: () => setText(view.input.value),
   });
   view.chips = h("div", { class: "chips" });
-  view.blocks = h("ul", { class: "blocks" });
-  const add = () => settled(() => setBlocks([...view.first.blocks, added(view.first.blocks)]));
-  const normed = (checked) => settled(() => setBlocks(view.first.blocks, checked));
-  view.norm = h("input", { type: "checkbox", onchange: () => normed(view.norm.checked) });
+  const list = h("ul", { class: "blocks" }), first = { num_convs: 1, channels: 64 };
+  const add = () => edit((blocks) => [...blocks, { ...first, ...blocks.at(-1), kernels: [3], lrn: false }]);
+  view.cards = blockCards(list, edit);
+  view.norm = h("input", { type: "checkbox", onchange: () => edit((blocks) => blocks, view.norm.checked) });
   return h("section", { class: "panel" },
     h("label", {}, t("network"), view.input), h("p", { class: "small muted", id: "network-help" }, t("networkHelp")),
-    view.error, view.chips, view.blocks,
+    view.error, view.chips, list,
     h("div", { class: "stack" },
       button(t("addBlock"), add), h("label", { class: "check" }, view.norm, t("batchNorm"))));
 }
-
-const added = (blocks) => {
-  const last = blocks.at(-1) ?? { num_convs: 1, channels: 64 };
-  return { num_convs: last.num_convs, channels: last.channels, kernels: Array(last.num_convs).fill(3), lrn: false };
-};
 
 function restPanel(values) {
   const one = (name, choices, rest) => field(label(name), values[name], {
@@ -74,38 +64,36 @@ function restPanel(values) {
 }
 
 /** Take over values that the person has changed. */
-const change = (values) => { writeAddress({ values }); view.refreshed = refresh(); };
+const change = (values) => { writeAddress({ values }); refresh(); };
 
-/** Run `act`, which changes the blocks, once the server has answered for what was typed last. */
-async function settled(act) {
-  await view?.refreshed;
-  if (view?.first && view.input.getAttribute("aria-invalid") !== "true") act();
-}
-
-function written({ num_convs, channels, kernels, lrn }) {
-  const sizes = new Set(kernels).size === 1 ? kernels[0] : kernels;
-  return `${num_convs}x${channels}${sizes === 3 ? "" : `k${sizes}`}${lrn ? "+lrn" : ""}`;
-}
-
-function setBlocks(blocks, norm = view.first.batch_norm) {
-  setText(blocks.map(written).join(" ") + (norm ? "_bn" : ""));
-}
-
-const setText = (network) => { view.input.value = network; change({ network }); };
-
-async function refresh() {
-  const { values } = readAddress();
-  view.abort?.abort();
-  view.abort = new AbortController();
-  const request = requestOf(values);
-  let answer;
-  try {
-    answer = await ask("/api/design", request, view.abort.signal);
-  } catch (error) {
-    if (error.name !== "AbortError" && view) tell(view.error, { error: error.message });
+/** Apply `made` to the blocks: at once, or as soon as the server has read those of a text just typed. */
+function edit(made, norm) {
+  if (!view.blocks) {
+    view.edits.push([made, norm]);
     return;
   }
-  if (view) paint(answer, values, request);
+  const blocks = made(view.blocks), suffix = norm ?? view.norm.checked ? "_bn" : "";
+  setText(blocks.map(written).join(" ") + suffix);
+  show(blocks);
+}
+
+function show(blocks) {
+  view.blocks = view.shown = blocks;
+  view.cards(blocks);
+}
+
+/** Take over a text; the server tells its blocks. */
+const setText = (network) => { view.blocks = null; view.input.value = network; change({ network }); };
+
+function refresh() {
+  const { values } = readAddress(), request = requestOf(values);
+  ask("/api/design", request, "design").then(
+    (answer) => paint(answer, values, request), (error) => tell(view.error, { error: error.message }))
+    .finally(() => {
+      const edits = view.edits.splice(0);
+      if (view.blocks) for (const each of edits) edit(...each);
+      view.blocks ??= view.shown;
+    });
 }
 
 /** Put the texts of a drawing into the page's language; its caption is the last of them, over several lines. */
@@ -141,33 +129,31 @@ function paint(answer, values, request) {
   view.input.setAttribute("aria-invalid", String(Boolean(first.error)));
   if (first.error) return;
   view.right.hidden = false;
-  view.first = first;
   view.norm.checked = first.batch_norm;
   view.norm.disabled = !first.blocks.length;
   view.pooled.hidden = !["adaptive", "conv"].includes(first.options.head);
   view.hidden.hidden = first.options.head === "gap";
-  blockCards(view.blocks, first.blocks, setBlocks);
+  show(first.blocks);
   const drawn = new DOMParser().parseFromString(answer.svg, "image/svg+xml").documentElement;
   translateTexts(drawn);
   parts.drawing.replaceChildren(document.importNode(drawn, true));
   const good = answer.designs.filter((design) => !design.error);
   parts.facts.replaceChildren(...facts(good, request.batch_size));
-  const setByLayer = (byLayer) => { view.byLayer = byLayer; paint(answer, values, request); };
-  repaint(parts.costs, ...costs(good, view.byLayer, setByLayer, view.sees.choose));
+  const paintCosts = (byLayer) => {
+    view.byLayer = byLayer;
+    repaint(parts.costs, ...costs(good, byLayer, paintCosts, view.sees.choose));
+  };
+  paintCosts(view.byLayer);
   parts.memory.replaceChildren(...memory(good));
   view.sees.show(first.layers, Number(first.options.image_size));
   view.request = { ...request, designs: request.designs.filter((_, index) => !answer.designs[index].error) };
   limits(view.request);
 }
 
-function limits(request) {
-  clearTimeout(view.later);
-  view.later = setTimeout(async () => {
-    try {
-      const answer = await ask("/api/limits", request, view.abort.signal);
-      if (view) measuredText(view.right, answer);
-    } catch { /* the next change asks again */ }
-  }, 60);
+async function limits(request) {
+  await pause(60, "limits");
+  const answer = await ask("/api/limits", request, "limits").catch(() => null); // the next change asks again
+  if (answer) measuredText(view.right, answer);
 }
 
 /** Choose the layer whose cuboid is under the mouse. */

@@ -16,6 +16,8 @@ export function open(main) {
   const form = h("section", { class: "panel stack" }), result = h("div", { class: "stack", "aria-live": "polite" });
   main.append(h("div", { class: "split" }, form, result));
 
+  const start = button(t("examine"), run, { class: "primary" });
+
   async function fill() {
     const { datasets } = await ask("/api/runs"), { values } = readAddress();
     const designed = (name, rest) => field(label(name), values[name], {
@@ -33,18 +35,18 @@ export function open(main) {
         one("learning_rate", { inputmode: "decimal" }), one("momentum", { inputmode: "decimal" }),
         one("batch_size", { inputmode: "numeric" }, t("imagesInBatch")),
         h("div", { class: "wide" }, one("data", { choices: datasets }))),
-      button(t("examine"), run, { class: "primary" })];
+      start];
   }
 
   function run() {
     const { values } = readAddress(), work = () => ask("/api/doctor", { ...asked, design: designOf(values) });
-    counted(result, work, painted, (seconds) => t("examining", values.network, seconds));
+    return counted(result, work, painted, (seconds) => t("examining", values.network, seconds));
   }
 
   function change({ network, ...rest }) {
     if (network) writeAddress({ values: { network } });
     for (const [name, value] of Object.entries(rest)) asked[name] = made(name, value);
-    into(form, fill()).then(run);
+    into(form, fill()).then(() => start.click());
   }
 
   function painted({ verdict, loss, findings, tries, layers }) {

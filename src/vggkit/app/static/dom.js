@@ -21,7 +21,21 @@ function filled(element, attributes = {}, children = []) {
   return element;
 }
 
-export const button = (words, onclick, rest = {}) => h("button", { type: "button", onclick, ...rest }, words);
+/** A button. If a click began work, clicks are ignored until it is done, as is the second one of a double click. */
+export function button(words, onclick, rest = {}) {
+  let hasWorked = false;
+  const clicked = (event) => {
+    if (made.ariaDisabled || (hasWorked && event.detail > 1)) return;
+    const work = onclick(event);
+    hasWorked = work instanceof Promise;
+    if (!hasWorked) return;
+    made.ariaDisabled = "true";
+    work.finally(() => { made.ariaDisabled = null; });
+  };
+  const made = h("button", { type: "button", onclick: onclick && clicked, ...rest }, words);
+  return made;
+}
+
 export const mono = (words) => h("span", { class: "mono" }, words);
 export const failure = (message) => h("p", { class: "error", role: "alert" }, message);
 export const panel = (title, ...children) => h("section", { class: "panel" }, h("h2", {}, title), ...children);
@@ -112,34 +126,48 @@ export function meter(parts, label = "") {
   return h("span", { class: "meter", role: "img", "aria-label": label }, pieces);
 }
 
-/** The server's answer, as JSON; throws an Error with the server's message if it refuses. */
-export async function ask(path, body, signal) {
-  const options = { signal, headers: {} };
+const going = new Map(); // what aborts each request or pause of this view, by what that is for
+
+/** A signal that aborts as soon as something else is begun for `what`, or the view is left. */
+function begun(what) {
+  const control = new AbortController();
+  going.get(what)?.abort();
+  going.set(what, control);
+  return control.signal;
+}
+
+/** End all requests and pauses, as the view is left: nothing that waits for them ever goes on. */
+export function leave() {
+  for (const each of going.values()) each.abort();
+  going.clear();
+}
+
+/** Wait for some milliseconds, and for ever if something else is begun for `what`. */
+export function pause(milliseconds, what = Symbol()) {
+  const signal = begun(what);
+  return new Promise((resolve) => setTimeout(() => signal.aborted || resolve(), milliseconds));
+}
+
+/** The server's answer, as JSON; throws an Error with the server's message if it refuses. If something else is begun
+ *  for `what`, this request is aborted and never answered, so that only the newest is ever painted. */
+export async function ask(path, body, what = Symbol()) {
+  const signal = begun(what), options = { signal, headers: {} };
   if (body !== undefined) {
     options.method = "POST";
     options.headers["Content-Type"] = body instanceof Blob ? body.type : "application/json";
     options.body = body instanceof Blob ? body : JSON.stringify(body);
   }
-  let response;
-  try {
-    response = await fetch(path, options);
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new Error(complaint("the server does not answer: is vgg app still running?"));
-  }
-  const answer = await response.json();
-  if (!response.ok) throw new Error(complaint(answer.error || response.statusText));
-  return answer;
+  const response = await fetch(path, options).catch(() => null);
+  const answer = await response?.json().catch(() => null);
+  if (signal.aborted) return new Promise(() => {});
+  if (response?.ok && answer) return answer;
+  throw new Error(complaint(response?.status === 503 ? "the server is busy: try again in a few seconds"
+    : answer?.error ?? "the server does not answer: is vgg app still running?"));
 }
 
-const latest = new WeakMap();
-
-/** Show in `place` the parts that `work` resolves to, or its error, unless a later call has replaced it. */
-export async function into(place, work) {
-  latest.set(place, work);
-  const parts = await work.catch((error) => [failure(error.message)]);
-  if (latest.get(place) === work) repaint(place, ...parts);
-}
+/** Show in `place` the parts that `work` resolves to, or its error. */
+export const into = async (place, work) =>
+  repaint(place, ...await work.catch((error) => [failure(error.message)]));
 
 /** Count the seconds in `place` while `work` runs; then show what `paint` makes of its answer, or the error. */
 export async function counted(place, work, paint, words = (taken) => t("measuringFor", taken)) {
@@ -163,8 +191,9 @@ export const share = (value) => (value > 0 && value < 0.0005 ? "< 0.1%" : `${(10
 
 /** A number from 1,000 with three digits and its unit; undefined below. */
 function scaled(value, suffix = "") {
-  const unit = [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]].find(([size]) => value >= size);
-  return unit && `${(value / unit[0]).toPrecision(3)} ${unit[1]}${suffix}`;
+  const rounded = Number(value.toPrecision(3));
+  const unit = [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]].find(([size]) => rounded >= size);
+  return unit && `${(rounded / unit[0]).toPrecision(3)} ${unit[1]}${suffix}`;
 }
 
 /** A number with three digits: 138 M, 15.5 G. */

@@ -21,7 +21,7 @@ export function heatMaps(asked) {
   function run() {
     const methods = offered.filter((method) => chosen.has(method));
     const work = () => ask("/api/heat", { ...asked(), methods, check: withCheck.checked });
-    counted(result, work, painted);
+    return counted(result, work, painted);
   }
 
   function painted({ label, probability, is_mirrored: isMirrored, maps }) {
@@ -48,7 +48,7 @@ export function exciting(asked) {
 
   function run() {
     const { unit } = asked(), work = () => ask("/api/exciting", { ...asked(), data: data.value });
-    counted(result, work, ({ maximised, patches, images, split, data: name }) => [
+    return counted(result, work, ({ maximised, patches, images, split, data: name }) => [
       h("p", {}, t("excitesTold", unit, whole(images), t(split), name)),
       h("div", { class: "gallery" }, picture(maximised, t("maximised")),
         patches.map((patch) => picture(patch.picture, patch.value.toPrecision(3))))]);

@@ -9,7 +9,7 @@ import { t } from "./words.js";
 const FIRST = 48;
 
 export function open(main) {
-  const view = { run: null, image: null, model: null, layer: null, unit: 0, count: FIRST, asked: 0 };
+  const view = { run: null, image: null, model: null, layer: null, unit: 0, count: FIRST };
   const heat = heatMaps(() => ({ run: view.run, image: view.image }));
   const excites = exciting(() => ({ run: view.run, unit: `${view.layer}:${view.unit}` }));
   const chips = h("div", { class: "layers" }), gallery = h("div", { class: "maps" }), large = h("div");
@@ -21,21 +21,20 @@ export function open(main) {
     panel(t("mapsTitle"), chips, told, gallery), one, excites.element, heat.element);
   main.append(h("div", { class: "split" }, left, h("div", { class: "stack" }, hint, panels)));
   const images = picker(({ image }) => {
-    Object.assign(view, { image, asked: view.asked + 1 });
-    panels.hidden = !image;
-    fail({ message: t("noImage") });
+    view.image = image;
     heat.clear();
-    look();
+    if (image) look();
+    else fail({ message: t("noImage") });
   });
   modelList(left, images, choose);
 
-  const fail = (error) => { hint.hidden = false; hint.textContent = error.message; };
+  const fail = ({ message }) => { hint.textContent = message; hint.hidden = false; panels.hidden = true; };
   const pick = (unit) => { view.unit = unit; excites.show(); };
 
   async function choose(run, datasets) {
     Object.assign(view, { run, model: null });
-    const model = await ask("/api/model", { run }).catch(fail);
-    if (!model || run !== view.run) return;
+    const model = await ask("/api/model", { run }, "model").catch(fail);
+    if (!model) return;
     view.model = model;
     const { layers, methods, has_data: hasData } = model;
     heat.offer(methods);
@@ -52,18 +51,19 @@ export function open(main) {
 
   async function look() {
     if (!view.image || !view.model) return;
-    const asked = ++view.asked, begin = performance.now(), { run, image, layer } = view;
+    const begin = performance.now(), { run, image, layer } = view;
+    const isNewest = () => run === view.run && image === view.image && layer === view.layer;
     for (const chip of chips.querySelectorAll("button")) {
       chip.setAttribute("aria-pressed", String(chip.textContent === layer));
     }
     try {
-      const found = await ask("/api/maps", { run, image, layer });
+      const found = await ask("/api/maps", { run, image, layer }, "maps");
       const picture = new Image();
       picture.src = found.picture;
       await picture.decode();
-      if (asked === view.asked) paint(found, picture, Math.round(performance.now() - begin));
+      if (isNewest()) paint(found, picture, Math.round(performance.now() - begin));
     } catch (error) {
-      if (asked === view.asked) fail(error);
+      if (isNewest()) fail(error);
     }
   }
 

@@ -33,7 +33,7 @@ export function enlarged(canvas, map, taken) {
 
 /** Show in `place` how one output of a convolution is computed: windows times weights, their sum, and what follows. */
 export function taken(place, what) {
-  into(place, ask("/api/unit", what).then((found) => painted(found, what)));
+  into(place, ask("/api/unit", what, place).then((found) => painted(found, what)));
 }
 
 const number = (value) => (value === null ? "–" : Math.abs(value) < 0.005 ? "0" : value.toFixed(2));

@@ -35,9 +35,7 @@ export function open(main) {
     h("ol", { class: "tour" }, STEPS.map(step)),
     h("h2", { class: "above" }, t("exercises")), h("div", { class: "stack" }, EXERCISES.map(exercise)),
     h("h2", { class: "above" }, t("trainedExercises")), h("p", { class: "lead" }, t("trainedLead")), trained);
-  let isOpen = true;
-  into(trained, lessons(() => isOpen));
-  return () => { isOpen = false; };
+  into(trained, lessons());
 }
 
 function exercise([name, designs, values]) {

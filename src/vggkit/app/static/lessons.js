@@ -1,6 +1,6 @@
 // The exercises that only training answers: what was measured on this machine, and the experiment that measures it.
 
-import { ask, button, failure, h, into, meter, mono, seconds, share, short, table, whole } from "./dom.js";
+import { ask, button, failure, h, into, meter, mono, pause, seconds, share, short, table, whole } from "./dom.js";
 import { complaint, translated } from "./terms.js";
 import { t } from "./words.js";
 
@@ -17,29 +17,27 @@ export function fold(name, answer, look) {
   return h("details", { open: opened.has(name), ontoggle: toggled }, h("summary", {}, t("answer")), answer);
 }
 
-/** A section for each exercise; `isOpen` tells whether the view is still shown. */
-export async function lessons(isOpen) {
-  return (await ask("/api/exercises")).map((exercise) => lesson(exercise, isOpen));
-}
+/** A section for each exercise. */
+export const lessons = async () => (await ask("/api/exercises")).map(lesson);
 
-function lesson({ name, question }, isOpen) {
+function lesson({ name, question }) {
   const answer = h("div", { class: "stack", "aria-live": "polite" }), details = fold(name, answer, look);
   let isStopping = false;
 
   function look() {
-    into(answer, ask("/api/exercise", { name }).then((found) => {
+    into(answer, ask("/api/exercise", { name }, name).then((found) => {
       isStopping &&= found.is_measuring;
-      if (found.is_measuring && details.open && isOpen()) setTimeout(look, EVERY);
+      if (found.is_measuring && details.open) pause(EVERY, name).then(look);
       const isAnswered = found.trials > 0 && found.ended === found.trials;
       return [isAnswered ? "" : own(found), ...found.answers.map(measured)];
     }));
   }
 
   function act(path, { target }) {
-    if (isStopping) return;
+    if (isStopping) return null;
     isStopping = path.endsWith("stop");
     if (isStopping) target.textContent = t("stop asked");
-    ask(path, { name }).then(look, (error) => { isStopping = false; answer.append(failure(error.message)); });
+    return ask(path, { name }).then(look, (error) => { isStopping = false; answer.append(failure(error.message)); });
   }
 
   /** How far the page's own experiment is, and the button that starts, stops or resumes it. */

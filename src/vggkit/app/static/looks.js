@@ -1,13 +1,13 @@
 // What a network has learnt so far: the same test images each time, the weights of its first layer, its confusions.
 
-import { ask, button, counted, h, meter, picture, region, repaint, share, whole } from "./dom.js";
+import { ask, button, counted, h, meter, pause, picture, region, repaint, share, whole } from "./dom.js";
 import { translated } from "./terms.js";
 import { t } from "./words.js";
 
 const EVERY = 10_000; // milliseconds: how often a run saves a checkpoint
 
 export function looks(place) {
-  const state = { run: null, timer: null, at: 0, step: null };
+  const state = { run: null, at: 0, step: null };
   const [seen, confused] = [1, 2].map(() => h("section", { class: "panel", hidden: true }));
   place.append(seen, confused);
 
@@ -17,17 +17,14 @@ export function looks(place) {
   }
 
   /** Ask again if the run has moved on, but not more often than it saves. */
-  function follow(run) {
-    clearTimeout(state.timer);
+  async function follow(run) {
+    const { run: name } = state;
     if (run && (run.has_weights || run.confusion)) confuse(run);
     if (!run?.has_weights || run.step === state.step) return;
-    const wait = EVERY - (Date.now() - state.at);
-    if (wait > 0 && run.state === "training") {
-      state.timer = setTimeout(() => follow(run), wait);
-      return;
-    }
-    const { run: name } = Object.assign(state, { step: run.step, at: Date.now() });
-    ask("/api/look", { run: name }).then(
+    await pause(run.state === "training" ? EVERY - (Date.now() - state.at) : 0, "looks");
+    if (state.run !== name) return;
+    Object.assign(state, { step: run.step, at: Date.now() });
+    ask("/api/look", { run: name }, "look").then(
       (answer) => state.run === name && paint(answer), () => { state.step = null; });
   }
 
@@ -53,14 +50,13 @@ export function looks(place) {
   function measure() {
     const { run } = state, measured = h("div", { class: "stack" });
     repaint(confused, h("h2", {}, t("confusion")), measured);
-    counted(measured, () => ask("/api/confusion", { run }), (found) => {
+    return counted(measured, () => ask("/api/confusion", { run }), (found) => {
       const [accuracy, low, high] = [found.accuracy, found.low, found.high].map(share);
       return matrix(found, t("accuracyIs", accuracy, low, high, whole(found.images), translated(found.measured_on)));
     });
   }
 
-  const close = () => { clearTimeout(state.timer); state.run = null; };
-  return { show, follow, close };
+  return { show, follow };
 }
 
 /** A test image, with the class that the network takes it for and its probability. */

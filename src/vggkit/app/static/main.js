@@ -1,6 +1,6 @@
 // The page: shows the view that the address names, in the chosen language.
 
-import { ask, h, seconds } from "./dom.js";
+import { ask, h, leave, pause, seconds } from "./dom.js";
 import { language, setLanguage, t } from "./words.js";
 import { translated } from "./terms.js";
 import { readAddress, writeAddress } from "./state.js";
@@ -21,6 +21,7 @@ function show() {
   const { view } = readAddress();
   const shown = Object.hasOwn(VIEWS, view) ? view : "design";
   close?.();
+  leave();
   main.replaceChildren(h("h1", {}, t(`${shown}Title`)), h("p", { class: "lead" }, t(`${shown}Lead`)));
   close = VIEWS[shown].open(main);
   document.title = `${t(shown)} · vggkit`;
@@ -28,6 +29,7 @@ function show() {
     href: `#/${name}`, "aria-current": name === shown ? "page" : null, onclick: (event) => go(event, name),
   }, t(name))));
   views.querySelector("[aria-current]").scrollIntoView({ inline: "center", block: "nearest" });
+  foot().catch(() => {});
 }
 
 /** Show the view that the address now names, from its top; a focus that was in the old view moves to the new one. */
@@ -47,8 +49,10 @@ async function foot() {
   const machine = await ask("/api/machine");
   const loaded = machine.torch_seconds === null ? t("torchLoading") : t("torchLoaded", seconds(machine.torch_seconds));
   footer.textContent = [translated(machine.hardware), loaded].filter(Boolean).join(" · ");
-  if (machine.macs_per_second === null) setTimeout(() => foot().catch(() => {}), 1000);
-  else document.dispatchEvent(new CustomEvent("measured"));
+  if (machine.macs_per_second === null) {
+    await pause(1000);
+    await foot();
+  } else document.dispatchEvent(new CustomEvent("measured"));
 }
 
 function speak() {
@@ -58,7 +62,6 @@ function speak() {
   skip.textContent = t("skip");
   views.setAttribute("aria-label", t("views"));
   show();
-  foot().catch(() => {});
 }
 
 toggle.addEventListener("click", () => { setLanguage(language() === "zh" ? "en" : "zh"); speak(); });

@@ -15,7 +15,7 @@ let index = 0; // of the test image that comes next
 export function picker(told) {
   const error = failure(""), preview = h("div", { class: "preview" });
   const extra = h("div", { onkeydown: (event) => event.key === "Escape" && shut() });
-  let run = null, camera = null, opener = null;
+  let run = null, opener = null;
 
   const use = (image) => { current = image; paint(); if (run) told(image ?? {}, run); };
 
@@ -35,16 +35,19 @@ export function picker(told) {
     const expected = "expected a PNG, JPEG, WebP, GIF, BMP or TIFF image, got";
     if (!TYPES.includes(file.type)) throw new Error(complaint(`${expected} ${file.type || file.name}`));
     if (file.size > MOST_BYTES) throw new Error(complaint("expected at most 20,000,000 bytes, got more"));
-    return ask("/api/images", file);
+    return ask("/api/images", file, "image");
   }, isDrawn);
-  const sample = async () => ({ ...await ask("/api/sample", { run, index: index++ }), isTest: true });
+  const sample = async () => {
+    const name = run, found = await ask("/api/sample", { run, index: index++ }, "image");
+    return run === name ? { ...found, isTest: true } : current;
+  };
 
   /** Switch to a run. Without an image of the person's own, show the run's first test image, if there is one. */
   async function begin(name) {
     const before = current, isOwn = before && !before.firstOf;
     run = name;
     if (!isOwn && before?.firstOf !== run) {
-      const found = await ask("/api/first", { run }).catch(() => ({}));
+      const found = await ask("/api/first", { run }, "first").catch(() => ({}));
       if (run !== name) return;
       index = 1;
       if (found.image && current === before) current = { ...found, firstOf: run, isTest: true };
@@ -67,7 +70,7 @@ export function picker(told) {
   const received = ({ files: [file] }) => file && run && send(file);
   const drop = h("div", { class: "drop", ...droppable(received) }, preview, extra, error, h("p", {}, t("dropHere")),
     h("div", { class: "row centre" }, input, button(t("chooseFile"), () => input.click()),
-      button(t("testImage"), () => take(sample)), button(t("drawOne"), draw),
+      button(t("testImage"), () => void take(sample)), button(t("drawOne"), draw),
       navigator.mediaDevices && button(t("camera"), film)));
 
   function draw(event) {
@@ -83,27 +86,30 @@ export function picker(told) {
   async function film(event) {
     stop();
     opener = event.currentTarget;
-    try {
-      camera = await navigator.mediaDevices.getUserMedia({ video: true });
-    } catch {
-      error.textContent = t("noCamera");
-      return;
-    }
-    const video = h("video", { autoplay: true, playsinline: true, class: "sketch" });
-    video.srcObject = camera;
+    const seen = () => { shot.disabled = false; };
+    const video = h("video", { autoplay: true, playsinline: true, class: "sketch", onloadeddata: seen });
     const shoot = () => {
       const canvas = h("canvas", { width: video.videoWidth, height: video.videoHeight });
       canvas.getContext("2d").drawImage(video, 0, 0);
       shut();
       canvas.toBlob((file) => send(file), "image/jpeg", 0.95);
     };
-    extra.replaceChildren(video, h("div", { class: "row centre" },
-      button(t("shoot"), shoot, { class: "primary" }), button(t("close"), shut)));
+    const shot = button(t("shoot"), shoot, { class: "primary", disabled: true });
+    extra.replaceChildren(video, h("div", { class: "row centre" }, shot, button(t("close"), shut)));
+    try {
+      video.srcObject = await navigator.mediaDevices.getUserMedia({ video: true });
+      if (!video.isConnected) halt(video); // closed while the browser asked for permission
+    } catch {
+      if (!video.isConnected) return;
+      stop();
+      error.textContent = t("noCamera");
+    }
   }
 
+  const halt = (video) => video?.srcObject?.getTracks().forEach((track) => track.stop());
+
   function stop() {
-    for (const track of camera?.getTracks() ?? []) track.stop();
-    camera = null;
+    halt(extra.querySelector("video"));
     preview.hidden = false;
     extra.replaceChildren();
   }

@@ -1,9 +1,12 @@
 // The columns of the lists of runs.
 
 import { h, mono, share, whole } from "./dom.js";
+import { readAddress } from "./state.js";
 import { t } from "./words.js";
 
 export const MOST = 6; // runs that can be followed or compared at once
+/** The names in a value of the address, each once. */
+export const chosenRuns = (value) => [...new Set((readAddress().values[value] ?? "").split(","))].filter(Boolean);
 const COLOURS = { training: "macs", failed: "bad", damaged: "bad", finished: "good" };
 const badge = ({ state }) => h("span", { class: `badge ${COLOURS[state] ?? ""}` }, t(`state ${state}`));
 const accuracy = ({ last, held_out: heldOut }) => last && [

@@ -52,6 +52,7 @@ export const TERMS = {
   "expected finite outputs, got others after step {a}; {b}": "第 {a} 步之后的输出不是有限值;{b}",
   "the checkpoints before are kept; {a}": "之前的检查点仍在;{a}",
   "a lower {a}": "更低的 {a}", "try {a}": "可试 {a}",
+  "the server is busy: try again in a few seconds": "服务器正忙:请过几秒再试",
   // What the doctor finds.
   "the {a} is not finite, try {b}": "{a}不是有限值,可试 {b}",
   "output of {a}": "{a} 的输出",

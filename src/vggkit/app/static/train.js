@@ -1,14 +1,15 @@
 // The view "Train": a recipe, the runs, and the progress of the chosen ones.
 
-import { ask, button, failure, field, h, repaint, table } from "./dom.js";
+import { ask, button, failure, field, h, pause, repaint, table } from "./dom.js";
 import { recipeForm } from "./form.js";
 import { cards, charts } from "./live.js";
 import { looks } from "./looks.js";
-import { COLUMNS, MOST, runRow } from "./runs.js";
+import { chosenRuns, COLUMNS, MOST, runRow } from "./runs.js";
 import { designOf, readAddress, writeAddress } from "./state.js";
 import { complaint } from "./terms.js";
 import { t } from "./words.js";
 
+const EVERY = 5_000; // milliseconds: how soon a run that is not followed is seen to begin, go on and end
 let kept = null;
 
 export function open(main) {
@@ -16,7 +17,7 @@ export function open(main) {
   const [carded, charted, seen] = [1, 2, 3].map(() => h("div", { class: "stack", "aria-live": "off" }));
   const view = { runs: [], datasets: [], source: null, followed: {}, asked: {}, isNew: false };
   main.append(h("div", { class: "split" }, form, h("div", { class: "stack" }, list, carded, charted, seen)));
-  const chosen = () => (readAddress().values.run ?? "").split(",").filter(Boolean);
+  const chosen = () => chosenRuns("run").slice(0, MOST);
   const looking = looks(seen), problem = failure("");
 
   async function fill() {
@@ -36,12 +37,10 @@ export function open(main) {
     const models = ["", ...view.runs.filter((run) => run.has_weights).map((run) => run.name)];
     const choices = { data: view.datasets, warm_start: models, pretrained: models, continues: models };
     if (!view.datasets.includes(recipe.data)) [recipe.data] = view.datasets;
-    const check = () => {
-      clearTimeout(view.checking);
-      view.checking = setTimeout(async () => {
-        const found = await ask("/api/check", { recipe }).catch((unanswered) => ({ error: unanswered.message }));
-        error.textContent = complaint(found.error ?? "");
-      }, 150);
+    const check = async () => {
+      await pause(150, "check");
+      const found = await ask("/api/check", { recipe }, "check").catch(({ message }) => ({ error: message }));
+      error.textContent = complaint(found.error ?? "");
     };
     const [groups, helps] = recipeForm(fields, recipe, recipes[base], choices, check);
     const start = button(t("startRun"), () => begin(start, error), { class: "primary" });
@@ -62,18 +61,15 @@ export function open(main) {
 
   /** Start a run; it is brought into view as soon as the server follows it. */
   async function begin(start, error) {
-    if (start.ariaDisabled) return;
-    start.ariaDisabled = "true";
     start.textContent = t("starting");
     view.isNew = await act("start", { recipe: kept.recipe }, error);
-    start.ariaDisabled = null;
     start.textContent = t("startRun");
   }
 
   /** Whether the server accepted the request, after which its run is the first of the chosen ones. */
   async function act(verb, body, place) {
     place.textContent = "";
-    setTimeout(() => refresh().catch(() => {}), 500);
+    pause(500).then(again);
     try {
       const { name } = await ask(`/api/${verb}`, body);
       if (chosen()[0] !== name) choose([...new Set([name, ...chosen()])].slice(0, MOST));
@@ -84,7 +80,11 @@ export function open(main) {
     }
   }
 
-  const refresh = async () => { Object.assign(view, await ask("/api/runs")); paintList(); };
+  async function refresh() {
+    const found = await ask("/api/runs", undefined, "runs"), text = JSON.stringify(found);
+    if (text !== view.text) paintList(Object.assign(view, found, { text })); // a click on a list that stays is not lost
+  }
+  const again = () => refresh().catch(() => {});
   const choose = (names) => { writeAddress({ values: { run: names.join(",") } }); paintList(); listen(); };
 
   function paintList() {
@@ -105,7 +105,9 @@ export function open(main) {
       view.asked[name] = state;
       paintList();
       paintCards();
-      if (!await act(verb, { run: name }, problem)) view.asked[name] = null;
+      if (await act(verb, { run: name }, problem)) return;
+      view.asked[name] = null;
+      paintList();
     }
     const words = isAsked ? `${verb} asked` : verb;
     return verb && button(t(words), pressed, { "data-key": `act ${name}`, "aria-disabled": isAsked && "true" });
@@ -118,11 +120,11 @@ export function open(main) {
     charted.replaceChildren();
     const names = chosen();
     looking.show(names[0]);
-    if (!names.length || !form.isConnected) return;
+    if (!names.length) return;
     view.source = new EventSource(`/api/events?runs=${encodeURIComponent(names.join(","))}`);
     view.source.onmessage = ({ data }) => {
       const runs = JSON.parse(data);
-      const states = (all) => JSON.stringify(Object.values(all).map((run) => run.state));
+      const states = (all) => JSON.stringify(Object.values(all).map((run) => [run.state, run.epochs.length]));
       const hasChanged = states(view.followed) !== states(runs);
       view.followed = runs;
       paintCards();
@@ -134,10 +136,11 @@ export function open(main) {
         carded.querySelector("h2").focus({ preventScroll: true });
       }
       looking.follow(runs[names[0]]);
-      if (hasChanged) refresh().catch(() => {});
+      if (hasChanged) again();
     };
   }
 
   fill().then(listen, (error) => form.replaceChildren(failure(error.message)));
-  return () => { view.source?.close(); looking.close(); };
+  const timer = setInterval(() => document.hidden || again(), EVERY);
+  return () => { view.source?.close(); clearInterval(timer); };
 }
