@@ -1,5 +1,6 @@
 """What the page says of images: that of `vgg predict` and of `features`; and which uploads it refuses."""
 
+import base64
 import io
 import json
 import shutil
@@ -38,6 +39,17 @@ def test_classes_are_those_of_predict(app, model, image, capsys, tmp_path):
     assert [each["label"] for each in found["top"]] == [each["label"] for each in printed["predictions"]]
     for mine, theirs in zip(found["top"], printed["predictions"], strict=True):
         assert mine["probability"] == pytest.approx(theirs["probability"], rel=1e-4)
+
+
+def test_a_bright_photo_is_inverted_for_a_network_of_light_objects_on_black(app, model):
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (250, 250, 200)).save(file, "PNG")
+    photo = app.post("/api/images", file.getvalue(), content_type="image/png")["image"]
+    negative = app.post("/api/invert", {"image": photo})["image"]
+    answers = [app.post("/api/classify", {"run": model, "image": image}) for image in (photo, negative)]
+    assert [answer["is_negative"] for answer in answers] == [True, False]
+    seen = Image.open(io.BytesIO(base64.b64decode(answers[1]["seen"].partition(",")[2])))
+    assert seen.getextrema()[1] < 20
 
 
 @pytest.mark.parametrize("layer", ["conv1_1", "relu2_2", "pool2"])
@@ -162,6 +174,7 @@ def test_the_first_test_image_is_shown_by_itself_and_an_own_one_stays(tab, app, 
     choose(runs[0])
     tab.locator(".bar-row").first.wait_for()
     expect(preview).to_contain_text("a test image, 28 × 28")
+    expect(tab.get_by_text("the true class is ankle boot")).to_be_visible()  # Fashion-MNIST's first test image
     shutil.rmtree(gone)
     tab.locator("#file").set_input_files(BOOT_FILE)
     expect(preview).to_contain_text("your image")
@@ -171,6 +184,17 @@ def test_the_first_test_image_is_shown_by_itself_and_an_own_one_stays(tab, app, 
     tab.reload()
     tab.get_by_role("link", name="Look inside").click()
     tab.get_by_text("maps of relu1_1").wait_for()
+
+
+def test_a_file_that_is_no_image_closes_the_pad_and_leaves_no_answer(tab, app, runs):
+    tab.goto(f"http://{app.host}/#/classify?model={runs[0]}")
+    tab.locator(".bar-row").first.wait_for()
+    tab.get_by_role("button", name="Draw").click()
+    tab.locator(".drop canvas").wait_for()
+    tab.locator("#file").set_input_files(Path(__file__))
+    expect(tab.locator(".drop").get_by_role("alert")).to_contain_text("expected a PNG, JPEG")
+    expect(tab.locator("canvas, .preview img, .bar-row")).to_have_count(0)
+    expect(tab.get_by_text("No image yet.")).to_be_visible()
 
 
 def test_the_last_images_are_kept_and_older_ones_forgotten(app, model, image):

@@ -75,6 +75,14 @@ def test_every_width(tab):
     no_serious_fault(tab)
 
 
+def test_a_second_design_that_is_invalid_leaves_the_figures_of_the_first(tab, app):
+    tab.goto(f"http://{app.host}/#/design?network=1x8+1x8&image_size=8&beside=vgg11")
+    tab.get_by_role("alert").get_by_text("expected an image size of at least 32").wait_for()
+    tab.get_by_text("The largest batch that fits is").wait_for()
+    tab.get_by_text("predicted from a step").wait_for()
+    tab.get_by_text("This window reaches into the padding").wait_for()
+
+
 SCREENS = {
     "design": ("#/design?network=vgg16&beside=alexnet", "Memory of a training step"),
     "doctor": ("#/doctor", "Examine it"),
