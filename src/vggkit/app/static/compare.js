@@ -45,9 +45,8 @@ function painted({ models, pairs, data, hardware, scatter, differences, disagree
   const measured = (model) => [
     mono(model.model), mono(model.architecture), short(model.parameters), short(model.macs), share(model.accuracy),
     model.interval.map(share).join(" – "), whole(model.infer_samples_per_sec), model.is_on_front ? "★" : ""];
-  const header = [
-    t("run"), t("column network"), coloured("parameters"), coloured("macs"),
-    t("column accuracy"), "95%", t("speed"), t("front")];
+  const header = [t("run"), t("column network"), coloured("parameters"), coloured("macs"), t("column accuracy"), "95%",
+    t("speed"), t("front")];
   const fields = [t("field"), ...models.filter((each) => each.recipe).map((each) => each.model)];
   const different = differences.map(([name, ...values]) => [fieldWords(name)[0], ...values]);
   const names = models.map((each) => each.model), nothing = (key) => h("p", { class: "muted" }, t(key));

@@ -64,17 +64,11 @@ export function barRow(name, length, colour, words) {
 
 /** Listeners that make an element a drop target; `dropped` gets the data. */
 export function droppable(dropped) {
-  const over = (event, isOver) => {
-    event.preventDefault();
-    event.currentTarget.classList.toggle("over", isOver);
-  };
+  const over = (event, isOver) => { event.preventDefault(); event.currentTarget.classList.toggle("over", isOver); };
   return {
     ondragover: (event) => over(event, true),
     ondragleave: (event) => over(event, false),
-    ondrop: (event) => {
-      over(event, false);
-      dropped(event.dataTransfer);
-    },
+    ondrop: (event) => { over(event, false); dropped(event.dataTransfer); },
   };
 }
 

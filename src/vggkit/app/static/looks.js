@@ -30,8 +30,7 @@ export function looks(place) {
 
   function paint({ images, filters }) {
     seen.hidden = false;
-    seen.replaceChildren(
-      h("h2", {}, t("sameImages")), h("div", { class: "gallery" }, images.map(judged)),
+    seen.replaceChildren(h("h2", {}, t("sameImages")), h("div", { class: "gallery" }, images.map(judged)),
       h("h2", { class: "above" }, t("firstWeights")), h("div", { class: "tiles" },
         filters.map((src, index) => h("img", { src, class: "pixels", alt: t("filter", index + 1) }))));
   }

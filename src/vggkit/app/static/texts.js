@@ -1,10 +1,8 @@
-// [English, Chinese]
-
+// Every text: [English, Chinese].
 export const WORDS = {
   views: ["Views", "页面"], skip: ["Skip to the page", "跳到正文"],
   torchLoading: ["PyTorch is loading; Design does not need it", "正在载入 torch;设计网络不需要它"],
-  torchLoaded: ["torch loaded in {0}", "torch 已载入,用时 {0}"],
-  design: ["Design", "设计"],
+  torchLoaded: ["torch loaded in {0}", "torch 已载入,用时 {0}"], design: ["Design", "设计"],
   designTitle: ["Design a network of blocks", "用块来设计网络"],
   designLead: ["Type a name or the notation, or change the blocks. All figures are computed in closed form, without building or running the network. The address of this page holds the whole design.", "输入名称或记法,或直接修改各块。这里的数字都由公式算出,不建立也不运行网络。网址中保存着整个设计。"],
   network: ["Network", "网络"],
@@ -69,8 +67,7 @@ export const WORDS = {
 
   train: ["Train", "训练"], trainTitle: ["Train it", "训练它"],
   trainLead: ["A run continues when this page is closed. Runs that were started in a terminal are listed too, and runs of this page can be resumed there.", "每次训练都是独立的进程:关掉网页,它照样进行。在终端启动的训练也列在这里;这里启动的训练也可以在终端恢复。"],
-  recipe: ["Recipe", "训练配方"],
-  useDesign: ["Take the network from Design", "采用所设计的网络"],
+  recipe: ["Recipe", "训练配方"], useDesign: ["Take the network from Design", "采用所设计的网络"],
   startRun: ["Start the run", "开始训练"], starting: ["Starting …", "正在启动……"], stop: ["Stop", "停止"],
   "stop asked": ["Stopping after this step …", "完成这一步后停止……"],
   resume: ["Resume", "恢复"], "resume asked": ["Resuming …", "正在恢复……"], runs: ["Runs", "训练记录"],
@@ -97,8 +94,7 @@ export const WORDS = {
   firstWeights: ["Weights of the first layer", "第一层的权重"],
   filter: ["filter {0}", "滤波器 {0}"], confusion: ["Confusion matrix", "混淆矩阵"],
   measureIt: ["Measure on all test images", "在全部测试图像上测量"],
-  measuringFor: ["Measuring: {0} s so far", "测量中:已用 {0} 秒"],
-  trueClass: ["true class", "真实类别"],
+  measuringFor: ["Measuring: {0} s so far", "测量中:已用 {0} 秒"], trueClass: ["true class", "真实类别"],
   accuracyIs: ["Accuracy {0} (95%: {1} to {2}) on the {3} {4}.", "精度 {0}(95% 区间:{1} 到 {2}),共 {3} 张({4})。"],
   confusionAfter: ["Measured by the run after epoch {0}.", "由训练在第 {0} 轮之后统计。"],
   matrixHelp: ["Rows are true classes, columns are predicted ones.", "行是真实类别,列是判断结果。"],
@@ -190,7 +186,6 @@ export const WORDS = {
   "exercise size answer": ["MACs and activations fall with the number of pixels; the convolutions keep their parameters, and fc6, which takes the last map, loses most of its own.", "乘加与激活随像素数减少;卷积的参数不变,而接收最后特征图的 fc6 失去了大部分参数。"],
   "exercise deeper": ["Build the deeper models of the paper's Table 1, VGG-16 and VGG-19.", "构造论文表 1 中更深的模型:VGG-16 与 VGG-19。"],
   "exercise deeper answer": ["In Design, type vgg16 or vgg19. Three more convolutions, one in each of the last three blocks, add few parameters but more than a quarter of the MACs.", "在“设计”中输入 vgg16 或 vgg19。后三块各多一个卷积:参数增加不多,乘加增加四分之一强。"],
-
   heatTitle: ["Which pixels support the class", "哪些像素支持这个类别"],
   heatHelp: ["Up to {0} methods, drawn as by vgg explain. The check compares each map with maps of networks with random weights, and measures how the probability falls when the marked pixels are deleted. It can take a minute.", "最多 {0} 种方法,画法与 vgg explain 相同。检验会把每张图与随机权重网络的图作比较,并测量删去所标像素时概率怎样下降。可能需要一分钟。"],
   heatQuestion: ["Does the map depend on what the network learned, and find what the class depends on?", "这张图是否依赖于网络所学到的,并找到了类别所依据的部分?"],
