@@ -14,7 +14,7 @@ export function open(main) {
   const typed = () => { view.filter = filter.value.toLowerCase(); paint(); };
   const words = t("filterRuns");
   const filter = h("input", { type: "search", "aria-label": words, placeholder: words, oninput: typed });
-  const compare = () => counted(result, () => ask("/api/compare", { runs: chosen() }), painted);
+  const compare = () => counted(result, ask("/api/compare", { runs: chosen() }), painted);
   const start = button("", compare, { class: "primary" });
   main.append(h("div", { class: "stack" }, h("section", { class: "panel stack" },
     h("div", { class: "spread" }, h("div", {}, filter), start), list), result));

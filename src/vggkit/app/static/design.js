@@ -68,10 +68,7 @@ const change = (values) => { writeAddress({ values }); refresh(); };
 
 /** Apply `made` to the blocks: at once, or as soon as the server has read those of a text just typed. */
 function edit(made, norm) {
-  if (!view.blocks) {
-    view.edits.push([made, norm]);
-    return;
-  }
+  if (!view.blocks) return void view.edits.push([made, norm]);
   const blocks = made(view.blocks), suffix = norm ?? view.norm.checked ? "_bn" : "";
   setText(blocks.map(written).join(" ") + suffix);
   show(blocks);

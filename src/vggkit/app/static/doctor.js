@@ -39,7 +39,7 @@ export function open(main) {
   }
 
   function run() {
-    const { values } = readAddress(), work = () => ask("/api/doctor", { ...asked, design: designOf(values) });
+    const { values } = readAddress(), work = ask("/api/doctor", { ...asked, design: designOf(values) });
     return counted(result, work, painted, (seconds) => t("examining", values.network, seconds));
   }
 

@@ -160,24 +160,20 @@ export async function ask(path, body, what = Symbol()) {
 }
 
 /** Show in `place` the parts that `work` resolves to, or its error. */
-export const into = async (place, work) =>
-  repaint(place, ...await work.catch((error) => [failure(error.message)]));
+export const into = async (place, work) => repaint(place, ...await work.catch((error) => [failure(error.message)]));
 
-/** Count the seconds in `place` while `work` runs; then show what `paint` makes of its answer, or the error. */
+/** Count the seconds in `place` until `work` has an answer; then show what `paint` makes of it, or the error. */
 export async function counted(place, work, paint, words = (taken) => t("measuringFor", taken)) {
   const begin = Date.now(), told = h("p", { class: "panel", role: "status", tabindex: "-1" });
-  const count = () => { told.textContent = words(Math.round((Date.now() - begin) / 1000)); };
+  const count = () => {
+    told.textContent = words(Math.round((Date.now() - begin) / 1000));
+    pause(1000, told).then(() => told.isConnected && count());
+  };
+  const refused = ({ message }) => [h("p", { class: "panel error", role: "alert" }, message)];
   count();
-  const timer = setInterval(count, 1000);
   repaint(place, told);
-  try {
-    const answer = await work();
-    if (place.contains(told)) repaint(place, ...paint(answer));
-  } catch (error) {
-    if (place.contains(told)) repaint(place, h("p", { class: "panel error", role: "alert" }, error.message));
-  } finally {
-    clearInterval(timer);
-  }
+  const parts = await work.then(paint).catch(refused);
+  if (place.contains(told)) repaint(place, ...parts);
 }
 
 export const whole = (value) => value.toLocaleString("en-US", { maximumFractionDigits: 0 });

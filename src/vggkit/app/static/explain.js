@@ -20,8 +20,7 @@ export function heatMaps(asked) {
 
   function run() {
     const methods = offered.filter((method) => chosen.has(method));
-    const work = () => ask("/api/heat", { ...asked(), methods, check: withCheck.checked });
-    return counted(result, work, painted);
+    return counted(result, ask("/api/heat", { ...asked(), methods, check: withCheck.checked }), painted);
   }
 
   function painted({ label, probability, is_mirrored: isMirrored, maps }) {
@@ -47,7 +46,7 @@ export function exciting(asked) {
   const search = button("", run, { class: "primary" });
 
   function run() {
-    const { unit } = asked(), work = () => ask("/api/exciting", { ...asked(), data: data.value });
+    const { unit } = asked(), work = ask("/api/exciting", { ...asked(), data: data.value });
     return counted(result, work, ({ maximised, patches, images, split, data: name }) => [
       h("p", {}, t("excitesTold", unit, whole(images), t(split), name)),
       h("div", { class: "gallery" }, picture(maximised, t("maximised")),

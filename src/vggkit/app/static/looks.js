@@ -49,7 +49,7 @@ export function looks(place) {
   function measure() {
     const { run } = state, measured = h("div", { class: "stack" });
     repaint(confused, h("h2", {}, t("confusion")), measured);
-    return counted(measured, () => ask("/api/confusion", { run }), (found) => {
+    return counted(measured, ask("/api/confusion", { run }), (found) => {
       const [accuracy, low, high] = [found.accuracy, found.low, found.high].map(share);
       return matrix(found, t("accuracyIs", accuracy, low, high, whole(found.images), translated(found.measured_on)));
     });

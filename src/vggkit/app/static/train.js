@@ -95,7 +95,9 @@ export function open(main) {
       : h("p", { class: "muted" }, t("noRuns")), problem);
   }
 
-  const paintCards = () => repaint(carded, ...cards(chosen(), view.followed, action));
+  /** Not while a button is pressed: it would lose the click. */
+  const paintCards = () => carded.querySelector(":active")
+    || repaint(carded, ...cards(chosen(), view.followed, action));
 
   /** The button that stops or resumes a run; once pressed, it says what it waits for until the state changes. */
   function action({ name, state }) {
@@ -115,7 +117,6 @@ export function open(main) {
 
   function listen() {
     view.source?.close();
-    view.source = null;
     paintCards();
     charted.replaceChildren();
     const names = chosen();
@@ -141,6 +142,6 @@ export function open(main) {
   }
 
   fill().then(listen, (error) => form.replaceChildren(failure(error.message)));
-  const timer = setInterval(() => document.hidden || again(), EVERY);
+  const timer = setInterval(() => document.hidden || again(paintCards()), EVERY);
   return () => { view.source?.close(); clearInterval(timer); };
 }
