@@ -197,7 +197,7 @@ def test_an_exercise_is_measured_here_and_stopped(tab, app):
     question.get_by_text("Measuring").wait_for()
     on(tab, "Stop")
     tab.keyboard.press("Enter")
-    on(tab, "Stopping after this step")
+    on(tab, "Stopping")
     on(tab, "Measure it here")
     expect(question.get_by_role("alert")).to_have_count(0)
     assert not app.post("/api/exercise", {"name": "kernel-size"})["is_measuring"]

@@ -2,7 +2,7 @@
 
 import { blockCards, written } from "./blocks.js";
 import { costs, facts, measuredText, memory } from "./figures.js";
-import { ask, button, failure, field, h, panel, pause, region, repaint } from "./dom.js";
+import { ask, blame, button, failure, field, h, panel, pause, region, repaint } from "./dom.js";
 import { receptiveFields } from "./sees.js";
 import { readAddress, requestOf, writeAddress } from "./state.js";
 import { complaint, label, translated } from "./terms.js";
@@ -18,7 +18,8 @@ export function open(main) {
     h("section", { class: "panel", "aria-live": "polite" }, parts.facts),
     panel(t("drawing"), drawing), panel(t("costsTitle"), parts.costs),
     h("div", { class: "two" }, panel(t("memoryTitle"), parts.memory), panel(t("seesTitle"), parts.sees)));
-  const left = h("div", { class: "stack" }, textPanel(values), restPanel(values));
+  view.rest = restPanel(values);
+  const left = h("div", { class: "stack" }, textPanel(values), view.rest);
   main.append(h("div", { class: "split" }, left, view.right));
   view.sees = receptiveFields(parts.sees, light);
   drawing.addEventListener("pointerover", pointed);
@@ -123,7 +124,10 @@ function paint(answer, values, request) {
   for (const chip of view.chips.children) chip.setAttribute("aria-pressed", String(chip.textContent === first.name));
   tell(view.error, first.error ? first : {}, values.network);
   tell(view.besideError, second?.error ? second : {}, values.beside);
-  view.input.setAttribute("aria-invalid", String(Boolean(first.error)));
+  blame(view.rest, first.error);
+  const isElsewhere = view.rest.querySelector("[aria-invalid=true]");
+  view.input.setAttribute("aria-invalid", String(Boolean(first.error && !isElsewhere)));
+  view.right.classList.toggle("stale", Boolean(first.error));
   if (first.error) return;
   view.right.hidden = false;
   view.norm.checked = first.batch_norm;

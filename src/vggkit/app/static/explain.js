@@ -16,6 +16,7 @@ export function heatMaps(asked) {
     if (chosen.has(method)) chosen.delete(method);
     else if (chosen.size < MOST) chosen.add(method);
     target.setAttribute("aria-pressed", String(chosen.has(method)));
+    for (const each of chips.children) each.disabled = chosen.size >= MOST && !chosen.has(each.textContent);
   }, { "aria-pressed": String(chosen.has(method)) });
 
   function run() {

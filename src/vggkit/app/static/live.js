@@ -27,9 +27,11 @@ export function charts(names, runs) {
   const loss = series("Loss");
   const settled = loss.map((line) => line.y.filter((value) => value !== null))
     .flatMap((y) => y.slice(Math.min(3, y.length - 1)));
-  return [h("section", { class: "panel two" },
-    chart(t("loss"), loss, { low: 0, high: Math.max(...settled, 0.1) }),
-    chart(t("accuracy"), series("Accuracy"), { low: 0, high: 1 }))];
+  return [h("section", { class: "panel" },
+    h("div", { class: "two" },
+      chart(t("loss"), loss, { low: 0, high: Math.max(...settled, 0.1) }),
+      chart(t("accuracy"), series("Accuracy"), { low: 0, high: 1 })),
+    h("p", { class: "small muted" }, t("trainMeans")))];
 }
 
 function progress({ name, colour, state, error, ...run }, button) {

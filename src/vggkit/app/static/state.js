@@ -23,7 +23,8 @@ export function writeAddress({ view, values }, isStep = false) {
   if (address !== location.hash) history[isStep ? "pushState" : "replaceState"](null, "", address);
 }
 
-const number = (text) => (text.trim() === "" || Number.isNaN(Number(text)) ? text : Number(text));
+/** The number that a text is, or the text itself. */
+export const number = (text) => (text.trim() === "" || Number.isNaN(Number(text)) ? text : Number(text));
 
 /** The design in the address as the server takes it. */
 export function designOf(values, text = values.network) {

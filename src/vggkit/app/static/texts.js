@@ -62,6 +62,8 @@ export const WORDS = {
   differs: ["differs", "差异"], gradient: ["gradient", "梯度"],
   relativeGradient: ["gradient / weight", "梯度 ÷ 权重"],
   dead: ["dead ReLUs", "失活的 ReLU"], nothingYet: ["Nothing yet.", "还没有数据。"],
+  trainMeans: ["Training values are means since the start of the epoch, so that they jump where the next one starts.",
+    "训练值是本轮开始以来的均值,因此在每轮开始处跳变。"],
   chartHelp: ["Point at the chart, or use the arrow keys, to read values at a {0}.", "用鼠标指向图表或按方向键,读出某{0}的数值。"],
   asTable: ["As a table", "显示为表格"],
 
@@ -69,7 +71,7 @@ export const WORDS = {
   trainLead: ["A run continues when this page is closed. Runs that were started in a terminal are listed too, and runs of this page can be resumed there.", "每次训练都是独立的进程:关掉网页,它照样进行。在终端启动的训练也列在这里;这里启动的训练也可以在终端恢复。"],
   recipe: ["Recipe", "训练配方"], useDesign: ["Take the network from Design", "采用所设计的网络"],
   startRun: ["Start the run", "开始训练"], starting: ["Starting …", "正在启动……"], stop: ["Stop", "停止"],
-  "stop asked": ["Stopping after this step …", "完成这一步后停止……"],
+  "stop asked": ["Stopping …", "正在停止……"],
   resume: ["Resume", "恢复"], "resume asked": ["Resuming …", "正在恢复……"], runs: ["Runs", "训练记录"],
   run: ["run", "训练"], state: ["state", "状态"], "column network": ["network", "网络"],
   "column data": ["images", "图像数据"], "column recipe": ["recipe", "训练配方"],

@@ -1,6 +1,6 @@
 // The view "Train": a recipe, the runs, and the progress of the chosen ones.
 
-import { ask, button, failure, field, h, pause, repaint, table } from "./dom.js";
+import { ask, blame, button, failure, field, h, pause, repaint, table } from "./dom.js";
 import { recipeForm } from "./form.js";
 import { cards, charts } from "./live.js";
 import { looks } from "./looks.js";
@@ -41,6 +41,7 @@ export function open(main) {
       await pause(150, "check");
       const found = await ask("/api/check", { recipe }, "check").catch(({ message }) => ({ error: message }));
       error.textContent = complaint(found.error ?? "");
+      blame(form, found.error);
     };
     const [groups, helps] = recipeForm(fields, recipe, recipes[base], choices, check);
     const start = button(t("startRun"), () => begin(start, error), { class: "primary" });
