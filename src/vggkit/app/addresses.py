@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def as_address(image: Image.Image) -> str:
     """A data URL with the image as PNG."""
-    return png_address(as_png(image))
+    return file_address(as_png(image))
 
 
 def pixels_address(pixels: "npt.NDArray[Any]") -> str:
@@ -20,14 +20,9 @@ def pixels_address(pixels: "npt.NDArray[Any]") -> str:
     return as_address(Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels))
 
 
-def png_address(content: bytes) -> str:
-    """A data URL with a PNG file."""
-    return "data:image/png;base64," + base64.b64encode(content).decode()
-
-
-def svg_address(text: str) -> str:
-    """A data URL with an SVG file."""
-    return "data:image/svg+xml;base64," + base64.b64encode(text.encode()).decode()
+def file_address(content: bytes, subtype: str = "png") -> str:
+    """A data URL with an image file of the type `image/<subtype>`."""
+    return f"data:image/{subtype};base64,{base64.b64encode(content).decode()}"
 
 
 def as_png(image: Image.Image) -> bytes:

@@ -39,8 +39,7 @@ def printed(verb: str, *arguments: str) -> Any:
             raise RunError(f"expected vgg {verb} to end within {TIMEOUT_SECONDS:.0f} seconds, got no answer") from None
     if done.returncode == 0:
         return json.loads(done.stdout)
-    lines = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]
-    message = lines[-1].removeprefix(f"vgg {verb}: ")
+    message = _error_line(verb, done.returncode, done.stderr)
     raise UserError(message) if done.returncode == UserError.exit_code else RunError(message)
 
 
@@ -64,12 +63,17 @@ class Started:
         if not code or code in STOPPED:
             return None
         self._log.seek(0)
-        lines = self._log.read().decode(errors="replace").strip().splitlines()
-        return shown((lines or [f"ended with {code}"])[-1].removeprefix(f"vgg {self._verb}: "), 1_000)
+        return shown(_error_line(self._verb, code, self._log.read().decode(errors="replace")), 1_000)
 
     def stop(self) -> None:
         """Ask it to end after the current step."""
         self._process.send_signal(signal.SIGTERM)
+
+
+def _error_line(verb: str, code: int, output: str) -> str:
+    """The last line of the output of a verb that failed, without the name of the verb."""
+    lines = output.strip().splitlines() or [f"ended with {code}"]
+    return lines[-1].removeprefix(f"vgg {verb}: ")
 
 
 def diagnose(body: dict[str, Any], data: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vggkit.app.addresses import png_address
+from vggkit.app.addresses import file_address
 from vggkit.errors import RunError, shown
 from vggkit.training.run_folder import RECIPE, read_epochs, read_recipe
 from vggkit.weights.runs import MODEL
@@ -65,5 +65,5 @@ def _embedded(png: bytes) -> str:
     """A PNG file as an SVG element."""
     width, height = (int.from_bytes(png[at : at + 4]) for at in (16, 20))
     size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
-    image = f'<image href="{png_address(png)}" width="100%" height="100%"/>'
+    image = f'<image href="{file_address(png)}" width="100%" height="100%"/>'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{image}</svg>'

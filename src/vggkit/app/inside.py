@@ -4,7 +4,7 @@ import itertools
 import math
 from typing import TYPE_CHECKING, Any, cast
 
-from vggkit.app.addresses import pixels_address, png_address
+from vggkit.app.addresses import file_address, pixels_address
 from vggkit.design.layers import Layer
 from vggkit.errors import UserError, shown
 
@@ -143,7 +143,7 @@ def heat(classifier: "Classifier", content: bytes, body: dict[str, Any]) -> dict
             {
                 "method": explanation.method,
                 "layer": explanation.layer,
-                "picture": png_address(explanations_picture([[explanation]])),
+                "picture": file_address(explanations_picture([[explanation]])),
                 "verdict": (explanation.blank or check(classifier, explanation).verdict) if is_checked else "",
             }
             for explanation in explanations

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
-from vggkit.app.addresses import as_address, as_png, pixels_address, svg_address
+from vggkit.app.addresses import as_address, as_png, file_address, pixels_address
 from vggkit.errors import UserError
 from vggkit.inference.explain_names import Method
 from vggkit.training.run_folder import RECIPE
@@ -135,7 +135,7 @@ class Models:
         channels = comparison.networks[0].classifier.preprocessing.channels
         return {
             **comparison.to_json(),
-            "scatter": svg_address(comparison.scatter()),
+            "scatter": file_address(comparison.scatter().encode(), "svg+xml"),
             "differences": [list(row) for row in differences.sections[0]] if differences else [],
             "disagreements": [
                 {"picture": _thumbnail(read(index), channels), "label": label, "taken_for": predicted}

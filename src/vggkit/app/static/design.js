@@ -124,8 +124,7 @@ function paint(answer, values, request) {
   for (const chip of view.chips.children) chip.setAttribute("aria-pressed", String(chip.textContent === first.name));
   tell(view.error, first.error ? first : {}, values.network);
   tell(view.besideError, second?.error ? second : {}, values.beside);
-  blame(view.rest, first.error);
-  const isElsewhere = view.rest.querySelector("[aria-invalid=true]");
+  const isElsewhere = blame(view.rest, first.error);
   view.input.setAttribute("aria-invalid", String(Boolean(first.error && !isElsewhere)));
   view.right.classList.toggle("stale", Boolean(first.error));
   if (first.error) return;

@@ -110,10 +110,12 @@ export function arrow(event) {
   return step;
 }
 
-/** Mark the field in `place` whose name an error of the server begins with, if there is one. */
+/** Mark the field in `place` whose name an error of the server begins with; returns whether there is one. */
 export function blame(place, error) {
   const isWrong = (name) => Boolean(error?.match(new RegExp(`^expected (an? )?${name}\\b`)));
-  for (const each of place.querySelectorAll("[name]")) each.setAttribute("aria-invalid", String(isWrong(each.name)));
+  const fields = [...place.querySelectorAll("[name]")];
+  for (const each of fields) each.setAttribute("aria-invalid", String(isWrong(each.name)));
+  return fields.some(({ name }) => isWrong(name));
 }
 
 /** A bar of [length, colour] pieces that is full at a total length of 1. */

@@ -1,7 +1,7 @@
 // The fields of a recipe, in groups, with their help; those that differ from the named recipe are marked.
 
 import { h, options } from "./dom.js";
-import { number } from "./state.js";
+import { number, numbers } from "./state.js";
 import { fieldWords } from "./terms.js";
 import { t } from "./words.js";
 
@@ -57,6 +57,6 @@ export function recipeForm(fields, recipe, named, choices, changed) {
 const help = ({ name, help: about }) => h("p", { id: `help-${name}`, hidden: true }, fieldWords(name, about)[1]);
 
 function read(text, kind) {
-  if (kind === "numbers") return text.split(/[ ,]+/).filter(Boolean).map(number);
+  if (kind === "numbers") return numbers(text);
   return kind === "whole" || kind === "number" ? (text.trim() === "" ? null : number(text)) : text;
 }

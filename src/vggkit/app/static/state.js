@@ -26,13 +26,16 @@ export function writeAddress({ view, values }, isStep = false) {
 /** The number that a text is, or the text itself. */
 export const number = (text) => (text.trim() === "" || Number.isNaN(Number(text)) ? text : Number(text));
 
+/** The numbers of a list that spaces or commas separate. */
+export const numbers = (text) => text.split(/[ ,]+/).filter(Boolean).map(number);
+
 /** The design in the address as the server takes it. */
 export function designOf(values, text = values.network) {
   const options = {
     in_channels: number(values.in_channels), image_size: number(values.image_size),
     num_classes: number(values.num_classes), head: values.head, dropout: number(values.dropout),
   };
-  if (values.head !== "gap") options.hidden = values.hidden.split(/[ ,]+/).filter(Boolean).map(number);
+  if (values.head !== "gap") options.hidden = numbers(values.hidden);
   if (values.head === "adaptive" || values.head === "conv") options.pooled_size = number(values.pooled_size);
   return { text, options };
 }
