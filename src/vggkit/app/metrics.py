@@ -24,6 +24,9 @@ class Metrics:
 
     def __init__(self, run: Path) -> None:
         self._run = run
+        self._restart()
+
+    def _restart(self) -> None:
         self._offset = 0
         self._tail = b""  # of what has been read; another one there means a rewritten file
         self._steps: list[tuple[int, float | None, float]] = []
@@ -36,7 +39,7 @@ class Metrics:
         with contextlib.suppress(OSError), open_regular(self._run / METRICS) as file:
             file.seek(self._offset - len(self._tail))
             if file.read(len(self._tail)) != self._tail:
-                self._offset, self._steps, self._epochs, self._confusion = 0, [], [], None
+                self._restart()
                 file.seek(0)
             content = file.read(MAX_BYTES)
             end = content.rfind(b"\n") + 1
