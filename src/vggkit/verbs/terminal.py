@@ -250,7 +250,6 @@ def check_kept(path: Path, reads: Iterable[object], flag: str = "--out") -> None
         reads: files, runs and folders of images that the verb reads; other names and None are ignored.
         flag: by which the user named `path`.
     """
-    from vggkit.data.folders import holds_runs
     from vggkit.lab.kept import EXPERIMENT, FOUND, LOG, OUTCOME, SEARCH
     from vggkit.training.run_folder import BEST, RECIPE
     from vggkit.weights.runs import FILES, MODEL, SUMS
@@ -262,6 +261,8 @@ def check_kept(path: Path, reads: Iterable[object], flag: str = "--out") -> None
         raise UserError(f"expected a new file for {flag}, got a file of a run: {path}, try another folder")
     exists = os.path.exists  # unlike Path.exists it takes a name too long for any file
     for source in map(str, filter(None, reads)):
+        from vggkit.data.folders import holds_runs  # which needs NumPy: a verb that only writes starts without
+
         weights = [f"{source}/{MODEL}", f"{source}/{BEST}"]
         if exists(path) and any(exists(file) and path.samefile(file) for file in (source, *weights)):
             raise UserError(f"expected a new file for {flag}, got one that is read: {path}, try another name")
